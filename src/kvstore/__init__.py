@@ -1,0 +1,44 @@
+"""An embedded, file-based key-value store for one process: see `KVStore`."""
+
+import sys
+
+if sys.byteorder != "little" or sys.maxsize < 2**63 - 1:
+    raise ImportError(
+        f"kvstore needs a 64-bit, little-endian Python; this one is {sys.byteorder}-endian with "
+        f"a largest index of {sys.maxsize}"
+    )
+
+from .errors import (
+    CorruptStoreError,
+    InvalidKeyError,
+    InvalidTTLError,
+    InvalidValueError,
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStoreError,
+    StoreClosedError,
+    StoreFullError,
+    StoreLockedError,
+    UnsupportedFormatError,
+    ValueTooLargeError,
+)
+from .store import KVStore, StoreStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CorruptStoreError",
+    "InvalidKeyError",
+    "InvalidTTLError",
+    "InvalidValueError",
+    "KVStore",
+    "KVStoreError",
+    "KeyExistsError",
+    "KeyNotFoundError",
+    "StoreClosedError",
+    "StoreFullError",
+    "StoreLockedError",
+    "StoreStats",
+    "UnsupportedFormatError",
+    "ValueTooLargeError",
+]

@@ -1,0 +1,593 @@
+"""The data file: opened, locked, mapped, grown, flushed and closed here and nowhere else.
+
+Invariants:
+1. The map and the views on it never change while the file is open. It is as long as the file may
+   ever become; pages past the end of the file are not touched until it has grown over them.
+2. Every block of the file up to `size` is reserved on disk before a byte of it is touched, so a full
+   disk is an error of `grow` or of opening, not a SIGBUS.
+3. Every change of the file goes through `write`. On file systems known to overwrite in place it
+   stores through the map. Elsewhere it is `os.pwrite`, which reports a full disk where a store would
+   kill the process: btrfs needs room even to overwrite what is reserved, XFS does for extents that
+   a copy shares. Reads go through the map; both see the same page cache.
+4. The state on disk says "not clean" from before the first change until `close` has flushed.
+
+Locks: `_state_lock` covers the state's fields and is taken last, but for `filelock`'s own.
+"""
+
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from errno import EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
+from typing import Any, Final, NoReturn
+
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from .errors import CorruptStoreError, StoreClosedError, StoreFullError, UnsupportedFormatError
+from .filelock import FileLock
+from .flushing import SharedFlush
+from .layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FILE_MAGIC,
+    FIRST_FILE_SIZE,
+    FORMAT_VERSION,
+    HOLDER,
+    HOLDER_OFFSET,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    MAX_EXTENTS,
+    MAX_FILE_SIZE,
+    STATE,
+    STATE_OFFSET,
+    U64,
+    map_entry_offset,
+    pack_identity,
+    pack_state,
+)
+
+# File systems that overwrite reserved blocks where they are.
+_IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
+_SMALLEST_STEP: Final = 16  # extents: 1 MiB
+_LARGEST_STEP: Final = 1024  # extents: 64 MiB
+
+
+class DataFile:
+    """An open, locked and mapped data file. A missing, empty or all-zero one is created anew.
+
+    Args:
+        path: absolute path.
+        max_bytes: `grow` goes no further than this; a larger file opens and does not grow.
+        timeout: seconds to wait for another process.
+        now_ms: the time of creation of a new file.
+
+    Attributes:
+        map: the mapped file; slices of it are copies, as bytes.
+        words: the same as a view of 64-bit words.
+        shorts: the same as a view of 16-bit numbers.
+        directory: the directory as a view of 16-bit numbers.
+        write: the one door for changes, `write(offset, data)`.
+        size: bytes of the file that may be touched, a whole number of extents.
+        pristine: nothing was changed since the file was opened clean.
+        closed: `close` was called in this process; a forked child's copy is not closed but refused.
+        trusted: the index on disk was found clean and whole; else it must be rebuilt before use.
+
+    Raises:
+        StoreLockedError: as `FileLock`.
+        UnsupportedFormatError: the file is no store, or of a newer format. It is unchanged.
+        CorruptStoreError: both identities are damaged, or the file is shorter than its contents.
+        StoreFullError: the disk has no room for the blocks that the file needs.
+        OSError: what the operating system said.
+    """
+
+    def __init__(self, path: str, max_bytes: int, timeout: float, now_ms: int) -> None:
+        self.path = path
+        self._lock = FileLock(path, timeout)
+        self._fd = -1
+        try:
+            self._fd = self._lock.open_again()
+            in_place = _overwrites_in_place(self._fd)
+            self._in_place = in_place
+            if not self._load_identity():
+                self._create(now_ms)
+            self._load_state()
+            self._reserve_all()
+            self._map(max_bytes)
+        except BaseException:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._lock.release()
+            raise
+        self.write: Callable[[int, bytes], None] = (
+            _map_writer(self.map) if in_place else self._pwrite
+        )
+        self._state_lock = threading.Lock()
+        self._flush_shared = SharedFlush(self._flush)
+        self.closed = False
+        self._leave_unclean = False
+        self._cautious = False
+        self.trusted = self._clean and self._index_checksum() == self._stored_index_checksum
+        self.pristine = self.trusted
+        with suppress(StoreFullError):  # the number is only for another opener's message
+            self.write(HOLDER_OFFSET, HOLDER.pack(os.getpid()))
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def _load_identity(self) -> bool:
+        """Find a valid identity. False: the file is empty or holds nothing but zeros."""
+        copies = [_read_at(self._fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
+        self._identity = b""
+        for copy in copies:
+            if len(copy) == IDENTITY.size and copy.startswith(FILE_MAGIC):
+                _, version, extent_size, _, seed, _, checksum = IDENTITY.unpack(copy)
+                if checksum != xxh3_64_intdigest(copy[: -U64.size]):
+                    continue
+                if version != FORMAT_VERSION or extent_size != EXTENT_SIZE:
+                    raise UnsupportedFormatError(
+                        f"{self.path}: format version {version} with extents of {extent_size:,} "
+                        f"bytes, this library reads version {FORMAT_VERSION} of {EXTENT_SIZE:,}"
+                    )
+                self._identity = copy
+                self.hash_seed: int = seed
+                break
+        self._identity_damaged = any(copy != self._identity for copy in copies)
+        if self._identity:
+            return True
+        if any(copy.startswith(FILE_MAGIC) for copy in copies):
+            raise CorruptStoreError(
+                f"{self.path}: both copies of the identity, at bytes {IDENTITY_OFFSETS[0]} and "
+                f"{IDENTITY_OFFSETS[1]:,}, fail their checksums; without the hash seed in them no "
+                f"record can be found"
+            )
+        size = os.fstat(self._fd).st_size
+        if not any(map(any, copies)) and size <= MAX_FILE_SIZE and _is_zero(self._fd, size):
+            return False
+        raise UnsupportedFormatError(
+            f"{self.path}: not a kvstore file (it begins with {copies[0][:8]!r}, "
+            f"expected {FILE_MAGIC!r}); it was left as it is"
+        )
+
+    def _create(self, now_ms: int) -> None:
+        """Make an empty store that only needs its index built.
+
+        A crash leaves zeros, or an identity that is on disk before anything else is.
+        """
+        self.hash_seed = int.from_bytes(os.urandom(8), "little")
+        self._identity = pack_identity(os.urandom(16), self.hash_seed, now_ms)
+        extents = FIRST_FILE_SIZE >> EXTENT_SHIFT
+        os.ftruncate(self._fd, 0)
+        try:
+            _reserve(self._fd, 0, FIRST_FILE_SIZE)
+            _write_at(self._fd, 0, self._identity)
+            _flush_file(self._fd)
+            _write_at(self._fd, IDENTITY_OFFSETS[1], self._identity)
+            _write_at(
+                self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed)
+            )
+        except OSError as error:
+            os.ftruncate(self._fd, 0)
+            if error.errno == ENOSPC:
+                raise self._disk_full(error, "create the file") from error
+            raise
+        _flush_file(self._fd)
+        _flush_folder(self.path)
+        self._identity_damaged = False
+
+    def _load_state(self) -> None:
+        """Take over the state, and cut off what a process left that died while opening."""
+        packed = _read_at(self._fd, STATE.size, STATE_OFFSET)
+        size = os.fstat(self._fd).st_size
+        intact = len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
+            xxh3_64_intdigest(packed[: -U64.size], self.hash_seed)
+        )
+        self._state_intact = intact
+        if intact:
+            clean, count, durable, _, self._stored_index_checksum, _ = STATE.unpack(packed)
+        else:
+            self._stored_index_checksum = 0
+            clean, count, durable = 0, min(size >> EXTENT_SHIFT, MAX_EXTENTS), 0
+        # Power loss may take back a growth that was never flushed, but no more than that.
+        least = max(count if clean else durable, FIRST_FILE_SIZE >> EXTENT_SHIFT)
+        if size < least * EXTENT_SIZE or count > MAX_EXTENTS:
+            raise CorruptStoreError(
+                f"{self.path}: the file is {size:,} bytes, shorter than its contents of "
+                f"{least * EXTENT_SIZE:,}; it was cut off, restore it from a copy"
+            )
+        self._clean = bool(clean)
+        self._extent_count = min(count, size >> EXTENT_SHIFT)
+        self._durable_count = min(durable, self._extent_count)
+        self.size = self._extent_count << EXTENT_SHIFT
+        if size > self.size:
+            os.ftruncate(self._fd, self.size)
+
+    def _reserve_all(self) -> None:
+        """Reserve the blocks of the whole file: a sparse restore leaves holes."""
+        try:
+            _reserve(self._fd, 0, self.size)
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            # Where writes report a full disk themselves, it is no danger to go on.
+            if self._in_place:
+                raise self._disk_full(error, "fill the holes of the file") from error
+
+    def _map(self, max_bytes: int) -> None:
+        """Map the file once and for all, as long as it may become."""
+        limit = max(max_bytes >> EXTENT_SHIFT, self._extent_count)
+        try:
+            os.ftruncate(self._fd, limit << EXTENT_SHIFT)
+        except OSError as error:
+            if error.errno != EFBIG:
+                raise
+            import resource  # only under a limit on the size of files
+
+            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> EXTENT_SHIFT
+            limit = max(min(limit, most), self._extent_count)
+            if limit > self._extent_count:
+                os.ftruncate(self._fd, limit << EXTENT_SHIFT)
+        try:
+            self.map = mmap.mmap(self._fd, limit << EXTENT_SHIFT)
+        finally:
+            os.ftruncate(self._fd, self.size)
+        self._max_extents = limit
+        self._views = memoryview(self.map)
+        self.words = self._views.cast("Q")
+        self.shorts = self._views.cast("H")
+        self.directory = self._views[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE].cast("H")
+
+    # --- changing ------------------------------------------------------------------------------
+
+    def _pwrite(self, offset: int, data: bytes) -> None:
+        try:
+            written = os.pwrite(self._fd, data, offset)
+            while written < len(data):
+                written += os.pwrite(self._fd, data[written:], offset + written)
+        except OSError as error:
+            if error.errno == ENOSPC:
+                raise self._disk_full(error, f"write {len(data):,} bytes") from error
+            raise
+
+    def begin_changes(self) -> None:
+        """Have the disk know that the index is in flux, once, before the first change.
+
+        Flushes; the caller holds no lock.
+        """
+        with self._state_lock:
+            if self._clean or not self._state_intact:
+                self._clean = False
+                self._write_state()
+                self._state_intact = True
+                if self._identity_damaged:
+                    for offset in IDENTITY_OFFSETS:
+                        self.write(offset, self._identity)
+            # Also where an earlier try failed here: its flush did, and says so again.
+            if self.pristine:
+                self._flush_shared()
+                self.pristine = False
+
+    def leave_unclean(self) -> None:
+        """Have the next opening rebuild the index: a change was cut short and may have leaked."""
+        self._leave_unclean = True
+
+    def accept_rebuilt_index(self) -> None:
+        """Say that the index was rebuilt and flushed. The disk hears of it from `close`."""
+        self.trusted = True
+
+    def refuse_changes(self, why: BaseException) -> None:
+        """Let nothing more be written: an undo failed, the index may contradict itself."""
+        self._leave_unclean = True
+
+        def refuse(offset: int, data: bytes) -> NoReturn:
+            raise CorruptStoreError(
+                f"{self.path}: a change could not be undone ({why}); reading goes on, to write "
+                f"close the store and open it anew, which rebuilds the index"
+            ) from why
+
+        self.write = refuse
+
+    def grow(self) -> int:
+        """Reserve more extents at the end and return their number. The caller holds the space lock.
+
+        By an eighth of the file, between 1 and 64 MiB; by less where the disk has no more.
+
+        Raises:
+            StoreFullError: the file is at its limit, or the disk has not room for one extent.
+        """
+        count = self._extent_count
+        step = min(max(_SMALLEST_STEP, count // 8), _LARGEST_STEP, self._max_extents - count)
+        if step <= 0:
+            raise StoreFullError(
+                f"{self.path}: the file is {self.size:,} bytes, its limit is "
+                f"{self._max_extents << EXTENT_SHIFT:,} bytes; delete something first"
+            )
+        if self._cautious:  # the disk was full a moment ago: ask for little, so that asking is cheap
+            step = 1
+        refused = False
+        while True:
+            try:
+                _reserve(self._fd, self.size, self.size + (step << EXTENT_SHIFT))
+                break
+            except OSError as error:
+                os.ftruncate(self._fd, self.size)
+                if error.errno not in (ENOSPC, EFBIG):
+                    raise
+                self._cautious = refused = True
+                if step == 1:
+                    raise self._disk_full(error, "grow the file by 65,536 bytes") from error
+                step //= 2
+        with self._state_lock:
+            self._extent_count = count + step
+            try:
+                self._write_state()
+            except BaseException:
+                self._extent_count = count
+                raise
+        self.size = self._extent_count << EXTENT_SHIFT
+        self._cautious = refused
+        return step
+
+    @property
+    def extent_count(self) -> int:
+        """The file's length in extents."""
+        return self._extent_count
+
+    @property
+    def max_extents(self) -> int:
+        """The length in extents that the file does not grow past."""
+        return self._max_extents
+
+    def _write_state(self, index_checksum: int = 0) -> None:
+        self.write(
+            STATE_OFFSET,
+            pack_state(
+                self._clean,
+                self._extent_count,
+                self._durable_count,
+                index_checksum,
+                self.hash_seed,
+            ),
+        )
+
+    def _index_checksum(self) -> int:
+        digest = xxh3_64(seed=self.hash_seed)
+        for start, end in (
+            (DIRECTORY_OFFSET, DIRECTORY_OFFSET + DIRECTORY_SIZE),
+            (EXTENT_MAP_OFFSET, map_entry_offset(self._extent_count)),
+            (ALLOCATOR_OFFSET, ALLOCATOR_OFFSET + ALLOCATOR_SIZE),
+        ):
+            digest.update(self.map[start:end])
+        return digest.intdigest()
+
+    def _disk_full(self, error: OSError, what: str) -> StoreFullError:
+        return StoreFullError(f"{self.path}: no room on the disk to {what}: {error.strerror}")
+
+    # --- flushing and closing ------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        _flush_file(self._fd, self.map)
+
+    def flush(self) -> None:
+        """Return when everything written before the call is on stable storage.
+
+        Threads that wait at the same time share a flush. The caller holds no lock.
+
+        Raises:
+            OSError: the disk did not take it, now or ever since the file was opened.
+        """
+        count = self._extent_count
+        self._flush_shared()
+        if count > self._durable_count:
+            with self._state_lock, suppress(StoreFullError):  # an old number is true as well
+                if not self.pristine and count > self._durable_count:
+                    self._durable_count = count
+                    self._write_state()
+
+    def check_path(self) -> None:
+        """Raise OSError where the path no longer names this file."""
+        self._lock.check_path()
+
+    def call_after_fork(self, method: Callable[[], None]) -> None:
+        """Have a forked child call this bound method. It does not keep its object alive."""
+        self._lock.call_after_fork(method)
+
+    def close(self) -> None:
+        """Flush, mark the index clean, unmap, and let go of the lock, whatever fails on the way.
+
+        The caller has made sure that nothing reads or writes any more.
+
+        Raises:
+            OSError: a flush failed, or the path no longer names the file; all else was done.
+        """
+        self.closed = True
+        try:
+            self._close_contents()
+            self._lock.check_path()
+        finally:
+            self.directory.release()
+            self.words.release()
+            self.shorts.release()
+            self._views.release()
+            self.map.close()
+            os.close(self._fd)
+            self._lock.release()
+
+    def _close_contents(self) -> None:
+        try:
+            if not self.pristine:
+                self._flush_shared()
+        finally:
+            self._flush_shared.end()
+        # On a full copy-on-write disk even the flag may not be written: then the next opening
+        # rebuilds the index from the records, which have just been flushed.
+        with suppress(StoreFullError):
+            if not self.pristine and not self._leave_unclean:
+                self._clean = True
+                self._durable_count = self._extent_count
+                self._write_state(self._index_checksum())
+                self._flush()
+            self.write(HOLDER_OFFSET, HOLDER.pack(0))
+
+    def abandon(self) -> None:
+        """In a forked child: touch the parent's file no more. Its lock was given up already."""
+
+        def refuse(offset: int, data: bytes) -> NoReturn:
+            raise StoreClosedError(f"{self.path}: the store belongs to the parent of this process")
+
+        self.write = refuse
+        os.close(self._fd)
+
+
+class Undo:
+    """A change of several writes that happens whole or not at all, as far as this process lives.
+
+    Use as a context manager around writes that no one else can interleave with: all under one held
+    lock. Where the block raises, its writes are taken back, newest first, and the error goes on.
+    """
+
+    def __init__(self, file: DataFile) -> None:
+        self._file = file
+        self._old: list[tuple[int, bytes]] = []
+
+    def write(self, offset: int, data: bytes) -> None:
+        """As `DataFile.write`, remembering what was there."""
+        self._old.append((offset, self._file.map[offset : offset + len(data)]))
+        self._file.write(offset, data)
+
+    def __enter__(self) -> "Undo":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        try:
+            for offset, old in reversed(self._old):
+                self._file.write(offset, old)
+        except BaseException as error:
+            self._file.refuse_changes(error)
+            raise
+
+
+def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:
+    # A closure: one call and one slice assignment are all that most of a change costs.
+    def write(offset: int, data: bytes) -> None:
+        mapped[offset : offset + len(data)] = data
+
+    return write
+
+
+def _overwrites_in_place(fd: int) -> bool:
+    """Tell whether the file is on a file system known to overwrite reserved blocks in place."""
+    if sys.platform != "linux":
+        return os.name == "nt"
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        for mount in mounts:
+            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+            fields = mount.split()
+            if fields[2] == wanted:
+                return fields[fields.index("-") + 1] in _IN_PLACE
+    return False
+
+
+def _reserve(fd: int, start: int, end: int) -> None:
+    """Have the disk set aside every block of the file from `start` to `end`, growing it to `end`.
+
+    Raises:
+        OSError: ENOSPC where it has not that many.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, start, end - start)
+            return
+        except OSError as error:
+            if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS):
+                raise
+    size = os.fstat(fd).st_size
+    for hole_start, hole_end in [*_holes(fd, start, min(end, size)), (max(start, size), end)]:
+        for offset in range(hole_start, hole_end, EXTENT_SIZE):
+            _write_at(fd, offset, bytes(min(EXTENT_SIZE, hole_end - offset)))
+
+
+def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the holes of a file between two offsets, where the system can tell."""
+    for data_start, data_end in _data(fd, start, end):
+        if data_start > start:
+            yield start, data_start
+        start = data_end
+    if start < end:
+        yield start, end
+
+
+def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file between two offsets that are not holes; all of it if unknown."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield start, end
+        return
+    while start < end:
+        try:
+            data_start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == EINVAL:
+                yield start, end
+            return  # ENXIO: no more data
+        data_end = min(os.lseek(fd, data_start, os.SEEK_HOLE), end)
+        if data_start < end:
+            yield data_start, data_end
+        start = data_end
+
+
+def _is_zero(fd: int, size: int) -> bool:
+    """Tell whether the file holds nothing but zeros. Holes are not read."""
+    for start, end in _data(fd, 0, size):
+        for offset in range(start, end, EXTENT_SIZE):
+            if any(_read_at(fd, min(EXTENT_SIZE, end - offset), offset)):
+                return False
+    return True
+
+
+def _read_at(fd: int, size: int, offset: int) -> bytes:
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def _write_at(fd: int, offset: int, data: bytes) -> None:
+    """Write all of `data`; for before the file is mapped and shared by threads."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    written = os.write(fd, data)
+    if written < len(data):
+        _write_at(fd, offset + written, data[written:])
+
+
+def _flush_file(fd: int, mapped: mmap.mmap | None = None) -> None:
+    """Put the file's contents and length on stable storage."""
+    # `fdatasync` writes pages dirtied through the map as well on Linux, and lets other threads run;
+    # `mmap.flush` keeps the interpreter's lock all the while.
+    if sys.platform == "linux":
+        os.fdatasync(fd)
+        return
+    if mapped is not None:
+        mapped.flush()
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def _flush_folder(path: str) -> None:
+    """Put the name of a new file on stable storage, where folders can be flushed."""
+    if os.name == "posix":
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

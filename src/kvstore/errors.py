@@ -1,0 +1,60 @@
+"""Every exception of the store. All derive from `KVStoreError`.
+
+Where a built-in class says what a caller expects (a bad argument is a `ValueError`, an absent key
+a `KeyError`), the exception is that as well. Trouble with the path itself, and what the operating
+system reports of a write or a flush, stays the `OSError` it is.
+"""
+
+
+class KVStoreError(Exception):
+    """Anything that this library raises of its own."""
+
+
+class InvalidKeyError(KVStoreError, ValueError):
+    """The key is not a string of 1 to 32 characters, or holds a lone surrogate."""
+
+
+class InvalidValueError(KVStoreError, ValueError):
+    """The value is not a dict that JSON gives back equal. The message says where in it."""
+
+
+class ValueTooLargeError(InvalidValueError):
+    """The value takes more than 16,384 bytes as compact JSON. Split it over several keys."""
+
+
+class InvalidTTLError(KVStoreError, ValueError):
+    """The time-to-live is not a whole number of seconds from 1 to 10**10."""
+
+
+class KeyExistsError(KVStoreError):
+    """`create` of a key that is there. Delete it first, or read it."""
+
+
+class KeyNotFoundError(KVStoreError, KeyError):
+    """Nothing is stored under the key, or what was has passed its time-to-live."""
+
+    # KeyError prints the repr of its argument; ours is a sentence.
+    __str__ = Exception.__str__
+
+
+class StoreFullError(KVStoreError):
+    """No room for the record: the file is at its limit, or the disk is full.
+
+    Where the disk refused, its `OSError` is the `__cause__`. Nothing was lost; deleting makes room.
+    """
+
+
+class StoreLockedError(KVStoreError):
+    """Another process, or another `KVStore` of this one, has the file open."""
+
+
+class StoreClosedError(KVStoreError):
+    """The store was closed, or belongs to the parent of this forked process. Open it anew."""
+
+
+class CorruptStoreError(KVStoreError):
+    """Bytes of the file are not what was written. The message names the structure and offset."""
+
+
+class UnsupportedFormatError(KVStoreError):
+    """The file is no kvstore file, or is of a newer format. It was left as it is."""

@@ -1,0 +1,171 @@
+"""The exclusive lock on a data file, between processes and within this one.
+
+The lock is portalocker's, on the data file itself. On POSIX that is ``flock``: it belongs to the open
+file description, dies with the process, and can be let go by an explicit unlock even while a forked
+child still has a copy of the descriptor. A child closes its copies as it is born, so that it does
+not keep the lock of a parent that was killed.
+
+Invariants:
+1. `_held` names every file that this process has locked, by device and inode.
+2. `_held` is read and changed under `_guard` only, which is taken last of all locks.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from errno import EINVAL, ENOLCK, ESTALE
+from time import monotonic, sleep
+from typing import Final
+from weakref import WeakMethod
+
+import portalocker
+
+from .errors import StoreLockedError
+from .layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
+
+_POLL_SECONDS: Final = 0.02
+_FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+
+# Reentrant: a garbage-collected store may be closed by the thread that is opening another.
+_guard = threading.RLock()
+_held: dict[tuple[int, int], "FileLock"] = {}
+
+
+class FileLock:
+    """An exclusively locked, open data file. Creates the file, mode 0600, where it is missing.
+
+    Args:
+        path: absolute path of the file.
+        timeout: seconds to wait for another process.
+
+    Raises:
+        StoreLockedError: another process has it after `timeout`, or this one has it already.
+        OSError: the path cannot be opened for reading and writing, or is no regular file.
+    """
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self.path = path
+        self._after_fork: WeakMethod[Callable[[], None]] | None = None
+        deadline = monotonic() + timeout
+        while not self._try(deadline):
+            sleep(max(0.0, min(_POLL_SECONDS, deadline - monotonic())))
+
+    def _try(self, deadline: float) -> bool:
+        """Open and lock the file. False: try again, somebody else has it or has just moved it."""
+        self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+        try:
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(EINVAL, "not a regular file", self.path)
+            self._identity = (status.st_dev, status.st_ino)
+            locked = self._lock(deadline)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        if not locked:
+            os.close(self.fd)
+        return locked
+
+    def _lock(self, deadline: float) -> bool:
+        with _guard:
+            if self._identity in _held:
+                raise StoreLockedError(
+                    f"{self.path}: this very process (pid {os.getpid()}) has it open"
+                )
+            try:
+                portalocker.lock(
+                    self.fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+                )
+            except portalocker.AlreadyLocked:
+                if monotonic() < deadline:
+                    return False
+                raise StoreLockedError(
+                    f"{self.path}: {_holder(self.fd)} has it open; one process at a time may"
+                ) from None
+            except portalocker.LockException as error:
+                raise OSError(ENOLCK, f"the file cannot be locked: {error}", self.path) from error
+            # Whoever had it may have unlinked or replaced it between our open and our lock.
+            if self._path_names_it():
+                _held[self._identity] = self
+                return True
+            portalocker.unlock(self.fd)
+            return False
+
+    def open_again(self) -> int:
+        """Return a second descriptor of the file, whose copies do not hold the lock."""
+        fd = os.open(self.path, _FLAGS)
+        if not os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+            os.close(fd)
+            raise OSError(ESTALE, "the file was replaced while it was being opened", self.path)
+        return fd
+
+    def call_after_fork(self, method: Callable[[], None]) -> None:
+        """Have a forked child call this bound method. It does not keep its object alive."""
+        self._after_fork = WeakMethod(method)
+
+    def check_path(self) -> None:
+        """Raise OSError where the path no longer names the open file."""
+        if not self._path_names_it():
+            raise OSError(
+                ESTALE, "the file was removed or replaced while the store had it open", self.path
+            )
+
+    def _path_names_it(self) -> bool:
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def release(self) -> None:
+        """Let go of the lock. Idempotent; does nothing in a forked child."""
+        with _guard:
+            if _held.get(self._identity) is self:
+                del _held[self._identity]
+                try:
+                    portalocker.unlock(self.fd)
+                finally:
+                    os.close(self.fd)
+
+
+def _holder(fd: int) -> str:
+    """Return what can be said of the process that holds the lock on this open file."""
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        head = os.read(fd, HOLDER_OFFSET + HOLDER.size)
+    except OSError:  # Windows keeps the locked bytes from being read
+        return "another process"
+    if len(head) == HOLDER_OFFSET + HOLDER.size and head.startswith(FILE_MAGIC):
+        (pid,) = HOLDER.unpack_from(head, HOLDER_OFFSET)
+        if pid and _is_alive(pid):
+            return f"process {pid}"
+    return "another process"
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell a holder's number from one that a killed holder left behind."""
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _forget_in_child() -> None:
+    """In a forked child: give up the parent's locks without releasing them, and tell the owners."""
+    global _guard
+    _guard = threading.RLock()
+    for lock in _held.values():
+        os.close(lock.fd)
+        owner = lock._after_fork and lock._after_fork()
+        if owner is not None:
+            owner()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

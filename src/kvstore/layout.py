@@ -1,0 +1,345 @@
+"""The file format, version 1. Every offset, size and reserved value is declared here and only here.
+
+All integers are unsigned and little-endian. Times are whole milliseconds since 1970 UTC. Offsets
+are in bytes from the start of the file unless they say "in the ...". Bytes that no field names are
+zero. A reader in another language needs nothing but this module.
+
+The file
+========
+The file is a row of **extents** of 65,536 bytes, numbered from 0; at most 15,258 of them::
+
+    extent 0       superblock: identity, state, holder, allocator heads
+    extent 1       directory: 32,768 x u16, hash prefix -> segment
+    extents 2..5   extent map: 16 bytes for each of 16,384 possible extents
+    extents 6..    table segments and slab extents, as they were needed
+
+Extent number 0 can be none of the last two, so a stored 0 means "no extent".
+
+To read key K: hash it; look up its segment in the directory; look for its slot in that segment's
+buckets; read, check and parse the record at the slot's offset.
+
+    key_hash = xxh3_64(UTF-8 of the key, seed = the hash seed of the superblock)
+
+    bits 63..49   directory index        bits 63..60   stripe (a lock in memory, not on disk)
+    bits 11..4    fingerprint            bits 3..0     home bucket
+
+Superblock (extent 0)
+=====================
+``IDENTITY`` at byte 0, and the same 56 bytes again at byte 4,096. Written once, at creation::
+
+     0  8s   magic            89 4B 56 53 0D 0A 1A 0A
+     8  u32  version          1
+    12  u32  extent size      65,536
+    16  16s  file id          random
+    32  u64  hash seed        random
+    40  u64  created_at
+    48  u64  checksum         xxh3_64(bytes 0..47)
+
+``STATE`` at byte 512, rewritten whole whenever one of its fields changes::
+
+     0  u32  clean            1: directory, extent map and allocator can be trusted; 0: rebuild them
+     4  u32  extent count     the file is this many extents long
+     8  u32  durable count    no power loss can have left fewer extents than this
+    12  u32  zero
+    16  u64  index checksum   where clean is 1: xxh3_64 with the hash seed of the directory, then the
+                              first `extent count` entries of the extent map, then ``ALLOCATOR``
+    24  u64  checksum         xxh3_64(bytes 0..23, seed = hash seed)
+
+A state whose checksum is wrong counts as not clean. The file may be longer than `extent count` says
+(a process died while it opened or grew it); what is beyond holds nothing.
+
+``HOLDER`` at byte 1,024: u32 process id of who has the file open; 0 when closed. It is advice for a
+message: the lock itself is the operating system's.
+
+``ALLOCATOR`` at byte 1,536::
+
+     0  u16      free extents     first extent of the list of free ones, linked by `next`
+     2  u16      fresh extent     every extent from this one on has never been used
+     4  u32      zero
+     8  64xu16   class heads      for each size class the first extent of those with a free block,
+                                  linked both ways
+
+Directory (extent 1)
+====================
+Entry i is the extent number of the segment for all keys whose hash begins with the 15 bits of i. A
+segment of depth d (4 to 15) owns 2**(15-d) equal entries, beginning at its `prefix`, a multiple of
+that number.
+
+Extent map (extents 2..5)
+=========================
+Entry n, 16 bytes at byte 131,072 + 16 n, is about extent n::
+
+     0  u8   kind        0 free or never used, 1 fixed (extents 0..5), 2 segment, 3 slab
+
+    slab:                                           segment:
+     1  u8   size class                              2  u16  live slots, expired ones included
+     2  u16  live blocks                             4  u16  used slots: live and tombstones
+     4  u16  first free block, 0xFFFF none           6  u16  zero
+     6  u16  fresh block: it and all after it        8  u64  earliest expiry in the segment, or
+             have never been used                            2**64-1; never later than the true one
+     8  u16  previous extent of the class with room
+    10  u16  next extent of the class with room     free: as slab, but only `next` counts
+
+Segment: sixteen buckets of one 4 KiB page
+==========================================
+Bucket b of the segment in extent n begins at byte 65,536 n + 4,096 b::
+
+      0  u64    marker          0x4B425630 << 32 | (number of this page: its offset / 4,096)
+      8  u64    earliest expiry in this bucket, or 2**64-1; never later than the true one
+     16  u8     depth           bucket 0 only
+     18  u16    prefix          bucket 0 only: first directory index of the segment
+     32  80xu8  control bytes   one a slot: 0 empty, 1 tombstone, 2..255 fingerprint of a live slot
+    256  80x48  slots
+
+A fingerprint of 0 or 1 is stored as 2 or 3. ``SLOT``::
+
+     0  32s  key        first 32 bytes of its UTF-8, zero-padded
+    32  u64  expires_at 0 = never; else the key is absent from this moment on
+    40  u32  record     offset of its record
+    44  u16  value size in bytes
+    46  u8   key size   in bytes, 1..128
+    47  u8   zero
+
+Look for a key in its home bucket, then in the next ones, wrapping from 15 to 0, until it is found,
+or a bucket with an empty slot (control byte 0) has been searched, or all sixteen have been. A key
+longer than 32 bytes is compared on its first 32 in the slot and on the rest in its record. A
+deleted slot becomes *empty* where its bucket has another empty slot, else a *tombstone*; so a bucket
+with an empty slot never holds a tombstone. A page without its marker is damage.
+
+Slab: records in blocks of one size class an extent
+===================================================
+An extent of size class c is cut from its start into equal blocks of ``BLOCK_SIZES[c]`` bytes; what
+is left at its end is not used. Every block begins at a multiple of 32. Classes: 64 to 512 in steps
+of 32, then eight equal steps for each doubling to 16,384, then 16,544. A record is in the smallest
+class that holds it. ``RECORD``::
+
+     0  u32  magic       FF FE 4B 52
+     4  u16  value size  in bytes, 2..16,384
+     6  u8   key size    in bytes, 1..128
+     7  u8   flags       0
+     8  u64  created_at
+    16  u64  expires_at  0 = never
+    24  u64  checksum    xxh3_64(value, seed = key_hash ^ created_at ^ (expires_at << 16) mod 2**64)
+    32  key as UTF-8, then the value as compact JSON in UTF-8
+
+The checksum vouches for the key too: its hash is in the seed. A free block that was used before
+begins with ``FREE_BLOCK``::
+
+     0  u32  magic       FF FE 4B 46
+     4  u16  next        index in the extent of the next free block, 0xFFFF none
+     6  u16  zero
+
+Bytes FF and FE are in no UTF-8, so neither in a key nor in JSON. A record's magic is overwritten
+before its block counts as free: aligned magics with a true checksum are the live records and
+nothing else, wherever in the file they are, and all else can be rebuilt from them.
+
+An example
+==========
+The hash seed is 0x0123456789ABCDEF. At 1,700,000,000,000 ms the key ``user:1`` was created with the
+value ``{"name":"Ada"}`` and a time-to-live of 3,600 seconds, the first in a new file. Its hash is
+0x{EXAMPLE}
+
+"""
+
+from struct import Struct
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+# --- sizes -------------------------------------------------------------------------------------
+
+EXTENT_SIZE: Final = 65_536
+EXTENT_SHIFT: Final = 16
+MAX_FILE_SIZE: Final = 1_000_000_000
+MAX_EXTENTS: Final = MAX_FILE_SIZE // EXTENT_SIZE  # 15,258
+MIN_MAX_BYTES: Final = 4 * 1024 * 1024
+NO_EXTENT: Final = 0
+
+MAX_KEY_CHARACTERS: Final = 32
+MAX_KEY_SIZE: Final = 4 * MAX_KEY_CHARACTERS
+MIN_VALUE_SIZE: Final = 2
+MAX_VALUE_SIZE: Final = 16_384
+
+NEVER: Final = 0  # an `expires_at`
+NO_EXPIRY: Final = 2**64 - 1  # an "earliest expiry"
+
+# --- superblock --------------------------------------------------------------------------------
+
+IDENTITY: Final = Struct("<8sII16sQQQ")
+IDENTITY_OFFSETS: Final = (0, 4096)
+IDENTITY_FIELDS: Final = (
+    "magic", "version", "extent_size", "file_id", "hash_seed", "created_at", "checksum",
+)  # fmt: skip
+FILE_MAGIC: Final = b"\x89KVS\r\n\x1a\n"
+FORMAT_VERSION: Final = 1
+
+STATE: Final = Struct("<IIIIQQ")
+STATE_OFFSET: Final = 512
+STATE_FIELDS: Final = (
+    "clean", "extent_count", "durable_count", "zero", "index_checksum", "checksum",
+)  # fmt: skip
+
+HOLDER: Final = Struct("<I")
+HOLDER_OFFSET: Final = 1024
+
+ALLOCATOR_OFFSET: Final = 1536
+ALLOCATOR_SIZE: Final = 8 + 2 * 64
+FREE_EXTENTS_OFFSET: Final = ALLOCATOR_OFFSET
+FRESH_EXTENT_OFFSET: Final = ALLOCATOR_OFFSET + 2
+CLASS_HEADS_OFFSET: Final = ALLOCATOR_OFFSET + 8
+U16: Final = Struct("<H")
+U64: Final = Struct("<Q")
+
+# --- directory and extent map ------------------------------------------------------------------
+
+DIRECTORY_OFFSET: Final = EXTENT_SIZE
+DIRECTORY_BITS: Final = 15
+DIRECTORY_ENTRIES: Final = 1 << DIRECTORY_BITS
+DIRECTORY_SIZE: Final = 2 * DIRECTORY_ENTRIES
+MIN_DEPTH: Final = 4
+MAX_DEPTH: Final = DIRECTORY_BITS
+FIRST_SEGMENTS: Final = 1 << MIN_DEPTH
+
+EXTENT_MAP_OFFSET: Final = 2 * EXTENT_SIZE
+EXTENT_MAP_ENTRIES: Final = 16_384
+EXTENT_MAP_SIZE: Final = 16 * EXTENT_MAP_ENTRIES
+FIXED_EXTENTS: Final = 6
+FIRST_FILE_SIZE: Final = 2 * 1024 * 1024
+
+KIND_FREE, KIND_FIXED, KIND_SEGMENT, KIND_SLAB = 0, 1, 2, 3  # on disk: add, never renumber
+SLAB_ENTRY: Final = Struct("<BBHHHHHI")
+SLAB_ENTRY_FIELDS: Final = (
+    "kind", "size_class", "live", "first_free", "fresh", "previous", "next", "zero",
+)  # fmt: skip
+SEGMENT_ENTRY: Final = Struct("<BBHHHQ")
+SEGMENT_ENTRY_FIELDS: Final = ("kind", "zero", "live", "used", "zero", "earliest_expiry")
+NO_BLOCK: Final = 0xFFFF
+
+# An entry's first eight bytes as one word, for code that changes it in one step.
+ENTRY_KIND_MASK: Final = 0xFF
+ENTRY_LIVE_SHIFT: Final = 16
+ENTRY_LIVE_ONE: Final = 1 << ENTRY_LIVE_SHIFT
+ENTRY_USED_SHIFT: Final = 32  # segment
+ENTRY_USED_ONE: Final = 1 << ENTRY_USED_SHIFT
+ENTRY_FIRST_FREE_SHIFT: Final = 32  # slab
+ENTRY_FRESH_SHIFT: Final = 48  # slab
+ENTRY_FRESH_ONE: Final = 1 << ENTRY_FRESH_SHIFT
+
+# --- segment -----------------------------------------------------------------------------------
+
+BUCKET_COUNT: Final = 16
+BUCKET_SIZE: Final = 4096
+BUCKET_SHIFT: Final = 12
+BUCKET_HEADER_SIZE: Final = 256
+BUCKET_HEADER: Final = Struct("<QQBxH12x80s")
+BUCKET_HEADER_FIELDS: Final = ("marker", "earliest_expiry", "depth", "prefix", "control")
+BUCKET_MARKER: Final = 0x4B425630 << 32
+EARLIEST_OFFSET: Final = 8  # in the bucket
+CONTROL_OFFSET: Final = 32  # in the bucket
+SLOT_COUNT: Final = 80
+SEGMENT_SLOTS: Final = BUCKET_COUNT * SLOT_COUNT
+SPLIT_AT: Final = SEGMENT_SLOTS * 7 // 8
+
+CONTROL_EMPTY, CONTROL_TOMBSTONE = 0, 1  # on disk: add, never renumber
+EMPTY_BYTE: Final = bytes([CONTROL_EMPTY])
+TOMBSTONE_BYTE: Final = bytes([CONTROL_TOMBSTONE])
+# The control byte of a live slot, by the low byte of `key_hash >> FINGERPRINT_SHIFT`.
+FINGERPRINTS: Final = tuple(bytes([byte if byte > 1 else byte + 2]) for byte in range(256))
+
+SLOT: Final = Struct("<32sQIHBx")
+SLOT_FIELDS: Final = ("key", "expires_at", "record", "value_size", "key_size")
+SLOT_SIZE: Final = 48
+SLOT_KEY_SIZE: Final = 32
+SLOT_EXPIRES_OFFSET: Final = 32  # in the slot
+SLOT_RECORD_OFFSET: Final = 40  # in the slot
+# A slot's last eight bytes as one word.
+SLOT_RECORD_MASK: Final = 0xFFFF_FFFF
+SLOT_VALUE_SIZE_SHIFT: Final = 32
+SLOT_KEY_SIZE_SHIFT: Final = 48
+
+DIRECTORY_SHIFT: Final = 64 - DIRECTORY_BITS
+STRIPE_SHIFT: Final = 60
+STRIPE_COUNT: Final = 16
+FINGERPRINT_SHIFT: Final = 4
+
+# --- slab --------------------------------------------------------------------------------------
+
+BLOCK_ALIGNMENT: Final = 32
+RECORD: Final = Struct("<IHBBQQQ")
+RECORD_FIELDS: Final = (
+    "magic", "value_size", "key_size", "flags", "created_at", "expires_at", "checksum",
+)  # fmt: skip
+RECORD_HEADER_SIZE: Final = 32
+RECORD_EXPIRES_OFFSET: Final = 16  # in the record
+RECORD_MAGIC: Final = 0x524B_FEFF
+RECORD_MAGIC_BYTES: Final = b"\xff\xfeKR"
+MAX_RECORD_SIZE: Final = RECORD_HEADER_SIZE + MAX_KEY_SIZE + MAX_VALUE_SIZE
+# The header as four words. In the first, the sizes are where a slot's last word has them.
+RECORD_WORDS: Final = Struct("<4Q")
+
+FREE_BLOCK: Final = Struct("<IHH")
+FREE_BLOCK_FIELDS: Final = ("magic", "next", "zero")
+FREE_MAGIC: Final = 0x464B_FEFF
+
+BLOCK_SIZES: Final = (
+    *range(64, 513, 32),
+    *(base + base // 8 * step for base in (512, 1024, 2048, 4096, 8192) for step in range(1, 9)),
+    MAX_RECORD_SIZE,
+)
+BLOCKS_PER_EXTENT: Final = tuple(EXTENT_SIZE // size for size in BLOCK_SIZES)
+# The size class of a record, by its size in steps of 32 bytes, rounded up.
+SIZE_CLASSES: Final = bytes(
+    next(c for c, size in enumerate(BLOCK_SIZES) if size >= 32 * steps)
+    for steps in range(MAX_RECORD_SIZE // 32 + 1)
+)
+
+
+def key_hash(key: bytes, hash_seed: int) -> int:
+    """Return the 64-bit hash that places `key` (UTF-8) in a file with that seed."""
+    return xxh3_64_intdigest(key, hash_seed)
+
+
+def record_checksum(value: bytes, key_hash: int, created_at: int, expires_at: int) -> int:
+    """Return the checksum that a record of these contents carries."""
+    # xxhash takes the seed modulo 2**64.
+    return xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16)
+
+
+def segment_run(depth: int) -> int:
+    """Return how many directory entries a segment of this depth owns."""
+    return 1 << (DIRECTORY_BITS - depth)
+
+
+def map_entry_offset(extent: int) -> int:
+    """Return the file offset of the extent map's entry for `extent`."""
+    return EXTENT_MAP_OFFSET + 16 * extent
+
+
+def class_head_offset(size_class: int) -> int:
+    """Return the file offset of the head of the list of extents of a class with room."""
+    return CLASS_HEADS_OFFSET + 2 * size_class
+
+
+def bucket_marker(bucket: int) -> int:
+    """Return the marker of the bucket that begins at file offset `bucket`."""
+    return BUCKET_MARKER | bucket >> BUCKET_SHIFT
+
+
+def slot_offset(bucket: int, index: int) -> int:
+    """Return the file offset of slot `index` in the bucket that begins at file offset `bucket`."""
+    return bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
+
+
+def pack_identity(file_id: bytes, hash_seed: int, created_at: int) -> bytes:
+    """Return the 56 bytes of an identity, checksum included."""
+    body = IDENTITY.pack(
+        FILE_MAGIC, FORMAT_VERSION, EXTENT_SIZE, file_id, hash_seed, created_at, 0
+    )[: -U64.size]
+    return body + U64.pack(xxh3_64_intdigest(body))
+
+
+def pack_state(
+    clean: bool, extent_count: int, durable_count: int, index_checksum: int, hash_seed: int
+) -> bytes:
+    """Return the 32 bytes of a state, checksum included."""
+    body = STATE.pack(clean, extent_count, durable_count, 0, index_checksum, 0)[: -U64.size]
+    return body + U64.pack(xxh3_64_intdigest(body, hash_seed))

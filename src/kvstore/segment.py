@@ -1,0 +1,77 @@
+"""One segment of the table as bytes: taken apart and put together, knowing nothing of files.
+
+Used where a segment is looked at whole: rewriting, recovery, checking. The one-key operations in
+`table` work on the mapped file itself.
+"""
+
+from collections.abc import Iterator
+
+from .layout import (
+    BUCKET_COUNT,
+    BUCKET_HEADER,
+    BUCKET_HEADER_SIZE,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
+    CONTROL_TOMBSTONE,
+    EARLIEST_OFFSET,
+    EXTENT_SHIFT,
+    FINGERPRINT_SHIFT,
+    FINGERPRINTS,
+    NEVER,
+    NO_EXPIRY,
+    SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_SIZE,
+    U64,
+    bucket_marker,
+)
+
+_HEADER_PADDING = bytes(BUCKET_HEADER_SIZE - BUCKET_HEADER.size)
+
+
+# A live slot on its way from one segment to another: hash of its key, expires_at, its 48 bytes.
+Member = tuple[int, int, bytes]
+
+
+def live_slots(bucket: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield index in the bucket, expires_at and the 48 bytes of each live slot of a page."""
+    # Most buckets hold nothing that expires; then no slot has to be looked into.
+    (earliest,) = U64.unpack_from(bucket, EARLIEST_OFFSET)
+    expires_at = NEVER
+    start = BUCKET_HEADER_SIZE
+    for index, control in enumerate(bucket[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT]):
+        if control > CONTROL_TOMBSTONE:
+            if earliest != NO_EXPIRY:
+                (expires_at,) = U64.unpack_from(bucket, start + SLOT_EXPIRES_OFFSET)
+            yield index, expires_at, bucket[start : start + SLOT_SIZE]
+        start += SLOT_SIZE
+
+
+def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[bytes, int]:
+    """Return the bytes of a segment in `extent` that holds `members`, and its earliest expiry.
+
+    At most 1,280 members, whose hashes all belong there.
+    """
+    slots: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
+    controls: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
+    earliest = [NO_EXPIRY] * BUCKET_COUNT
+    for key_hash, expires_at, slot in members:
+        bucket = key_hash & BUCKET_COUNT - 1
+        while len(slots[bucket]) == SLOT_COUNT:
+            bucket = (bucket + 1) & BUCKET_COUNT - 1
+        slots[bucket].append(slot)
+        controls[bucket].append(FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
+        if expires_at and expires_at < earliest[bucket]:
+            earliest[bucket] = expires_at
+    pages = []
+    for bucket in range(BUCKET_COUNT):
+        header = BUCKET_HEADER.pack(
+            bucket_marker((extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE),
+            earliest[bucket],
+            0 if bucket else depth,
+            0 if bucket else prefix,
+            b"".join(controls[bucket]),
+        )
+        page = b"".join((header, _HEADER_PADDING, *slots[bucket]))
+        pages.append(page.ljust(BUCKET_SIZE, b"\0"))
+    return b"".join(pages), min(earliest)

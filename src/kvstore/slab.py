@@ -1,0 +1,294 @@
+"""The slab: records in blocks of size classes.
+
+Invariants, under the space lock of `extents`:
+1. A record's magic is overwritten before its block counts as free, and a block is off the free list
+   before a record is written to it.
+2. An extent of a class is on that class's list exactly while it has a free or a fresh block; one
+   whose last live block is given back goes to the pool.
+
+A record itself belongs to whoever holds the stripe of its key.
+"""
+
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from .datafile import DataFile, Undo
+from .errors import CorruptStoreError
+from .extents import Extents
+from .layout import (
+    BLOCK_ALIGNMENT,
+    BLOCK_SIZES,
+    BLOCKS_PER_EXTENT,
+    CLASS_HEADS_OFFSET,
+    ENTRY_FIRST_FREE_SHIFT,
+    ENTRY_FRESH_ONE,
+    ENTRY_FRESH_SHIFT,
+    ENTRY_KIND_MASK,
+    ENTRY_LIVE_ONE,
+    ENTRY_LIVE_SHIFT,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    FREE_BLOCK,
+    FREE_MAGIC,
+    KIND_SLAB,
+    NO_BLOCK,
+    NO_EXTENT,
+    RECORD,
+    RECORD_EXPIRES_OFFSET,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
+    RECORD_WORDS,
+    SIZE_CLASSES,
+    SLAB_ENTRY,
+    SLOT_KEY_SIZE_SHIFT,
+    SLOT_RECORD_MASK,
+    SLOT_VALUE_SIZE_SHIFT,
+    U16,
+    U64,
+    class_head_offset,
+    map_entry_offset,
+    record_checksum,
+)
+
+_FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
+_NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
+# An entry's first word without its first free block.
+_REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
+_PREVIOUS, _NEXT = 8, 10  # offsets in an entry of SLAB_ENTRY
+
+
+class Slab:
+    """Takes and gives back blocks of `file`; writes and reads the records in them."""
+
+    def __init__(self, file: DataFile, extents: Extents) -> None:
+        self._file = file
+        self._map = file.map
+        self._words = file.words
+        self._shorts = file.shorts
+        self._extents = extents
+        self._lock = extents.lock
+
+    # --- blocks --------------------------------------------------------------------------------
+
+    def take(self, size: int) -> int:
+        """Return the offset of a block for a record of `size` bytes. Takes the space lock.
+
+        An exception after this may leak the block until the index is next rebuilt.
+
+        Raises:
+            StoreFullError: no block, no free extent, and the file cannot grow.
+        """
+        size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
+        full = BLOCKS_PER_EXTENT[size_class] << 16 | NO_BLOCK
+        with self._lock:
+            while True:
+                extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
+                if extent == NO_EXTENT:
+                    extent = self._open_extent(size_class)
+                entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+                entry = self._words[entry_offset >> 3]
+                block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+                if block == NO_BLOCK:
+                    block = entry >> ENTRY_FRESH_SHIFT
+                    after = entry + ENTRY_LIVE_ONE + ENTRY_FRESH_ONE
+                else:
+                    rest = self._after_first_free(extent, entry, block, size_class)
+                    if rest < 0:
+                        self._abandon_free_list(extent, entry, size_class)
+                        continue
+                    after = (entry & _REST) + ENTRY_LIVE_ONE + (rest << ENTRY_FIRST_FREE_SHIFT)
+                if after >> ENTRY_FIRST_FREE_SHIFT == full:
+                    with Undo(self._file) as undo:
+                        undo.write(entry_offset, U64.pack(after))
+                        self._unlink(extent, size_class, undo)
+                else:
+                    self._file.write(entry_offset, U64.pack(after))
+                return (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
+
+    def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
+        """Return the second block of an extent's free list; -1 where the list is damaged."""
+        fresh = entry >> ENTRY_FRESH_SHIFT
+        if block < fresh:
+            link = self._words[(extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class] >> 3]
+            rest = link >> 32
+            if link & 0xFFFF_FFFF == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
+                return rest
+        return -1
+
+    def _abandon_free_list(self, extent: int, entry: int, size_class: int) -> None:
+        """Go on without the free blocks of an extent whose list leads astray.
+
+        The next opening finds them again. The caller holds the space lock.
+        """
+        self._file.leave_unclean()
+        without = entry | _NO_FREE_BLOCK
+        with Undo(self._file) as undo:
+            undo.write(map_entry_offset(extent), U64.pack(without))
+            if without >> ENTRY_FRESH_SHIFT == BLOCKS_PER_EXTENT[size_class]:
+                self._unlink(extent, size_class, undo)
+
+    def give(self, offset: int) -> None:
+        """Free the block at `offset`, and with it the record there. Takes the space lock.
+
+        Where it raises, either nothing has changed or the block is free.
+        """
+        extent = offset >> EXTENT_SHIFT
+        entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+        with self._lock:
+            entry = self._words[entry_offset >> 3]
+            size_class = entry >> 8 & 0xFF
+            was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+            block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
+            after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
+            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == (
+                BLOCKS_PER_EXTENT[size_class] << 16 | NO_BLOCK
+            )
+            is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
+            head = self._words[offset >> 3]
+            link = FREE_BLOCK.pack(FREE_MAGIC, was_first, 0)
+            if was_full or is_unused:
+                with Undo(self._file) as undo:
+                    undo.write(offset, link)
+                    undo.write(entry_offset, U64.pack(after))
+                    if is_unused:
+                        if not was_full:
+                            self._unlink(extent, size_class, undo)
+                        self._extents.give(extent, undo)
+                    else:
+                        self._link(extent, size_class, undo)
+                return
+            try:
+                self._file.write(offset, link)
+                self._file.write(entry_offset, U64.pack(after))
+            except BaseException:
+                self._file.write(entry_offset, U64.pack(entry))
+                self._file.write(offset, U64.pack(head))
+                raise
+
+    def _open_extent(self, size_class: int) -> int:
+        """Take an extent for a class of which none has room. The caller holds the space lock."""
+        with Undo(self._file) as undo:
+            extent = self._extents.take(undo)
+            undo.write(
+                map_entry_offset(extent),
+                SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
+            )
+            self._link(extent, size_class, undo)
+        return extent
+
+    def _link(self, extent: int, size_class: int, undo: Undo) -> None:
+        """Put `extent` at the head of its class's list. The caller holds the space lock."""
+        head = self._shorts[class_head_offset(size_class) >> 1]
+        entry = map_entry_offset(extent)
+        undo.write(entry + _PREVIOUS, U16.pack(NO_EXTENT) + U16.pack(head))
+        if head != NO_EXTENT:
+            undo.write(map_entry_offset(head) + _PREVIOUS, U16.pack(extent))
+        undo.write(class_head_offset(size_class), U16.pack(extent))
+
+    def _unlink(self, extent: int, size_class: int, undo: Undo) -> None:
+        """Take `extent` off its class's list. The caller holds the space lock."""
+        entry = map_entry_offset(extent)
+        previous_extent = self._shorts[entry + _PREVIOUS >> 1]
+        next_extent = self._shorts[entry + _NEXT >> 1]
+        if previous_extent == NO_EXTENT:
+            undo.write(class_head_offset(size_class), U16.pack(next_extent))
+        else:
+            self._extents.check(previous_extent)
+            undo.write(map_entry_offset(previous_extent) + _NEXT, U16.pack(next_extent))
+        if next_extent != NO_EXTENT:
+            self._extents.check(next_extent)
+            undo.write(map_entry_offset(next_extent) + _PREVIOUS, U16.pack(previous_extent))
+
+    # --- records -------------------------------------------------------------------------------
+
+    def write_record(
+        self,
+        offset: int,
+        key: bytes,
+        value: bytes,
+        key_hash: int,
+        created_at: int,
+        expires_at: int,
+    ) -> None:
+        """Write a whole record to the block at `offset`, which nothing points to yet."""
+        header = RECORD.pack(
+            RECORD_MAGIC,
+            len(value),
+            len(key),
+            0,
+            created_at,
+            expires_at,
+            xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16),
+        )
+        self._file.write(offset, header + key + value)
+
+    def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
+        """Copy the record that a slot's last word tells of: its header as four words, its value.
+
+        The caller holds the key's stripe, and passes both to `verify` once it has let go of it.
+
+        Raises:
+            CorruptStoreError: there can be no record at that offset.
+        """
+        offset = slot_tail & SLOT_RECORD_MASK
+        start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
+        end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
+        if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
+            raise CorruptStoreError(
+                f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, "
+                f"records are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to "
+                f"{self._file.size:,}"
+            )
+        return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
+
+    def holds(self, slot_tail: int, key: bytes) -> bool:
+        """Tell whether the block that a slot's last word tells of holds a record of `key`."""
+        offset = slot_tail & SLOT_RECORD_MASK
+        extent = offset >> EXTENT_SHIFT
+        if not FIXED_EXTENTS <= extent < self._file.extent_count:
+            return False
+        entry = self._words[map_entry_offset(extent) >> 3]
+        size_class = entry >> 8 & 0xFF
+        return (
+            entry & ENTRY_KIND_MASK == KIND_SLAB
+            and size_class < len(BLOCK_SIZES)
+            and (offset & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class] == 0
+            and self._words[offset >> 3] == slot_tail ^ offset | RECORD_MAGIC
+            and self.key_at(offset, len(key)) == key
+        )
+
+    def is_record(self, offset: int) -> bool:
+        """Tell whether the block at `offset`, which was one of ours, still begins with a record."""
+        return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
+
+    def expiry_at(self, offset: int) -> int:
+        """Return expires_at of the record at `offset`; 0 where none can be."""
+        if offset + RECORD_HEADER_SIZE > self._file.size:
+            return 0
+        return self._words[offset + RECORD_EXPIRES_OFFSET >> 3]
+
+    def key_at(self, offset: int, size: int) -> bytes:
+        """Copy the key of `size` bytes from the record at `offset`; empty where none can be."""
+        start = offset + RECORD_HEADER_SIZE
+        if start + size > self._file.size:
+            return b""
+        return self._map[start : start + size]
+
+
+def verify(
+    header: tuple[int, int, int, int],
+    value: bytes,
+    slot_tail: int,
+    expires_at: int,
+    key_hash: int,
+) -> bool:
+    """Tell whether what `read_record` copied is the record that the slot and the key speak of."""
+    sizes_and_magic, created_at, record_expires_at, checksum = header
+    return (
+        checksum == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16)
+        and sizes_and_magic == slot_tail ^ slot_tail & SLOT_RECORD_MASK | RECORD_MAGIC
+        and record_expires_at == expires_at
+    )

@@ -1,0 +1,629 @@
+"""`KVStore`: checks arguments, locks, orders the steps of each operation, and does nothing else.
+
+Locks, always in this order: stripe, then the space lock of `extents`, then what `datafile` has for
+itself. Two stripes are held at once by `close` only, which takes all of them in the order of their
+numbers. No lock is held while a value is encoded, verified or parsed, nor while the disk flushes.
+"""
+
+import atexit
+import operator
+import os
+import threading
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from contextlib import ExitStack
+from math import isfinite
+from pathlib import Path
+from time import time_ns
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
+from weakref import WeakSet
+
+from xxhash import xxh3_64_intdigest
+
+from .codec import check_ttl, decode_value, encode_key, encode_value
+from .datafile import DataFile
+from .errors import (
+    CorruptStoreError,
+    InvalidKeyError,
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStoreError,
+    StoreClosedError,
+    StoreFullError,
+)
+from .extents import Extents
+from .layout import (
+    BLOCK_SIZES,
+    DIRECTORY_ENTRIES,
+    DIRECTORY_SHIFT,
+    EXTENT_SIZE,
+    KIND_FREE,
+    KIND_SEGMENT,
+    MAX_FILE_SIZE,
+    MIN_MAX_BYTES,
+    RECORD_HEADER_SIZE,
+    SEGMENT_SLOTS,
+    SLAB_ENTRY,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
+    SPLIT_AT,
+    STRIPE_COUNT,
+    STRIPE_SHIFT,
+    map_entry_offset,
+)
+from .slab import Slab, verify
+from .table import Table
+
+Default = TypeVar("Default")
+Value = dict[str, Any]
+
+# Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
+_RETRY_EVERY: Final = 16
+_DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
+
+_open_stores: "WeakSet[KVStore]" = WeakSet()
+
+
+class StoreStats(NamedTuple):
+    """What `KVStore.stats` tells; sizes in bytes."""
+
+    records: int
+    """Keys in the table, expired ones that were not yet taken back included."""
+    file_size: int
+    """Length of the file, all of it reserved on disk."""
+    max_bytes: int
+    """What the file does not grow past in this opening."""
+    table_size: int
+    """Extents of the file that are segments of the table."""
+    slab_size: int
+    """Extents of the file that are cut into blocks for records."""
+    live_size: int
+    """Blocks that hold records, padding included."""
+    free_size: int
+    """What is reserved and unused: free extents, and free blocks of slab extents."""
+    segments: int
+    """Segments of the table, of 1,280 slots each."""
+    load: float
+    """Records by slots of the table, 0 to 1."""
+
+
+class KVStore(Mapping[str, Value]):
+    """An embedded key-value store in one file, for one process and any number of its threads.
+
+    Keys are strings of 1 to 32 characters, values dicts of at most 16,384 bytes of JSON.
+
+    >>> import tempfile
+    >>> with KVStore(tempfile.mkdtemp() + "/data.kvs") as store:
+    ...     store.create("user:1", {"name": "Ada"}, ttl=3600)
+    ...     store.read("user:1")
+    ...     store.delete("user:1")
+    ...     "user:1" in store
+    {'name': 'Ada'}
+    False
+
+    Args:
+        path: the file; a missing one, an empty one, and one of zeros becomes a new store. None: the
+            default file, see `kvstore.location`.
+        max_bytes: the file does not grow past this, 4 MiB to 1,000,000,000. Not stored in the file.
+        durable: True: `create` and `delete` return when the change is on stable storage. False: a
+            change survives the death of the process at once, power loss after `sync` or `close`.
+        timeout: seconds to wait for another process to let go of the file.
+
+    Raises:
+        ValueError: `max_bytes` or `timeout` is out of range.
+        StoreLockedError: another process has the file after `timeout`, or this one has it already.
+        UnsupportedFormatError: the file is no store, or is of a newer format.
+        CorruptStoreError: the file was cut off, or both its superblocks are damaged.
+        StoreFullError: the disk has no room for a new file, or to fill the holes of one.
+        OSError: the path cannot be opened for reading and writing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_bytes: int = MAX_FILE_SIZE,
+        durable: bool = False,
+        timeout: float = 0.0,
+    ) -> None:
+        self._closed = True  # until the last line: `__del__` runs even where this raises
+        max_bytes = _check_max_bytes(max_bytes)
+        timeout = _check_timeout(timeout)
+        self._path = _resolve(path)
+        self._durable = bool(durable)
+        self._max_bytes = max_bytes
+        self._file = DataFile(str(self._path), max_bytes, timeout, _now_ms())
+        try:
+            extents = Extents(self._file)
+            self._slab = Slab(self._file, extents)
+            self._table = Table(self._file, extents, self._slab)
+            self._space = extents.lock
+            if not (self._file.trusted and self._table.is_mapped()):
+                from .recovery import rebuild  # after a crash only
+
+                rebuild(self._file, extents, self._slab, self._table, _now_ms())
+        except BaseException:
+            self._file.leave_unclean()
+            self._file.close()
+            raise
+        self._words = self._file.words
+        self._seed = self._file.hash_seed
+        self._closing = threading.Lock()
+        self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
+        self._file.call_after_fork(self._abandon)
+        _open_stores.add(self)
+        self._closed = False
+
+    # --- one key -------------------------------------------------------------------------------
+
+    def create(self, key: str, value: Value, ttl: int | None = None) -> None:
+        """Store `value` under `key`, for `ttl` whole seconds or for good.
+
+        Raises:
+            InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
+            InvalidValueError: `value` would not read back equal.
+            ValueTooLargeError: it takes more than 16,384 bytes of JSON.
+            KeyExistsError: `key` is there and has not expired.
+            StoreFullError: no room, after what had expired was taken back.
+            StoreClosedError: the store is closed.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        encoded_key = encode_key(key)
+        lifetime = 0 if ttl is None else check_ttl(key, ttl)
+        encoded = encode_value(key, value)
+        try:
+            self._create(key, encoded_key, encoded, lifetime)
+        except StoreFullError:
+            if not self._purge_for_room():
+                raise
+            self._create(key, encoded_key, encoded, lifetime)
+        if self._durable:
+            self._file.flush()
+
+    def _create(self, key: str, encoded_key: bytes, encoded: bytes, lifetime: int) -> None:
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        table, slab = self._table, self._slab
+        if self._file.pristine:
+            self._begin_changes()
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            if self._closed:
+                self._refuse()
+            now_ms = time_ns() // 1_000_000
+            try:
+                slot = table.find(key_hash, encoded_key)
+                if slot > 0:
+                    if not table.is_expired(slot, now_ms):
+                        raise KeyExistsError(f"key {key!r}: exists already; delete it first")
+                    table.delete(slot, encoded_key)
+                    slot = table.find(key_hash, encoded_key)
+                used = table.used(-slot) if slot else SEGMENT_SLOTS
+                if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
+                    slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+                expires_at = now_ms + lifetime if lifetime else 0
+                record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
+                try:
+                    slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
+                    table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
+                except BaseException:
+                    if not table.is_live(-slot):
+                        slab.give(record)
+                    raise
+            except KVStoreError:
+                raise
+            except BaseException:
+                self._file.leave_unclean()
+                raise
+
+    def _find_after_making_room(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
+        """Rewrite a segment that is getting full; return the free slot, which there is then."""
+        self._table.make_room(key_hash, now_ms)
+        slot = self._table.find(key_hash, encoded_key)
+        if not slot:
+            raise StoreFullError(
+                f"{self._path}: the table's segment for this key has all of its {SEGMENT_SLOTS:,} "
+                f"slots in use and no extent is left to split it; delete something first"
+            )
+        return slot
+
+    def read(self, key: str) -> Value:
+        """Return the value of `key` as a new dict.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            CorruptStoreError: its bytes in the file are damaged.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        return decode_value(key, self.read_bytes(key))
+
+    __getitem__ = read
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
+        encoded_key = encode_key(key)
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            if self._closed:
+                self._refuse()
+            slot = self._table.find(key_hash, encoded_key)
+            if slot <= 0:
+                raise KeyNotFoundError(f"key {key!r}: not in the store")
+            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+            if expires_at and self._table.is_expired(slot, _now_ms()):
+                raise KeyNotFoundError(f"key {key!r}: has expired")
+            tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+            header, encoded = self._slab.read_record(tail)
+        if not verify(header, encoded, tail, expires_at, key_hash):
+            raise CorruptStoreError(
+                f"key {key!r}: the record at byte {tail & SLOT_RECORD_MASK:,} fails its checksum, "
+                f"or is not the one that its slot at byte {slot:,} tells of; delete the key"
+            )
+        return encoded
+
+    @overload
+    def get(self, key: str) -> Value | None: ...
+    @overload
+    def get(self, key: str, default: Default) -> Value | Default: ...
+    def get(self, key: str, default: object = None) -> object:
+        """Return the value of `key`, or `default` where it is absent. Raises otherwise as `read`."""
+        try:
+            return self.read(key)
+        except KeyNotFoundError:
+            return default
+
+    def delete(self, key: str) -> None:
+        """Remove `key`.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            StoreFullError: a copy-on-write file system has no room to overwrite; nothing changed.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        encoded_key = encode_key(key)
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        if self._file.pristine:
+            self._begin_changes()
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            if self._closed:
+                self._refuse()
+            slot = self._table.find(key_hash, encoded_key)
+            if slot <= 0:
+                raise KeyNotFoundError(f"key {key!r}: not in the store")
+            if self._words[slot + SLOT_EXPIRES_OFFSET >> 3] and self._table.is_expired(
+                slot, _now_ms()
+            ):
+                raise KeyNotFoundError(f"key {key!r}: has expired")
+            try:
+                self._table.delete(slot, encoded_key)
+            except KVStoreError:
+                raise
+            except BaseException:
+                self._file.leave_unclean()
+                raise
+        if self._durable:
+            self._file.flush()
+
+    __delitem__ = delete
+
+    def ttl(self, key: str) -> int | None:
+        """Return the whole seconds until `key` expires, rounded up; None if it never does.
+
+        Takes one stripe, reads no value, writes nothing.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        found = self._expiry(encode_key(key))
+        if found is None:
+            raise KeyNotFoundError(f"key {key!r}: not in the store")
+        expires_at, now_ms = found
+        return -((now_ms - expires_at) // 1000) if expires_at else None
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether `read` would find `key`; False for what cannot be a key."""
+        try:
+            encoded_key = encode_key(key)  # type: ignore[arg-type]  # it judges any object
+        except InvalidKeyError:
+            if self._closed:
+                self._refuse()
+            return False
+        return self._expiry(encoded_key) is not None
+
+    def _expiry(self, encoded_key: bytes) -> tuple[int, int] | None:
+        """Return a key's expires_at and the time now, in ms; None where the key is absent."""
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            if self._closed:
+                self._refuse()
+            slot = self._table.find(key_hash, encoded_key)
+            if slot <= 0:
+                return None
+            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+            if not expires_at:
+                return 0, 0
+            now_ms = _now_ms()
+            return None if self._table.is_expired(slot, now_ms) else (expires_at, now_ms)
+
+    # --- all keys ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of keys that `read` would find now.
+
+        Looks at a few bytes of each segment, and into those pages that hold something expired.
+        """
+        now_ms = _now_ms()
+        count = 0
+        for number in range(STRIPE_COUNT):
+            with self._stripes[number]:
+                if self._closed:
+                    self._refuse()
+                count += sum(
+                    self._table.count(extent, now_ms) for extent in self._table.segments(number)
+                )
+        return count
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys, in no order.
+
+        Copies the keys of one segment at a time, up to 1,280, and holds no lock while it yields. A
+        key that is there throughout is seen once, whatever other threads do.
+
+        Raises:
+            CorruptStoreError: after all keys that can be told, where damage hides others.
+        """
+        if self._closed:
+            self._refuse()
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[str]:
+        # A segment only ever splits, so the end of its run is the start of another's for good.
+        position = 0
+        damage: list[str] = []
+        while position < DIRECTORY_ENTRIES:
+            with self._stripes[position // _DIRECTORY_PER_STRIPE]:
+                if self._closed:
+                    self._refuse()
+                keys, position, found = self._table.keys_at(position, _now_ms())
+            damage += found
+            for key in keys:
+                try:
+                    yield key.decode()
+                except UnicodeDecodeError as error:
+                    damage.append(f"{self._path}: a slot's key is no UTF-8: {error}")
+        if damage:
+            raise CorruptStoreError(
+                f"{damage[0]} ({len(damage)} such finding{'s' if len(damage) > 1 else ''}; keys may "
+                f"be missing from the iteration that ends here)"
+            )
+
+    def items(self) -> "StoreItems":
+        """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
+        return StoreItems(self)
+
+    def values(self) -> "StoreValues":
+        """Return a view of the values; iterating it is like iterating the keys."""
+        return StoreValues(self)
+
+    def purge_expired(self) -> int:
+        """Take back the space of expired records and return their number.
+
+        Raises:
+            StoreClosedError: the store is closed, or was opened before a fork.
+            StoreFullError: a copy-on-write file system has no room to overwrite.
+        """
+        now_ms = _now_ms()
+        purged = 0
+        for number in range(STRIPE_COUNT):
+            position = number * _DIRECTORY_PER_STRIPE
+            while position < (number + 1) * _DIRECTORY_PER_STRIPE:
+                # One segment under the stripe at a time: others get their turn in between.
+                with self._stripes[number]:
+                    if self._closed:
+                        self._refuse()
+                    extent, position, due = self._table.due_at(position, now_ms)
+                if due:
+                    if self._file.pristine:
+                        self._begin_changes()
+                    with self._stripes[number]:
+                        if self._closed:
+                            self._refuse()
+                        try:
+                            purged += self._table.purge(extent, now_ms)
+                        except KVStoreError:
+                            raise
+                        except BaseException:
+                            self._file.leave_unclean()
+                            raise
+        if purged and self._durable:
+            self._file.flush()
+        return purged
+
+    def _purge_for_room(self) -> bool:
+        try:
+            return self.purge_expired() > 0
+        except (StoreFullError, CorruptStoreError):
+            return False
+
+    # --- the store -----------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The file, as an absolute path."""
+        return self._path
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was closed, or belongs to the parent of this forked process."""
+        return self._closed
+
+    def sync(self) -> None:
+        """Return when everything acknowledged before the call is on stable storage.
+
+        Raises:
+            OSError: the disk did not take it, now or at any time since the store was opened; or the
+                file was removed or replaced while it was open.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        if self._closed:
+            self._refuse()
+        if not self._file.pristine:
+            self._file.flush()
+        self._file.check_path()
+
+    def stats(self) -> StoreStats:
+        """Count what is in the file. Looks at 16 bytes of every extent, under the space lock."""
+        with self._stripes[0], self._space:  # `close` waits for the stripe
+            if self._closed:
+                self._refuse()
+            file = self._file
+            records = segments = slabs = live_size = free_size = 0
+            for extent in range(file.extent_count):
+                kind, size_class, live, used, *_ = SLAB_ENTRY.unpack_from(
+                    file.map, map_entry_offset(extent)
+                )
+                if kind == KIND_SEGMENT:
+                    segments += 1
+                    records += live
+                elif kind == KIND_FREE:
+                    free_size += EXTENT_SIZE
+                elif size_class < len(BLOCK_SIZES):
+                    slabs += 1
+                    live_size += live * BLOCK_SIZES[size_class]
+            return StoreStats(
+                records=records,
+                file_size=file.size,
+                max_bytes=self._max_bytes,
+                table_size=segments * EXTENT_SIZE,
+                slab_size=slabs * EXTENT_SIZE,
+                live_size=live_size,
+                free_size=free_size + slabs * EXTENT_SIZE - live_size,
+                segments=segments,
+                load=records / (segments * SEGMENT_SLOTS),
+            )
+
+    def close(self) -> None:
+        """Flush, let go of the file, and refuse all use from now on. A second call does nothing.
+
+        Runs by itself at the end of a `with` block and when the interpreter exits.
+
+        Raises:
+            OSError: a flush failed, or the file was removed or replaced; it is closed all the same.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            with ExitStack() as all_stripes:
+                for stripe in self._stripes:
+                    all_stripes.enter_context(stripe)
+                self._closed = True
+            _open_stores.discard(self)
+            self._file.close()
+
+    def __enter__(self) -> "KVStore":
+        if self._closed:
+            self._refuse()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<KVStore {str(self._path)!r}, {state}>"
+
+    # A store is equal to itself only: comparing contents would read all of two files.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _begin_changes(self) -> None:
+        if self._closed:
+            self._refuse()
+        self._file.begin_changes()
+
+    def _refuse(self) -> NoReturn:
+        raise StoreClosedError(
+            f"{self._path}: the store is closed"
+            if self._file.closed
+            else f"{self._path}: the store belongs to the parent of this forked process"
+        )
+
+    def _abandon(self) -> None:
+        """In a forked child: become a closed store without touching anything of the parent's."""
+        # Other threads of the parent may have held these, and will never let go of them here.
+        self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
+        self._closing = threading.Lock()
+        self._closed = True
+        self._file.abandon()
+
+
+class StoreItems(ItemsView[str, Value]):
+    """The pairs of a store. Keys deleted while this iterates are left out."""
+
+    _mapping: KVStore
+
+    def __iter__(self) -> Iterator[tuple[str, Value]]:
+        for key in self._mapping:
+            try:
+                value = self._mapping.read(key)
+            except KeyNotFoundError:
+                continue
+            yield key, value
+
+
+class StoreValues(ValuesView[Value]):
+    """The values of a store. Those deleted while this iterates are left out."""
+
+    _mapping: KVStore
+
+    def __iter__(self) -> Iterator[Value]:
+        for _, value in self._mapping.items():
+            yield value
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == other for other in self)
+
+
+def _now_ms() -> int:
+    return time_ns() // 1_000_000
+
+
+def _check_max_bytes(max_bytes: int) -> int:
+    number = operator.index(max_bytes)
+    if not MIN_MAX_BYTES <= number <= MAX_FILE_SIZE:
+        raise ValueError(
+            f"max_bytes is {number:,}, allowed are {MIN_MAX_BYTES:,} to {MAX_FILE_SIZE:,}"
+        )
+    return number
+
+
+def _check_timeout(timeout: float) -> float:
+    if isinstance(timeout, int | float) and isfinite(timeout) and timeout >= 0:
+        return float(timeout)
+    raise ValueError(f"timeout is {timeout!r}, allowed is a finite number of seconds, 0 or more")
+
+
+def _resolve(path: str | os.PathLike[str] | None) -> Path:
+    if path is None:
+        from .location import default_path  # platformdirs is needed for this only
+
+        return default_path()
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path is {name!r}, allowed is a str or os.PathLike of str, or None")
+    if not name:
+        raise FileNotFoundError(2, "the path is empty", name)
+    return Path(os.path.abspath(name))
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_open_stores):
+        store.close()

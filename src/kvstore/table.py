@@ -1,0 +1,480 @@
+"""The table: an extendible hash of segments of page-sized buckets, in the mapped file.
+
+Invariants, of a segment under its stripe:
+1. A control byte is stored after everything else of its slot, and taken away before anything else.
+2. A bucket with an empty slot has no tombstone, and no probe that began before it has gone past it.
+3. The counts in the segment's entry of the extent map equal its control bytes; "earliest expiry" of
+   bucket and segment is never later than the true one.
+
+`key_hash >> STRIPE_SHIFT` names the stripe that covers a segment, its entry in the extent map, its
+entries in the directory, and the records its slots point to. Unless they say otherwise, the caller
+of these functions holds it.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from .datafile import DataFile, Undo
+from .errors import CorruptStoreError, StoreFullError
+from .extents import Extents
+from .layout import (
+    BUCKET_COUNT,
+    BUCKET_HEADER,
+    BUCKET_HEADER_SIZE,
+    BUCKET_MARKER,
+    BUCKET_SHIFT,
+    BUCKET_SIZE,
+    CONTROL_EMPTY,
+    CONTROL_OFFSET,
+    CONTROL_TOMBSTONE,
+    DIRECTORY_BITS,
+    DIRECTORY_ENTRIES,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SHIFT,
+    EARLIEST_OFFSET,
+    EMPTY_BYTE,
+    ENTRY_LIVE_ONE,
+    ENTRY_LIVE_SHIFT,
+    ENTRY_USED_ONE,
+    ENTRY_USED_SHIFT,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FINGERPRINT_SHIFT,
+    FINGERPRINTS,
+    FIXED_EXTENTS,
+    KIND_SEGMENT,
+    MAX_DEPTH,
+    MIN_DEPTH,
+    NO_EXPIRY,
+    SEGMENT_ENTRY,
+    SEGMENT_SLOTS,
+    SLOT,
+    SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_KEY_SIZE,
+    SLOT_KEY_SIZE_SHIFT,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
+    SLOT_SIZE,
+    SPLIT_AT,
+    STRIPE_COUNT,
+    TOMBSTONE_BYTE,
+    U16,
+    U64,
+    bucket_marker,
+    key_hash,
+    map_entry_offset,
+    segment_run,
+    slot_offset,
+)
+from .segment import Member, build, live_slots
+from .slab import Slab
+
+_COUNT_MASK: Final = 0xFFFF
+_RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
+_CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+_EARLIEST_IN_ENTRY: Final = 8
+
+
+class Table:
+    """Finds, inserts and removes slots of `file`; splits and rewrites its segments."""
+
+    def __init__(self, file: DataFile, extents: Extents, slab: Slab) -> None:
+        self._file = file
+        self._map = file.map
+        self._words = file.words
+        self._directory = file.directory
+        self._extents = extents
+        self._slab = slab
+
+    # --- one key -------------------------------------------------------------------------------
+
+    def find(self, key_hash: int, key: bytes) -> int:
+        """Return the offset of the slot of `key`.
+
+        Where it is absent: minus the offset of the free slot to put it in, or 0 where its segment
+        has none.
+
+        Raises:
+            CorruptStoreError: a page on the way is no bucket.
+        """
+        base = self._directory[key_hash >> DIRECTORY_SHIFT] << EXTENT_SHIFT
+        size = len(key)
+        fingerprint = FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        free = 0
+        for probe in range(key_hash, key_hash + BUCKET_COUNT):
+            bucket = base + ((probe & BUCKET_COUNT - 1) << BUCKET_SHIFT)
+            if self._words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT:
+                raise self._no_bucket(bucket)
+            control = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+            index = control.find(fingerprint)
+            while index >= 0:
+                slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
+                if self._words[slot + SLOT_RECORD_OFFSET >> 3] >> SLOT_KEY_SIZE_SHIFT == size:
+                    if size <= SLOT_KEY_SIZE:
+                        if self._map[slot : slot + size] == key:
+                            return slot
+                    elif self._holds_long(slot, key):
+                        return slot
+                index = control.find(fingerprint, index + 1)
+            index = control.find(EMPTY_BYTE)
+            if index >= 0:
+                return free or -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+            if not free:
+                index = control.find(TOMBSTONE_BYTE)
+                if index >= 0:
+                    free = -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+        return free
+
+    def _holds_long(self, slot: int, key: bytes) -> bool:
+        """Compare a key longer than 32 bytes: its start in the slot, the rest in the record."""
+        if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
+            return False
+        record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+        return self._slab.key_at(record, len(key)) == key
+
+    def insert(
+        self, slot: int, key_hash: int, key: bytes, record: int, value_size: int, expires_at: int
+    ) -> None:
+        """Make the free `slot` that `find` gave point at the whole record at offset `record`.
+
+        Where it raises, the slot is either untouched or whole; `is_live` tells.
+        """
+        write = self._file.write
+        write(slot, SLOT.pack(key, expires_at, record, value_size, len(key)))
+        if expires_at:
+            bucket = slot & -BUCKET_SIZE
+            entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+            if expires_at < self._words[bucket + EARLIEST_OFFSET >> 3]:
+                write(bucket + EARLIEST_OFFSET, U64.pack(expires_at))
+            if expires_at < self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3]:
+                write(entry_offset + _EARLIEST_IN_ENTRY, U64.pack(expires_at))
+        self._publish(slot, FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
+
+    def _publish(self, slot: int, fingerprint: bytes) -> None:
+        """Set the control byte of a slot that is otherwise whole, and count it.
+
+        Where it raises, the slot is either as it was or published; `is_live` tells.
+        """
+        control_offset = _control_offset(slot)
+        control = self._map[control_offset]
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        one = ENTRY_LIVE_ONE if control else ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        write = self._file.write
+        try:
+            write(entry_offset, U64.pack(entry + one))
+            # Last: until now a reader ignores the slot. A crash just before this leaves a record
+            # that no slot points to, and recovery adopts it.
+            write(control_offset, fingerprint)
+        except BaseException:
+            write(control_offset, bytes([control]))
+            write(entry_offset, U64.pack(entry))
+            raise
+
+    def delete(self, slot: int, key: bytes) -> None:
+        """Take the live slot of `key` out of the table, then free its record.
+
+        A block that does not hold a record of that key, because slot or record is damaged, is left
+        alone; the next opening sorts it out. Where it raises, the key is either there or gone.
+        """
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        if not self._slab.holds(tail, key):
+            self._file.leave_unclean()
+            self._remove(slot)
+            return
+        control_offset = _control_offset(slot)
+        fingerprint = self._map[control_offset : control_offset + 1]
+        record = tail & SLOT_RECORD_MASK
+        try:
+            self._remove(slot)
+            self._slab.give(record)
+        except BaseException:
+            if not self.is_live(slot) and self._slab.is_record(record):
+                self._publish(slot, fingerprint)
+            raise
+
+    def _remove(self, slot: int) -> None:
+        """Take a live slot out of the table.
+
+        Where it raises, the slot is either as it was or removed; `is_live` tells.
+        """
+        control_offset = _control_offset(slot)
+        bucket = slot & -BUCKET_SIZE
+        controls = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        write = self._file.write
+        if controls.find(EMPTY_BYTE) >= 0:  # no probe has gone past this bucket
+            control, one = EMPTY_BYTE, ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        else:
+            control, one = TOMBSTONE_BYTE, ENTRY_LIVE_ONE
+        was = self._map[control_offset : control_offset + 1]
+        try:
+            write(control_offset, control)
+            write(entry_offset, U64.pack(entry - one))
+        except BaseException:
+            write(entry_offset, U64.pack(entry))
+            write(control_offset, was)
+            raise
+
+    def is_live(self, slot: int) -> bool:
+        """Tell whether the slot has a fingerprint."""
+        return self._map[_control_offset(slot)] > CONTROL_TOMBSTONE
+
+    def is_expired(self, slot: int, now_ms: int) -> bool:
+        """Tell whether a live slot is past its expiry, and its record does not disagree on that."""
+        expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+        return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at(
+            self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+        )
+
+    def used(self, slot: int) -> int:
+        """Return how many slots of this slot's segment are live or tombstones."""
+        entry = self._words[EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4) >> 3]
+        return entry >> ENTRY_USED_SHIFT & _COUNT_MASK
+
+    # --- one segment ---------------------------------------------------------------------------
+
+    def make_room(self, hash_of_key: int, now_ms: int) -> bool:
+        """Rewrite the segment of `hash_of_key` without tombstones and expired records.
+
+        Into itself where the rest fits in half of it, else into two; where no extent is left for
+        that, into itself if there was anything to drop. Takes the space lock.
+
+        Returns:
+            False where nothing could be done: the segment goes on filling.
+        """
+        position = hash_of_key >> DIRECTORY_SHIFT
+        extent = self._directory[position]
+        depth, prefix = self._depth_and_prefix(extent, position)
+        members: list[Member] = []
+        expired: list[bytes] = []
+        lost = 0
+        for bucket in self._buckets(extent):
+            for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
+                if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
+                    expired.append(slot)
+                    continue
+                member_hash = key_hash(self._slot_key(slot), self._file.hash_seed)
+                if member_hash >> DIRECTORY_SHIFT >> DIRECTORY_BITS - depth << (
+                    DIRECTORY_BITS - depth
+                ) == prefix:
+                    members.append((member_hash, expires_at, slot))
+                else:
+                    lost += 1
+        if lost:
+            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
+            # when the index is next rebuilt.
+            self._file.leave_unclean()
+        if len(members) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
+            try:
+                self._split(extent, depth, prefix, members)
+            except StoreFullError:
+                pass
+            else:
+                self._free_records(expired)
+                return True
+        if len(members) >= self.used(extent << EXTENT_SHIFT):
+            return False
+        with Undo(self._file) as undo:
+            self._write_segment(extent, depth, prefix, members, undo)
+        self._free_records(expired)
+        return True
+
+    def _split(self, extent: int, depth: int, prefix: int, members: list[Member]) -> None:
+        """Give the upper half of a segment's hashes to a new one.
+
+        Raises:
+            StoreFullError: there is no extent for it; nothing has changed.
+        """
+        with self._extents.lock, Undo(self._file) as undo:
+            upper_extent = self._extents.take(undo)
+            undo.write(
+                map_entry_offset(upper_extent),
+                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
+            )
+        try:
+            half = segment_run(depth + 1)
+            upper_prefix = prefix + half
+            boundary = upper_prefix << DIRECTORY_SHIFT
+            upper = [member for member in members if member[0] >= boundary]
+            lower = [member for member in members if member[0] < boundary]
+            with Undo(self._file) as undo:
+                self._write_segment(upper_extent, depth + 1, upper_prefix, upper, undo)
+                undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
+                self._write_segment(extent, depth + 1, prefix, lower, undo)
+        except BaseException:
+            with self._extents.lock, Undo(self._file) as undo:
+                self._extents.give(upper_extent, undo)
+            raise
+
+    def _write_segment(
+        self, extent: int, depth: int, prefix: int, members: list[Member], undo: Undo
+    ) -> None:
+        image, earliest = build(extent, depth, prefix, members)
+        count = len(members)
+        undo.write(extent << EXTENT_SHIFT, image)
+        undo.write(
+            map_entry_offset(extent),
+            SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
+        )
+
+    def _slot_key(self, slot: bytes) -> bytes:
+        """Return the key of a live slot, whose end may be in its record."""
+        key, _, record, _, size = SLOT.unpack(slot)
+        if size > SLOT_KEY_SIZE:
+            return self._slab.key_at(record, size)
+        return bytes(key[:size])
+
+    def _free_records(self, slots: list[bytes]) -> None:
+        """Free the records of slots that are no longer in the table."""
+        for slot in slots:
+            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+            if self._slab.holds(tail, self._slot_key(slot)):
+                self._slab.give(tail & SLOT_RECORD_MASK)
+            else:
+                self._file.leave_unclean()
+
+    def _depth_and_prefix(self, extent: int, position: int) -> tuple[int, int]:
+        """Return what bucket 0 says of the segment that directory entry `position` names."""
+        bucket = extent << EXTENT_SHIFT
+        if self._words[bucket >> 3] != bucket_marker(bucket):
+            raise self._no_bucket(bucket)
+        _, _, depth, prefix, _ = BUCKET_HEADER.unpack_from(self._map, bucket)
+        if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position & -segment_run(depth):
+            raise CorruptStoreError(
+                f"{self._file.path}: the segment at byte {bucket:,} says depth {depth} and prefix "
+                f"{prefix}, but the directory's entry {position} leads to it"
+            )
+        return depth, prefix
+
+    def _buckets(self, extent: int) -> Iterator[int]:
+        """Yield the offsets of a segment's buckets, each checked to be one."""
+        for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
+            if self._words[bucket >> 3] != bucket_marker(bucket):
+                raise self._no_bucket(bucket)
+            yield bucket
+
+    def _no_bucket(self, bucket: int) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self._file.path}: the page at byte {bucket:,} is no bucket of the table: it begins "
+            f"with {self._words[bucket >> 3]:#018x}, expected {bucket_marker(bucket):#018x}"
+        )
+
+    # --- all segments --------------------------------------------------------------------------
+
+    def is_mapped(self) -> bool:
+        """Tell whether every entry of the directory leads into the file. Needs no lock."""
+        return (
+            min(self._directory) >= FIXED_EXTENTS
+            and max(self._directory) < self._file.extent_count
+        )
+
+    def segments(self, stripe: int) -> Iterator[int]:
+        """Yield the extents of a stripe's segments. The caller holds the stripe throughout."""
+        position = stripe * _RUN_PER_STRIPE
+        while position < (stripe + 1) * _RUN_PER_STRIPE:
+            extent = self._directory[position]
+            yield extent
+            position += segment_run(self._depth_and_prefix(extent, position)[0])
+
+    def keys_at(self, position: int, now_ms: int) -> tuple[list[bytes], int, list[str]]:
+        """Copy the keys of the segment that directory entry `position` leads to.
+
+        Returns:
+            The keys that have not expired; the position of the next segment; what is wrong where
+            damage keeps a key from being told, in words.
+        """
+        extent = self._directory[position]
+        keys: list[bytes] = []
+        damage: list[str] = []
+        try:
+            depth, prefix = self._depth_and_prefix(extent, position)
+        except CorruptStoreError as error:
+            return keys, self._end_of_run(position), [str(error)]
+        for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
+            if self._words[bucket >> 3] != bucket_marker(bucket):
+                damage.append(str(self._no_bucket(bucket)))
+                continue
+            for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
+                if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
+                    continue
+                key, _, record, _, size = SLOT.unpack(slot)
+                if size > SLOT_KEY_SIZE:
+                    key = self._slab.key_at(record, size)
+                    # Its end stands in the record only: make sure that it is this key's.
+                    if (
+                        key_hash(key, self._file.hash_seed) >> DIRECTORY_SHIFT
+                        & -segment_run(depth)
+                    ) != prefix:
+                        damage.append(
+                            f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} "
+                            f"names a key of {size} bytes whose end, in the record at byte "
+                            f"{record:,}, is damaged"
+                        )
+                        continue
+                keys.append(key[:size])
+        return keys, prefix + segment_run(depth), damage
+
+    def due_at(self, position: int, now_ms: int) -> tuple[int, int, bool]:
+        """Look at the segment that directory entry `position` leads to.
+
+        Returns:
+            Its extent, the position of the next segment, and whether it may hold expired slots.
+        """
+        extent = self._directory[position]
+        depth, prefix = self._depth_and_prefix(extent, position)
+        earliest = self._words[map_entry_offset(extent) + _EARLIEST_IN_ENTRY >> 3]
+        return extent, prefix + segment_run(depth), earliest <= now_ms
+
+    def _end_of_run(self, position: int) -> int:
+        """Return where the directory next names another extent than at `position`."""
+        extent = self._directory[position]
+        while position < DIRECTORY_ENTRIES and self._directory[position] == extent:
+            position += 1
+        return position
+
+    def count(self, extent: int, now_ms: int) -> int:
+        """Return how many keys of a segment have not expired."""
+        entry_offset = map_entry_offset(extent)
+        live = self._words[entry_offset >> 3] >> ENTRY_LIVE_SHIFT & _COUNT_MASK
+        if self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3] <= now_ms:
+            live -= sum(len(due) for _, due in self._due(extent, now_ms))
+        return live
+
+    def _due(self, extent: int, now_ms: int) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+        """Yield each bucket of a segment that may hold expired slots, with offsets and bytes."""
+        for bucket in self._buckets(extent):
+            if self._words[bucket + EARLIEST_OFFSET >> 3] <= now_ms:
+                page = self._map[bucket : bucket + BUCKET_SIZE]
+                offsets = (
+                    (slot_offset(bucket, index), slot)
+                    for index, expires_at, slot in live_slots(page)
+                    if expires_at
+                )
+                yield bucket, [due for due in offsets if self.is_expired(due[0], now_ms)]
+
+    def purge(self, extent: int, now_ms: int) -> int:
+        """Remove a segment's expired slots, free their records, and return their number."""
+        entry_offset = map_entry_offset(extent)
+        if self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3] > now_ms:
+            return 0
+        purged = 0
+        for bucket, due in self._due(extent, now_ms):
+            for offset, slot in due:
+                self.delete(offset, self._slot_key(slot))
+            purged += len(due)
+            page = self._map[bucket : bucket + BUCKET_SIZE]
+            left = (expires_at for _, expires_at, _ in live_slots(page) if expires_at)
+            self._file.write(bucket + EARLIEST_OFFSET, U64.pack(min(left, default=NO_EXPIRY)))
+        earliest = min(self._words[bucket + EARLIEST_OFFSET >> 3] for bucket in self._buckets(extent))
+        self._file.write(entry_offset + _EARLIEST_IN_ENTRY, U64.pack(earliest))
+        return purged
+
+
+def _control_offset(slot: int) -> int:
+    """Return the file offset of the control byte of the slot at file offset `slot`."""
+    index = ((slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE) // SLOT_SIZE
+    return (slot & -BUCKET_SIZE) + CONTROL_OFFSET + index

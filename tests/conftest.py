@@ -1,0 +1,83 @@
+"""Fixtures. Every store that a test opens is closed and checked as the test ends."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from support import scaled
+from support.clock import FakeClock
+from support.stores import OpenStore
+
+import kvstore.store
+from kvstore import KVStore
+from kvstore.check import check_file
+
+settings.register_profile(
+    "kvstore",
+    max_examples=scaled(100),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("kvstore")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the test's store is; nothing is there yet."""
+    return tmp_path / "test.kvs"
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[OpenStore]:
+    """A function that opens a store, at `path` unless told else, with KVStore's own arguments.
+
+    What the test leaves open is closed as it ends, then every path opened is checked, but those
+    that were ever opened with `check=False` (damaged or removed on purpose).
+    """
+    checked: dict[Path, bool] = {}
+    with ExitStack() as closing:
+
+        def open_one(
+            where: str | Path | None = None, *, check: bool = True, **options: Any
+        ) -> KVStore:
+            store = KVStore(path if where is None else where, **options)
+            closing.callback(store.close)
+            checked[store.path] = check and checked.get(store.path, True)
+            return store
+
+        yield open_one
+    for each, wanted in checked.items():
+        if wanted:
+            _assert_whole(each)
+
+
+def _assert_whole(path: Path) -> None:
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> KVStore:
+    """A new store at `path`, closed and checked as the test ends."""
+    return open_store()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The clock of every store, in the test's hands."""
+    fake = FakeClock()
+    monkeypatch.setattr(kvstore.store, "time_ns", fake)
+    return fake
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Make the interpreter change threads about a thousand times as often as it would."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(interval)

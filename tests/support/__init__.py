@@ -1,0 +1,30 @@
+"""Helpers of the tests: one module each for clock, files, keys, values, threads and children.
+
+Two settings, both environment variables:
+
+KVSTORE_TEST_SCALE  how long the random tests are, as a factor; 1 takes seconds
+KVSTORE_TEST_SEED   the seed of the random tests that hypothesis does not run; each prints its own
+"""
+
+import os
+import random
+from typing import Final
+
+SCALE: Final = float(os.environ.get("KVSTORE_TEST_SCALE", "1"))
+
+MIB: Final = 1024 * 1024
+MIN_MAX_BYTES: Final = 4 * MIB
+MAX_MAX_BYTES: Final = 1_000_000_000
+
+
+def scaled(count: int) -> int:
+    """Return how many rounds a random test that takes `count` by default should make."""
+    return max(1, round(count * SCALE))
+
+
+def seeded_random() -> random.Random:
+    """Return a random generator and print its seed, which pytest shows when the test fails."""
+    text = os.environ.get("KVSTORE_TEST_SEED")
+    seed = int(text) if text is not None else random.SystemRandom().getrandbits(32)
+    print(f"KVSTORE_TEST_SEED={seed}")
+    return random.Random(seed)

@@ -1,0 +1,193 @@
+"""Child processes that talk with the test, a line at a time, and cannot outlive it.
+
+`Child` runs a script and is spoken to; `call_in_child` runs one function of a support module, so
+that a signal which kills the process is seen as one. Both have a watchdog: a child that says
+nothing for `PATIENCE_SECONDS` is killed and fails the test. Nothing else depends on time.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from .children import PATIENCE_SECONDS, environment
+
+_TESTS: Final = str(Path(__file__).resolve().parent.parent)
+
+# What most scripts begin with. `say` and `hear` are the child's ends of `Child.hear` and `say`.
+_PRELUDE: Final = """
+import faulthandler, gc, os, signal, sys
+import kvstore
+from kvstore import *
+faulthandler.enable()
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def hear():
+    line = bytearray()
+    while not line.endswith(b"\\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return None
+        line += byte
+    return line.decode().rstrip("\\n")
+
+def try_open(path, **options):
+    try:
+        store = KVStore(path, **options)
+    except StoreLockedError as error:
+        return f"locked: {error}"
+    store.close()
+    return "opened"
+"""
+
+
+class ChildFailed(AssertionError):
+    """A child ended in a way that the test did not expect; the message holds its errors."""
+
+
+class Child:
+    """A Python process that runs `script`, with the arguments as `sys.argv[1:]`.
+
+    Use as a context manager: where the block leaves the child running, it is killed, by its id, and
+    in any case waited for.
+    """
+
+    def __init__(self, script: str, *arguments: object, extra_fds: tuple[int, ...] = ()) -> None:
+        code = _PRELUDE + textwrap.dedent(script)
+        self._errors = tempfile.TemporaryFile()
+        self._heard = b""
+        inherited = environment()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            env={**inherited, "PYTHONPATH": inherited["PYTHONPATH"] + os.pathsep + _TESTS},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            pass_fds=extra_fds,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin = self._process.stdin
+        self._stdout = self._process.stdout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
+        self._errors.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def say(self, line: str = "") -> None:
+        """Send the child a line; it gets it from `hear()`."""
+        self._stdin.write(line.encode() + b"\n")
+
+    def hear(self) -> str:
+        """Return the next line that the child says."""
+        while b"\n" not in self._heard:
+            if not self._read_more():
+                self._fail("ended before it said what was expected")
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode()
+
+    def expect(self, line: str) -> None:
+        """Wait for the next line, which must be this one."""
+        heard = self.hear()
+        assert heard == line, f"the child said {heard!r}, expected {line!r}"
+
+    def end(self) -> str:
+        """Close the child's input, wait for its end, and return what it said and was not heard.
+
+        Raises:
+            ChildFailed: it ended with an exit code, or by a signal.
+        """
+        self._stdin.close()
+        while self._read_more():
+            pass
+        self.wait()
+        if self._process.returncode != 0:
+            self._fail("failed")
+        return self._heard.decode()
+
+    def kill(self) -> None:
+        """Send SIGKILL and wait until it is gone. Its own children live on, with its input open."""
+        self._process.kill()
+        self.wait()
+
+    def stop_listening(self) -> None:
+        """Close the child's input, which tells it and its own children to end; wait until all did.
+
+        Their output is one pipe: at its end nobody is left who could write to it.
+        """
+        self._stdin.close()
+        while self._read_more():
+            pass
+
+    def wait(self) -> int:
+        """Return the exit code, or minus the signal, once it has ended."""
+        try:
+            return self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._fail("hangs at its end")
+
+    def _read_more(self) -> bool:
+        ready, _, _ = select.select([self._stdout], [], [], PATIENCE_SECONDS)
+        if not ready:
+            self._fail(f"hangs: not a word in {PATIENCE_SECONDS} seconds")
+        block: bytes = os.read(self._stdout.fileno(), 65_536)
+        self._heard += block
+        return bool(block)
+
+    def _fail(self, what: str) -> Any:
+        if self._process.poll() is None:
+            # The watchdog: have faulthandler show where it hangs, if it still can.
+            self._process.send_signal(signal.SIGABRT)
+        code = self._process.wait()
+        self._errors.seek(0)
+        errors = self._errors.read().decode(errors="replace")
+        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise ChildFailed(
+            f"child {self.pid} {what} ({ended})\n"
+            f"--- said, not heard\n{self._heard[-4000:].decode(errors='replace')}\n"
+            f"--- its errors\n{errors[-8000:]}"
+        )
+
+
+def run_script(script: str, *arguments: object) -> str:
+    """Run `script` in a child to its end and return what it said."""
+    with Child(script, *arguments) as child:
+        return child.end()
+
+
+def call_in_child(function: str, **arguments: object) -> Any:
+    """Call `module.name` of this package in a child and return its result; both travel as JSON."""
+    module, _, name = function.rpartition(".")
+    script = f"""
+        import json
+        from support.{module} import {name}
+        print(json.dumps({name}(**json.loads(sys.argv[1]))))
+    """
+    said = run_script(script, json.dumps(arguments))
+    return json.loads(said.splitlines()[-1])
