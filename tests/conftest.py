@@ -39,13 +39,14 @@ def open_store(path: Path) -> Iterator[OpenStore]:
     What the test leaves open is closed as it ends, then every path opened is checked, but those
     that were ever opened with `check=False` (damaged or removed on purpose).
     """
+    usual = path
     checked: dict[Path, bool] = {}
     with ExitStack() as closing:
 
         def open_one(
-            where: str | Path | None = None, *, check: bool = True, **options: Any
+            path: str | Path | None = None, *, check: bool = True, **options: Any
         ) -> KVStore:
-            store = KVStore(path if where is None else where, **options)
+            store = KVStore(usual if path is None else path, **options)
             closing.callback(store.close)
             checked[store.path] = check and checked.get(store.path, True)
             return store

@@ -1,4 +1,4 @@
-"""`python -m kvstore create|read|delete`: JSON in, JSON out, and exit codes that scripts can use."""
+"""`python -m kvstore create|read|delete`: JSON in, JSON out, and exit codes for scripts."""
 
 import json
 import os

@@ -318,9 +318,9 @@ def test_every_member_of_a_closed_store_says_that_it_is_closed(store: KVStore) -
         lambda: list(store.values()),
         lambda: list(store.items()),
         lambda: dict(store),
-        lambda: store.purge_expired(),
-        lambda: store.sync(),
-        lambda: store.stats(),
+        store.purge_expired,
+        store.sync,
+        store.stats,
         lambda: next(started),
     ):
         with pytest.raises(StoreClosedError):
@@ -387,7 +387,7 @@ def test_stats_counts_the_records_and_the_bytes_of_the_file(store: KVStore) -> N
         store.create(f"k{number}", {"n": number})
     stats = store.stats()
     assert stats.records == 100
-    assert stats.file_bytes == size(store.path)
+    assert stats.file_size == size(store.path)
 
 
 def test_the_package_names_its_version() -> None:

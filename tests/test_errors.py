@@ -1,4 +1,4 @@
-"""Every misuse gets its named error, the message says what and how much, and the file is as before."""
+"""Every misuse gets its named error, a message with the facts, and leaves the file as it was."""
 
 import contextlib
 import errno
@@ -242,7 +242,7 @@ def test_the_message_for_a_large_value_names_key_limit_and_size(store: KVStore) 
 
 
 def test_the_message_for_a_refused_value_names_key_place_and_item(store: KVStore) -> None:
-    for value, facts in (
+    cases: tuple[tuple[Any, tuple[object, ...]], ...] = (
         ({"outer": [0, {"inner": math.nan}]}, ("outer", "inner", "nan")),
         ({"outer": {"inner": {1}}}, ("outer", "inner", "set", "{1}")),
         ({"outer": 2**64}, ("outer", "2**64")),
@@ -250,7 +250,8 @@ def test_the_message_for_a_refused_value_names_key_place_and_item(store: KVStore
         ({"outer": "\ud800"}, ("outer", "surrogate")),
         ([1], ("list", "dict")),
         (nested(101), (100,)),
-    ):
+    )
+    for value, facts in cases:
         with pytest.raises(InvalidValueError) as caught:
             store.create("user:1", value)
         assert _says(caught.value, "user:1", *facts), str(caught.value)
@@ -339,7 +340,7 @@ def test_bad_arguments_leave_an_existing_file_alone(store: KVStore) -> None:
     before = digest(store.path)
     for arguments in ({"max_bytes": 1}, {"timeout": -1}, {"timeout": math.nan}):
         with pytest.raises(ValueError):  # noqa: PT011
-            KVStore(store.path, **arguments)  # type: ignore[arg-type]
+            KVStore(store.path, **arguments)
     assert digest(store.path) == before
 
 
@@ -440,7 +441,7 @@ def _failing_flushes() -> Iterator[None]:
 def test_after_a_failed_flush_no_later_one_is_trusted_until_the_store_is_opened_anew(
     store: KVStore, open_store: OpenStore
 ) -> None:
-    """The kernel may have dropped what it could not write; a flush that works says nothing of it."""
+    """The kernel may have dropped what it could not write; later flushes tell nothing of it."""
     store.create("before", {"n": 1})
     with _failing_flushes(), pytest.raises(OSError):  # noqa: PT011
         store.sync()

@@ -23,8 +23,8 @@ ORDER: Final = (
     "table",
     "recovery",
     "check",
-    "store",
     "location",
+    "store",
     "__main__",
 )
 PACKAGE: Final = Path(kvstore.__file__).parent
@@ -79,13 +79,11 @@ def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
     loaded = set(children.run_python(USE, path).split())
     rare = {
         "argparse",
-        "json",
         "kvstore.__main__",
         "kvstore.check",
         "kvstore.location",
         "kvstore_inspect",
         "platformdirs",
-        "tempfile",
     }
     assert loaded & rare == set()
 

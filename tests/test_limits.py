@@ -50,7 +50,7 @@ def test_a_store_fills_to_its_limit_and_stays_readable(
 ) -> None:
     store = open_store(max_bytes=MIN_MAX_BYTES)
     keys = _fill(store, value_size)
-    assert len(keys) * (value_size + 32) > MIN_MAX_BYTES * 0.4
+    assert len(keys) * (value_size + 32) > MIN_MAX_BYTES // 5
     assert size(store.path) <= MIN_MAX_BYTES
     assert len(store) == len(keys)
     assert _holds(store, keys, value_size)

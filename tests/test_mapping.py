@@ -49,6 +49,18 @@ def test_keys_values_and_items_can_be_gone_through_more_than_once(store: KVStore
     assert dict(items) == contents
 
 
+def test_keys_values_and_items_have_a_length_and_know_what_is_in_them(store: KVStore) -> None:
+    _fill(store, 10)
+    assert len(store.keys()) == len(store.values()) == len(store.items()) == 10
+    assert "k3" in store.keys()  # noqa: SIM118
+    assert "k10" not in store.keys()  # noqa: SIM118
+    assert {"n": 3} in store.values()
+    assert {"n": 10} not in store.values()
+    assert ("k3", {"n": 3}) in store.items()
+    assert ("k3", {"n": 4}) not in store.items()
+    assert ("k10", {"n": 10}) not in store.items()
+
+
 def test_get_gives_the_value_or_the_default(store: KVStore) -> None:
     store.create("k", {"n": 1})
     assert store.get("k") == store.get("k", 5) == {"n": 1}
@@ -85,7 +97,7 @@ def test_the_operators_are_the_methods(store: KVStore) -> None:
 
 def test_items_cannot_be_assigned(store: KVStore) -> None:
     """`create` never replaces, and an assignment that raised would be a surprise."""
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, AttributeError)):
         store["k"] = {}  # type: ignore[index]
     assert len(store) == 0
 
@@ -125,7 +137,7 @@ def _checked(item: tuple[str, Any]) -> str:
     return key
 
 
-@pytest.fixture(params=ITERATIONS.values(), ids=ITERATIONS.keys())
+@pytest.fixture(params=list(ITERATIONS.values()), ids=list(ITERATIONS))
 def iterate(request: pytest.FixtureRequest) -> Callable[[KVStore], Iterable[str]]:
     chosen: Callable[[KVStore], Iterable[str]] = request.param
     return chosen

@@ -93,14 +93,14 @@ class UnequalDict(dict[str, Any]):
     def __eq__(self, other: object) -> bool:
         return False
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class UnequalList(list[Any]):
     def __eq__(self, other: object) -> bool:
         return False
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class ElsewhereText(str):
@@ -443,10 +443,9 @@ def test_a_value_whose_repr_raises_is_still_an_invalid_value(store: KVStore) -> 
 
 @pytest.mark.parametrize("kind", [dict, list, tuple, Row, OrderedDict])
 def test_a_value_may_be_100_deep_and_no_deeper(store: KVStore, kind: type) -> None:
+    deepest, deeper = nested(MAX_DEPTH, kind), nested(MAX_DEPTH + 1, kind)
     if kind is OrderedDict:
-        deepest, deeper = OrderedDict(n=nested(MAX_DEPTH - 1)), OrderedDict(n=nested(MAX_DEPTH))
-    else:
-        deepest, deeper = nested(MAX_DEPTH, kind), nested(MAX_DEPTH + 1, kind)
+        deepest, deeper = OrderedDict(deepest), OrderedDict(deeper)
     assert _depth(deepest) == MAX_DEPTH
     assert _depth(_round_trip(store, deepest)) == MAX_DEPTH
     with pytest.raises(InvalidValueError):

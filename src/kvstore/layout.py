@@ -243,7 +243,8 @@ CONTROL_EMPTY, CONTROL_TOMBSTONE = 0, 1  # on disk: add, never renumber
 EMPTY_BYTE: Final = bytes([CONTROL_EMPTY])
 TOMBSTONE_BYTE: Final = bytes([CONTROL_TOMBSTONE])
 # The control byte of a live slot, by the low byte of `key_hash >> FINGERPRINT_SHIFT`.
-FINGERPRINTS: Final = tuple(bytes([byte if byte > 1 else byte + 2]) for byte in range(256))
+FINGERPRINT_CODES: Final = bytes(byte if byte > 1 else byte + 2 for byte in range(256))
+FINGERPRINTS: Final = tuple(bytes([code]) for code in FINGERPRINT_CODES)
 
 SLOT: Final = Struct("<32sQIHBx")
 SLOT_FIELDS: Final = ("key", "expires_at", "record", "value_size", "key_size")

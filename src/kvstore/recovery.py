@@ -4,21 +4,24 @@ Runs when a file is opened that was not closed, or whose directory, extent map o
 their checksum; also makes the index of a new file, which is that of no records.
 
 1. Scan every extent for records: aligned magic, sane sizes, inside its extent, at a multiple of its
-   class's block size, checksum right, not expired. Where records of two classes are in one extent,
-   those of the newest record's class win; only operations never flushed can have led to that.
-2. Clear the magic of everything that lost, and write extent map, free lists and an empty table with
-   a segment for every run of hashes, made to measure from a count of the hashes met.
-3. Scan the winners again and insert their slots. Of two records of one key the newer wins.
-4. Flush.
+   class's block size, checksum right, not expired. (A right checksum vouches for the key as well.)
+   Where records of two classes are in one extent, those of the newest record's class win; only
+   operations never flushed can have led to that.
+2. Clear the magic of everything that lost; write extent map, allocator and free lists.
+3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
+   one key the newer gets the slot, and the older is freed: likewise. Flush.
 
 Records are not moved and the file stays marked "not clean" until it is closed, so a crash in here
-does no harm: it starts again. The memory it takes does not depend on the number of records.
+does no harm: it starts again. It takes 8 bytes of memory a record for as long as it runs.
 """
 
 import logging
 from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from itertools import accumulate
+from itertools import chain
+from struct import Struct
 from time import monotonic
 from typing import Final
 
@@ -33,12 +36,9 @@ from .layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
-    CLASS_HEADS_OFFSET,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
-    ENTRY_FRESH_SHIFT,
-    ENTRY_KIND_MASK,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -50,7 +50,6 @@ from .layout import (
     KIND_SEGMENT,
     KIND_SLAB,
     MAX_DEPTH,
-    MAX_KEY_CHARACTERS,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE,
     MIN_DEPTH,
@@ -58,46 +57,54 @@ from .layout import (
     NO_BLOCK,
     NO_EXPIRY,
     NO_EXTENT,
+    RECORD,
+    RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
-    RECORD_WORDS,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SIZE_CLASSES,
     SLAB_ENTRY,
+    SLOT,
     SLOT_KEY_SIZE_SHIFT,
-    SLOT_RECORD_MASK,
-    SLOT_RECORD_OFFSET,
     SLOT_VALUE_SIZE_SHIFT,
     SPLIT_AT,
     U16,
+    key_hash,
     map_entry_offset,
+    record_checksum,
     segment_run,
 )
-from .segment import build
+from .segment import Member, build
 from .slab import Slab
-from .table import Table
 
 logger = logging.getLogger("kvstore")
 
 _PROGRESS_SECONDS: Final = 1.0
 _NO_MAGIC: Final = bytes(8)
+# A record as one word that sorts by hash: upper bits of the hash, then its offset in steps of 32.
+_PLACE_BITS: Final = 25
+_PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
+_ALIGNMENT_SHIFT: Final = BLOCK_ALIGNMENT.bit_length() - 1
+# Such words are parted by their uppermost bits, so that only one part is ever sorted at a time.
+_PART_SHIFT: Final = 56
+_PART_COUNT: Final = 1 << 64 - _PART_SHIFT
+_RUN_PER_PART: Final = DIRECTORY_ENTRIES // _PART_COUNT
 
 
-def rebuild(file: DataFile, extents: Extents, slab: Slab, table: Table, now_ms: int) -> None:
+def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     """Build the index of `file` from its records, which must be nobody else's to touch meanwhile.
 
     Raises:
         StoreFullError: the disk or the file has no room for the table.
         OSError: the operating system refused a write or the flush.
     """
-    file.begin_changes()
     started = monotonic()
-    rebuilding = _Rebuild(file, extents, slab, table, now_ms)
+    file.begin_changes()
+    rebuilding = _Rebuild(file, extents, slab, now_ms)
     rebuilding.scan()
-    rebuilding.lay_out_table()
-    rebuilding.fill_table()
+    rebuilding.write_table()
     file.flush()
     file.accept_rebuilt_index()
     rebuilding.report(monotonic() - started)
@@ -106,178 +113,214 @@ def rebuild(file: DataFile, extents: Extents, slab: Slab, table: Table, now_ms: 
 class _Rebuild:
     """The steps of `rebuild`, and what they count."""
 
-    def __init__(
-        self, file: DataFile, extents: Extents, slab: Slab, table: Table, now_ms: int
-    ) -> None:
+    def __init__(self, file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
         self._file = file
         self._extents = extents
         self._slab = slab
-        self._table = table
         self._now_ms = now_ms
-        self._last_extent = file.extent_count
         self._progress_due = monotonic() + _PROGRESS_SECONDS
-        # How many records' hashes lead to each entry of the directory.
-        self._hashes = array("I", bytes(4 * DIRECTORY_ENTRIES))
-        self.records = 0
-        self.expired = 0
-        self.damaged = 0
-        self.outdated = 0
+        self._parts = [array("Q") for _ in range(_PART_COUNT)]
+        self._records = 0
+        self._expired = 0
+        self._damaged = 0
+        self._outdated = 0
+        self._unplaced = 0
 
-    # --- step 1 and 2 --------------------------------------------------------------------------
+    # --- records, extent by extent -------------------------------------------------------------
 
     def scan(self) -> None:
         """Judge every record; write the extent map, the allocator and the free lists."""
-        file = self._file
+        count = self._file.extent_count
         entries = bytearray()
         heads = [NO_EXTENT] * len(BLOCK_SIZES)
         free = NO_EXTENT
-        for extent in range(FIXED_EXTENTS):
-            entries += SLAB_ENTRY.pack(KIND_FIXED, 0, 0, 0, 0, NO_EXTENT, NO_EXTENT, 0)
-        for extent in range(FIXED_EXTENTS, self._last_extent):
-            self._show_progress("scanned", extent)
-            entry = self._scan_extent(extent)
-            if entry is None:
-                entries += SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, free, 0)
-                free = extent
-                continue
-            size_class, live, first_free, fresh = entry
+        for extent in range(count):
+            kind, size_class, live, first_free, fresh = KIND_FIXED, 0, 0, 0, 0
             next_extent = NO_EXTENT
-            if first_free != NO_BLOCK or fresh < BLOCKS_PER_EXTENT[size_class]:
-                next_extent, heads[size_class] = heads[size_class], extent
-                if next_extent != NO_EXTENT:
-                    _set_previous(entries, next_extent, extent)
+            if extent >= FIXED_EXTENTS:
+                self._show_progress("scanned", extent, count, "extents")
+                size_class, live_positions = self._scan_extent(extent << EXTENT_SHIFT)
+                live = len(live_positions)
+                if not live:
+                    kind, size_class, next_extent, free = KIND_FREE, 0, free, extent
+                else:
+                    kind = KIND_SLAB
+                    first_free, fresh = self._chain_free_blocks(
+                        extent << EXTENT_SHIFT, BLOCK_SIZES[size_class], live_positions
+                    )
+                    if first_free != NO_BLOCK or fresh < BLOCKS_PER_EXTENT[size_class]:
+                        next_extent, heads[size_class] = heads[size_class], extent
+                        if next_extent != NO_EXTENT:
+                            U16.pack_into(entries, 16 * next_extent + 8, extent)
             entries += SLAB_ENTRY.pack(
-                KIND_SLAB, size_class, live, first_free, fresh, NO_EXTENT, next_extent, 0
+                kind, size_class, live, first_free, fresh, NO_EXTENT, next_extent, 0
             )
-        allocator = bytearray(ALLOCATOR_SIZE)
-        U16.pack_into(allocator, 0, free)
-        U16.pack_into(allocator, 2, self._last_extent)
-        for size_class, head in enumerate(heads):
-            U16.pack_into(allocator, CLASS_HEADS_OFFSET - ALLOCATOR_OFFSET + 2 * size_class, head)
-        file.write(EXTENT_MAP_OFFSET, bytes(entries))
-        file.write(ALLOCATOR_OFFSET, bytes(allocator))
+        allocator = Struct(f"<HHI{len(heads)}H").pack(free, count, 0, *heads)
+        self._file.write(EXTENT_MAP_OFFSET, bytes(entries))
+        self._file.write(ALLOCATOR_OFFSET, allocator.ljust(ALLOCATOR_SIZE, b"\0"))
 
-    def _scan_extent(self, extent: int) -> tuple[int, int, int, int] | None:
-        """Find an extent's records and leave only those whole, live and of one class.
+    def _scan_extent(self, base: int) -> tuple[int, list[int]]:
+        """Leave in the extent at offset `base` only records whole, live and of one class.
 
         Returns:
-            Size class, live blocks, first free block and fresh block; None where nothing lives.
+            Their size class and their positions in the extent, ascending.
         """
-        base = extent << EXTENT_SHIFT
         contents = self._file.map[base : base + EXTENT_SIZE]
-        position = contents.find(RECORD_MAGIC_BYTES)
-        if position < 0:
-            return None
-        seed = self._file.hash_seed
-        hashes = self._hashes
-        now_ms = self._now_ms
-        find, unpack = contents.find, RECORD_WORDS.unpack_from
-        found: list[tuple[int, int, int, int]] = []  # size class, position, hash, created_at
-        lost: list[int] = []
-        while position >= 0:
-            if not position & BLOCK_ALIGNMENT - 1:
-                head, created_at, expires_at, checksum = unpack(contents, position)
-                key_start = position + RECORD_HEADER_SIZE
-                value_start = key_start + (head >> SLOT_KEY_SIZE_SHIFT)
-                end = value_start + (head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
-                key = contents[key_start:value_start]
-                key_hash = xxh3_64_intdigest(key, seed)
-                if (
-                    end <= EXTENT_SIZE
-                    and checksum
-                    == xxh3_64_intdigest(
-                        contents[value_start:end], key_hash ^ created_at ^ expires_at << 16
-                    )
-                    and _is_sane(key, end - value_start)
-                ):
-                    size_class = SIZE_CLASSES[end - position + BLOCK_ALIGNMENT - 1 >> 5]
-                    if position % BLOCK_SIZES[size_class]:
-                        self.damaged += 1
-                        lost.append(position)
-                    elif expires_at and expires_at <= now_ms:
-                        self.expired += 1
-                        lost.append(position)
-                    else:
-                        found.append((size_class, position, key_hash, created_at))
-                        hashes[key_hash >> DIRECTORY_SHIFT] += 1
-                        position = end - 1  # nothing inside a record can look like one
-                else:
-                    self.damaged += 1
-                    lost.append(position)
-            position = find(RECORD_MAGIC_BYTES, position + 1)
-        return self._settle_extent(base, found, lost)
+        magics = contents.count(RECORD_MAGIC_BYTES)
+        if not magics:
+            return 0, []
+        # As a rule all magics are those of live records of one class. Whatever is not shows in
+        # their number, and is looked at one by one.
+        first = contents.find(RECORD_MAGIC_BYTES)
+        size_class = _size_class(contents, first)
+        positions = self._scan_blocks(contents, base, size_class) if size_class >= 0 else []
+        if len(positions) != magics:
+            for part in self._parts:
+                while part and part[-1] & _PLACE_MASK >= base >> _ALIGNMENT_SHIFT:
+                    part.pop()
+            size_class = self._clear_losers(contents, base)
+            contents = self._file.map[base : base + EXTENT_SIZE]
+            positions = self._scan_blocks(contents, base, size_class) if size_class >= 0 else []
+        self._records += len(positions)
+        return size_class, positions
 
-    def _settle_extent(
-        self, base: int, found: list[tuple[int, int, int, int]], lost: list[int]
-    ) -> tuple[int, int, int, int] | None:
-        """Keep one class's records of those found, clear what lost, and chain the free blocks."""
-        write = self._file.write
-        size_class = NO_BLOCK
-        if found:
-            size_class = found[0][0]
-            if any(record[0] != size_class for record in found):
-                size_class = max(found, key=lambda record: record[3])[0]
-                for other_class, position, key_hash, _ in found:
-                    if other_class != size_class:
-                        self.outdated += 1
-                        self._hashes[key_hash >> DIRECTORY_SHIFT] -= 1
-                        lost.append(position)
-                found = [record for record in found if record[0] == size_class]
-        for position in lost:
-            write(base + position, _NO_MAGIC)
-        if not found:
-            return None
-        self.records += len(found)
+    def _scan_blocks(self, contents: bytes, base: int, size_class: int) -> list[int]:
+        """Note the whole, live records in an extent's blocks of one class; return where they are."""
         block_size = BLOCK_SIZES[size_class]
-        live = {position // block_size for _, position, _, _ in found}
-        fresh = max(live) + 1
-        first_free = NO_BLOCK
-        if len(live) < fresh:
-            for block in range(fresh - 1, -1, -1):
-                if block not in live:
-                    write(base + block * block_size, FREE_BLOCK.pack(FREE_MAGIC, first_free, 0))
-                    first_free = block
-        return size_class, len(live), first_free, fresh
+        least = BLOCK_SIZES[size_class - 1] if size_class else RECORD_HEADER_SIZE
+        end_of_blocks = BLOCKS_PER_EXTENT[size_class] * block_size
+        words = memoryview(contents)[:end_of_blocks].cast("Q")
+        step = block_size >> 3
+        seed, now_ms, parts = self._file.hash_seed, self._now_ms, self._parts
+        positions = []
+        # Few different pairs of sizes occur: what follows from a header's first word is kept.
+        shapes: dict[int, tuple[int, int]] = {}
+        for position, head, created_at, expires_at, checksum in zip(
+            range(0, end_of_blocks, block_size),
+            words[0::step].tolist(),
+            words[1::step].tolist(),
+            words[2::step].tolist(),
+            words[3::step].tolist(),
+            strict=True,
+        ):
+            shape = shapes.get(head)
+            if shape is None:
+                shape = shapes[head] = _shape(head, least, block_size)
+            value_start, end = shape
+            if not end:
+                continue
+            value_start += position
+            key_hash = xxh3_64_intdigest(
+                contents[position + RECORD_HEADER_SIZE : value_start], seed
+            )
+            if checksum == xxh3_64_intdigest(
+                contents[value_start : position + end], key_hash ^ created_at ^ expires_at << 16
+            ) and (not expires_at or expires_at > now_ms):
+                positions.append(position)
+                parts[key_hash >> _PART_SHIFT].append(
+                    key_hash & ~_PLACE_MASK | base + position >> _ALIGNMENT_SHIFT
+                )
+        return positions
 
-    def lay_out_table(self) -> None:
-        """Write an empty table in free extents, with room for the hashes that were counted.
+    def _clear_losers(self, contents: bytes, base: int) -> int:
+        """Clear every magic of an extent that is not of a whole, live record of the winning class.
 
-        Segments that could not hold their records come first; where extents run out, others are
-        filled beyond 7/8.
+        Returns:
+            That class, of the newest record; -1 where there is none.
         """
-        below = [0, *accumulate(self._hashes)]
-        waiting = [
-            (below[prefix] - below[prefix + segment_run(MIN_DEPTH)], MIN_DEPTH, prefix)
-            for prefix in range(0, DIRECTORY_ENTRIES, segment_run(MIN_DEPTH))
+        aligned = [
+            position
+            for position in _all_positions(contents)
+            if position % BLOCK_ALIGNMENT == 0
         ]
-        segments: list[tuple[int, int]] = []
-        reserve = [self._take_extent() for _ in waiting]
+        whole = {}
+        winner, newest = -1, -1
+        for position in aligned:
+            size_class = _size_class(contents, position)
+            if size_class < 0 or not _is_whole(contents, position, self._file.hash_seed):
+                self._damaged += 1
+                continue
+            _, _, _, _, created_at, expires_at, _ = RECORD.unpack_from(contents, position)
+            if expires_at and expires_at <= self._now_ms:
+                self._expired += 1
+                continue
+            whole[position] = size_class
+            if created_at > newest:
+                winner, newest = size_class, created_at
+        for position in aligned:
+            if whole.get(position, -1) != winner or winner < 0:
+                self._file.write(base + position, _NO_MAGIC)
+        self._outdated += sum(size_class != winner for size_class in whole.values())
+        return winner
+
+    def _chain_free_blocks(
+        self, base: int, block_size: int, live_positions: list[int]
+    ) -> tuple[int, int]:
+        """Link the blocks between live ones to a list; return its first and the fresh block."""
+        fresh = live_positions[-1] // block_size + 1
+        first_free = NO_BLOCK
+        if len(live_positions) < fresh:
+            live = set(live_positions)
+            for block in range(fresh - 1, -1, -1):
+                if block * block_size not in live:
+                    self._file.write(
+                        base + block * block_size, FREE_BLOCK.pack(FREE_MAGIC, first_free, 0)
+                    )
+                    first_free = block
+        return first_free, fresh
+
+    # --- the table, segment by segment ---------------------------------------------------------
+
+    def write_table(self) -> None:
+        """Write a fresh table for the records that were noted."""
+        for number, part in enumerate(self._parts):
+            self._parts[number] = array("Q", sorted(part))
+        directory = array("H", bytes(2 * DIRECTORY_ENTRIES))
+        layout = self._lay_out()
+        for number, (extent, depth, prefix) in enumerate(layout):
+            self._show_progress("written", number, len(layout), "segments")
+            run = segment_run(depth)
+            members = self._members(prefix, run)
+            image, earliest = build(extent, depth, prefix, members)
+            self._file.write(extent << EXTENT_SHIFT, image)
+            self._file.write(
+                map_entry_offset(extent),
+                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, len(members), len(members), 0, earliest),
+            )
+            directory[prefix : prefix + run] = array("H", [extent]) * run
+        self._file.write(DIRECTORY_OFFSET, directory.tobytes())
+
+    def _lay_out(self) -> list[tuple[int, int, int]]:
+        """Cut the hashes into segments; return the extent, depth and prefix of each, in order.
+
+        The fullest are halved first. Where extents run out, the others are filled beyond 7/8.
+        """
+        run = segment_run(MIN_DEPTH)
+        waiting = [
+            (-self._count(prefix, run), MIN_DEPTH, prefix)
+            for prefix in range(0, DIRECTORY_ENTRIES, run)
+        ]
         heapify(waiting)
+        extents = [self._take_extent() for _ in waiting]
+        segments: list[tuple[int, int]] = []
         while waiting:
             negative_count, depth, prefix = heappop(waiting)
-            count = -negative_count
-            if count > SPLIT_AT and depth < MAX_DEPTH:
+            if -negative_count > SPLIT_AT and depth < MAX_DEPTH:
                 try:
-                    reserve.append(self._take_extent())
+                    extents.append(self._take_extent())
                 except StoreFullError:
-                    if count > SEGMENT_SLOTS:
+                    if -negative_count > SEGMENT_SLOTS:
                         raise
                 else:
                     half = segment_run(depth + 1)
-                    middle = below[prefix + half]
-                    heappush(waiting, (below[prefix] - middle, depth + 1, prefix))
-                    heappush(
-                        waiting, (middle - below[prefix + 2 * half], depth + 1, prefix + half)
-                    )
+                    for start in (prefix, prefix + half):
+                        heappush(waiting, (-self._count(start, half), depth + 1, start))
                     continue
-            segments.append((depth, prefix))
-        directory = array("H", bytes(2 * DIRECTORY_ENTRIES))
-        for extent, (depth, prefix) in zip(sorted(reserve), sorted(segments), strict=True):
-            image, _ = build(extent, depth, prefix, [])
-            self._file.write(extent << EXTENT_SHIFT, image)
-            run = segment_run(depth)
-            directory[prefix : prefix + run] = array("H", [extent]) * run
-        self._file.write(DIRECTORY_OFFSET, directory.tobytes())
+            segments.append((prefix, depth))
+        return [
+            (extent, depth, prefix)
+            for extent, (prefix, depth) in zip(sorted(extents), sorted(segments), strict=True)
+        ]
 
     def _take_extent(self) -> int:
         with self._extents.lock, Undo(self._file) as undo:
@@ -287,95 +330,147 @@ class _Rebuild:
             )
         return extent
 
-    # --- step 3 --------------------------------------------------------------------------------
+    def _slices(self, prefix: int, run: int) -> "Iterator[tuple[array[int], int, int]]":
+        """Yield the parts of the noted records whose hashes lead to `run` directory entries."""
+        for number in range(prefix // _RUN_PER_PART, (prefix + run - 1) // _RUN_PER_PART + 1):
+            part = self._parts[number]
+            start, end = 0, len(part)
+            if run < _RUN_PER_PART:
+                start = bisect_left(part, prefix << DIRECTORY_SHIFT)
+                end = bisect_left(part, prefix + run << DIRECTORY_SHIFT)
+            yield part, start, end
 
-    def fill_table(self) -> None:
-        """Insert a slot for every record, and free the older of two records of one key."""
-        words = self._file.words
-        for extent in range(FIXED_EXTENTS, self._last_extent):
-            entry = words[map_entry_offset(extent) >> 3]
-            if entry & ENTRY_KIND_MASK == KIND_SLAB:
-                self._show_progress("indexed", extent)
-                fresh = entry >> ENTRY_FRESH_SHIFT
-                self._insert_extent(extent, BLOCK_SIZES[entry >> 8 & 0xFF], fresh)
+    def _count(self, prefix: int, run: int) -> int:
+        return sum(end - start for _, start, end in self._slices(prefix, run))
 
-    def _insert_extent(self, extent: int, block_size: int, fresh: int) -> None:
-        seed, mapped = self._file.hash_seed, self._file.map
-        find, insert, unpack = self._table.find, self._table.insert, RECORD_WORDS.unpack_from
-        base = extent << EXTENT_SHIFT
-        for offset in range(base, base + fresh * block_size, block_size):
-            head, created_at, expires_at, _ = unpack(mapped, offset)
-            if head & 0xFFFF_FFFF != RECORD_MAGIC:
-                continue
-            key_start = offset + RECORD_HEADER_SIZE
-            key = mapped[key_start : key_start + (head >> SLOT_KEY_SIZE_SHIFT)]
-            key_hash = xxh3_64_intdigest(key, seed)
-            slot = find(key_hash, key)
-            if slot > 0:
-                slot = self._settle_key(slot, key_hash, key, created_at)
-            if slot < 0:
-                value_size = head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
-                insert(-slot, key_hash, key, offset, value_size, expires_at)
-            else:
-                self.records -= 1
-                self.outdated += 1
-                self._slab.give(offset)
+    def _members(self, prefix: int, run: int) -> list[Member]:
+        """Return the slots, to be, of the records whose hashes lead to `run` directory entries."""
+        mapped, words, seed = self._file.map, self._file.words, self._file.hash_seed
+        members: list[Member] = []
+        previous = -_PLACE_MASK
+        for word in chain.from_iterable(
+            part[start:end] for part, start, end in self._slices(prefix, run)
+        ):
+            offset = (word & _PLACE_MASK) << _ALIGNMENT_SHIFT
+            head, expires_at = words[offset >> 3], words[offset + RECORD_EXPIRES_OFFSET >> 3]
+            size = head >> SLOT_KEY_SIZE_SHIFT
+            key = mapped[offset + RECORD_HEADER_SIZE : offset + RECORD_HEADER_SIZE + size]
+            slot = SLOT.pack(key, expires_at, offset, head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF, size)
+            members.append((xxh3_64_intdigest(key, seed), expires_at, slot))
+            if word - previous <= _PLACE_MASK:
+                self._settle_last(members)
+            previous = word
+        if len(members) > SEGMENT_SLOTS:
+            self._unplaced += len(members) - SEGMENT_SLOTS
+            self._file.leave_unclean()
+        return members[:SEGMENT_SLOTS]
 
-    def _settle_key(self, slot: int, key_hash: int, key: bytes, created_at: int) -> int:
-        """Of two records of one key let the newer have the slot; return as `find` does.
+    def _settle_last(self, members: list[Member]) -> None:
+        """Where the last member is of the same key as one shortly before it, keep the newer.
 
         Only operations that were never flushed can have left both.
         """
-        record = self._file.words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
-        _, other_created_at, _, _ = RECORD_WORDS.unpack_from(self._file.map, record)
-        if created_at <= other_created_at:
-            return slot
-        self.records -= 1
-        self.outdated += 1
-        self._table.delete(slot, key)
-        return self._table.find(key_hash, key)
+        *_, (last_hash, _, last_slot) = members
+        for index in range(len(members) - 2, -1, -1):
+            member_hash, _, slot = members[index]
+            if member_hash >> _PLACE_BITS != last_hash >> _PLACE_BITS:
+                return
+            if member_hash == last_hash and self._key(slot) == self._key(last_slot):
+                older = index if self._created_at(slot) < self._created_at(last_slot) else -1
+                self._slab.give(SLOT.unpack(members.pop(older)[2])[2])
+                self._records -= 1
+                self._outdated += 1
+                return
+
+    def _key(self, slot: bytes) -> bytes:
+        _, _, record, _, size = SLOT.unpack(slot)
+        return self._slab.key_at(record, size)
+
+    def _created_at(self, slot: bytes) -> int:
+        created_at: int = RECORD.unpack_from(self._file.map, SLOT.unpack(slot)[2])[4]
+        return created_at
 
     # --- what it says --------------------------------------------------------------------------
 
-    def _show_progress(self, what: str, extent: int) -> None:
+    def _show_progress(self, what: str, done: int, count: int, things: str) -> None:
         if monotonic() >= self._progress_due:
             self._progress_due = monotonic() + _PROGRESS_SECONDS
             logger.info(
-                "%s: recovery has %s %d of %d extents, %d records",
+                "%s: recovery has %s %d of %d %s, %d records so far",
                 self._file.path,
                 what,
-                extent,
-                self._last_extent,
-                self.records,
+                done,
+                count,
+                things,
+                self._records,
             )
 
     def report(self, seconds: float) -> None:
         """Log what was found; nothing for a new file."""
-        if not (self.records or self.expired or self.damaged or self.outdated):
-            return
-        logger.warning(
-            "%s: was not closed; rebuilt the index of %d records in %.2f s; "
-            "dropped %d expired, %d outdated and %d damaged ones",
-            self._file.path,
-            self.records,
-            seconds,
-            self.expired,
-            self.outdated,
-            self.damaged,
-        )
+        if self._records or self._expired or self._damaged or self._outdated:
+            logger.warning(
+                "%s: was not closed; rebuilt the index of %d records in %.2f s; "
+                "dropped %d expired, %d outdated and %d damaged ones",
+                self._file.path,
+                self._records,
+                seconds,
+                self._expired,
+                self._outdated,
+                self._damaged,
+            )
+        if self._unplaced:
+            logger.error(
+                "%s: %d records have no slot, because one entry of the directory is full; delete "
+                "others and open the store again",
+                self._file.path,
+                self._unplaced,
+            )
 
 
-def _is_sane(key: bytes, value_size: int) -> bool:
-    """Tell whether key and value are such as the store takes."""
-    if not 0 < len(key) <= MAX_KEY_SIZE or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE:
-        return False
-    if len(key) <= MAX_KEY_CHARACTERS and key.isascii():
-        return True
-    try:
-        return len(key.decode()) <= MAX_KEY_CHARACTERS
-    except UnicodeDecodeError:
-        return False
+def _all_positions(contents: bytes) -> Iterator[int]:
+    """Yield where the bytes of a record's magic are, aligned or not."""
+    position = contents.find(RECORD_MAGIC_BYTES)
+    while position >= 0:
+        yield position
+        position = contents.find(RECORD_MAGIC_BYTES, position + 1)
 
 
-def _set_previous(entries: bytearray, extent: int, previous: int) -> None:
-    U16.pack_into(entries, 16 * extent + 8, previous)
+def _shape(head: int, least: int, most: int) -> tuple[int, int]:
+    """Return where value and record end begin, in a record with this first word; (0, 0) if none.
+
+    A record of its class takes more than `least` bytes and `most` at the most.
+    """
+    value_start = RECORD_HEADER_SIZE + (head >> SLOT_KEY_SIZE_SHIFT)
+    end = value_start + (head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
+    if head & 0xFFFF_FFFF == RECORD_MAGIC and least < end <= most:
+        return value_start, end
+    return 0, 0
+
+
+def _size_class(contents: bytes, position: int) -> int:
+    """Return the size class that a magic in an extent goes with; -1 where it can be no record's."""
+    if position % BLOCK_ALIGNMENT or position + RECORD_HEADER_SIZE > EXTENT_SIZE:
+        return -1
+    _, value_size, key_size, flags, *_ = RECORD.unpack_from(contents, position)
+    if (
+        flags
+        or not 0 < key_size <= MAX_KEY_SIZE
+        or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
+    ):
+        return -1
+    size = RECORD_HEADER_SIZE + key_size + value_size
+    size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> _ALIGNMENT_SHIFT]
+    if position % BLOCK_SIZES[size_class] or position + BLOCK_SIZES[size_class] > EXTENT_SIZE:
+        return -1
+    return size_class
+
+
+def _is_whole(contents: bytes, position: int, hash_seed: int) -> bool:
+    """Tell whether the record of sane sizes at `position` of an extent has the right checksum."""
+    _, value_size, key_size, _, created_at, expires_at, checksum = RECORD.unpack_from(
+        contents, position
+    )
+    value_start = position + RECORD_HEADER_SIZE + key_size
+    key = contents[position + RECORD_HEADER_SIZE : value_start]
+    value = contents[value_start : value_start + value_size]
+    return checksum == record_checksum(value, key_hash(key, hash_seed), created_at, expires_at)

@@ -15,8 +15,8 @@ from .layout import (
     CONTROL_TOMBSTONE,
     EARLIEST_OFFSET,
     EXTENT_SHIFT,
+    FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
-    FINGERPRINTS,
     NEVER,
     NO_EXPIRY,
     SLOT_COUNT,
@@ -53,14 +53,14 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
     At most 1,280 members, whose hashes all belong there.
     """
     slots: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
-    controls: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
+    controls = [bytearray() for _ in range(BUCKET_COUNT)]
     earliest = [NO_EXPIRY] * BUCKET_COUNT
     for key_hash, expires_at, slot in members:
         bucket = key_hash & BUCKET_COUNT - 1
         while len(slots[bucket]) == SLOT_COUNT:
             bucket = (bucket + 1) & BUCKET_COUNT - 1
         slots[bucket].append(slot)
-        controls[bucket].append(FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
+        controls[bucket].append(FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF])
         if expires_at and expires_at < earliest[bucket]:
             earliest[bucket] = expires_at
     pages = []
@@ -70,7 +70,7 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
             earliest[bucket],
             0 if bucket else depth,
             0 if bucket else prefix,
-            b"".join(controls[bucket]),
+            controls[bucket],
         )
         page = b"".join((header, _HEADER_PADDING, *slots[bucket]))
         pages.append(page.ljust(BUCKET_SIZE, b"\0"))

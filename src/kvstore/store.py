@@ -38,6 +38,7 @@ from .layout import (
     EXTENT_SIZE,
     KIND_FREE,
     KIND_SEGMENT,
+    KIND_SLAB,
     MAX_FILE_SIZE,
     MIN_MAX_BYTES,
     RECORD_HEADER_SIZE,
@@ -141,7 +142,7 @@ class KVStore(Mapping[str, Value]):
             if not (self._file.trusted and self._table.is_mapped()):
                 from .recovery import rebuild  # after a crash only
 
-                rebuild(self._file, extents, self._slab, self._table, _now_ms())
+                rebuild(self._file, extents, self._slab, _now_ms())
         except BaseException:
             self._file.leave_unclean()
             self._file.close()
@@ -490,7 +491,7 @@ class KVStore(Mapping[str, Value]):
                     records += live
                 elif kind == KIND_FREE:
                     free_size += EXTENT_SIZE
-                elif size_class < len(BLOCK_SIZES):
+                elif kind == KIND_SLAB:
                     slabs += 1
                     live_size += live * BLOCK_SIZES[size_class]
             return StoreStats(

@@ -26,5 +26,5 @@ def seeded_random() -> random.Random:
     """Return a random generator and print its seed, which pytest shows when the test fails."""
     text = os.environ.get("KVSTORE_TEST_SEED")
     seed = int(text) if text is not None else random.SystemRandom().getrandbits(32)
-    print(f"KVSTORE_TEST_SEED={seed}")
+    print(f"KVSTORE_TEST_SEED={seed}")  # noqa: T201
     return random.Random(seed)

@@ -30,10 +30,10 @@ def run_python(code: str, *arguments: object) -> str:
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
         env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         encoding="utf-8",
         timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     assert not finished.stderr

@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 from .children import PATIENCE_SECONDS, environment
 
@@ -63,7 +63,7 @@ class Child:
 
     def __init__(self, script: str, *arguments: object, extra_fds: tuple[int, ...] = ()) -> None:
         code = _PRELUDE + textwrap.dedent(script)
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._heard = b""
         inherited = environment()
         self._process = subprocess.Popen(
@@ -150,21 +150,21 @@ class Child:
         try:
             return self._process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._fail("hangs at its end")
+            self._fail("hangs at its end", hangs=True)
 
     def _read_more(self) -> bool:
         ready, _, _ = select.select([self._stdout], [], [], PATIENCE_SECONDS)
         if not ready:
-            self._fail(f"hangs: not a word in {PATIENCE_SECONDS} seconds")
+            self._fail(f"hangs: not a word in {PATIENCE_SECONDS} seconds", hangs=True)
         block: bytes = os.read(self._stdout.fileno(), 65_536)
         self._heard += block
         return bool(block)
 
-    def _fail(self, what: str) -> Any:
-        if self._process.poll() is None:
-            # The watchdog: have faulthandler show where it hangs, if it still can.
+    def _fail(self, what: str, *, hangs: bool = False) -> NoReturn:
+        if hangs:
+            # faulthandler writes where every thread is, then lets the child die.
             self._process.send_signal(signal.SIGABRT)
-        code = self._process.wait()
+        code = self._process.wait(PATIENCE_SECONDS)
         self._errors.seek(0)
         errors = self._errors.read().decode(errors="replace")
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"

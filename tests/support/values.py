@@ -49,9 +49,9 @@ def sized_value(size: int, mark: int = 0) -> Value:
 
 def nested(depth: int, kind: type = dict) -> Value:
     """Return a value of `depth` levels, itself the first; those below are of `kind`."""
-    item: Any = {} if kind is dict else kind()
+    item: Any = kind()
     for _ in range(depth - 2):
-        item = {"n": item} if kind is dict else kind([item])
+        item = kind({"n": item}) if issubclass(kind, dict) else kind([item])
     return {"n": item} if depth > 1 else {}
 
 

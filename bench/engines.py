@@ -1,0 +1,161 @@
+"""The stores that are compared, each made to do the same work.
+
+`create` fails where the key is there and has not expired, `read` checks the expiry and parses,
+`delete` fails where the key is absent; a value is stored with its expiry, in milliseconds since 1970
+(0: never). All are used as they should be for speed: SQLite by one cached statement an operation,
+LMDB by one short transaction. None waits for the disk.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from struct import Struct
+from threading import Lock
+from time import time_ns
+from typing import Any, Final, Protocol
+
+import orjson
+
+
+class Engine(Protocol):
+    """What the benchmark asks of a store. An absent key is a KeyError."""
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...  # noqa: D102
+    def read(self, key: str) -> dict[str, Any]: ...  # noqa: D102
+    def delete(self, key: str) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class SqliteEngine:
+    """sqlite3 of the standard library: WAL, synchronous=OFF, a table WITHOUT ROWID.
+
+    The connection commits each statement by itself and may be used by any thread, one at a time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = Lock()
+        self._connection = sqlite3.connect(
+            directory / "store.sqlite", isolation_level=None, check_same_thread=False
+        )
+        for setting in (
+            "journal_mode = WAL",
+            "synchronous = OFF",
+            "cache_size = -262144",  # 256 MiB: all of it fits
+            "mmap_size = 1073741824",
+            "temp_store = MEMORY",
+        ):
+            self._connection.execute(f"PRAGMA {setting}").fetchall()
+        self._connection.execute(
+            "CREATE TABLE record (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires_at INTEGER "
+            "NOT NULL) WITHOUT ROWID"
+        )
+        self._execute = self._connection.execute
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        """Insert the record; where the key is there, take the place of an expired one."""
+        encoded = orjson.dumps(value)
+        expires_at = time_ns() // 1_000_000 + ttl * 1000 if ttl else 0
+        with self._lock:
+            try:
+                self._execute("INSERT INTO record VALUES (?, ?, ?)", (key, encoded, expires_at))
+            except sqlite3.IntegrityError:
+                changed = self._execute(
+                    "UPDATE record SET value = ?, expires_at = ? WHERE key = ? "
+                    "AND expires_at != 0 AND expires_at <= ?",
+                    (encoded, expires_at, key, time_ns() // 1_000_000),
+                ).rowcount
+                if not changed:
+                    raise ValueError(f"{key!r} exists") from None
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Return the value."""
+        with self._lock:
+            row = self._execute(
+                "SELECT value, expires_at FROM record WHERE key = ?", (key,)
+            ).fetchone()
+        if row is None or (row[1] and row[1] <= time_ns() // 1_000_000):
+            raise KeyError(key)
+        value: dict[str, Any] = orjson.loads(row[0])
+        return value
+
+    def delete(self, key: str) -> None:
+        """Delete the record."""
+        with self._lock:
+            changed = self._execute(
+                "DELETE FROM record WHERE key = ? AND (expires_at = 0 OR expires_at > ?)",
+                (key, time_ns() // 1_000_000),
+            ).rowcount
+        if not changed:
+            raise KeyError(key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+class LmdbEngine:
+    """py-lmdb with a writable map and no flushes: eight bytes of expiry, then the JSON."""
+
+    _EXPIRY: Final = Struct("<Q")
+    _MAP_SIZE: Final = 8 << 30  # address space; the file has holes
+
+    def __init__(self, directory: Path) -> None:
+        import lmdb
+
+        self._environment = lmdb.open(
+            str(directory / "store.lmdb"),
+            map_size=self._MAP_SIZE,
+            subdir=False,
+            writemap=True,
+            sync=False,
+            metasync=False,
+        )
+        self._begin = self._environment.begin
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        """Put the record; where the key is there, take the place of an expired one."""
+        expires_at = time_ns() // 1_000_000 + ttl * 1000 if ttl else 0
+        name = key.encode()
+        stored = self._EXPIRY.pack(expires_at) + orjson.dumps(value)
+        with self._begin(write=True) as transaction:
+            if not transaction.put(name, stored, overwrite=False):
+                if not self._expired(transaction.get(name)):
+                    raise ValueError(f"{key!r} exists")
+                transaction.put(name, stored)
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Return the value."""
+        with self._begin(buffers=True) as transaction:
+            stored = transaction.get(key.encode())
+            if stored is None or self._expired(stored):
+                raise KeyError(key)
+            value: dict[str, Any] = orjson.loads(stored[8:])
+        return value
+
+    def delete(self, key: str) -> None:
+        """Delete the record; an expired one is taken away too, but was absent."""
+        with self._begin(write=True) as transaction:
+            stored = transaction.pop(key.encode())
+        if stored is None or self._expired(stored):
+            raise KeyError(key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._environment.close()
+
+    def _expired(self, stored: Any) -> bool:
+        (expires_at,) = self._EXPIRY.unpack_from(stored)
+        return bool(expires_at) and bool(expires_at <= time_ns() // 1_000_000)
+
+
+def _open_kvstore(directory: Path) -> Engine:
+    from kvstore import KVStore
+
+    return KVStore(directory / "store.kvs")
+
+
+OPENERS: Final[dict[str, Callable[[Path], Engine]]] = {
+    "kvstore": _open_kvstore,
+    "sqlite3": SqliteEngine,
+    "lmdb": LmdbEngine,
+}

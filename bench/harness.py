@@ -1,0 +1,229 @@
+"""What the benchmarks share: keys and values, the record of the machine, progress, tables, results.
+
+Keys and values are functions of their number, so that every process of a benchmark makes the same
+ones without being sent them, and none has to be kept.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+KEY_SIZE: Final = 20  # bytes, and characters
+RESULTS: Final = Path(__file__).resolve().parent / "results"
+
+_KEY_BITS: Final = KEY_SIZE * 4
+_KEY_MASK: Final = (1 << _KEY_BITS) - 1
+_KEY_MULTIPLIERS: Final = (0x9E3779B97F4A7C15F39D, 0xC2B2AE3D27D4EB4F1657)  # odd, so it is 1:1
+_SMALLEST_VALUE: Final = 80  # bytes
+_WORDS: Final = (
+    "amber basin cedar delta ember fjord grove harbor island juniper kettle lagoon meadow nectar "
+    "orchard prairie quartz river summit timber upland valley willow yarrow zephyr"
+).split()
+
+
+# --- keys and values -----------------------------------------------------------------------------
+
+
+def key_of(index: int) -> str:
+    """Return key number `index`: 20 hexadecimal digits in no order, different for each number."""
+    number = index + 1
+    for multiplier in _KEY_MULTIPLIERS:
+        number = number * multiplier & _KEY_MASK
+        number ^= number >> (_KEY_BITS // 2)
+    return f"{number:0{KEY_SIZE}x}"
+
+
+def make_keys(count: int, first: int = 0) -> list[str]:
+    """Return the keys number `first` to `first + count - 1`."""
+    return [key_of(index) for index in range(first, first + count)]
+
+
+def make_values(size: int, count: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Return `count` flat objects like those of an application, each `size` bytes as compact JSON.
+
+    Raises:
+        ValueError: `size` is under 80 bytes.
+    """
+    if size < _SMALLEST_VALUE:
+        raise ValueError(f"values of {size:,} bytes, at least {_SMALLEST_VALUE} are needed")
+    rng = random.Random(seed)
+    return [_make_value(size, rng) for _ in range(count)]
+
+
+def _make_value(size: int, rng: random.Random) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "id": rng.randrange(10**6, 10**7),
+        "name": rng.choice(_WORDS),
+        "active": rng.random() < 0.5,
+        "score": rng.randrange(1000) + 0.5,
+        "note": "",
+    }
+    missing = size - len(orjson.dumps(value))
+    while missing > 64:
+        field = f"{rng.choice(_WORDS)}_{len(value)}"
+        value[field] = rng.choice([rng.randrange(10**9), _text(32, rng), rng.random() < 0.5])
+        missing = size - len(orjson.dumps(value))
+    value["note"] = _text(missing, rng)
+    if len(orjson.dumps(value)) != size:
+        raise AssertionError(f"made a value of another size than {size:,} bytes: {value!r}")
+    return value
+
+
+def _text(length: int, rng: random.Random) -> str:
+    """Return `length` characters of words."""
+    words: list[str] = []
+    while sum(map(len, words)) + len(words) < length:
+        words.append(rng.choice(_WORDS))
+    return " ".join(words)[:length].ljust(length, "s")
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def describe_machine(directory: Path, libraries: Iterable[str]) -> dict[str, Any]:
+    """Return what the figures depend on: date, machine, Python, versions, file system of a folder."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "file_system": _file_system(directory),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "sqlite": sqlite3.sqlite_version,
+        "libraries": {name: _version(name) for name in libraries},
+    }
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Return the record of `describe_machine` as a line of text."""
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    return (
+        f"{machine['date']}: {machine['cpu']}, {machine['cpu_count']} CPUs, {machine['system']}, "
+        f"{machine['file_system']}; {machine['python']}, SQLite {machine['sqlite']}, {libraries}"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _file_system(directory: Path) -> str:
+    """Return the type of the file system that `directory` is on, where Linux tells it."""
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    resolved = directory.resolve()
+    found = (0, "unknown")
+    for mount in mounts:
+        _, place, kind, *_ = mount.split()
+        if resolved.is_relative_to(place):
+            found = max(found, (len(place), kind))
+    return found[1]
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "of no installed package"
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"bench/{name}.py", description=description)
+    parser.add_argument("--quick", action="store_true", help="small and short; see if it works")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the files (default: the temporary folder)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"JSON file to write (default: bench/results/{name}.json, with --quick none)",
+    )
+    return parser
+
+
+@contextmanager
+def scratch_directory(parent: Path | None) -> Iterator[Path]:
+    """Make a new folder under `parent`, or under the temporary folder; remove it at the end."""
+    with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=parent) as name:
+        yield Path(name)
+
+
+def save(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write `result` where the arguments of the benchmark say."""
+    path: Path | None = arguments.output
+    if path is None:
+        if arguments.quick:
+            return
+        path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+class Progress:
+    """One line on standard error that says how far it is; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        """Put `text` in the place of what was there."""
+        if self._shown:
+            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        self.show("")
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose columns line up as plain text too; all but the first to the right."""
+    lines = [list(headings), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in [lines[0], rule, *lines[1:]]
+    )
+
+
+def percentile(ordered: Sequence[int], share: float) -> int:
+    """Return the member of a sorted sequence that `share` (0 to 1) of the members do not exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

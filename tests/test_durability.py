@@ -1,0 +1,618 @@
+"""Power loss and failing disks: what `sync`, `close` and `durable=True` promise of stable storage."""
+
+import errno
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from support import MIB, scaled, seeded_random
+from support.images import (
+    PAGE,
+    SECTOR,
+    History,
+    PowerLoss,
+    before_each_flush,
+    write_image,
+)
+from support.processes import PATIENCE_SECONDS
+from support.workload import Workload, make_value
+
+from kvstore import KVStore, KVStoreError
+from kvstore.check import check_file
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="flushes are seen and made to fail at os.fdatasync"
+)
+
+by_sector_and_by_page = pytest.mark.parametrize("unit", [SECTOR, PAGE], ids=["sector", "page"])
+
+# Small, so that an image is quickly written and mapped.
+MAX_BYTES = 16 * MIB
+
+
+def assert_whole(path: Path) -> None:
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+def work(store: KVStore, history: History, workload: Iterator, count: int) -> None:
+    for key, value in islice(workload, count):
+        history.apply(store, key, value)
+
+
+def states_during(
+    path: Path, store: KVStore, history: History, workload: Iterator, steps: int, step: int
+) -> list[bytes]:
+    """Return the file as it is, and after each of `steps` times `step` operations."""
+    states = [path.read_bytes()]
+    for _ in range(steps):
+        work(store, history, workload, step)
+        states.append(path.read_bytes())
+    return states
+
+
+def assert_survives(image_path: Path, history: History) -> None:
+    """Assert that the file opens, holds what was promised, works, and is whole once closed."""
+    with KVStore(image_path, max_bytes=MAX_BYTES) as store:
+        contents = {key: store.read(key) for key in store}
+        assert dict(store.items()) == contents
+        assert len(store) == len(contents)
+        history.assert_allows(contents)
+        for key in history.live.keys() - contents.keys():
+            assert key not in store
+            assert store.get(key) is None
+        for number in range(20):
+            store.create(f"afterwards {number}", make_value("afterwards", number, 40 * number))
+        for key in list(contents)[::2]:
+            store.delete(key)
+    assert_whole(image_path)
+
+
+def survive_many(
+    states: list[bytes], unit: int, history: History, path: Path, rng: random.Random, images: int
+) -> None:
+    crash = PowerLoss(states, unit)
+    for number in range(images):
+        image = crash.image(rng)
+        try:
+            assert_survives(write_image(path.with_suffix(".image"), image), history)
+        except BaseException as error:
+            error.add_note(f"image {number}, {len(crash.changed)} units differ")
+            raise
+
+
+# --- power loss --------------------------------------------------------------------------------
+
+
+@by_sector_and_by_page
+def test_what_was_synced_survives_power_loss_unharmed(path: Path, unit: int) -> None:
+    """After the sync, blocks are freed and used again, also for values of quite another size."""
+    rng = seeded_random()
+    for _ in range(scaled(4)):
+        path.unlink(missing_ok=True)
+        history = History()
+        workload = iter(Workload(rng, {}, population=150))
+        with KVStore(path, max_bytes=MAX_BYTES) as store:
+            work(store, history, workload, rng.choice((0, 50, 400)))
+            store.sync()
+            history.synced()
+            states = states_during(path, store, history, workload, 3, rng.choice((3, 30, 150)))
+        survive_many(states, unit, history, path, rng, images=15)
+
+
+@by_sector_and_by_page
+def test_power_loss_amid_growth_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    history = History()
+    workload = iter(Workload(rng, {}, population=2_000, grow=0.9))
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        work(store, history, workload, 200)
+        store.sync()
+        history.synced()
+        states = states_during(path, store, history, workload, 4, 150)
+        assert len(states[-1]) > len(states[0]), "the file was to grow"
+    survive_many(states, unit, history, path, rng, images=scaled(25))
+
+
+@by_sector_and_by_page
+def test_power_loss_amid_rewrites_of_segments_harms_nothing_that_was_synced(
+    path: Path, unit: int
+) -> None:
+    rng = seeded_random()
+    history = History()
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        # A segment holds 1,280 slots and is rewritten at 7/8 of these: the 16 first ones are near.
+        for number in range(17_000):
+            key = f"k{number}"
+            history.apply(store, key, make_value(key, number, 20))
+        store.sync()
+        history.synced()
+        segments = store.stats().segments
+        workload = iter(Workload(rng, {}, prefix="later", population=9_000, grow=1, largest=30))
+        states = states_during(path, store, history, workload, 3, 600)
+        assert store.stats().segments > segments, "segments were to be split"
+    survive_many(states, unit, history, path, rng, images=scaled(6))
+
+
+def test_power_loss_amid_deletes_undoes_a_delete_or_not_and_never_half(path: Path) -> None:
+    rng = seeded_random()
+    history = History()
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        for number in range(300):
+            key = f"k{number}"
+            history.apply(store, key, make_value(key, number, 500))
+        store.sync()
+        history.synced()
+        before = path.read_bytes()
+        for number in range(0, 300, 2):
+            history.apply(store, f"k{number}", None)
+        states = [before, path.read_bytes()]
+    survive_many(states, SECTOR, history, path, rng, images=scaled(20))
+
+
+def test_nothing_deleted_before_the_sync_comes_back(path: Path) -> None:
+    """The old records' bytes may still be in the file, and in images."""
+    rng = seeded_random()
+    history = History()
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        for number in range(300):
+            history.apply(store, f"k{number}", make_value("k", number, 300))
+        for number in range(300):
+            history.apply(store, f"k{number}", None)
+        store.sync()
+        history.synced()
+        work(store, history, iter(Workload(rng, {}, prefix="new")), 100)
+        assert not any(key.startswith("k") for key in store)
+        states = [path.read_bytes()]
+        work(store, history, iter(Workload(rng, {}, prefix="newer")), 100)
+        states.append(path.read_bytes())
+    for key in [f"k{number}" for number in range(300)]:
+        assert key not in history.live
+    survive_many(states, SECTOR, history, path, rng, images=scaled(20))
+
+
+@by_sector_and_by_page
+def test_every_operation_that_was_durable_survives_power_loss(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    history = History()
+    with KVStore(path, max_bytes=MAX_BYTES, durable=True) as store:
+        workload = iter(Workload(rng, {}, population=60))
+        work(store, history, workload, 100)
+        history.synced()
+        for _ in range(scaled(25)):
+            key, value = next(workload)
+            at_flush: list[bytes] = []
+            durable = path.read_bytes()
+            with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
+                history.apply(store, key, value)
+            assert at_flush, "a durable operation returned without a flush"
+            # Power is lost during the operation: the key is as before, or as after.
+            crash = PowerLoss([durable, at_flush[-1]], unit)
+            assert_survives(write_image(path.with_suffix(".image"), crash.image(rng)), history)
+            # Power is lost right after: the operation stands, whatever else was under way.
+            history.synced()
+            crash = PowerLoss([at_flush[-1], path.read_bytes()], unit)
+            assert_survives(write_image(path.with_suffix(".image"), crash.image(rng)), history)
+
+
+@by_sector_and_by_page
+def test_power_loss_during_close_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    for _ in range(scaled(5)):
+        path.unlink(missing_ok=True)
+        history = History()
+        store = KVStore(path, max_bytes=MAX_BYTES)
+        workload = iter(Workload(rng, {}, population=100))
+        work(store, history, workload, 200)
+        store.sync()
+        history.synced()
+        synced = path.read_bytes()
+        work(store, history, workload, 100)
+        at_flush = [synced]
+        with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
+            store.close()
+        assert len(at_flush) > 1, "close returned without a flush"
+        survive_many(at_flush[:2], unit, history, path, rng, images=4)
+        # From the first flush of close on, all is on the disk; what follows is the mark of a clean
+        # file, which must not be there before.
+        history.synced()
+        at_flush.append(path.read_bytes())
+        for flushed, later in zip(at_flush[1:], at_flush[2:], strict=False):
+            survive_many([flushed, later], unit, history, path, rng, images=4)
+
+
+@by_sector_and_by_page
+def test_power_loss_at_the_first_change_after_opening_harms_nothing(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    history = History()
+    workload = iter(Workload(rng, {}, population=100))
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        work(store, history, workload, 200)
+    for _ in range(scaled(8)):
+        history.synced()
+        states = [path.read_bytes()]
+        store = KVStore(path, max_bytes=MAX_BYTES)
+        with before_each_flush(lambda: states.append(path.read_bytes())):  # noqa: B023
+            work(store, history, workload, 5)
+        assert len(states) > 1, "the mark of a clean file was to be taken away and flushed first"
+        survive_many(states[:2], unit, history, path, rng, images=2)
+        survive_many([states[1], path.read_bytes()], unit, history, path, rng, images=3)
+        store.close()
+
+
+@by_sector_and_by_page
+def test_power_loss_during_recovery_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    for _ in range(scaled(4)):
+        path.unlink(missing_ok=True)
+        history = History()
+        workload = iter(Workload(rng, {}, population=150))
+        with KVStore(path, max_bytes=MAX_BYTES) as store:
+            work(store, history, workload, 300)
+            store.sync()
+            history.synced()
+            states = states_during(path, store, history, workload, 2, 60)
+        # What a crash left on the disk, and then the file at each flush as that is recovered.
+        recovered = write_image(path.with_suffix(".recovered"), PowerLoss(states, unit).image(rng))
+        at_flush = [recovered.read_bytes()]
+        with before_each_flush(lambda: at_flush.append(recovered.read_bytes())):  # noqa: B023
+            store = KVStore(recovered, max_bytes=MAX_BYTES)
+            contents = dict(store)
+            work(store, History(), iter(Workload(rng, {}, prefix="after recovery")), 10)
+            store.close()
+        assert len(at_flush) > 2, "recovery and close were to flush"
+        for flushed, later in zip(at_flush, at_flush[1:], strict=False):
+            crash = PowerLoss([flushed, later], unit)
+            for _ in range(3):
+                image = write_image(path.with_suffix(".image"), crash.image(rng))
+                with KVStore(image, max_bytes=MAX_BYTES) as store:
+                    found = dict(store)
+                assert_whole(image)
+                added = {key for key in found if key.startswith("after recovery")}
+                history.assert_allows({k: v for k, v in found.items() if k not in added})
+        with KVStore(recovered, max_bytes=MAX_BYTES) as store:
+            assert contents.items() <= dict(store).items()
+
+
+@by_sector_and_by_page
+def test_power_loss_during_creation_leaves_what_becomes_a_store(path: Path, unit: int) -> None:
+    rng = seeded_random()
+    for _ in range(scaled(4)):
+        path.unlink(missing_ok=True)
+        at_flush = [b""]
+        with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
+            store = KVStore(path, max_bytes=MAX_BYTES)
+        at_flush.append(path.read_bytes())
+        store.close()
+        for flushed, later in zip(at_flush, at_flush[1:], strict=False):
+            survive_many([flushed, later], unit, History(), path, rng, images=4)
+
+
+# --- every promise has its flush ---------------------------------------------------------------
+
+
+@contextmanager
+def flushes() -> Iterator[list[bytes]]:
+    """Count flushes: the list gets an item for each."""
+    count: list[bytes] = []
+    with before_each_flush(lambda: count.append(b"")):
+        yield count
+
+
+def test_sync_flushes_what_was_written_before_it(path: Path) -> None:
+    with KVStore(path) as store:
+        store.create("key", {"text": "marker of this value"})
+        at_flush: list[bytes] = []
+        with before_each_flush(lambda: at_flush.append(path.read_bytes())):
+            store.sync()
+        assert b"marker of this value" in at_flush[-1]
+    assert_whole(path)
+
+
+def test_buffered_operations_do_not_wait_for_the_disk(path: Path) -> None:
+    with KVStore(path) as store:
+        store.create("first", {})
+        with flushes() as count:
+            for number in range(500):
+                store.create(f"{number}", {})
+                store.delete(f"{number}")
+        assert count == []
+    assert_whole(path)
+
+
+def test_durable_reads_do_not_wait_for_the_disk(path: Path) -> None:
+    with KVStore(path, durable=True) as store:
+        store.create("key", {})
+        with flushes() as count:
+            store.read("key")
+            assert "key" in store
+            assert len(store) == 1
+            assert list(store) == ["key"]
+        assert count == []
+    assert_whole(path)
+
+
+def test_new_file_has_its_folder_flushed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose name is not on the disk is lost with all that was synced into it."""
+    real = os.fsync
+    folders = []
+
+    def fsync(descriptor: int) -> None:
+        folders.append(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with KVStore(path):
+        assert os.path.realpath(path.parent) in folders
+    assert_whole(path)
+
+
+class Gate:
+    """Stands in for `os.fdatasync`: flushes wait until they are let through, and are noted.
+
+    `log` holds "start 1", "end 1" and so on, besides what the test adds, in the order it happened.
+    """
+
+    def __init__(self) -> None:
+        self._real = os.fdatasync
+        self._open = threading.Event()
+        self._lock = threading.Condition()
+        self._allowed = 0
+        self.started = 0
+        self.log: list[str] = []
+
+    def __call__(self, descriptor: int) -> None:
+        with self._lock:
+            self.started += 1
+            number = self.started
+            self.log.append(f"start {number}")
+            self._lock.notify_all()
+            assert self._lock.wait_for(lambda: self._allowed >= number, PATIENCE_SECONDS)
+        self._real(descriptor)
+        self.note(f"end {number}")
+
+    def note(self, what: str) -> None:
+        with self._lock:
+            self.log.append(what)
+            self._lock.notify_all()
+
+    def wait_for_start(self, number: int) -> None:
+        with self._lock:
+            assert self._lock.wait_for(lambda: self.started >= number, PATIENCE_SECONDS)
+
+    def let_through(self, number: int) -> None:
+        """Let flushes up to that number run to their end."""
+        with self._lock:
+            self._allowed = max(self._allowed, number)
+            self._lock.notify_all()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that gives no sign of its own."""
+    never = threading.Event()
+    for _ in range(PATIENCE_SECONDS * 1000):
+        if condition():
+            return
+        never.wait(0.001)
+    raise AssertionError("waited in vain")
+
+
+def test_durable_operations_that_wait_at_the_same_time_share_a_flush(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread's flush is held up; seven more operations arrive; one flush serves them all.
+
+    None of the seven returns before a flush that began after it had written.
+    """
+    with KVStore(path, durable=True) as store:
+        for number in range(3):
+            store.create(f"old {number}", {})
+        gate = Gate()
+        monkeypatch.setattr(os, "fdatasync", gate)
+
+        def create(key: str) -> None:
+            store.create(key, {"key": key})
+            gate.note(f"return {key}")
+
+        def delete(key: str) -> None:
+            store.delete(key)
+            gate.note(f"return {key}")
+
+        late = [(create, f"new {number}") for number in range(4)]
+        late += [(delete, f"old {number}") for number in range(3)]
+        with ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(create, "leader")]
+            try:
+                gate.wait_for_start(1)
+                futures += [pool.submit(action, key) for action, key in late]
+                # Others see a change before it is durable.
+                wait_until(lambda: all((key in store) == (act is create) for act, key in late))
+                assert not [what for what in gate.log if what.startswith("return")]
+                gate.let_through(1)
+                futures[0].result(PATIENCE_SECONDS)
+                gate.wait_for_start(2)
+                assert [what for what in gate.log if what.startswith("return")] == ["return leader"]
+            finally:
+                gate.let_through(1_000_000)
+            for future in futures:
+                future.result(PATIENCE_SECONDS)
+        assert gate.started < 8, f"8 operations took {gate.started} flushes"
+        second_end = gate.log.index("end 2")
+        for _, key in late:
+            assert gate.log.index(f"return {key}") > second_end, gate.log
+        assert gate.log.index("return leader") > gate.log.index("end 1")
+        monkeypatch.undo()
+    assert_whole(path)
+
+
+def test_operations_go_on_while_a_flush_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with KVStore(path) as store:
+        store.create("before", {"n": 1})
+        gate = Gate()
+        monkeypatch.setattr(os, "fdatasync", gate)
+        with ThreadPoolExecutor(1) as pool:
+            syncing = pool.submit(store.sync)
+            try:
+                gate.wait_for_start(1)
+                for number in range(2_000):
+                    store.create(f"{number}", {"n": number, "text": "x" * 1_000})
+                    assert store.read(f"{number}")["n"] == number
+                store.delete("before")
+                assert len(store) == 2_000
+                assert sum(1 for _ in store) == 2_000
+                assert not syncing.done()
+            finally:
+                gate.let_through(1_000_000)
+            syncing.result(PATIENCE_SECONDS)
+        monkeypatch.undo()
+    assert_whole(path)
+
+
+# --- a flush that fails ------------------------------------------------------------------------
+
+
+@contextmanager
+def failing_flushes(number: int = errno.EIO) -> Iterator[None]:
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        yield
+
+
+def assert_raises_eio(act: Callable[[], object]) -> None:
+    with pytest.raises(OSError, match="") as error:
+        act()
+    assert not isinstance(error.value, KVStoreError)
+    assert error.value.errno == errno.EIO
+
+
+def test_after_a_failed_flush_no_later_one_is_trusted(path: Path) -> None:
+    """The system may have dropped what it could not write, and call the next flush a success."""
+    store = KVStore(path)
+    store.create("key", {"n": 1})
+    with failing_flushes():
+        assert_raises_eio(store.sync)
+    for _ in range(3):
+        assert_raises_eio(store.sync)
+    assert store.read("key") == {"n": 1}
+    assert list(store) == ["key"]
+    assert_raises_eio(store.close)
+    assert store.closed
+    store.close()
+    with KVStore(path) as store:
+        assert store.read("key") == {"n": 1}
+        store.create("other", {})
+        store.sync()
+    assert_whole(path)
+
+
+def test_after_a_failed_flush_durable_operations_go_on_raising(path: Path) -> None:
+    store = KVStore(path, durable=True)
+    store.create("key", {"n": 1})
+    with failing_flushes():
+        assert_raises_eio(lambda: store.create("unlucky", {}))
+    assert_raises_eio(lambda: store.create("later", {}))
+    assert_raises_eio(lambda: store.delete("key"))
+    assert_raises_eio(store.sync)
+    assert_raises_eio(store.close)
+    assert store.closed
+    with KVStore(path, durable=True) as store:
+        store.create("works again", {})
+        assert set(store) <= {"key", "unlucky", "later", "works again"}
+    assert_whole(path)
+
+
+def test_flush_that_fails_in_close_is_raised_and_the_file_is_let_go(path: Path) -> None:
+    store = KVStore(path)
+    store.create("key", {"n": 1})
+    with failing_flushes():
+        assert_raises_eio(store.close)
+        assert store.closed
+        store.close()
+    with KVStore(path) as store:
+        assert store.read("key") == {"n": 1}
+    assert_whole(path)
+
+
+def test_flush_that_fails_as_a_with_block_ends_is_raised(path: Path) -> None:
+    with ExitStack() as stack:
+
+        def use() -> None:
+            with KVStore(path) as store:
+                store.create("key", {})
+                stack.enter_context(failing_flushes())
+
+        assert_raises_eio(use)
+    KVStore(path).close()
+    assert_whole(path)
+
+
+def test_flush_that_fails_before_the_first_change_stops_the_change(path: Path) -> None:
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+    store = KVStore(path)
+    with failing_flushes():
+        assert_raises_eio(lambda: store.create("other", {}))
+    assert store.read("key") == {"n": 1}
+    assert "other" not in store
+    assert_raises_eio(store.sync)
+    assert_raises_eio(store.close)
+    with KVStore(path) as store:
+        assert dict(store) == {"key": {"n": 1}}
+    assert_whole(path)
+
+
+def test_flush_that_fails_at_creation_leaves_what_can_be_created_again(path: Path) -> None:
+    with failing_flushes():
+        assert_raises_eio(lambda: KVStore(path))
+        assert_raises_eio(lambda: KVStore(path))
+    with KVStore(path) as store:
+        store.create("key", {})
+    assert_whole(path)
+
+
+def test_flush_that_fails_in_recovery_leaves_what_can_be_recovered_again(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+        write_image(copy, path.read_bytes())
+    with failing_flushes():
+        assert_raises_eio(lambda: KVStore(copy))
+    with KVStore(copy) as store:
+        assert store.read("key") == {"n": 1}
+    assert_whole(copy)
+
+
+def test_threads_that_share_a_failed_flush_are_all_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KVStore(path, durable=True)
+    store.create("key", {})
+    started, let_fail = threading.Event(), threading.Event()
+
+    def fail(descriptor: int) -> None:
+        started.set()
+        assert let_fail.wait(PATIENCE_SECONDS)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(store.create, "leader", {})]
+        assert started.wait(PATIENCE_SECONDS)
+        futures += [pool.submit(store.create, f"{number}", {}) for number in range(7)]
+        wait_until(lambda: len(store) == 9)
+        let_fail.set()
+        for future in futures:
+            assert_raises_eio(lambda: future.result(PATIENCE_SECONDS))  # noqa: B023
+    monkeypatch.undo()
+    assert_raises_eio(store.close)
+    KVStore(path).close()
+    assert_whole(path)
