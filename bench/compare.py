@@ -105,9 +105,7 @@ def _run_cycle(
     return seconds
 
 
-def _check_work(
-    store: Engine, keys: list[str], values: list[dict[str, Any]], hits: int
-) -> None:
+def _check_work(store: Engine, keys: list[str], values: list[dict[str, Any]], hits: int) -> None:
     """See that the store has done what was timed."""
     last = len(keys) - 1
     if hits or store.read(keys[last]) != values[last % len(values)]:

@@ -7,14 +7,18 @@ usage; 3: another process has the file.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any, Final
 
 import orjson
 
-from . import __version__
+from kvstore import __version__
+
 from .errors import KVStoreError, StoreLockedError
 from .store import KVStore
 
-DONE, REFUSED, USAGE, LOCKED = 0, 1, 2, 3
+DONE: Final = 0
+REFUSED: Final = 1
+LOCKED: Final = 3  # 2, wrong usage, is argparse's
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    value = None
+    value: dict[str, Any] = {}
     if options.command == "create":
         text = sys.stdin.buffer.read() if options.value == "-" else options.value
         try:

@@ -7,7 +7,7 @@ memory for each 32 bytes of the file that it checks.
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple, Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -15,15 +15,14 @@ from xxhash import xxh3_64_intdigest
 from .layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
+    BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     BUCKET_COUNT,
     BUCKET_HEADER,
     BUCKET_SIZE,
-    CLASS_HEADS_OFFSET,
     CONTROL_EMPTY,
     CONTROL_TOMBSTONE,
-    DIRECTORY_BITS,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
@@ -236,14 +235,14 @@ class _Check:
                     yield self._entry_problem(extent, f"{name}: previous is not {previous}")
                 previous = extent
             for extent in sorted(set(listed) ^ with_room.get(size_class, set())):
-                yield self._entry_problem(extent, f"{name}: has no room and is on it, or the reverse")
+                yield self._entry_problem(extent, f"{name}: on it without room, or the reverse")
         for offset in range(
             class_head_offset(len(BLOCK_SIZES)), ALLOCATOR_OFFSET + ALLOCATOR_SIZE, 2
         ):
             if self._u16(offset):
                 yield Problem(offset, "allocator", "list head of a size class that there is not")
 
-    def _walk(self, head_offset: int, name: str) -> "Iterator[Problem]":
+    def _walk(self, head_offset: int, name: str) -> Generator[Problem, None, list[int]]:
         """Yield what is wrong with a list of extents; return those it leads to."""
         seen: dict[int, None] = {}
         extent = self._u16(head_offset)
@@ -284,7 +283,7 @@ class _Check:
             run = segment_run(depth)
             entries = self._image[offset : offset + 2 * run]
             if entries != U16.pack(extent) * run or extent in seen:
-                yield Problem(offset, "directory", f"not the one run of extent {extent}, {run} long")
+                yield Problem(offset, "directory", f"not the one run of {run} x {extent}")
             seen.add(extent)
             yield from self._segment(extent, depth, prefix)
             position = prefix + run
@@ -314,31 +313,26 @@ class _Check:
                 yield Problem(bucket, "bucket", "has both an empty slot and a tombstone")
             used_found += len(control) - empty
             live_found += len(control) - empty - tombstones
+            least = max(earliest, earliest_of_segment)
             for index, _, slot in live_slots(page):
                 offset = slot_offset(bucket, index)
-                (expires_at,) = SLOT.unpack(slot)[1:2]
-                if expires_at and expires_at < max(earliest, earliest_of_segment):
+                expires_at = SLOT.unpack(slot)[1]
+                if expires_at and expires_at < least:
                     yield Problem(offset, "slot", "expires before what its bucket or segment says")
                 hash_of_key = yield from self._slot(offset, slot)
-                if hash_of_key is None:
-                    continue
-                if hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) != prefix:
-                    yield Problem(offset, "slot", "its key belongs to another segment")
-                if control[index] != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]:
-                    yield Problem(offset, "slot", "its control byte is not its key's fingerprint")
-                homes.append((hash_of_key & BUCKET_COUNT - 1, number, offset))
+                if hash_of_key is not None:
+                    homes.append((hash_of_key & BUCKET_COUNT - 1, number, offset))
+                    yield from _placed(offset, hash_of_key, depth, prefix, control[index])
         if (live, used) != (live_found, used_found):
             yield self._entry_problem(
                 extent, f"says {live} live and {used} used slots, has {live_found} and {used_found}"
             )
         for home, number, offset in homes:
-            while home != number:
-                if not full[home]:
-                    yield Problem(offset, "slot", f"cannot be found: bucket {home} has room")
-                    break
-                home = (home + 1) % BUCKET_COUNT
+            passed = range(home, home + (number - home) % BUCKET_COUNT)
+            if not all(full[bucket % BUCKET_COUNT] for bucket in passed):
+                yield Problem(offset, "slot", f"cannot be found from bucket {home}, its home")
 
-    def _slot(self, offset: int, slot: bytes) -> "Iterator[Problem]":
+    def _slot(self, offset: int, slot: bytes) -> Generator[Problem, None, int | None]:
         """Yield what is wrong between a slot and its record; return the hash of its key."""
         start, expires_at, record, value_size, key_size = SLOT.unpack(slot)
         extent = record >> EXTENT_SHIFT
@@ -358,17 +352,17 @@ class _Check:
         contents = self._image[record : record + size]
         magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
         if (magic, values, keys, flags) != (RECORD_MAGIC, value_size, key_size, 0):
-            yield Problem(record, "record", f"magic or sizes are not those of its slot at {offset:,}")
+            yield Problem(record, "record", f"magic or sizes differ from its slot at {offset:,}")
             return None
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
         if start != key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") or expires != expires_at:
-            yield Problem(record, "record", f"key or expiry is not that of its slot at {offset:,}")
+            yield Problem(record, "record", f"key or expiry differs from its slot at {offset:,}")
         hash_of_key = key_hash(key, self._seed)
         value = contents[RECORD_HEADER_SIZE + key_size :]
         if checksum != record_checksum(value, hash_of_key, created_at, expires):
             yield Problem(record, "record", "fails its checksum")
         if SIZE_CLASSES[size + 31 >> 5] != size_class:
-            yield Problem(record, "record", f"is in a block of {block_size:,} bytes, takes {size:,}")
+            yield Problem(record, "record", f"takes {size:,} bytes in a block of {block_size:,}")
         return hash_of_key
 
     # --- slabs ---------------------------------------------------------------------------------
@@ -378,7 +372,9 @@ class _Check:
         for extent in range(FIXED_EXTENTS, self.extent_count):
             contents = self._image[extent << EXTENT_SHIFT : (extent + 1) << EXTENT_SHIFT]
             magics = {
-                position for position in _find_all(contents, RECORD_MAGIC_BYTES) if not position % 32
+                position
+                for position in _find_all(contents, RECORD_MAGIC_BYTES)
+                if not position % BLOCK_ALIGNMENT
             }
             if self._kinds[extent] == KIND_SLAB:
                 yield from self._slab(extent, contents, magics)
@@ -413,6 +409,16 @@ class _Check:
             yield self._entry_problem(extent, f"says {live} live blocks, has {len(blocks)}")
         for block in sorted(set(range(fresh)) - blocks - set(free)):
             yield Problem(base + block * block_size, "block", "neither live nor on the free list")
+
+
+def _placed(
+    offset: int, hash_of_key: int, depth: int, prefix: int, control: int
+) -> Iterator[Problem]:
+    """Yield what is wrong with where a slot is, given the hash of its key."""
+    if hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) != prefix:
+        yield Problem(offset, "slot", "its key belongs to another segment")
+    if control != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]:
+        yield Problem(offset, "slot", "its control byte is not its key's fingerprint")
 
 
 def _find_all(contents: bytes, wanted: bytes) -> Iterator[int]:

@@ -1,9 +1,9 @@
 """Keys and values: what the store takes, and how it becomes bytes.
 
 Knows nothing of files. A value is stored as compact JSON and only if it reads back equal. orjson
-alone does not keep that promise: it writes NaN as ``null`` and takes UUID and Enum. So one walk over
-the value comes first; it is short for small flat objects, which are the common case, and hands what
-is out of the ordinary to slower code.
+alone does not keep that promise: it writes NaN as ``null`` and takes UUID and Enum. So one walk
+over the value comes first; it is short for small flat objects, which are the common case, and hands
+what is out of the ordinary to slower code.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,7 +49,7 @@ class _Unusual(Exception):
     """The quick walk met a type that only `_plain` can judge."""
 
 
-def encode_key(key: str) -> bytes:
+def encode_key(key: object) -> bytes:
     """Return the UTF-8 of `key`, 1 to 128 bytes.
 
     Raises:
@@ -74,7 +74,7 @@ def encode_key(key: str) -> bytes:
     )
 
 
-def check_ttl(key: str, ttl: int) -> int:
+def check_ttl(key: str, ttl: object) -> int:
     """Return `ttl` in milliseconds.
 
     Raises:
@@ -122,7 +122,7 @@ def decode_value(key: str, encoded: bytes) -> dict[str, Any]:
     return value
 
 
-def _walk(items: Iterable[object], depth: int) -> None:
+def _walk(items: Iterable[Any], depth: int) -> None:
     """Raise where `orjson.dumps` would write something that does not read back equal."""
     for item in items:
         kind = type(item)
@@ -154,7 +154,7 @@ def _encode_unusual(key: str, value: object) -> bytes:
 
 
 def _plain(item: Any, depth: int) -> Any:
-    """Return `item` in the exact types of JSON, equal to it; raise `_Refused` where there is none."""
+    """Return `item` in the exact types of JSON, equal to it; raise `_Refused` for others."""
     if item is None or isinstance(item, bool):
         return item
     if isinstance(item, str):
@@ -172,10 +172,13 @@ def _plain(item: Any, depth: int) -> Any:
     if isinstance(item, dict):
         members = dict(dict.items(item))
         _equal(item, members)
-        return {
-            _plain_name(name): _at(f"[{name!r}]", member, depth)
+        plain = {
+            _plain_name(name): _at(f"[{_shown(name)}]", member, depth)
             for name, member in members.items()
         }
+        if len(plain) != len(members):
+            raise _Refused("two of its keys are the same string")
+        return plain
     sequence = list(list.__iter__(item) if isinstance(item, list) else tuple.__iter__(item))
     _equal(item, sequence if isinstance(item, list) else tuple(sequence))
     return [_at(f"[{index}]", member, depth) for index, member in enumerate(sequence)]

@@ -3,12 +3,12 @@
 Invariants:
 1. The map and the views on it never change while the file is open. It is as long as the file may
    ever become; pages past the end of the file are not touched until it has grown over them.
-2. Every block of the file up to `size` is reserved on disk before a byte of it is touched, so a full
-   disk is an error of `grow` or of opening, not a SIGBUS.
+2. Every block of the file up to `size` is reserved on disk before a byte of it is touched, so a
+   full disk is an error of `grow` or of opening, not a SIGBUS.
 3. Every change of the file goes through `write`. On file systems known to overwrite in place it
-   stores through the map. Elsewhere it is `os.pwrite`, which reports a full disk where a store would
-   kill the process: btrfs needs room even to overwrite what is reserved, XFS does for extents that
-   a copy shares. Reads go through the map; both see the same page cache.
+   stores through the map. Elsewhere it is `os.pwrite`, which reports a full disk where a store
+   would kill the process: btrfs needs room even to overwrite what is reserved, XFS does for extents
+   that a copy shares. Reads go through the map; both see the same page cache.
 4. The state on disk says "not clean" from before the first change until `close` has flushed.
 
 Locks: `_state_lock` covers the state's fields and is taken last, but for `filelock`'s own.
@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn, Self
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -201,8 +201,8 @@ class DataFile:
                 f"{least * EXTENT_SIZE:,}; it was cut off, restore it from a copy"
             )
         self._clean = bool(clean)
-        self._extent_count = min(count, size >> EXTENT_SHIFT)
-        self._durable_count = min(durable, self._extent_count)
+        self._extent_count: int = min(count, size >> EXTENT_SHIFT)
+        self._durable_count: int = min(durable, self._extent_count)
         self.size = self._extent_count << EXTENT_SHIFT
         if size > self.size:
             os.ftruncate(self._fd, self.size)
@@ -238,9 +238,11 @@ class DataFile:
             os.ftruncate(self._fd, self.size)
         self._max_extents = limit
         self._views = memoryview(self.map)
-        self.words = self._views.cast("Q")
-        self.shorts = self._views.cast("H")
-        self.directory = self._views[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE].cast("H")
+        self.words: memoryview[int] = self._views.cast("Q")
+        self.shorts: memoryview[int] = self._views.cast("H")
+        self.directory: memoryview[int] = self._views[
+            DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
+        ].cast("H")
 
     # --- changing ------------------------------------------------------------------------------
 
@@ -284,7 +286,7 @@ class DataFile:
         """Let nothing more be written: an undo failed, the index may contradict itself."""
         self._leave_unclean = True
 
-        def refuse(offset: int, data: bytes) -> NoReturn:
+        def refuse(_offset: int, _data: bytes) -> NoReturn:
             raise CorruptStoreError(
                 f"{self.path}: a change could not be undone ({why}); reading goes on, to write "
                 f"close the store and open it anew, which rebuilds the index"
@@ -307,7 +309,9 @@ class DataFile:
                 f"{self.path}: the file is {self.size:,} bytes, its limit is "
                 f"{self._max_extents << EXTENT_SHIFT:,} bytes; delete something first"
             )
-        if self._cautious:  # the disk was full a moment ago: ask for little, so that asking is cheap
+        if (
+            self._cautious
+        ):  # the disk was full a moment ago: ask for little, so that asking is cheap
             step = 1
         refused = False
         while True:
@@ -437,7 +441,7 @@ class DataFile:
     def abandon(self) -> None:
         """In a forked child: touch the parent's file no more. Its lock was given up already."""
 
-        def refuse(offset: int, data: bytes) -> NoReturn:
+        def refuse(_offset: int, _data: bytes) -> NoReturn:
             raise StoreClosedError(f"{self.path}: the store belongs to the parent of this process")
 
         self.write = refuse
@@ -460,7 +464,7 @@ class Undo:
         self._old.append((offset, self._file.map[offset : offset + len(data)]))
         self._file.write(offset, data)
 
-    def __enter__(self) -> "Undo":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,9 +1,9 @@
 """The exclusive lock on a data file, between processes and within this one.
 
-The lock is portalocker's, on the data file itself. On POSIX that is ``flock``: it belongs to the open
-file description, dies with the process, and can be let go by an explicit unlock even while a forked
-child still has a copy of the descriptor. A child closes its copies as it is born, so that it does
-not keep the lock of a parent that was killed.
+The lock is portalocker's, on the data file itself. On POSIX that is ``flock``: it belongs to the
+open file description, dies with the process, and can be let go by an explicit unlock even while a
+forked child still has a copy of the descriptor. A child closes its copies as it is born, so that it
+does not keep the lock of a parent that was killed.
 
 Invariants:
 1. `_held` names every file that this process has locked, by device and inode.

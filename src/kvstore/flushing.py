@@ -10,7 +10,6 @@ that it could not write and would call the next flush a success.
 
 import threading
 from collections.abc import Callable
-from errno import EIO
 
 
 class SharedFlush:
@@ -69,5 +68,5 @@ class SharedFlush:
         if self._error is not None:
             raise OSError(
                 self._error.errno,
-                "an earlier flush failed, so no later one is trusted until the store is opened anew",
+                "an earlier flush failed; no later one is trusted until the store is opened anew",
             ) from self._error

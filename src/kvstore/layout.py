@@ -41,8 +41,8 @@ Superblock (extent 0)
      4  u32  extent count     the file is this many extents long
      8  u32  durable count    no power loss can have left fewer extents than this
     12  u32  zero
-    16  u64  index checksum   where clean is 1: xxh3_64 with the hash seed of the directory, then the
-                              first `extent count` entries of the extent map, then ``ALLOCATOR``
+    16  u64  index checksum   where clean is 1: xxh3_64, with the hash seed, of the directory, the
+                              first `extent count` entries of the extent map, and ``ALLOCATOR``
     24  u64  checksum         xxh3_64(bytes 0..23, seed = hash seed)
 
 A state whose checksum is wrong counts as not clean. The file may be longer than `extent count` says
@@ -103,8 +103,8 @@ A fingerprint of 0 or 1 is stored as 2 or 3. ``SLOT``::
 Look for a key in its home bucket, then in the next ones, wrapping from 15 to 0, until it is found,
 or a bucket with an empty slot (control byte 0) has been searched, or all sixteen have been. A key
 longer than 32 bytes is compared on its first 32 in the slot and on the rest in its record. A
-deleted slot becomes *empty* where its bucket has another empty slot, else a *tombstone*; so a bucket
-with an empty slot never holds a tombstone. A page without its marker is damage.
+deleted slot becomes *empty* where its bucket has another empty slot, else a *tombstone*; so a
+bucket with an empty slot never holds a tombstone. A page without its marker is damage.
 
 Slab: records in blocks of one size class an extent
 ===================================================
@@ -145,6 +145,7 @@ from struct import Struct
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
+
 # --- sizes -------------------------------------------------------------------------------------
 
 EXTENT_SIZE: Final = 65_536
@@ -281,7 +282,7 @@ FREE_BLOCK: Final = Struct("<IHH")
 FREE_BLOCK_FIELDS: Final = ("magic", "next", "zero")
 FREE_MAGIC: Final = 0x464B_FEFF
 
-BLOCK_SIZES: Final = (
+BLOCK_SIZES: Final[tuple[int, ...]] = (
     *range(64, 513, 32),
     *(base + base // 8 * step for base in (512, 1024, 2048, 4096, 8192) for step in range(1, 9)),
     MAX_RECORD_SIZE,

@@ -185,7 +185,7 @@ class _Rebuild:
         return size_class, positions
 
     def _scan_blocks(self, contents: bytes, base: int, size_class: int) -> list[int]:
-        """Note the whole, live records in an extent's blocks of one class; return where they are."""
+        """Note the whole, live records in an extent's blocks of one class; return where."""
         block_size = BLOCK_SIZES[size_class]
         least = BLOCK_SIZES[size_class - 1] if size_class else RECORD_HEADER_SIZE
         end_of_blocks = BLOCKS_PER_EXTENT[size_class] * block_size
@@ -229,9 +229,7 @@ class _Rebuild:
             That class, of the newest record; -1 where there is none.
         """
         aligned = [
-            position
-            for position in _all_positions(contents)
-            if position % BLOCK_ALIGNMENT == 0
+            position for position in _all_positions(contents) if position % BLOCK_ALIGNMENT == 0
         ]
         whole = {}
         winner, newest = -1, -1
@@ -451,7 +449,8 @@ def _size_class(contents: bytes, position: int) -> int:
     """Return the size class that a magic in an extent goes with; -1 where it can be no record's."""
     if position % BLOCK_ALIGNMENT or position + RECORD_HEADER_SIZE > EXTENT_SIZE:
         return -1
-    _, value_size, key_size, flags, *_ = RECORD.unpack_from(contents, position)
+    header: tuple[int, ...] = RECORD.unpack_from(contents, position)
+    _, value_size, key_size, flags, *_ = header
     if (
         flags
         or not 0 < key_size <= MAX_KEY_SIZE
@@ -467,9 +466,8 @@ def _size_class(contents: bytes, position: int) -> int:
 
 def _is_whole(contents: bytes, position: int, hash_seed: int) -> bool:
     """Tell whether the record of sane sizes at `position` of an extent has the right checksum."""
-    _, value_size, key_size, _, created_at, expires_at, checksum = RECORD.unpack_from(
-        contents, position
-    )
+    header: tuple[int, ...] = RECORD.unpack_from(contents, position)
+    _, value_size, key_size, _, created_at, expires_at, checksum = header
     value_start = position + RECORD_HEADER_SIZE + key_size
     key = contents[position + RECORD_HEADER_SIZE : value_start]
     value = contents[value_start : value_start + value_size]

@@ -50,7 +50,6 @@ from .layout import (
     U64,
     class_head_offset,
     map_entry_offset,
-    record_checksum,
 )
 
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from time import time_ns
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
+from typing import Any, Final, NamedTuple, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
 from xxhash import xxh3_64_intdigest
@@ -34,7 +34,6 @@ from .extents import Extents
 from .layout import (
     BLOCK_SIZES,
     DIRECTORY_ENTRIES,
-    DIRECTORY_SHIFT,
     EXTENT_SIZE,
     KIND_FREE,
     KIND_SEGMENT,
@@ -266,7 +265,7 @@ class KVStore(Mapping[str, Value]):
     @overload
     def get(self, key: str, default: Default) -> Value | Default: ...
     def get(self, key: str, default: object = None) -> object:
-        """Return the value of `key`, or `default` where it is absent. Raises otherwise as `read`."""
+        """Return the value of `key`, or `default` where it is absent; else raise as `read`."""
         try:
             return self.read(key)
         except KeyNotFoundError:
@@ -327,7 +326,7 @@ class KVStore(Mapping[str, Value]):
     def __contains__(self, key: object) -> bool:
         """Tell whether `read` would find `key`; False for what cannot be a key."""
         try:
-            encoded_key = encode_key(key)  # type: ignore[arg-type]  # it judges any object
+            encoded_key = encode_key(key)
         except InvalidKeyError:
             if self._closed:
                 self._refuse()
@@ -397,8 +396,8 @@ class KVStore(Mapping[str, Value]):
                     damage.append(f"{self._path}: a slot's key is no UTF-8: {error}")
         if damage:
             raise CorruptStoreError(
-                f"{damage[0]} ({len(damage)} such finding{'s' if len(damage) > 1 else ''}; keys may "
-                f"be missing from the iteration that ends here)"
+                f"{damage[0]}; keys may be missing from the iteration that ends here "
+                f"(findings: {len(damage)})"
             )
 
     def items(self) -> "StoreItems":
@@ -483,7 +482,7 @@ class KVStore(Mapping[str, Value]):
             file = self._file
             records = segments = slabs = live_size = free_size = 0
             for extent in range(file.extent_count):
-                kind, size_class, live, used, *_ = SLAB_ENTRY.unpack_from(
+                kind, size_class, live, *_ = SLAB_ENTRY.unpack_from(
                     file.map, map_entry_offset(extent)
                 )
                 if kind == KIND_SEGMENT:
@@ -524,7 +523,7 @@ class KVStore(Mapping[str, Value]):
             _open_stores.discard(self)
             self._file.close()
 
-    def __enter__(self) -> "KVStore":
+    def __enter__(self) -> Self:
         if self._closed:
             self._refuse()
         return self
@@ -585,8 +584,8 @@ class StoreValues(ValuesView[Value]):
     _mapping: KVStore
 
     def __iter__(self) -> Iterator[Value]:
-        for _, value in self._mapping.items():
-            yield value
+        for item in self._mapping.items():
+            yield item[1]
 
     def __contains__(self, value: object) -> bool:
         return any(value == other for other in self)
@@ -596,7 +595,7 @@ def _now_ms() -> int:
     return time_ns() // 1_000_000
 
 
-def _check_max_bytes(max_bytes: int) -> int:
+def _check_max_bytes(max_bytes: SupportsIndex) -> int:
     number = operator.index(max_bytes)
     if not MIN_MAX_BYTES <= number <= MAX_FILE_SIZE:
         raise ValueError(
@@ -605,7 +604,7 @@ def _check_max_bytes(max_bytes: int) -> int:
     return number
 
 
-def _check_timeout(timeout: float) -> float:
+def _check_timeout(timeout: object) -> float:
     if isinstance(timeout, int | float) and isfinite(timeout) and timeout >= 0:
         return float(timeout)
     raise ValueError(f"timeout is {timeout!r}, allowed is a finite number of seconds, 0 or more")

@@ -24,7 +24,6 @@ from .layout import (
     BUCKET_MARKER,
     BUCKET_SHIFT,
     BUCKET_SIZE,
-    CONTROL_EMPTY,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
     DIRECTORY_BITS,
@@ -39,7 +38,6 @@ from .layout import (
     ENTRY_USED_SHIFT,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
-    EXTENT_SIZE,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
@@ -57,7 +55,6 @@ from .layout import (
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
-    SPLIT_AT,
     STRIPE_COUNT,
     TOMBSTONE_BYTE,
     U16,
@@ -258,9 +255,13 @@ class Table:
                     expired.append(slot)
                     continue
                 member_hash = key_hash(self._slot_key(slot), self._file.hash_seed)
-                if member_hash >> DIRECTORY_SHIFT >> DIRECTORY_BITS - depth << (
-                    DIRECTORY_BITS - depth
-                ) == prefix:
+                if (
+                    member_hash
+                    >> DIRECTORY_SHIFT
+                    >> DIRECTORY_BITS - depth
+                    << (DIRECTORY_BITS - depth)
+                    == prefix
+                ):
                     members.append((member_hash, expires_at, slot))
                 else:
                     lost += 1
@@ -368,8 +369,7 @@ class Table:
     def is_mapped(self) -> bool:
         """Tell whether every entry of the directory leads into the file. Needs no lock."""
         return (
-            min(self._directory) >= FIXED_EXTENTS
-            and max(self._directory) < self._file.extent_count
+            min(self._directory) >= FIXED_EXTENTS and max(self._directory) < self._file.extent_count
         )
 
     def segments(self, stripe: int) -> Iterator[int]:
@@ -406,8 +406,7 @@ class Table:
                     key = self._slab.key_at(record, size)
                     # Its end stands in the record only: make sure that it is this key's.
                     if (
-                        key_hash(key, self._file.hash_seed) >> DIRECTORY_SHIFT
-                        & -segment_run(depth)
+                        key_hash(key, self._file.hash_seed) >> DIRECTORY_SHIFT & -segment_run(depth)
                     ) != prefix:
                         damage.append(
                             f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} "
@@ -469,7 +468,9 @@ class Table:
             page = self._map[bucket : bucket + BUCKET_SIZE]
             left = (expires_at for _, expires_at, _ in live_slots(page) if expires_at)
             self._file.write(bucket + EARLIEST_OFFSET, U64.pack(min(left, default=NO_EXPIRY)))
-        earliest = min(self._words[bucket + EARLIEST_OFFSET >> 3] for bucket in self._buckets(extent))
+        earliest = min(
+            self._words[bucket + EARLIEST_OFFSET >> 3] for bucket in self._buckets(extent)
+        )
         self._file.write(entry_offset + _EARLIEST_IN_ENTRY, U64.pack(earliest))
         return purged
 

@@ -61,8 +61,8 @@ class Child:
     in any case waited for.
     """
 
-    def __init__(self, script: str, *arguments: object, extra_fds: tuple[int, ...] = ()) -> None:
-        code = _PRELUDE + textwrap.dedent(script)
+    def __init__(self, script: str, *arguments: object, prelude: str = _PRELUDE) -> None:
+        code = prelude + textwrap.dedent(script)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._heard = b""
         inherited = environment()
@@ -72,7 +72,6 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            pass_fds=extra_fds,
             bufsize=0,
         )
         assert self._process.stdin is not None
@@ -131,6 +130,11 @@ class Child:
             self._fail("failed")
         return self._heard.decode()
 
+    def errors(self) -> str:
+        """Return what it has written to standard error."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
     def kill(self) -> None:
         """Send SIGKILL and wait until it is gone. Its own children live on, with its input open."""
         self._process.kill()
@@ -165,19 +169,17 @@ class Child:
             # faulthandler writes where every thread is, then lets the child die.
             self._process.send_signal(signal.SIGABRT)
         code = self._process.wait(PATIENCE_SECONDS)
-        self._errors.seek(0)
-        errors = self._errors.read().decode(errors="replace")
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise ChildFailed(
             f"child {self.pid} {what} ({ended})\n"
             f"--- said, not heard\n{self._heard[-4000:].decode(errors='replace')}\n"
-            f"--- its errors\n{errors[-8000:]}"
+            f"--- its errors\n{self.errors()[-8000:]}"
         )
 
 
-def run_script(script: str, *arguments: object) -> str:
+def run_script(script: str, *arguments: object, prelude: str = _PRELUDE) -> str:
     """Run `script` in a child to its end and return what it said."""
-    with Child(script, *arguments) as child:
+    with Child(script, *arguments, prelude=prelude) as child:
         return child.end()
 
 

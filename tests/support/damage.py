@@ -1,0 +1,320 @@
+"""Files with damage in them, and what a store may say of one.
+
+Run `use_damaged_files` in a child: what it must not do is hang, or die of a signal.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvstore import (
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStore,
+    KVStoreError,
+)
+from kvstore.layout import (
+    BUCKET_MARKER,
+    BUCKET_SIZE,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    U64,
+)
+
+from .workload import Value, make_value
+
+State = dict[str, Value]
+
+PAGE = 4096
+LINE = 64  # damage is aimed at such pieces of the file that hold something
+
+
+def build(path: Path, rng: random.Random, count: int = 400, expiring: bool = True) -> State:
+    """Make a closed store at `path`, with gaps and long keys, and return what it holds."""
+    live: State = {}
+    with KVStore(path) as store:
+        for number in range(count):
+            key = f"{'é' * 16 if number % 5 == 0 else ''}{number}"
+            size = rng.choice((0, 50, 50, 200, 200, 700, 3_000, 15_000))
+            value = make_value(key, number, size)
+            store.create(key, value, ttl=10**9 if expiring and number % 3 == 0 else None)
+            live[key] = value
+        for key in rng.sample(sorted(live), count // 4):
+            store.delete(key)
+            del live[key]
+    return live
+
+
+@dataclass
+class Damage:
+    """What was done to a file: `hits` are ranges of bytes, `said` is for messages."""
+
+    said: list[str] = field(default_factory=list)
+    hits: list[range] = field(default_factory=list)
+
+    def add(self, what: str, start: int, stop: int) -> None:
+        self.said.append(f"{what} {start:,}..{stop:,}")
+        self.hits.append(range(start, stop))
+
+
+class Original:
+    """A store file before any damage."""
+
+    def __init__(self, contents: bytes) -> None:
+        self.contents = contents
+        self.lines = [
+            offset for offset in range(0, len(contents), LINE) if any(contents[offset:][:LINE])
+        ]
+        self.pages = sorted({offset // PAGE * PAGE for offset in self.lines})
+        self.buckets = [page for page in self.pages if is_bucket(contents, page)]
+        segments = {page // EXTENT_SIZE for page in self.buckets}
+        self._index_extents = segments | set(range(FIXED_EXTENTS))
+
+    def index_is_hit(self, damage: Damage) -> bool:
+        """Tell whether damage touched anything but extents of records."""
+        return any(
+            extent in self._index_extents
+            for hit in damage.hits
+            for extent in range(hit.start // EXTENT_SIZE, (hit.stop - 1) // EXTENT_SIZE + 1)
+        )
+
+
+def is_bucket(contents: bytes, page: int) -> bool:
+    """Tell a page of the table by its marker."""
+    return bool(
+        U64.unpack_from(contents, page)[0] == BUCKET_MARKER | page // BUCKET_SIZE
+        and page >= FIXED_EXTENTS * EXTENT_SIZE
+    )
+
+
+# --- kinds of damage ---------------------------------------------------------------------------
+
+
+def flip_bits(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Flip one bit, or a few, where something is."""
+    damaged, damage = bytearray(original.contents), Damage()
+    for _ in range(rng.choice((1, 1, 3, 20))):
+        offset = rng.choice(original.lines) + rng.randrange(LINE)
+        damaged[offset] ^= 1 << rng.randrange(8)
+        damage.add("bit at", offset, offset + 1)
+    return bytes(damaged), damage
+
+
+def garble_bytes(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Write a few random bytes, zeros or ones over what is there."""
+    damaged, damage = bytearray(original.contents), Damage()
+    for _ in range(rng.choice((1, 1, 3))):
+        size = rng.choice((1, 2, 4, 8, 48, 512))
+        offset = rng.choice(original.lines) // size * size
+        damaged[offset : offset + size] = rng.choice(
+            (bytes(size), b"\xff" * size, rng.randbytes(size))
+        )
+        damage.add("bytes", offset, offset + size)
+    return bytes(damaged), damage
+
+
+def zero_pages(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Make pages zeros, as a disk that lost them gives them."""
+    damaged, damage = bytearray(original.contents), Damage()
+    for _ in range(rng.choice((1, 1, 4))):
+        page = rng.choice(original.pages)
+        damaged[page : page + PAGE] = bytes(PAGE)
+        damage.add("zeros in", page, page + PAGE)
+    return bytes(damaged), damage
+
+
+def swap_pages(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Exchange two pages, or write one over the other, as a disk that mixed up addresses."""
+    damaged, damage = bytearray(original.contents), Damage()
+    one, other = rng.choice(original.pages), rng.choice(original.pages)
+    if one != other:
+        damaged[one : one + PAGE] = original.contents[other : other + PAGE]
+        damage.add(f"page {other:,} in", one, one + PAGE)
+        if rng.random() < 0.5:
+            damaged[other : other + PAGE] = original.contents[one : one + PAGE]
+            damage.add(f"page {one:,} in", other, other + PAGE)
+    return bytes(damaged), damage
+
+
+def truncate(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Cut the file off anywhere, or at a page or an extent."""
+    size = rng.randrange(1, len(original.contents))
+    unit = rng.choice((1, PAGE, EXTENT_SIZE))
+    size = max(1, size // unit * unit)
+    damage = Damage()
+    damage.add("cut off", size, len(original.contents))
+    return original.contents[:size], damage
+
+
+def append_garbage(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Add bytes at the end: random ones, or a piece of the file itself."""
+    size = rng.choice((1, 100, PAGE, EXTENT_SIZE, 300_000))
+    start = rng.choice(original.pages)
+    garbage = rng.choice((rng.randbytes(size), original.contents[start : start + size]))
+    damage = Damage()
+    damage.said.append(f"{len(garbage):,} bytes more at the end")
+    return original.contents + garbage, damage
+
+
+def swap_sectors_of_the_index(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Exchange two slots or two sectors within the table: each is well-formed, in a wrong place."""
+    damaged, damage = bytearray(original.contents), Damage()
+    size = rng.choice((48, 512))
+    one, other = (
+        rng.choice(original.buckets) + 256 + size * rng.randrange((PAGE - 256) // size)
+        for _ in range(2)
+    )
+    damaged[one : one + size], damaged[other : other + size] = (
+        original.contents[other : other + size],
+        original.contents[one : one + size],
+    )
+    damage.add("exchanged", one, one + size)
+    damage.add("exchanged", other, other + size)
+    return bytes(damaged), damage
+
+
+KINDS: dict[str, Callable[[Original, random.Random], tuple[bytes, Damage]]] = {
+    "flip_bits": flip_bits,
+    "garble_bytes": garble_bytes,
+    "zero_pages": zero_pages,
+    "swap_pages": swap_pages,
+    "truncate": truncate,
+    "append_garbage": append_garbage,
+    "swap_sectors_of_the_index": swap_sectors_of_the_index,
+}
+
+
+# --- what a store may say of it ----------------------------------------------------------------
+
+
+def use_damaged_files(folder: str, kind: str, seed: int, files: int) -> dict[str, int]:
+    """Damage a store in that way, many times, and use each; return how many opened, and so on."""
+    rng = random.Random(seed)
+    path = Path(folder) / "damaged.kvs"
+    counts = {"refused": 0, "opened": 0, "keys with errors": 0, "keys absent": 0}
+    live: State = {}
+    original = None
+    for number in range(files):
+        if number % 25 == 0 or original is None:
+            path.unlink(missing_ok=True)
+            live = build(path, rng)
+            original = Original(path.read_bytes())
+        contents, damage = KINDS[kind](original, rng)
+        path.write_bytes(contents)
+        try:
+            use(path, contents, live, original.index_is_hit(damage), rng, counts)
+        except BaseException as error:
+            error.add_note(f"seed {seed}, file {number}, damage: {'; '.join(damage.said)}")
+            kept = path.with_name(f"{kind}-{seed}-{number}.kvs")
+            shutil.copyfile(path, kept)
+            raise
+    return counts
+
+
+def use(
+    path: Path,
+    contents: bytes,
+    live: State,
+    index_is_hit: bool,
+    rng: random.Random,
+    counts: dict[str, int],
+) -> None:
+    """Open a damaged file and do everything with it: right values or errors, and none else."""
+    try:
+        store = KVStore(path)
+    except KVStoreError:
+        assert path.read_bytes() == contents, "a file that was refused has changed"
+        counts["refused"] += 1
+        return
+    counts["opened"] += 1
+    with store:
+        before = {key: look_at(store, key, live[key]) for key in live}
+        absent = [key for key, outcome in before.items() if outcome == "absent"]
+        assert index_is_hit or not absent, f"absent without damage to the index: {absent[:5]}"
+        counts["keys absent"] += len(absent)
+        counts["keys with errors"] += sum(outcome == "error" for outcome in before.values())
+        iterate(store, live, before)
+        change(store, live, before, rng)
+        # Damage stays with whom it hit: what could be read can be read, whatever was written.
+        right = {key: value for key, value in live.items() if before[key] == "right"}
+        for key, value in right.items():
+            assert look_at(store, key, value) == "right", f"{key!r} was right before the changes"
+        for act in (store.sync, store.stats, store.purge_expired, store.__len__):
+            _or_error(act)
+    with KVStore(path) as store:
+        for key, value in right.items():
+            assert look_at(store, key, value) == "right", f"{key!r} was right before it was closed"
+
+
+def look_at(store: KVStore, key: str, value: Value) -> str:
+    """Return "right", "error" or "absent"; anything else fails."""
+    try:
+        found = store.read(key)
+    except KeyNotFoundError:
+        return "absent"
+    except KVStoreError:
+        _or_error(lambda: store.read_bytes(key))
+        _or_error(lambda: key in store)
+        _or_error(lambda: store.ttl(key))
+        return "error"
+    assert found == value, f"{key!r} reads as {str(found)[:80]}, a wrong value"
+    assert store.get(key) == value
+    assert key in store
+    return "right"
+
+
+def iterate(store: KVStore, live: State, before: dict[str, str]) -> None:
+    """Walk over all: it ends, and gives right pairs, each once, all of them unless it raises."""
+    seen = []
+    try:
+        for key, value in store.items():
+            assert live.get(key) == value, f"items gave {key!r}: {str(value)[:80]}"
+            seen.append(key)
+    except KVStoreError:
+        pass
+    else:
+        assert {key for key, outcome in before.items() if outcome == "right"} <= set(seen)
+    assert len(seen) == len(set(seen)), "a key came twice"
+    names = []
+    try:
+        for key in store:
+            names.append(key)
+            assert len(names) < 100_000, "no end of keys"
+    except KVStoreError:
+        pass
+    else:
+        assert {key for key, outcome in before.items() if outcome == "right"} <= set(names)
+
+
+def change(store: KVStore, live: State, before: dict[str, str], rng: random.Random) -> None:
+    """Delete and create: it works, or raises a `KVStoreError`; what worked can be seen."""
+    for key in rng.sample(sorted(live), 40):
+        if before[key] == "right":
+            if _or_error(lambda: store.delete(key)) is None and key not in store:  # noqa: B023
+                before[key] = "deleted"
+        elif before[key] == "error":
+            try:
+                store.create(key, {"over": "damage"})
+            except KeyExistsError:
+                if _or_error(lambda: store.delete(key)) is None:  # noqa: B023
+                    _or_error(lambda: store.create(key, live[key]))  # noqa: B023
+            except KVStoreError:
+                pass
+            else:
+                before[key] = "created"
+    for number in range(60):
+        key = f"new {number}"
+        value = make_value(key, number, rng.choice((0, 60, 300, 3_000, 15_000)))
+        if _or_error(lambda: store.create(key, value)) is None:  # noqa: B023
+            assert look_at(store, key, value) == "right", f"{key!r} was created just now"
+
+
+def _or_error(act: Callable[[], Any]) -> Any:
+    """Return what it returns, or the `KVStoreError` that it raises."""
+    try:
+        return act()
+    except KVStoreError as error:
+        return error

@@ -1,0 +1,288 @@
+"""Damaged files: the right value or an error, never a wrong value, a hang or a crash."""
+
+import random
+from pathlib import Path
+
+import pytest
+from support import scaled, seeded_random
+from support.damage import KINDS, Original, build
+from support.processes import call_in_child
+from support.workload import make_value
+
+from kvstore import (
+    CorruptStoreError,
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStore,
+    KVStoreError,
+    UnsupportedFormatError,
+)
+from kvstore.check import check_file
+from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    DIRECTORY_OFFSET,
+    EXTENT_MAP_OFFSET,
+    HOLDER_OFFSET,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC_BYTES,
+    STATE,
+    STATE_OFFSET,
+)
+
+MARKER = "here is the value that is to be damaged"
+
+
+def assert_whole(path: Path) -> None:
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+def change_byte(path: Path, offset: int, mask: int = 0xFF) -> None:
+    """Flip the bits of `mask` in one byte of a closed file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def neighbours(count: int = 50) -> dict[str, dict[str, object]]:
+    return {f"other {n}": make_value(f"other {n}", n, 20 * n) for n in range(count)}
+
+
+def make_store(path: Path, key: str = "unlucky") -> int:
+    """Make a closed store of `key`, with `MARKER` as its value, and others; return its offset."""
+    others = neighbours()
+    with KVStore(path) as store:
+        for number, (name, value) in enumerate(others.items()):
+            store.create(name, value)
+            if number == 20:
+                store.create(key, {"text": MARKER}, ttl=1_000_000)
+    contents = path.read_bytes()
+    assert contents.count(MARKER.encode()) == 1
+    value_offset = contents.rindex(b'{"text":', 0, contents.index(MARKER.encode()))
+    return value_offset - len(key.encode()) - RECORD_HEADER_SIZE
+
+
+def assert_others_work(store: KVStore) -> None:
+    others = neighbours()
+    for key, value in others.items():
+        assert store.read(key) == value
+    for key, value in others.items():
+        store.delete(key)
+        store.create(key, value)
+    assert others.keys() <= set(store)
+
+
+# --- damage to one record ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["unlucky", "é" * 20, "\N{SNAKE}" * 32])
+def test_damage_to_a_value_stays_with_its_key(path: Path, key: str) -> None:
+    make_store(path, key)
+    change_byte(path, path.read_bytes().index(MARKER.encode()) + 5, 0x01)
+    with KVStore(path) as store:
+        for use in (store.read, store.__getitem__, store.get, store.read_bytes):
+            with pytest.raises(CorruptStoreError) as error:
+                use(key)
+            assert repr(key) in str(error.value) or key in str(error.value)
+        with pytest.raises(CorruptStoreError):
+            dict(store.items())
+        with pytest.raises(CorruptStoreError):
+            list(store.values())
+        assert key in store
+        assert key in set(store)
+        assert key in set(store.keys())
+        assert len(store) == 51
+        assert store.ttl(key) is not None
+        with pytest.raises(KeyExistsError):
+            store.create(key, {})
+        assert_others_work(store)
+    # Nor did opening, closing and writing to others change that.
+    with KVStore(path) as store:
+        with pytest.raises(CorruptStoreError):
+            store.read(key)
+        with pytest.raises(KeyExistsError):
+            store.create(key, {})
+        store.delete(key)
+        assert key not in store
+        with pytest.raises(KeyNotFoundError):
+            store.read(key)
+        store.create(key, {"text": "whole again"})
+        assert store.read(key) == {"text": "whole again"}
+        assert len(dict(store.items())) == 51
+        assert_others_work(store)
+    assert_whole(path)
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+def test_damage_to_any_byte_of_a_record_is_found(path: Path, mask: int) -> None:
+    """Its header, its key and its value, one byte after the other."""
+    record = make_store(path)
+    contents = path.read_bytes()
+    assert contents[record:].startswith(RECORD_MAGIC_BYTES)
+    size = RECORD_HEADER_SIZE + len("unlucky") + len('{"text":""}') + len(MARKER)
+    for offset in range(record, record + size):
+        path.write_bytes(contents)
+        change_byte(path, offset, mask)
+        with KVStore(path) as store:
+            with pytest.raises(CorruptStoreError, match="unlucky"):
+                store.read("unlucky")
+            assert "unlucky" in store
+            assert "unlucky" in set(store)
+            with pytest.raises(KeyExistsError):
+                store.create("unlucky", {})
+            assert store.read("other 20") == neighbours()["other 20"]
+            if offset % 7 == 0:
+                store.delete("unlucky")
+                store.create("unlucky", {"n": 1})
+                assert_others_work(store)
+                assert store.read("unlucky") == {"n": 1}
+
+
+def test_damage_to_the_end_of_a_long_key_gives_no_other_key(path: Path) -> None:
+    """Its slot holds the first 32 bytes; the rest is in the record alone."""
+    key = "é" * 16 + "the rest of it"
+    record = make_store(path, key)
+    change_byte(path, record + RECORD_HEADER_SIZE + 40, 0x01)
+    with KVStore(path) as store:
+        for use in (store.read, store.read_bytes, store.ttl, store.delete):
+            with pytest.raises(KVStoreError):
+                use(key)
+        seen = set()
+        try:
+            for each in store:
+                seen.add(each)
+        except CorruptStoreError:
+            pass
+        assert seen <= neighbours().keys() | {key}
+        assert_others_work(store)
+
+
+# --- damage to the index -----------------------------------------------------------------------
+
+
+def test_zeroed_page_of_the_table_is_found_and_not_taken_for_an_empty_one(path: Path) -> None:
+    live = build(path, random.Random(1), 600)
+    original = Original(path.read_bytes())
+    hit = 0
+    for bucket in original.buckets:
+        path.write_bytes(original.contents)
+        overwrite(path, bucket, bytes(4096))
+        with KVStore(path) as store:
+            for key, value in live.items():
+                try:
+                    assert store.read(key) == value
+                except CorruptStoreError:  # KeyNotFoundError would be a lie
+                    hit += 1
+                    with pytest.raises(CorruptStoreError):
+                        store.create(key, {})
+            with pytest.raises(CorruptStoreError):
+                list(store)
+    assert hit >= len(live)
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+def test_one_damaged_copy_of_the_identity_does_no_harm(path: Path, copy: int) -> None:
+    live = build(path, random.Random(2), 100)
+    contents = path.read_bytes()
+    for offset in range(IDENTITY.size):
+        path.write_bytes(contents)
+        change_byte(path, IDENTITY_OFFSETS[copy] + offset)
+        with KVStore(path) as store:
+            assert dict(store) == live
+            store.create("new", {})
+    with KVStore(path) as store:
+        assert dict(store) == {**live, "new": {}}
+    assert_whole(path)
+
+
+def test_lost_first_page_does_no_harm(path: Path) -> None:
+    """With it go one copy of the identity, the state and the heads of the allocator."""
+    live = build(path, random.Random(3), 300)
+    overwrite(path, 0, bytes(4096))
+    with KVStore(path) as store:
+        assert dict(store) == live
+        store.create("new", {})
+    with KVStore(path) as store:
+        assert dict(store) == {**live, "new": {}}
+    assert_whole(path)
+
+
+def test_file_with_both_copies_of_the_identity_damaged_is_refused_and_left_as_it_is(
+    path: Path,
+) -> None:
+    build(path, random.Random(4), 100)
+    whole = path.read_bytes()
+    for damage in (
+        lambda: [change_byte(path, offset + 9) for offset in IDENTITY_OFFSETS],
+        lambda: [change_byte(path, offset + 33) for offset in IDENTITY_OFFSETS],
+        lambda: [change_byte(path, offset) for offset in IDENTITY_OFFSETS],
+        lambda: [overwrite(path, offset, bytes(IDENTITY.size)) for offset in IDENTITY_OFFSETS],
+        lambda: overwrite(path, 0, bytes(8192)),
+        lambda: overwrite(path, 0, bytes(65_536)),
+    ):
+        path.write_bytes(whole)
+        damage()
+        contents = path.read_bytes()
+        with pytest.raises((CorruptStoreError, UnsupportedFormatError)) as error:
+            KVStore(path)
+        assert str(path) in str(error.value)
+        assert path.read_bytes() == contents
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (STATE_OFFSET, STATE.size),
+        (HOLDER_OFFSET, 4),
+        (ALLOCATOR_OFFSET, 136),
+        (DIRECTORY_OFFSET, 65_536),
+        (EXTENT_MAP_OFFSET, 512),
+    ],
+    ids=["state", "holder", "allocator", "directory", "extent map"],
+)
+@pytest.mark.parametrize("filling", ["zeros", "ones", "random", "one bit"])
+def test_damaged_index_page_is_rebuilt_from_the_records(
+    path: Path, start: int, size: int, filling: str
+) -> None:
+    rng = seeded_random()
+    live = build(path, rng, 300)
+    if filling == "one bit":
+        change_byte(path, start + rng.randrange(size), 1 << rng.randrange(8))
+    else:
+        overwrite(
+            path,
+            start,
+            {"zeros": bytes(size), "ones": b"\xff" * size, "random": rng.randbytes(size)}[filling],
+        )
+    with KVStore(path) as store:
+        assert dict(store) == live
+        for number in range(200):
+            store.create(f"new {number}", make_value("new", number, 10 * number))
+        assert live.items() <= dict(store).items()
+    assert_whole(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_give_the_right_value_or_an_error(tmp_path: Path, kind: str) -> None:
+    """In a child, so that a hang, or death by a signal, is seen as such."""
+    counts = call_in_child(
+        "damage.use_damaged_files",
+        folder=str(tmp_path),
+        kind=kind,
+        seed=seeded_random().getrandbits(32),
+        files=scaled(60),
+    )
+    print(counts)
+    if kind == "append_garbage":
+        assert counts["refused"] == counts["keys with errors"] == counts["keys absent"] == 0
+    if kind in ("zero_pages", "swap_pages"):
+        assert counts["refused"] == 0

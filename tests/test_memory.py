@@ -1,0 +1,95 @@
+"""Memory: the heap does not grow with the records, and importing costs little."""
+
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+from support import MIB
+from support.processes import run_script
+
+from kvstore import KVStore
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc as on Linux")
+
+# Memory of the process's own: what it maps of files is the system's to keep or to drop.
+ANONYMOUS = """
+def anonymous_bytes():
+    gc.collect()
+    with open("/proc/self/smaps_rollup") as file:
+        for line in file:
+            if line.startswith("Anonymous:"):
+                return int(line.split()[1]) * 1024
+"""
+
+
+def test_heap_does_not_grow_with_the_number_of_records(path: Path) -> None:
+    said = run_script(
+        ANONYMOUS
+        + """
+with KVStore(sys.argv[1]) as store:
+    text = "x" * 80
+    for number in range(1_000):
+        store.create(f"key:{number}", {"n": number, "text": text})
+    few = anonymous_bytes()
+    for number in range(1_000, 200_000):
+        store.create(f"key:{number}", {"n": number, "text": text}, ttl=1_000_000)
+    say(anonymous_bytes() - few)
+    for number in range(0, 200_000, 100):
+        assert store.read(f"key:{number}")["n"] == number
+    assert len(store) == 200_000
+    assert sum(1 for _ in store) == 200_000
+    assert sum(1 for _ in store.items()) == 200_000
+    store.purge_expired()
+    store.stats()
+    say(anonymous_bytes() - few)
+""",
+        path,
+    )
+    for grown in said.split():
+        assert int(grown) <= 2 * MIB
+
+
+# What the test compares with: the third-party modules alone.
+WITHOUT = """
+import faulthandler, gc, os, signal, sys
+import mmap, orjson, portalocker, xxhash
+"""
+
+WITH = """
+import kvstore
+store = kvstore.KVStore(sys.argv[1])
+"""
+
+REPORT = f"""
+{ANONYMOUS}
+modules = sorted(sys.modules)
+print(anonymous_bytes(), *modules)
+"""
+
+
+def measure(script: str, path: Path) -> tuple[float, set[str]]:
+    """Return the median of private memory at the end of the script, and what it has imported."""
+    runs = [run_script(script, path, prelude="") for _ in range(8)][1:]  # the first may compile
+    return median(int(said.split()[0]) for said in runs), set(runs[0].split()[1:])
+
+
+def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path: Path) -> None:
+    with KVStore(path) as store:
+        for number in range(100):
+            store.create(f"{number}", {"n": number})
+    without, modules_without = measure(WITHOUT + REPORT, path)
+    with_kvstore, modules_with = measure(WITHOUT + WITH + REPORT, path)
+    assert with_kvstore - without <= 1.5 * MIB
+    imported = modules_with - modules_without
+    assert "kvstore.store" in imported
+    rare = {
+        "platformdirs",
+        "argparse",
+        "resource",
+        "kvstore.check",
+        "kvstore.location",
+        "kvstore.recovery",
+        "kvstore.__main__",
+    }
+    assert not imported & rare

@@ -1,0 +1,417 @@
+"""Recovery: the index of a file that was not closed is built anew from its records."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from support import scaled, seeded_random
+from support.clock import FakeClock
+from support.damage import is_bucket
+from support.files import digest
+from support.images import SECTOR, before_each_flush, write_image
+from support.processes import Child
+from support.workload import Value, make_value
+
+from kvstore import KVStore, StoreFullError
+from kvstore.check import check_file
+from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
+    DIRECTORY_OFFSET,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    IDENTITY,
+    RECORD_HEADER_SIZE,
+)
+
+
+def assert_whole(path: Path) -> None:
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+def crash_copy(store: KVStore) -> Path:
+    """Return a copy of the open file, as the death of its process would leave it."""
+    return write_image(store.path.with_suffix(".crashed"), store.path.read_bytes())
+
+
+def some_values(count: int, size: int = 100) -> dict[str, Value]:
+    return {f"key {n}": make_value(f"key {n}", n, n % size) for n in range(count)}
+
+
+def create_all(store: KVStore, values: dict[str, Value]) -> None:
+    for key, value in values.items():
+        store.create(key, value)
+
+
+def log_of_opening(path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Open and close the file; return what was logged."""
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger="kvstore"):
+        KVStore(path).close()
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "kvstore" or record.name.startswith("kvstore.")
+    ]
+
+
+# --- what recovery gives -----------------------------------------------------------------------
+
+
+def test_file_that_was_not_closed_is_recovered(path: Path) -> None:
+    values = some_values(3_000, 1_000)
+    with KVStore(path) as store:
+        create_all(store, values)
+        for number in range(0, 3_000, 3):
+            store.delete(f"key {number}")
+            del values[f"key {number}"]
+        copy = crash_copy(store)
+    with KVStore(copy) as recovered:
+        assert dict(recovered) == values
+        assert len(recovered) == len(values)
+        assert "key 0" not in recovered
+        for number in range(0, 3_000, 3):
+            recovered.create(f"key {number}", {})
+        assert len(recovered) == 3_000
+    assert_whole(copy)
+    with KVStore(copy) as reopened:
+        assert values.items() <= dict(reopened).items()
+
+
+def test_times_to_live_survive_recovery(path: Path, clock: FakeClock) -> None:
+    with KVStore(path) as store:
+        store.create("short", {}, ttl=10)
+        store.create("long", {}, ttl=100)
+        store.create("for ever", {})
+        copy = crash_copy(store)
+    clock.advance(4)
+    with KVStore(copy) as recovered:
+        assert recovered.ttl("short") == 6
+        assert recovered.ttl("long") == 96
+        assert recovered.ttl("for ever") is None
+        clock.advance(6)
+        assert set(recovered) == {"long", "for ever"}
+        assert len(recovered) == 2
+    assert_whole(copy)
+
+
+def test_expired_records_are_dropped(path: Path, clock: FakeClock) -> None:
+    with KVStore(path) as store:
+        for number in range(100):
+            store.create(f"short {number}", {"text": "x" * 1_000}, ttl=10)
+        store.create("long", {"n": 1}, ttl=100)
+        copy = crash_copy(store)
+    clock.advance(10)
+    with KVStore(copy) as recovered:
+        assert dict(recovered) == {"long": {"n": 1}}
+        assert recovered.purge_expired() == 0
+        # Gone for good: not even a clock that is set back shows them again.
+        clock.advance(-5)
+        assert set(recovered) == {"long"}
+        recovered.create("short 1", {})
+    assert_whole(copy)
+
+
+def test_keys_that_share_their_first_32_bytes_survive_recovery(path: Path) -> None:
+    values = {"é" * 16 + tail: {"tail": tail} for tail in ("", "a", "b", "\0", "é" * 16)}
+    with KVStore(path) as store:
+        create_all(store, values)
+        copy = crash_copy(store)
+    with KVStore(copy) as recovered:
+        assert dict(recovered) == values
+    assert_whole(copy)
+
+
+def test_records_alone_are_enough(path: Path) -> None:
+    """Directory, extent map, allocator, table and one copy of the identity are all overwritten."""
+    rng = seeded_random()
+    values = some_values(3_000, 3_000)
+    with KVStore(path) as store:
+        create_all(store, values)
+        contents = bytearray(store.path.read_bytes())
+    # Closed since: only the copy is of a file that was not.
+    index = [page for page in range(0, len(contents), 4096) if is_bucket(contents, page)]
+    assert len(index) >= 16
+    for page in index:
+        contents[page : page + 4096] = rng.choice((bytes(4096), rng.randbytes(4096)))
+    start, stop = DIRECTORY_OFFSET, FIXED_EXTENTS * EXTENT_SIZE
+    contents[start:stop] = rng.randbytes(stop - start)
+    contents[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE] = rng.randbytes(ALLOCATOR_SIZE)
+    contents[: IDENTITY.size] = rng.randbytes(IDENTITY.size)
+    copy = write_image(path.with_suffix(".damaged"), bytes(contents))
+    with KVStore(copy) as recovered:
+        assert dict(recovered) == values
+        for key in list(values)[::2]:
+            recovered.delete(key)
+        create_all(recovered, {f"new {key}": value for key, value in values.items()})
+    assert_whole(copy)
+
+
+@pytest.mark.parametrize("part", ["first byte", "header", "key", "start", "middle", "end"])
+def test_torn_record_is_dropped_and_its_neighbours_are_not(path: Path, part: str) -> None:
+    """After a crash a key is whole or absent, never corrupt."""
+    values = some_values(200)
+    torn = {"text": "the torn one " * 300}
+    with KVStore(path) as store:
+        create_all(store, values)
+        store.create("torn", torn)
+        copy = crash_copy(store)
+    contents = bytearray(copy.read_bytes())
+    value = contents.index(b'{"text":"the torn one')
+    record = value - len("torn") - RECORD_HEADER_SIZE
+    offset, size = {
+        "first byte": (record, 1),
+        "header": (record + 8, 24),
+        "key": (value - 4, 4),
+        "start": (value, SECTOR),
+        "middle": ((value + 1_000) // SECTOR * SECTOR, SECTOR),
+        "end": (value + 3_000, 300),
+    }[part]
+    contents[offset : offset + size] = bytes(byte ^ 0x55 for byte in contents[offset:][:size])
+    copy = write_image(copy, bytes(contents))
+    with KVStore(copy) as recovered:
+        assert "torn" not in recovered
+        assert dict(recovered) == values
+        recovered.create("torn", torn)
+        assert recovered.read("torn") == torn
+    assert_whole(copy)
+
+
+def test_of_two_records_of_one_key_the_newer_wins_and_the_older_is_gone_for_good(
+    path: Path, clock: FakeClock
+) -> None:
+    """The disk got the new record, and not that the old one was deleted."""
+    old, new = make_value("key", 1, 300), make_value("key", 2, 2_000)
+    with KVStore(path) as store:
+        store.create("key", old)
+        store.create("other", {})
+        store.sync()
+        synced = path.read_bytes()
+        clock.advance(1)
+        store.delete("key")
+        store.create("key", new)
+        contents = bytearray(path.read_bytes())
+    sector = (synced.index(b'{"key":"key","mark":1') - 40) // SECTOR * SECTOR
+    contents[sector : sector + 2 * SECTOR] = synced[sector : sector + 2 * SECTOR]
+    assert b'"mark":1' in contents
+    assert b'"mark":2' in contents
+    copy = write_image(path.with_suffix(".both"), bytes(contents))
+    with KVStore(copy) as recovered:
+        assert dict(recovered) == {"key": new, "other": {}}
+        recovered.delete("key")
+        again = crash_copy(recovered)
+    assert_whole(copy)
+    with KVStore(again) as recovered:
+        assert dict(recovered) == {"other": {}}
+    assert_whole(again)
+
+
+def test_room_of_deleted_records_is_found_again(path: Path) -> None:
+    """Nothing leaks: after recovery a full file takes as much as was deleted from it."""
+    values: dict[str, Value] = {}
+    with KVStore(path, max_bytes=4 * 1024 * 1024) as store:
+        with pytest.raises(StoreFullError):
+            for number in range(100_000):
+                store.create(f"{number}", {"text": "x" * 5_000})
+                values[f"{number}"] = {"text": "x" * 5_000}
+        for key in list(values)[::2]:
+            store.delete(key)
+        copy = crash_copy(store)
+    with KVStore(copy, max_bytes=4 * 1024 * 1024) as recovered:
+        assert len(recovered) == len(values) // 2
+        for key in list(values)[::2]:
+            recovered.create(key, values[key])
+        assert dict(recovered) == values
+    assert_whole(copy)
+
+
+@pytest.mark.parametrize("size", [20, 1_000, 16_000])
+def test_file_that_is_full_is_recovered_within_its_limit(path: Path, size: int) -> None:
+    limit = 4 * 1024 * 1024
+    values: dict[str, Value] = {}
+    with KVStore(path, max_bytes=limit) as store:
+        with pytest.raises(StoreFullError):
+            for number in range(100_000):
+                value = {"n": number, "text": "x" * size}
+                store.create(f"{number}", value)
+                values[f"{number}"] = value
+        copy = crash_copy(store)
+    for _ in range(2):
+        with KVStore(copy, max_bytes=limit) as recovered:
+            assert dict(recovered) == values
+            assert recovered.read("0") == values["0"]
+            again = write_image(path.with_suffix(".again"), copy.read_bytes())
+        assert copy.stat().st_size <= limit
+        assert_whole(copy)
+        copy = again
+
+
+def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
+    values = some_values(10_000, 1_000)
+    with KVStore(path) as store:
+        create_all(store, values)
+        copy = crash_copy(store)
+    size = copy.stat().st_size
+    assert size > 4 * 1024 * 1024
+    with KVStore(copy, max_bytes=4 * 1024 * 1024) as recovered:
+        assert dict(recovered) == values
+        recovered.delete("key 1")
+        recovered.create("key 1", values["key 1"])
+    assert copy.stat().st_size == size
+    assert_whole(copy)
+
+
+def test_recovery_that_is_cut_short_anywhere_begins_again_and_ends_the_same(path: Path) -> None:
+    """Copies of the file at each flush of a recovery, and of those of their recoveries."""
+    if sys.platform != "linux":
+        pytest.skip("flushes are seen at os.fdatasync")
+    values = some_values(1_000, 2_000)
+    with KVStore(path) as store:
+        create_all(store, values)
+        for number in range(0, 1_000, 2):
+            store.delete(f"key {number}")
+            del values[f"key {number}"]
+        images = [store.path.read_bytes()]
+    copy = path.with_suffix(".copy")
+    for generation in range(3):
+        write_image(copy, images[-1])
+        images = [images[-1]]
+        with before_each_flush(lambda: images.append(copy.read_bytes())):  # noqa: B023
+            recovered = KVStore(copy)
+        images.append(copy.read_bytes())
+        assert dict(recovered) == values
+        recovered.close()
+        for image in images:
+            each = write_image(path.with_suffix(".each"), image)
+            with KVStore(each) as store:
+                assert dict(store) == values, f"generation {generation}"
+            assert_whole(each)
+
+
+def test_file_is_recovered_as_often_as_its_process_dies(path: Path) -> None:
+    rng = seeded_random()
+    values: dict[str, Value] = {}
+    image = b""
+    for life in range(scaled(15)):
+        file = write_image(path.with_suffix(".life"), image) if image else path
+        with KVStore(file) as store:
+            assert dict(store) == values, f"life {life}"
+            for key in rng.sample(sorted(values), len(values) // 3):
+                store.delete(key)
+                del values[key]
+            for number in range(60):
+                key = f"{life}/{number}"
+                values[key] = make_value(key, number, rng.choice((10, 100, 1_000, 10_000)))
+                store.create(key, values[key])
+            image = file.read_bytes()
+        assert_whole(file)
+
+
+# --- when it happens, and what it says ---------------------------------------------------------
+
+
+def test_recovery_tells_what_it_found(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with KVStore(path) as store:
+        create_all(store, some_values(4_321))
+        copy = crash_copy(store)
+    messages = log_of_opening(copy, caplog)
+    assert messages
+    assert any(str(copy) in message for message in messages)
+    said = " ".join(messages)
+    assert "4,321" in said or "4321" in said
+    assert {record.name for record in caplog.records} == {"kvstore"}
+    # Closed by now: there is nothing to recover and nothing to say.
+    assert log_of_opening(copy, caplog) == []
+    assert_whole(copy)
+
+
+def test_recovery_shows_its_progress(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with KVStore(path) as store:
+        create_all(store, some_values(60_000, 300))
+        copy = crash_copy(store)
+    assert len(log_of_opening(copy, caplog)) >= 2
+    assert_whole(copy)
+
+
+def test_recovery_prints_nothing_of_its_own_accord(path: Path) -> None:
+    """Python prints warnings of loggers that nobody set up: that recovery is at work is none."""
+    with KVStore(path) as store:
+        create_all(store, some_values(10))
+        copy = crash_copy(store)
+    with Child("KVStore(sys.argv[1]).close()", copy) as child:
+        assert child.end() == ""
+        assert child.errors() == ""
+
+
+def test_new_file_needs_no_recovery(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert log_of_opening(path, caplog) == []
+    assert log_of_opening(path, caplog) == []
+
+
+def test_closed_file_needs_no_recovery(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with KVStore(path) as store:
+        create_all(store, some_values(100))
+    assert log_of_opening(path, caplog) == []
+
+
+def test_file_that_was_only_read_needs_no_recovery(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even where the process died: nothing had changed."""
+    with KVStore(path) as store:
+        create_all(store, some_values(100))
+    with KVStore(path) as store:
+        store.read("key 1")
+        store.read_bytes("key 1")
+        assert store.get("absent") is None
+        assert store.ttl("key 2") is None
+        assert "absent" not in store
+        assert len(dict(store)) == len(store) == 100
+        store.stats()
+        assert store.purge_expired() == 0
+        for wrong in (
+            lambda: store.create("x" * 33, {}),
+            lambda: store.create("key", {"n": float("nan")}),
+            lambda: store.create("key", {"n": "x" * 20_000}),
+            lambda: store.create("key", {}, ttl=0),
+        ):
+            with pytest.raises(ValueError, match="key"):
+                wrong()
+        store.sync()
+        copy = crash_copy(store)
+    assert log_of_opening(copy, caplog) == []
+    assert_whole(copy)
+
+
+def test_change_leaves_a_file_that_needs_recovery_until_it_is_closed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with KVStore(path) as store:
+        store.create("key", {})
+    with KVStore(path) as store:
+        store.delete("key")
+        store.sync()
+        copy = crash_copy(store)
+    assert log_of_opening(copy, caplog) != []
+    assert log_of_opening(path, caplog) == []
+    assert_whole(copy)
+
+
+def test_recovered_file_that_was_not_closed_is_recovered_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = some_values(500)
+    with KVStore(path) as store:
+        create_all(store, values)
+        copy = crash_copy(store)
+    with KVStore(copy) as store:
+        again = write_image(path.with_suffix(".again"), copy.read_bytes())
+    with KVStore(again) as store:
+        assert dict(store) == values
+    assert log_of_opening(again, caplog) == []
+    before = digest(again)
+    with KVStore(again) as store:
+        assert dict(store) == values
+    assert digest(again) == before, "a file that was only read has changed"
+    assert_whole(again)
