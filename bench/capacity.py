@@ -1,9 +1,9 @@
 """How much a file of 1,000,000,000 bytes holds, and how long the longest create takes on the way.
 
-For each size of value a store is filled until StoreFullError, twice. The first time for the figures
-of throughput: the clock is read once in 10,000 creates, keys are made in between. Then a random
-sample is read back and compared, `len()` is timed, and one record is deleted and another put in its
-place. The second time, on a new file, each create is timed by itself for the distribution of pauses.
+For each size of value a store is filled until StoreFullError, twice. The first time is for the
+throughput: the clock is read once in 10,000 creates, keys are made in between. Then `len()` is timed,
+a random sample is read back and compared, and one record is deleted and another put in its place.
+The second time, on a new file, each create is timed by itself, which shows how pauses are spread.
 """
 
 import random
@@ -28,7 +28,6 @@ from harness import (
     save,
     scratch_directory,
 )
-
 from kvstore import KVStore, StoreFullError
 
 VALUE_SIZES: Final = (100, 16_384)
@@ -78,7 +77,7 @@ def _fill_in_chunks(
         refused = ""
         begin = perf_counter()
         try:
-            for key, value in zip(keys, cycle(values)):  # noqa: B905  (cycle has no end)
+            for key, value in zip(keys, cycle(values)):
                 create(key, value)
         except StoreFullError:
             refused = key
@@ -115,7 +114,7 @@ def measure_pauses(path: Path, size: int, max_bytes: int, progress: Progress) ->
             for first in count(0, CHUNK):
                 progress.show(f"timing each create: {first:,} records")
                 keys = make_keys(CHUNK, first)
-                for key, value in zip(keys, cycle(values)):  # noqa: B905  (cycle has no end)
+                for key, value in zip(keys, cycle(values)):
                     begin = perf_counter_ns()
                     create(key, value)
                     note(perf_counter_ns() - begin)

@@ -25,6 +25,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from engines import OPENERS, Engine
+
 from harness import (
     Progress,
     describe_machine,
@@ -72,7 +73,7 @@ def _run_cycle(
 
     gc.collect()
     begin = perf_counter()
-    for key, value in zip(keys, cycle(values)):  # noqa: B905  (cycle has no end)
+    for key, value in zip(keys, cycle(values)):
         create(key, value, ttl)
     seconds["create"] = perf_counter() - begin
 
@@ -134,7 +135,7 @@ class Worker:
         far_end.close()
 
     def run(self, size: int, seed: int, directory: Path) -> dict[str, float]:
-        """Do a cycle in `directory`, which is new and removed after. Return seconds by operation."""
+        """Do a cycle in `directory`, made for it and removed after; return seconds by operation."""
         directory.mkdir()
         try:
             self._pipe.send((size, seed, directory))

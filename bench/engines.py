@@ -1,9 +1,9 @@
 """The stores that are compared, each made to do the same work.
 
 `create` fails where the key is there and has not expired, `read` checks the expiry and parses,
-`delete` fails where the key is absent; a value is stored with its expiry, in milliseconds since 1970
-(0: never). All are used as they should be for speed: SQLite by one cached statement an operation,
-LMDB by one short transaction. None waits for the disk.
+`delete` fails where the key is absent; a value is stored with its expiry, in milliseconds since
+1970 (0: never). All are used as they should be for speed: SQLite by one cached statement an
+operation, LMDB by one short transaction. None waits for the disk.
 """
 
 import sqlite3

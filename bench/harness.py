@@ -29,9 +29,10 @@ _KEY_MASK: Final = (1 << _KEY_BITS) - 1
 _KEY_MULTIPLIERS: Final = (0x9E3779B97F4A7C15F39D, 0xC2B2AE3D27D4EB4F1657)  # odd, so it is 1:1
 _SMALLEST_VALUE: Final = 80  # bytes
 _WORDS: Final = (
-    "amber basin cedar delta ember fjord grove harbor island juniper kettle lagoon meadow nectar "
-    "orchard prairie quartz river summit timber upland valley willow yarrow zephyr"
-).split()
+    *("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "harbor", "island"),
+    *("juniper", "kettle", "lagoon", "meadow", "nectar", "orchard", "prairie", "quartz", "river"),
+    *("summit", "timber", "upland", "valley", "willow", "yarrow", "zephyr"),
+)
 
 
 # --- keys and values -----------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def _text(length: int, rng: random.Random) -> str:
 
 
 def describe_machine(directory: Path, libraries: Iterable[str]) -> dict[str, Any]:
-    """Return what the figures depend on: date, machine, Python, versions, file system of a folder."""
+    """Return what figures depend on: machine, Python, versions, file system of a folder."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -30,7 +30,6 @@ from harness import (
     save,
     scratch_directory,
 )
-
 from kvstore import KVStore
 
 VALUE_SIZE: Final = 100
@@ -41,7 +40,7 @@ def load_and_end(path: Path, records: int, how: str) -> None:
     """In a child: load a store, then close it, or die as it is."""
     store = KVStore(path)
     values = make_values(VALUE_SIZE, DISTINCT_VALUES)
-    for index, value in zip(range(records), cycle(values)):  # noqa: B905  (cycle has no end)
+    for index, value in zip(range(records), cycle(values)):
         store.create(key_of(index), value)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -5,11 +5,10 @@ usage; 3: another process has the file.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
-
-import orjson
 
 from kvstore import __version__
 
@@ -39,9 +38,10 @@ def _run(options: argparse.Namespace) -> None:
     value: dict[str, Any] = {}
     if options.command == "create":
         text = sys.stdin.buffer.read() if options.value == "-" else options.value
+        # Not orjson, which would turn an integer out of range into a float.
         try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            value = json.loads(text)
+        except ValueError as error:
             raise ValueError(f"the value is not JSON: {error}") from error
     with KVStore(options.file, timeout=options.wait) as store:
         if options.command == "create":
@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         help="store a JSON object under a new key",
         epilog="""example: python -m kvstore create user:1 '{"name": "Ada"}' --ttl 3600""",
     )
-    create.add_argument("value", help="a JSON object, or - to read it from standard input")
+    create.add_argument(
+        "value", nargs="?", default="-", help="a JSON object (default: read from standard input)"
+    )
     create.add_argument("--ttl", type=int, metavar="SECONDS", help="time to live")
     commands.add_parser("read", parents=[shared], help="print the value of a key as JSON")
     commands.add_parser("delete", parents=[shared], help="remove a key")

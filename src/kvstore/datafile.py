@@ -389,7 +389,7 @@ class DataFile:
         self._flush_shared()
         if count > self._durable_count:
             with self._state_lock, suppress(StoreFullError):  # an old number is true as well
-                if not self.pristine and count > self._durable_count:
+                if not self.closed and count > self._durable_count:
                     self._durable_count = count
                     self._write_state()
 
@@ -409,7 +409,8 @@ class DataFile:
         Raises:
             OSError: a flush failed, or the path no longer names the file; all else was done.
         """
-        self.closed = True
+        with self._state_lock:
+            self.closed = True
         try:
             self._close_contents()
             self._lock.check_path()

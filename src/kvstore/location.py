@@ -35,7 +35,7 @@ def default_path() -> Path:
         f"{folder} cannot be created or written, so the store is {fallback / _FILE_NAME}; data in "
         f"a temporary directory may not last. Give a path, or set {PATH_VARIABLE}",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,  # the line that made the store
     )
     return fallback / _FILE_NAME
 

@@ -10,7 +10,7 @@ import operator
 import os
 import threading
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
 from time import time_ns
@@ -174,8 +174,8 @@ class KVStore(Mapping[str, Value]):
         try:
             self._create(key, encoded_key, encoded, lifetime)
         except StoreFullError:
-            if not self._purge_for_room():
-                raise
+            # Tried again even if another thread was the one to take something back.
+            self._purge_for_room()
             self._create(key, encoded_key, encoded, lifetime)
         if self._durable:
             self._file.flush()
@@ -442,11 +442,9 @@ class KVStore(Mapping[str, Value]):
             self._file.flush()
         return purged
 
-    def _purge_for_room(self) -> bool:
-        try:
-            return self.purge_expired() > 0
-        except (StoreFullError, CorruptStoreError):
-            return False
+    def _purge_for_room(self) -> None:
+        with suppress(StoreFullError, CorruptStoreError):
+            self.purge_expired()
 
     # --- the store -----------------------------------------------------------------------------
 
@@ -544,9 +542,10 @@ class KVStore(Mapping[str, Value]):
     __hash__ = object.__hash__
 
     def _begin_changes(self) -> None:
-        if self._closed:
-            self._refuse()
-        self._file.begin_changes()
+        with self._closing:
+            if self._closed:
+                self._refuse()
+            self._file.begin_changes()
 
     def _refuse(self) -> NoReturn:
         raise StoreClosedError(
