@@ -1,9 +1,9 @@
 """How much a file of 1,000,000,000 bytes holds, and how long the longest create takes on the way.
 
 For each size of value a store is filled until StoreFullError, twice. The first time is for the
-throughput: the clock is read once in 10,000 creates, keys are made in between. Then `len()` is timed,
-a random sample is read back and compared, and one record is deleted and another put in its place.
-The second time, on a new file, each create is timed by itself, which shows how pauses are spread.
+throughput: the clock is read once in 10,000 creates, keys are made in between. Then `len()` is
+timed, a random sample is read back and compared, and one record is deleted and another put in its
+place. The second time, on a new file, each create is timed by itself, to see how pauses are spread.
 """
 
 import random

@@ -30,6 +30,9 @@ class SqliteEngine:
     """sqlite3 of the standard library: WAL, synchronous=OFF, a table WITHOUT ROWID.
 
     The connection commits each statement by itself and may be used by any thread, one at a time.
+    The other settings are the fastest of those tried: pages of 4, 8 and 16 KiB, caches of 2 to
+    256 MiB (a large one made `create` of 1,000 bytes up to four times slower), with and without a
+    map, with and without the file to itself (which kvstore has as well).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -38,11 +41,11 @@ class SqliteEngine:
             directory / "store.sqlite", isolation_level=None, check_same_thread=False
         )
         for setting in (
+            "page_size = 8192",
+            "locking_mode = EXCLUSIVE",
             "journal_mode = WAL",
             "synchronous = OFF",
-            "cache_size = -262144",  # 256 MiB: all of it fits
             "mmap_size = 1073741824",
-            "temp_store = MEMORY",
         ):
             self._connection.execute(f"PRAGMA {setting}").fetchall()
         self._connection.execute(

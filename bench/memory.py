@@ -2,8 +2,8 @@
 
 Measured is **private anonymous memory**: the sum of the `Anonymous:` fields of /proc/self/smaps
 (Linux only), over all mappings but those of the data file. That is what the process has written for
-itself: heap, stacks, changed pages of libraries. Pages of the data file belong to the page cache and
-are left out; those that were copied, which there should be none of, are counted apart.
+itself: heap, stacks, changed pages of libraries. Pages of the data file belong to the page cache
+and are left out; those that were copied, which there should be none of, are counted apart.
 
 Growth: a child creates 1,000 records, is measured, goes on to a million, is measured again.
 Keys are made one at a time, values come from a small pool. Import: in a child that has imported

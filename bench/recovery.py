@@ -8,6 +8,7 @@ and its flush to the disk.
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import signal
@@ -49,6 +50,7 @@ def load_and_end(path: Path, records: int, how: str) -> None:
 
 def open_once(path: Path, records: int) -> None:
     """In a child: open the store, print the seconds it took, see that everything is there."""
+    logging.getLogger("kvstore").addHandler(logging.NullHandler())  # it warns of the recovery
     values = make_values(VALUE_SIZE, DISTINCT_VALUES)
     begin, cpu_begin = perf_counter(), process_time()
     store = KVStore(path)

@@ -110,6 +110,17 @@ def test_what_is_refused_exits_with_1_and_changes_nothing(
     assert dict(open_store()) == {"user:1": {"name": "Ada", "tags": ["é", "🐍"]}}
 
 
+@pytest.mark.parametrize("text", ["", "[" * 100_000, '{"v":' * 100_000, "9" * 10_000])
+def test_standard_input_that_is_no_value_is_refused(filled: Path, text: str) -> None:
+    result = children.run_command("create", "--file", filled, "k", stdin=text)
+    _failed(result, REFUSED)
+
+
+def test_a_key_that_looks_like_an_option_comes_after_two_dashes(filled: Path) -> None:
+    _done(_run("create", filled, "--", "--ttl", '{"n":1}'))
+    assert json.loads(_done(_run("read", filled, "--", "--ttl"))) == {"n": 1}
+
+
 def test_a_foreign_file_is_refused_and_left_as_it_is(path: Path) -> None:
     path.write_bytes(b"precious")
     assert path.name in _failed(_run("read", path, "k"), REFUSED)

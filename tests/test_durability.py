@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB, scaled, seeded_random
+from support.disks import quick_folder
 from support.images import (
     PAGE,
     SECTOR,
@@ -22,10 +23,10 @@ from support.images import (
     write_image,
 )
 from support.processes import PATIENCE_SECONDS
+from support.whole import assert_whole
 from support.workload import Workload, make_value
 
 from kvstore import KVStore, KVStoreError
-from kvstore.check import check_file
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="flushes are seen and made to fail at os.fdatasync"
@@ -37,8 +38,10 @@ by_sector_and_by_page = pytest.mark.parametrize("unit", [SECTOR, PAGE], ids=["se
 MAX_BYTES = 16 * MIB
 
 
-def assert_whole(path: Path) -> None:
-    assert [str(problem) for problem in check_file(path)] == []
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with quick_folder(tmp_path) as folder:
+        yield folder / "test.kvs"
 
 
 def work(store: KVStore, history: History, workload: Iterator, count: int) -> None:
@@ -274,7 +277,7 @@ def test_power_loss_during_recovery_harms_nothing_that_was_synced(path: Path, un
         with before_each_flush(lambda: at_flush.append(recovered.read_bytes())):  # noqa: B023
             store = KVStore(recovered, max_bytes=MAX_BYTES)
             contents = dict(store)
-            work(store, History(), iter(Workload(rng, {}, prefix="after recovery")), 10)
+            work(store, History(), iter(Workload(rng, {}, prefix="recovered ")), 10)
             store.close()
         assert len(at_flush) > 2, "recovery and close were to flush"
         for flushed, later in pairwise(at_flush):
@@ -284,7 +287,7 @@ def test_power_loss_during_recovery_harms_nothing_that_was_synced(path: Path, un
                 with KVStore(image, max_bytes=MAX_BYTES) as store:
                     found = dict(store)
                 assert_whole(image)
-                added = {key for key in found if key.startswith("after recovery")}
+                added = {key for key in found if key.startswith("recovered ")}
                 history.assert_allows({k: v for k, v in found.items() if k not in added})
         with KVStore(recovered, max_bytes=MAX_BYTES) as store:
             assert contents.items() <= dict(store).items()

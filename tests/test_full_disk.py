@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from support import MIB, disks
 from support.processes import Child, call_in_child
+from support.whole import assert_whole
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.check import check_file
 
 KINDS = tuple(disks.SIZES)
+# What a full disk may make of opening a file; "recovered" and "worked" are as good as each other.
+OUTCOMES = ("recovered", "worked", "refused")
 on_each_file_system = pytest.mark.parametrize("kind", KINDS)
 only_with_limits = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as on Linux")
 
@@ -42,15 +44,13 @@ def test_full_disk_is_store_full_and_all_else_works_on(
             copy_on_write=kind in disks.COPY_ON_WRITE,
             durable=durable,
         )
-    print(done)
+    assert done["created"] > 0
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_store_that_fills_the_disk_by_itself_loses_nothing(tmp_path: Path, kind: str) -> None:
     with disks.mounted(kind, tmp_path) as disk:
-        created = call_in_child(
-            "filling.fill_by_itself", path=str(disk / "data.kvs"), copy_on_write=False
-        )
+        created = call_in_child("filling.fill_by_itself", path=str(disk / "data.kvs"))
     assert created * 12_000 > disks.SIZES[kind] / 2
 
 
@@ -71,7 +71,7 @@ def test_process_that_was_killed_on_a_full_disk_lost_nothing(tmp_path: Path, kin
         with Child(script, json.dumps(arguments)) as child:
             assert child.wait() == -signal.SIGKILL, child.errors()
         outcome = call_in_child("filling.recover_on_full_disk", **arguments)
-    print(outcome)
+    assert outcome in OUTCOMES
 
 
 @on_each_file_system
@@ -94,7 +94,7 @@ def test_file_restored_with_holes_onto_a_full_disk_is_refused_or_works(
         outcome = call_in_child(
             "filling.open_on_full_disk", path=str(disk / "data.kvs"), expected=str(notes)
         )
-    print(outcome)
+    assert outcome in OUTCOMES
 
 
 @pytest.mark.parametrize("kind", disks.SHARING)
@@ -109,7 +109,7 @@ def test_file_that_shares_its_blocks_with_a_copy_is_refused_or_works_on_a_full_d
         disks.share_blocks(path, disk / "copy.kvs")
         disks.fill(disk)
         outcome = call_in_child("filling.open_on_full_disk", path=str(path), expected=str(notes))
-    print(outcome)
+    assert outcome in OUTCOMES
 
 
 @pytest.mark.parametrize("kind", disks.SHARING)
@@ -130,7 +130,7 @@ def test_limit_on_the_size_of_files_acts_as_max_bytes(path: Path) -> None:
     done = call_in_child("filling.fill_under_file_size_limit", path=str(path), limit=limit)
     assert done["created"] > 0
     assert limit - MIB < done["size"] <= limit
-    assert [str(problem) for problem in check_file(path)] == []
+    assert_whole(path)
 
 
 @only_with_limits
@@ -165,4 +165,4 @@ def test_limit_too_small_for_any_store_is_refused_as_an_error(path: Path) -> Non
         said = child.end().splitlines()
     assert [line.split()[0] for line in said] == ["True", "True"], said
     KVStore(path).close()
-    assert [str(problem) for problem in check_file(path)] == []
+    assert_whole(path)

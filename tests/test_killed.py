@@ -2,19 +2,27 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import scaled, seeded_random
+from support.disks import quick_folder
 from support.processes import call_in_child
+from support.whole import assert_whole
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.check import check_file
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork") or not hasattr(signal, "SIGKILL"), reason="needs fork and SIGKILL"
 )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with quick_folder(tmp_path) as folder:
+        yield folder / "test.kvs"
 
 
 def new_seed() -> int:
@@ -89,4 +97,4 @@ def test_kill_during_close_harms_nothing(path: Path) -> None:
 
 def test_kill_at_every_flush_of_a_life_harms_nothing(path: Path) -> None:
     assert call_in_child("killing.kill_at_every_flush", path=str(path), seed=new_seed()) >= 3
-    assert [str(problem) for problem in check_file(path)] == []
+    assert_whole(path)

@@ -44,7 +44,7 @@ def test_max_bytes_in_its_range_opens_a_small_file_that_never_is_larger(
     assert size(store.path) <= max_bytes
 
 
-@pytest.mark.parametrize("value_size", [2, 12, 100, 500, 1000, 4000, 16_384])
+@pytest.mark.parametrize("value_size", [2, 100, 1000, 16_384])
 def test_a_store_fills_to_its_limit_and_stays_readable(
     open_store: OpenStore, value_size: int
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_create_that_finds_no_room_leaves_no_trace(open_store: OpenStore) -> N
     assert store["new"] == sized_value(16_384)
 
 
-@pytest.mark.parametrize("value_size", [12, 100, 1000, 16_384])
+@pytest.mark.parametrize("value_size", [12, 1000, 16_384])
 def test_deleting_makes_room_for_as_many_of_the_same_size(
     open_store: OpenStore, value_size: int
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_limit_can_be_raised_when_the_store_is_opened_again(open_store: OpenSt
 
 def test_a_full_store_can_be_emptied_and_used_like_a_new_one(open_store: OpenStore) -> None:
     store = open_store(max_bytes=MIN_MAX_BYTES)
-    for value_size in (12, 16_384, 100):
+    for value_size in (100, 16_384, 500):
         keys = _fill(store, value_size)
         for key in keys:
             store.delete(key)

@@ -14,6 +14,7 @@ import pytest
 from support import scaled
 from support.files import digest
 from support.processes import Child, call_in_child, run_script
+from support.whole import assert_whole
 from xxhash import xxh3_64_intdigest
 
 from kvstore import (
@@ -23,7 +24,6 @@ from kvstore import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from kvstore.check import check_file
 from kvstore.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
@@ -43,10 +43,6 @@ HOLD = """
     store.close()
     say("closed")
 """
-
-
-def assert_whole(path: Path) -> None:
-    assert [str(problem) for problem in check_file(path)] == []
 
 
 def assert_locked(path: Path) -> None:
@@ -244,8 +240,7 @@ def use_every_member(store, iterator):
 def test_forked_child_gets_store_closed_error_from_every_member(
     path: Path, parent_closes_first: bool
 ) -> None:
-    script = f"{USE_EVERY_MEMBER}\n" + (
-        """
+    script = """
 store = KVStore(sys.argv[1])
 for number in range(100):
     store.create(f"k{number}", {"n": number})
@@ -267,8 +262,7 @@ os.waitpid(pid, 0)
 say("end")
 store.close()
 """
-    )
-    with Child(script, path, parent_closes_first) as child:
+    with Child(USE_EVERY_MEMBER + script, path, parent_closes_first) as child:
         assert child.end().splitlines() == ["end"]
     assert_whole(path)
 

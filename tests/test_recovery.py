@@ -2,18 +2,20 @@
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import scaled, seeded_random
 from support.clock import FakeClock
 from support.damage import is_bucket
+from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image
+from support.whole import assert_whole
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreFullError
-from kvstore.check import check_file
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -25,8 +27,10 @@ from kvstore.layout import (
 )
 
 
-def assert_whole(path: Path) -> None:
-    assert [str(problem) for problem in check_file(path)] == []
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with quick_folder(tmp_path) as folder:
+        yield folder / "test.kvs"
 
 
 def crash_copy(store: KVStore) -> Path:

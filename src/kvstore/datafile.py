@@ -55,6 +55,10 @@ from .layout import (
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
+# linux/fs.h
+_FS_IOC_GETFLAGS: Final = 0x8008_6601
+_FS_IOC_SETFLAGS: Final = 0x4008_6602
+_FS_NOCOW_FL: Final = 0x0080_0000
 _SMALLEST_STEP: Final = 16  # extents: 1 MiB
 _LARGEST_STEP: Final = 1024  # extents: 64 MiB
 
@@ -74,6 +78,7 @@ class DataFile:
         shorts: the same as a view of 16-bit numbers.
         directory: the directory as a view of 16-bit numbers.
         write: the one door for changes, `write(offset, data)`.
+        in_place: `write` stores through the map, and cannot be refused.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
@@ -93,20 +98,21 @@ class DataFile:
         self._fd = -1
         try:
             self._fd = self._lock.open_again()
-            in_place = _overwrites_in_place(self._fd)
-            self._in_place = in_place
+            self.in_place = _overwrites_in_place(self._fd)
             if not self._load_identity():
                 self._create(now_ms)
             self._load_state()
             self._reserve_all()
             self._map(max_bytes)
-        except BaseException:
+        except BaseException as error:
             if self._fd >= 0:
                 os.close(self._fd)
             self._lock.release()
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = path
             raise
         self.write: Callable[[int, bytes], None] = (
-            _map_writer(self.map) if in_place else self._pwrite
+            _map_writer(self.map) if self.in_place else self._pwrite
         )
         self._state_lock = threading.Lock()
         self._flush_shared = SharedFlush(self._flush)
@@ -163,6 +169,8 @@ class DataFile:
         self._identity = pack_identity(os.urandom(16), self.hash_seed, now_ms)
         extents = FIRST_FILE_SIZE >> EXTENT_SHIFT
         os.ftruncate(self._fd, 0)
+        if not self.in_place:
+            _ask_to_overwrite_in_place(self._fd)
         try:
             _reserve(self._fd, 0, FIRST_FILE_SIZE)
             _write_at(self._fd, 0, self._identity)
@@ -215,7 +223,7 @@ class DataFile:
             if error.errno != ENOSPC:
                 raise
             # Where writes report a full disk themselves, it is no danger to go on.
-            if self._in_place:
+            if self.in_place:
                 raise self._disk_full(error, "fill the holes of the file") from error
 
     def _map(self, max_bytes: int) -> None:
@@ -262,13 +270,14 @@ class DataFile:
         Flushes; the caller holds no lock.
         """
         with self._state_lock:
+            if self._identity_damaged:
+                for offset in IDENTITY_OFFSETS:
+                    self.write(offset, self._identity)
+                self._identity_damaged = False
             if self._clean or not self._state_intact:
                 self._clean = False
                 self._write_state()
                 self._state_intact = True
-                if self._identity_damaged:
-                    for offset in IDENTITY_OFFSETS:
-                        self.write(offset, self._identity)
             # Also where an earlier try failed here: its flush did, and says so again.
             if self.pristine:
                 self._flush_shared()
@@ -281,6 +290,19 @@ class DataFile:
     def accept_rebuilt_index(self) -> None:
         """Say that the index was rebuilt and flushed. The disk hears of it from `close`."""
         self.trusted = True
+
+    def restore(self, offset: int, old: bytes) -> None:
+        """Take back a write at `offset` that may have happened or not.
+
+        Where even that cannot be written, nothing more is: see `refuse_changes`.
+        """
+        # A copy-on-write file system that refused the write would refuse this one too.
+        if self.map[offset : offset + len(old)] != old:
+            try:
+                self.write(offset, old)
+            except BaseException as error:
+                self.refuse_changes(error)
+                raise
 
     def refuse_changes(self, why: BaseException) -> None:
         """Let nothing more be written: an undo failed, the index may contradict itself."""
@@ -425,13 +447,13 @@ class DataFile:
 
     def _close_contents(self) -> None:
         try:
-            if not self.pristine:
+            if not (self.pristine and self._clean):
                 self._flush_shared()
         finally:
             self._flush_shared.end()
         # On a full copy-on-write disk even the flag may not be written: then the next opening
         # rebuilds the index from the records, which have just been flushed.
-        with suppress(StoreFullError):
+        with suppress(StoreFullError, CorruptStoreError):
             if not self.pristine and not self._leave_unclean:
                 self._clean = True
                 self._durable_count = self._extent_count
@@ -471,12 +493,8 @@ class Undo:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return
-        try:
-            for offset, old in reversed(self._old):
-                self._file.write(offset, old)
-        except BaseException as error:
-            self._file.refuse_changes(error)
-            raise
+        for offset, old in reversed(self._old):
+            self._file.restore(offset, old)
 
 
 def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:
@@ -500,6 +518,22 @@ def _overwrites_in_place(fd: int) -> bool:
             if fields[2] == wanted:
                 return fields[fields.index("-") + 1] in _IN_PLACE
     return False
+
+
+def _ask_to_overwrite_in_place(fd: int) -> None:
+    """Have btrfs treat an empty file as one that is overwritten in place (``chattr +C``).
+
+    It spares the disk the fragments that small changes would make, and the store the need for room
+    to overwrite, as long as no copy or snapshot shares the file's blocks. Records have checksums of
+    their own for those that btrfs then leaves out.
+    """
+    if sys.platform == "linux":
+        import fcntl  # portalocker has it loaded
+
+        with suppress(OSError):
+            flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
+            (number,) = U64.unpack(flags)
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, U64.pack(number | _FS_NOCOW_FL))
 
 
 def _reserve(fd: int, start: int, end: int) -> None:

@@ -14,14 +14,14 @@ import os
 import stat
 import threading
 from collections.abc import Callable
-from errno import EINVAL, ENOLCK, ESTALE
+from errno import EINVAL, ENOLCK, ENOSPC, ESTALE
 from time import monotonic, sleep
 from typing import Final
 from weakref import WeakMethod
 
 import portalocker
 
-from .errors import StoreLockedError
+from .errors import StoreFullError, StoreLockedError
 from .layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
 
 _POLL_SECONDS: Final = 0.02
@@ -41,6 +41,7 @@ class FileLock:
 
     Raises:
         StoreLockedError: another process has it after `timeout`, or this one has it already.
+        StoreFullError: the file is missing, and the disk has no room to create it.
         OSError: the path cannot be opened for reading and writing, or is no regular file.
     """
 
@@ -53,7 +54,14 @@ class FileLock:
 
     def _try(self, deadline: float) -> bool:
         """Open and lock the file. False: try again, somebody else has it or has just moved it."""
-        self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+        try:
+            self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno == ENOSPC:
+                raise StoreFullError(
+                    f"{self.path}: no room on the disk to create the file: {error.strerror}"
+                ) from error
+            raise
         try:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):

@@ -40,6 +40,7 @@ from .layout import (
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     EXTENT_MAP_OFFSET,
+    EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIXED_EXTENTS,
@@ -156,7 +157,8 @@ class _Rebuild:
                 kind, size_class, live, first_free, fresh, NO_EXTENT, next_extent, 0
             )
         allocator = Struct(f"<HHI{len(heads)}H").pack(free, count, 0, *heads)
-        self._file.write(EXTENT_MAP_OFFSET, bytes(entries))
+        # To its end: growth that power loss took back may have left entries behind.
+        self._file.write(EXTENT_MAP_OFFSET, bytes(entries.ljust(EXTENT_MAP_SIZE, b"\0")))
         self._file.write(ALLOCATOR_OFFSET, allocator.ljust(ALLOCATOR_SIZE, b"\0"))
 
     def _scan_extent(self, base: int) -> tuple[int, list[int]]:

@@ -14,7 +14,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from .datafile import DataFile, Undo
-from .errors import CorruptStoreError
+from .errors import CorruptStoreError, KVStoreError
 from .extents import Extents
 from .layout import (
     BLOCK_ALIGNMENT,
@@ -40,6 +40,7 @@ from .layout import (
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    RECORD_MAGIC_BYTES,
     RECORD_WORDS,
     SIZE_CLASSES,
     SLAB_ENTRY,
@@ -163,9 +164,20 @@ class Slab:
                 self._file.write(offset, link)
                 self._file.write(entry_offset, U64.pack(after))
             except BaseException:
-                self._file.write(entry_offset, U64.pack(entry))
-                self._file.write(offset, U64.pack(head))
+                self._file.restore(entry_offset, U64.pack(entry))
+                self._file.restore(offset, U64.pack(head))
                 raise
+
+    def discard(self, offset: int) -> None:
+        """Free a block that was taken for a record that then failed.
+
+        Where a full copy-on-write file system refuses even that, the block leaks until the index is
+        next rebuilt, which is then at the next opening.
+        """
+        try:
+            self.give(offset)
+        except (KVStoreError, OSError):
+            self._file.leave_unclean()
 
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock."""
@@ -212,17 +224,32 @@ class Slab:
         created_at: int,
         expires_at: int,
     ) -> None:
-        """Write a whole record to the block at `offset`, which nothing points to yet."""
-        header = RECORD.pack(
-            RECORD_MAGIC,
-            len(value),
-            len(key),
-            0,
-            created_at,
-            expires_at,
-            xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16),
+        """Write a record to the block at `offset`, which nothing points to yet.
+
+        Where a write may be refused, without its magic: one that failed half-way, and that nothing
+        can be written over, is then no record. `finish_record` follows when its slot is there.
+        """
+        record = (
+            RECORD.pack(
+                RECORD_MAGIC,
+                len(value),
+                len(key),
+                0,
+                created_at,
+                expires_at,
+                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16),
+            )
+            + key
+            + value
         )
-        self._file.write(offset, header + key + value)
+        if self._file.in_place:
+            self._file.write(offset, record)
+        else:
+            self._file.write(offset + len(RECORD_MAGIC_BYTES), record[len(RECORD_MAGIC_BYTES) :])
+
+    def finish_record(self, offset: int) -> None:
+        """Set the magic that `write_record` left out."""
+        self._file.write(offset, RECORD_MAGIC_BYTES)
 
     def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
         """Copy the record that a slot's last word tells of: its header as four words, its value.

@@ -204,15 +204,23 @@ class KVStore(Mapping[str, Value]):
                 try:
                     slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
                     table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
+                    if not self._file.in_place:
+                        slab.finish_record(record)
                 except BaseException:
-                    if not table.is_live(-slot):
-                        slab.give(record)
+                    if not (table.is_live(-slot) and slab.is_record(record)):
+                        self._undo_create(-slot, record)
                     raise
             except KVStoreError:
                 raise
             except BaseException:
                 self._file.leave_unclean()
                 raise
+
+    def _undo_create(self, slot: int, record: int) -> None:
+        """Give back the block of a record, and the slot if it got as far as that."""
+        if self._table.is_live(slot):
+            self._table.remove(slot)
+        self._slab.discard(record)
 
     def _find_after_making_room(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
         """Rewrite a segment that is getting full; return the free slot, which there is then."""
@@ -468,8 +476,7 @@ class KVStore(Mapping[str, Value]):
         """
         if self._closed:
             self._refuse()
-        if not self._file.pristine:
-            self._file.flush()
+        self._file.flush()
         self._file.check_path()
 
     def stats(self) -> StoreStats:

@@ -166,8 +166,8 @@ class Table:
             # that no slot points to, and recovery adopts it.
             write(control_offset, fingerprint)
         except BaseException:
-            write(control_offset, bytes([control]))
-            write(entry_offset, U64.pack(entry))
+            self._file.restore(control_offset, bytes([control]))
+            self._file.restore(entry_offset, U64.pack(entry))
             raise
 
     def delete(self, slot: int, key: bytes) -> None:
@@ -179,20 +179,20 @@ class Table:
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
         if not self._slab.holds(tail, key):
             self._file.leave_unclean()
-            self._remove(slot)
+            self.remove(slot)
             return
         control_offset = _control_offset(slot)
         fingerprint = self._map[control_offset : control_offset + 1]
         record = tail & SLOT_RECORD_MASK
         try:
-            self._remove(slot)
+            self.remove(slot)
             self._slab.give(record)
         except BaseException:
             if not self.is_live(slot) and self._slab.is_record(record):
                 self._publish(slot, fingerprint)
             raise
 
-    def _remove(self, slot: int) -> None:
+    def remove(self, slot: int) -> None:
         """Take a live slot out of the table.
 
         Where it raises, the slot is either as it was or removed; `is_live` tells.
@@ -212,8 +212,8 @@ class Table:
             write(control_offset, control)
             write(entry_offset, U64.pack(entry - one))
         except BaseException:
-            write(entry_offset, U64.pack(entry))
-            write(control_offset, was)
+            self._file.restore(entry_offset, U64.pack(entry))
+            self._file.restore(control_offset, was)
             raise
 
     def is_live(self, slot: int) -> bool:

@@ -66,7 +66,9 @@ class Original:
     def __init__(self, contents: bytes) -> None:
         self.contents = contents
         self.lines = [
-            offset for offset in range(0, len(contents), LINE) if any(contents[offset:][:LINE])
+            offset
+            for offset in range(0, len(contents), LINE)
+            if any(contents[offset : offset + LINE])
         ]
         self.pages = sorted({offset // PAGE * PAGE for offset in self.lines})
         self.buckets = [page for page in self.pages if is_bucket(contents, page)]

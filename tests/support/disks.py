@@ -1,9 +1,11 @@
 """Small disks of several file systems, mounted under a test's own folder, and what fills them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
@@ -27,6 +29,8 @@ SHARING: Final = ("btrfs", "xfs")
 COPY_ON_WRITE: Final = ("btrfs",)
 
 _FICLONE: Final = 0x4004_9409
+_FS_IOC_GETFLAGS = 0x8008_6601
+_FS_IOC_SETFLAGS = 0x4008_6602
 
 
 @contextmanager
@@ -56,10 +60,21 @@ def mounted(kind: str, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mount_point)], check=True, capture_output=True)
 
 
+@contextmanager
+def quick_folder(otherwise: Path) -> Iterator[Path]:
+    """Give a folder in memory, where the system has one: for tests that flush very often."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK):
+        with tempfile.TemporaryDirectory(dir=memory) as name:
+            yield Path(name)
+    else:
+        yield otherwise
+
+
 def _run_or_skip(*command: str) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"{' '.join(command)}: {done.stderr.strip()}")
 
@@ -117,5 +132,8 @@ def share_blocks(source: Path, target: Path) -> None:
     import fcntl
 
     with source.open("rb") as original, target.open("wb") as copy:
+        with contextlib.suppress(OSError):  # btrfs shares only between files of the same flags
+            flags = fcntl.ioctl(original.fileno(), _FS_IOC_GETFLAGS, bytes(8))
+            fcntl.ioctl(copy.fileno(), _FS_IOC_SETFLAGS, flags)
         fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         os.fsync(copy.fileno())

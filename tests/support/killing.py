@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvstore import KVStore
-from kvstore.check import check_file
 
+from .whole import assert_whole
 from .workload import Value, Workload
 
 State = dict[str, Value]
@@ -89,7 +89,7 @@ def kill_during_creation(path: str, seed: int, rounds: int) -> int:
             )
             store.create("other", value)
             assert store.read("other") == value
-        _assert_whole(file)
+        assert_whole(file)
         created += bool(done)
     return created
 
@@ -395,7 +395,7 @@ def _reopen(file: Path, *, in_copy: bool) -> State:
         # It is not only readable: it works.
         store.create("probe", {})
         store.delete("probe")
-    _assert_whole(file)
+    assert_whole(file)
     return contents
 
 
@@ -421,8 +421,3 @@ def _leave_unclean(file: Path, rng: random.Random, count: int = 3_000) -> State:
     for operation in operations:
         _replay(state, operation)
     return state
-
-
-def _assert_whole(file: Path) -> None:
-    problems = [str(problem) for problem in check_file(file)]
-    assert not problems, problems[:10]

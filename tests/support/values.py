@@ -47,7 +47,7 @@ def sized_value(size: int, mark: int = 0) -> Value:
     return value
 
 
-def nested(depth: int, kind: type = dict) -> Value:
+def nested(depth: int, kind: Any = dict) -> Value:
     """Return a value of `depth` levels, itself the first; those below are of `kind`."""
     item: Any = kind()
     for _ in range(depth - 2):

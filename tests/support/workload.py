@@ -12,9 +12,10 @@ Value = dict[str, Any]
 
 
 def make_value(key: str, mark: int, size: int) -> Value:
-    """Return a value of about `size` bytes that only this operation on this key writes."""
-    stamp = f"{key}/{mark};"
-    return {"key": key, "mark": mark, "text": (stamp * (size // len(stamp) + 1))[:size]}
+    """Return a value with `size` bytes of text that only this operation on this key writes."""
+    stamp = f"{key}/{mark};".encode()
+    text = (stamp * (size // len(stamp) + 1))[:size]
+    return {"key": key, "mark": mark, "text": text.decode(errors="ignore")}
 
 
 def random_size(rng: random.Random) -> int:

@@ -1,0 +1,95 @@
+"""The modules of the file format put together without a `KVStore`, and faults in their one door."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kvstore.datafile import DataFile
+from kvstore.extents import Extents
+from kvstore.layout import RECORD_HEADER_SIZE, key_hash
+from kvstore.recovery import rebuild
+from kvstore.slab import Slab
+from kvstore.table import Table
+
+from . import MIB
+from .clock import START_SECONDS
+
+NOW_MS: Final = START_SECONDS * 1000
+
+
+class Parts(NamedTuple):
+    """An open file with its extents, slab and table."""
+
+    file: DataFile
+    extents: Extents
+    slab: Slab
+    table: Table
+
+    def hash(self, key: bytes) -> int:
+        """Return the hash of `key` in this file."""
+        return key_hash(key, self.file.hash_seed)
+
+    def store(self, key: bytes, value: bytes, expires_at: int = 0, now_ms: int = NOW_MS) -> int:
+        """Store a record under a key that is not there; return the offset of its slot."""
+        hash_of_key = self.hash(key)
+        slot = self.table.find(hash_of_key, key)
+        assert slot < 0, "the key is there, or its segment is full"
+        record = self.slab.take(RECORD_HEADER_SIZE + len(key) + len(value))
+        self.slab.write_record(record, key, value, hash_of_key, now_ms, expires_at)
+        self.table.insert(-slot, hash_of_key, key, record, len(value), expires_at)
+        return -slot
+
+    def remove(self, key: bytes) -> None:
+        """Delete a key that is there."""
+        slot = self.table.find(self.hash(key), key)
+        assert slot > 0, "the key is not there"
+        self.table.delete(slot, key)
+
+
+@contextmanager
+def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> Iterator[Parts]:
+    """Open the file at `path`, ready to be changed; close it at the end."""
+    file = DataFile(str(path), max_bytes, 0.0, now_ms)
+    try:
+        extents = Extents(file)
+        slab = Slab(file, extents)
+        table = Table(file, extents, slab)
+        if not (file.trusted and table.is_mapped()):
+            rebuild(file, extents, slab, now_ms)
+        file.begin_changes()
+        yield Parts(file, extents, slab, table)
+    finally:
+        file.close()
+
+
+class FaultyDoor:
+    """Stands in for the `write` of a data file and raises at one of the calls.
+
+    Args:
+        file: its door is replaced.
+        fail_at: the number of the call, from 1, that raises instead of writing.
+        error: what it raises.
+        lasting: so do all calls after it, as on a disk that stays full.
+    """
+
+    def __init__(
+        self, file: DataFile, fail_at: int, error: BaseException, *, lasting: bool = False
+    ) -> None:
+        self._write = file.write
+        self._fail_at = fail_at
+        self._error = error
+        self._lasting = lasting
+        self.calls = 0
+        file.write = self
+
+    def __call__(self, offset: int, data: bytes) -> None:
+        self.calls += 1
+        if self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at):
+            raise self._error
+        self._write(offset, data)
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has raised."""
+        return self.calls >= self._fail_at
