@@ -234,7 +234,9 @@ def main() -> None:
         "--ttl", type=int, default=3600, help="seconds for each record, 0 for none (default: 3600)"
     )
     parser.add_argument(
-        "--engines", default=",".join(OPENERS), help=f"(default: {','.join(OPENERS)})"
+        "--engines",
+        default="kvstore,sqlite3,lmdb",
+        help=f"of {', '.join(OPENERS)} (default: kvstore,sqlite3,lmdb)",
     )
     arguments = parser.parse_args()
     records = arguments.records or (10_000 if arguments.quick else 100_000)

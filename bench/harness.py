@@ -73,9 +73,10 @@ def _make_value(size: int, rng: random.Random) -> dict[str, Any]:
         "note": "",
     }
     missing = size - len(orjson.dumps(value))
-    while missing > 64:
+    while missing > 160:
         field = f"{rng.choice(_WORDS)}_{len(value)}"
-        value[field] = rng.choice([rng.randrange(10**9), _text(32, rng), rng.random() < 0.5])
+        text = _text(rng.randrange(10, 120), rng)
+        value[field] = rng.choice([rng.randrange(10**9), rng.random() < 0.5, text, text])
         missing = size - len(orjson.dumps(value))
     value["note"] = _text(missing, rng)
     if len(orjson.dumps(value)) != size:

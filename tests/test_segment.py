@@ -1,4 +1,4 @@
-"""A segment as bytes: what was put together comes apart again, each slot where a search finds it."""
+"""A segment as bytes: built and taken apart again, with each slot where a search finds it."""
 
 import random
 

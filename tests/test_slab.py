@@ -1,5 +1,6 @@
 """The slab by itself: blocks come and go, records are what was written or are seen not to be."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ from kvstore.slab import verify
 KEY = b"a key"
 VALUE = b'{"b":1}'
 LARGEST = len(BLOCK_SIZES) - 1  # the class with the fewest blocks in an extent: three
+
+
+@pytest.fixture(autouse=True)
+def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about power loss, and waiting for the disk is most of an opening's time."""
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ from .layout import (
     U16,
     U64,
     class_head_offset,
+    key_hash,
     map_entry_offset,
 )
 
@@ -285,6 +286,16 @@ class Slab:
             and self._words[offset >> 3] == slot_tail ^ offset | RECORD_MAGIC
             and self.key_at(offset, len(key)) == key
         )
+
+    def is_whole(self, slot_tail: int, hash_seed: int) -> bool:
+        """Tell whether a slot's last word leads to a whole record, whatever key that is of."""
+        try:
+            header, value = self.read_record(slot_tail)
+        except CorruptStoreError:
+            return False
+        offset, key_size = slot_tail & SLOT_RECORD_MASK, slot_tail >> SLOT_KEY_SIZE_SHIFT
+        hash_of_key = key_hash(self.key_at(offset, key_size), hash_seed)
+        return verify(header, value, slot_tail, header[2], hash_of_key)
 
     def is_record(self, offset: int) -> bool:
         """Tell whether the block at `offset`, which was one of ours, still begins with a record."""

@@ -90,8 +90,9 @@ class Table:
     def find(self, key_hash: int, key: bytes) -> int:
         """Return the offset of the slot of `key`.
 
-        Where it is absent: minus the offset of the free slot to put it in, or 0 where its segment
-        has none.
+        A slot whose record is damaged where the end of its long key stood is taken for that of
+        `key` if all else fits. Where it is absent: minus the offset of the free slot to put it in,
+        or 0 where its segment has none.
 
         Raises:
             CorruptStoreError: a page on the way is no bucket.
@@ -99,7 +100,7 @@ class Table:
         base = self._directory[key_hash >> DIRECTORY_SHIFT] << EXTENT_SHIFT
         size = len(key)
         fingerprint = FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF]
-        free = 0
+        free = damaged = 0
         for probe in range(key_hash, key_hash + BUCKET_COUNT):
             bucket = base + ((probe & BUCKET_COUNT - 1) << BUCKET_SHIFT)
             if self._words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT:
@@ -112,24 +113,34 @@ class Table:
                     if size <= SLOT_KEY_SIZE:
                         if self._map[slot : slot + size] == key:
                             return slot
-                    elif self._holds_long(slot, key):
-                        return slot
+                    else:
+                        is_it, may_be_it = self._compare_long(slot, key)
+                        if is_it:
+                            return slot
+                        if may_be_it:
+                            damaged = slot
                 index = control.find(fingerprint, index + 1)
             index = control.find(EMPTY_BYTE)
             if index >= 0:
-                return free or -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+                return damaged or free or -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
             if not free:
                 index = control.find(TOMBSTONE_BYTE)
                 if index >= 0:
                     free = -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
-        return free
+        return damaged or free
 
-    def _holds_long(self, slot: int, key: bytes) -> bool:
-        """Compare a key longer than 32 bytes: its start in the slot, the rest in the record."""
+    def _compare_long(self, slot: int, key: bytes) -> tuple[bool, bool]:
+        """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
+
+        Returns:
+            Whether the slot is that key's, and whether it may be, because its record is damaged.
+        """
         if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
-            return False
-        record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
-        return self._slab.key_at(record, len(key)) == key
+            return False, False
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        if self._slab.key_at(tail & SLOT_RECORD_MASK, len(key)) == key:
+            return True, True
+        return False, not self._slab.is_whole(tail, self._file.hash_seed)
 
     def insert(
         self, slot: int, key_hash: int, key: bytes, record: int, value_size: int, expires_at: int

@@ -57,15 +57,19 @@ class ChildFailed(AssertionError):
 class Child:
     """A Python process that runs `script`, with the arguments as `sys.argv[1:]`.
 
+    `prelude` comes before the script; `changes` are made to the environment.
+
     Use as a context manager: where the block leaves the child running, it is killed, by its id, and
     in any case waited for.
     """
 
-    def __init__(self, script: str, *arguments: object, prelude: str = _PRELUDE) -> None:
+    def __init__(
+        self, script: str, *arguments: object, prelude: str = _PRELUDE, **changes: str
+    ) -> None:
         code = prelude + textwrap.dedent(script)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._heard = b""
-        inherited = environment()
+        inherited = environment(**changes)
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             env={**inherited, "PYTHONPATH": inherited["PYTHONPATH"] + os.pathsep + _TESTS},
@@ -177,9 +181,9 @@ class Child:
         )
 
 
-def run_script(script: str, *arguments: object, prelude: str = _PRELUDE) -> str:
+def run_script(script: str, *arguments: object, prelude: str = _PRELUDE, **changes: str) -> str:
     """Run `script` in a child to its end and return what it said."""
-    with Child(script, *arguments, prelude=prelude) as child:
+    with Child(script, *arguments, prelude=prelude, **changes) as child:
         return child.end()
 
 
