@@ -1,5 +1,6 @@
 """The file never grows past `max_bytes`; a full store reads, deletes and takes what fits again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,23 @@ def test_a_store_fills_to_its_limit_and_stays_readable(
         again.create("new", sized_value(16_384))
     with pytest.raises(KeyExistsError):
         again.create(keys[0], {})
+
+
+@pytest.mark.parametrize("max_bytes", [MIN_MAX_BYTES, 80 * 65_536])
+@pytest.mark.parametrize("value_size", [2, 16_384])
+def test_a_full_store_whose_process_died_opens_again_with_everything_in_it(
+    open_store: OpenStore, tmp_path: Path, max_bytes: int, value_size: int
+) -> None:
+    """Its index is rebuilt in the room that there is: as much as the old one had."""
+    store = open_store(max_bytes=max_bytes)
+    keys = _fill(store, value_size)
+    shutil.copyfile(store.path, tmp_path / "copy.kvs")
+    again = open_store(tmp_path / "copy.kvs", max_bytes=max_bytes)
+    assert len(again) == len(keys)
+    assert _holds(again, keys, value_size)
+    again.delete(keys[0])
+    again.create(keys[0], sized_value(value_size, 0))
+    assert size(again.path) <= max_bytes
 
 
 def test_a_create_that_finds_no_room_leaves_no_trace(open_store: OpenStore) -> None:

@@ -54,7 +54,7 @@ message: the lock itself is the operating system's.
 ``ALLOCATOR`` at byte 1,536::
 
      0  u16      free extents     first extent of the list of free ones, linked by `next`
-     2  u16      fresh extent     every extent from this one on has never been used
+     2  u16      fresh extent     every extent from this one on is unused, and on no list
      4  u32      zero
      8  64xu16   class heads      for each size class the first extent of those with a free block,
                                   linked both ways
@@ -135,10 +135,94 @@ nothing else, wherever in the file they are, and all else can be rebuilt from th
 
 An example
 ==========
-The hash seed is 0x0123456789ABCDEF. At 1,700,000,000,000 ms the key ``user:1`` was created with the
-value ``{"name":"Ada"}`` and a time-to-live of 3,600 seconds, the first in a new file. Its hash is
-0x{EXAMPLE}
+The hash seed is 0x0123456789ABCDEF, the file id counts from 0 to 15. At 1,700,000,000,000 ms the
+file was created, ``user:1`` with the value ``{"name":"Ada"}`` and a time-to-live of 3,600 seconds
+was stored as its first record, and the file was closed. Each line below gives an offset in the file
+and the bytes from there on.
 
+Identity, and again at byte 4,096::
+
+            0  89 4B 56 53 0D 0A 1A 0A 01 00 00 00 00 00 01 00
+           16  00 01 02 03 04 05 06 07 08 09 0A 0B 0C 0D 0E 0F
+           32  EF CD AB 89 67 45 23 01 00 68 E5 CF 8B 01 00 00
+           48  F7 9F D9 18 68 F8 D7 E9
+
+    magic, version 1, extents of 65,536 bytes; file id; hash seed, created_at 1,700,000,000,000;
+    checksum 0xE9D7F86818D99FF7 of bytes 0..47
+
+State::
+
+          512  01 00 00 00 20 00 00 00 20 00 00 00 00 00 00 00
+          528  83 1B FD 2B AB 38 F3 A9 C9 A8 35 ED E0 6A D9 5E
+
+    clean, 32 extents, all of them durable, zero; index checksum 0xA9F338AB2BFD1B83,
+    checksum 0x5ED96AE0ED35A8C9 of bytes 512..535
+
+The hash of the key is xxh3_64("user:1", seed 0x0123456789ABCDEF) = 0xB3749DA551FA0168::
+
+    directory index   0xB3749DA551FA0168 >> 49          0x59BA = 22,970
+    fingerprint       0xB3749DA551FA0168 >> 4 & 0xFF    0x16
+    home bucket       0xB3749DA551FA0168 & 15           8
+
+Directory entry 22,970, at byte 65,536 + 2 x 22,970::
+
+      111,476  11 00
+
+    the segment is extent 17
+
+Extent map, entry 17, at byte 131,072 + 16 x 17::
+
+      131,344  02 00 01 00 01 00 00 00 80 56 1C D0 8B 01 00 00
+
+    a segment, 1 live slot, 1 used slot, earliest expiry 1,700,003,600,000
+
+Bucket 0 of this segment, at byte 65,536 x 17, the first 32 bytes of its header::
+
+    1,114,112  10 01 00 00 30 56 42 4B FF FF FF FF FF FF FF FF
+    1,114,128  04 00 00 58 00 00 00 00 00 00 00 00 00 00 00 00
+
+    marker of page 0x110 = 272, nothing in it expires; depth 4, prefix 0x5800 = 22,528, so this
+    segment owns the directory entries 22,528..24,575
+
+Bucket 8, the home bucket, at byte 65,536 x 17 + 4,096 x 8, and its first control byte::
+
+    1,146,880  18 01 00 00 30 56 42 4B 80 56 1C D0 8B 01 00 00
+    1,146,912  16
+
+    marker of page 0x118 = 280, earliest expiry 1,700,003,600,000; the fingerprint, so slot 0 may
+    be the key's
+
+Slot 0 of this bucket, 256 bytes after the bucket's start::
+
+    1,147,136  75 73 65 72 3A 31 00 00 00 00 00 00 00 00 00 00
+    1,147,152  00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+    1,147,168  80 56 1C D0 8B 01 00 00 00 00 16 00 0E 00 06 00
+
+    key "user:1"; expires_at 1,700,003,600,000, record at byte 0x00160000 = 1,441,792, value of 14
+    bytes, key of 6, zero
+
+Extent map, entry 1,441,792 / 65,536 = 22, at byte 131,072 + 16 x 22::
+
+      131,424  03 00 01 00 FF FF 01 00 00 00 00 00 00 00 00 00
+
+    a slab of size class 0, blocks of 64 bytes; 1 live block, no free block, fresh block 1; neither
+    a previous nor a next extent of the class with room
+
+Record, 32 + 6 + 14 = 52 bytes::
+
+    1,441,792  FF FE 4B 52 0E 00 06 00 00 68 E5 CF 8B 01 00 00
+    1,441,808  80 56 1C D0 8B 01 00 00 66 FD EB 1E 48 D6 AD D5
+    1,441,824  75 73 65 72 3A 31 7B 22 6E 61 6D 65 22 3A 22 41
+    1,441,840  64 61 22 7D
+
+    magic, value of 14 bytes, key of 6, flags 0, created_at 1,700,000,000,000; expires_at
+    1,700,003,600,000, checksum 0xD5ADD6481EEBFD66; the key "user:1"; the value {"name":"Ada"}
+
+The seed of the record's checksum, modulo 2**64::
+
+    key_hash ^ created_at ^ (expires_at << 16)
+        = 0xB3749DA551FA0168 ^ 0x0000018BCFE56800 ^ 0x018BD01C56800000
+        = 0xB2FF4C32C89F6968
 """
 
 from struct import Struct
@@ -212,7 +296,10 @@ SLAB_ENTRY_FIELDS: Final = (
     "kind", "size_class", "live", "first_free", "fresh", "previous", "next", "zero",
 )  # fmt: skip
 SEGMENT_ENTRY: Final = Struct("<BBHHHQ")
+SEGMENT_EARLIEST_OFFSET: Final = 8  # in the entry
 SEGMENT_ENTRY_FIELDS: Final = ("kind", "zero", "live", "used", "zero", "earliest_expiry")
+SLAB_PREVIOUS_OFFSET: Final = 8  # in the entry
+SLAB_NEXT_OFFSET: Final = 10  # in the entry
 NO_BLOCK: Final = 0xFFFF
 
 # An entry's first eight bytes as one word, for code that changes it in one step.

@@ -67,6 +67,7 @@ from .layout import (
     SEGMENT_SLOTS,
     SIZE_CLASSES,
     SLAB_ENTRY,
+    SLAB_PREVIOUS_OFFSET,
     SLOT,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_VALUE_SIZE_SHIFT,
@@ -132,33 +133,37 @@ class _Rebuild:
     def scan(self) -> None:
         """Judge every record; write the extent map, the allocator and the free lists."""
         count = self._file.extent_count
-        entries = bytearray()
+        entries = bytearray(EXTENT_MAP_SIZE)
         heads = [NO_EXTENT] * len(BLOCK_SIZES)
-        free = NO_EXTENT
+        free_extents = []
         for extent in range(count):
-            kind, size_class, live, first_free, fresh = KIND_FIXED, 0, 0, 0, 0
+            if extent < FIXED_EXTENTS:
+                _set_entry(entries, extent, KIND_FIXED)
+                continue
+            self._show_progress("scanned", extent, count, "extents")
+            base = extent << EXTENT_SHIFT
+            size_class, positions = self._scan_extent(base)
+            if not positions:
+                free_extents.append(extent)
+                continue
+            first_free, fresh = self._chain_free_blocks(base, BLOCK_SIZES[size_class], positions)
             next_extent = NO_EXTENT
-            if extent >= FIXED_EXTENTS:
-                self._show_progress("scanned", extent, count, "extents")
-                size_class, live_positions = self._scan_extent(extent << EXTENT_SHIFT)
-                live = len(live_positions)
-                if not live:
-                    kind, size_class, next_extent, free = KIND_FREE, 0, free, extent
-                else:
-                    kind = KIND_SLAB
-                    first_free, fresh = self._chain_free_blocks(
-                        extent << EXTENT_SHIFT, BLOCK_SIZES[size_class], live_positions
-                    )
-                    if first_free != NO_BLOCK or fresh < BLOCKS_PER_EXTENT[size_class]:
-                        next_extent, heads[size_class] = heads[size_class], extent
-                        if next_extent != NO_EXTENT:
-                            U16.pack_into(entries, 16 * next_extent + 8, extent)
-            entries += SLAB_ENTRY.pack(
-                kind, size_class, live, first_free, fresh, NO_EXTENT, next_extent, 0
-            )
-        allocator = Struct(f"<HHI{len(heads)}H").pack(free, count, 0, *heads)
-        # To its end: growth that power loss took back may have left entries behind.
-        self._file.write(EXTENT_MAP_OFFSET, bytes(entries.ljust(EXTENT_MAP_SIZE, b"\0")))
+            if first_free != NO_BLOCK or fresh < BLOCKS_PER_EXTENT[size_class]:
+                next_extent, heads[size_class] = heads[size_class], extent
+                if next_extent != NO_EXTENT:
+                    U16.pack_into(entries, 16 * next_extent + SLAB_PREVIOUS_OFFSET, extent)
+            state = (size_class, len(positions), first_free, fresh)
+            _set_entry(entries, extent, KIND_SLAB, state, next_extent)
+        fresh_extent = count
+        while free_extents and free_extents[-1] == fresh_extent - 1:
+            fresh_extent = free_extents.pop()
+        first = NO_EXTENT
+        for extent in reversed(free_extents):
+            _set_entry(entries, extent, KIND_FREE, next_extent=first)
+            first = extent
+        allocator = Struct(f"<HHI{len(heads)}H").pack(first, fresh_extent, 0, *heads)
+        # To the end of the map: growth that power loss took back may have left entries behind.
+        self._file.write(EXTENT_MAP_OFFSET, bytes(entries))
         self._file.write(ALLOCATOR_OFFSET, allocator.ljust(ALLOCATOR_SIZE, b"\0"))
 
     def _scan_extent(self, base: int) -> tuple[int, list[int]]:
@@ -425,6 +430,16 @@ class _Rebuild:
                 self._file.path,
                 self._unplaced,
             )
+
+
+def _set_entry(
+    entries: bytearray,
+    extent: int,
+    kind: int,
+    blocks: tuple[int, int, int, int] = (0, 0, 0, 0),
+    next_extent: int = NO_EXTENT,
+) -> None:
+    SLAB_ENTRY.pack_into(entries, 16 * extent, kind, *blocks, NO_EXTENT, next_extent, 0)
 
 
 def _all_positions(contents: bytes) -> Iterator[int]:

@@ -44,6 +44,8 @@ from .layout import (
     RECORD_WORDS,
     SIZE_CLASSES,
     SLAB_ENTRY,
+    SLAB_NEXT_OFFSET,
+    SLAB_PREVIOUS_OFFSET,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_VALUE_SIZE_SHIFT,
@@ -58,7 +60,6 @@ _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
 # An entry's first word without its first free block.
 _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
-_PREVIOUS, _NEXT = 8, 10  # offsets in an entry of SLAB_ENTRY
 
 
 class Slab:
@@ -195,24 +196,24 @@ class Slab:
         """Put `extent` at the head of its class's list. The caller holds the space lock."""
         head = self._shorts[class_head_offset(size_class) >> 1]
         entry = map_entry_offset(extent)
-        undo.write(entry + _PREVIOUS, U16.pack(NO_EXTENT) + U16.pack(head))
+        undo.write(entry + SLAB_PREVIOUS_OFFSET, U16.pack(NO_EXTENT) + U16.pack(head))
         if head != NO_EXTENT:
-            undo.write(map_entry_offset(head) + _PREVIOUS, U16.pack(extent))
+            undo.write(map_entry_offset(head) + SLAB_PREVIOUS_OFFSET, U16.pack(extent))
         undo.write(class_head_offset(size_class), U16.pack(extent))
 
     def _unlink(self, extent: int, size_class: int, undo: Undo) -> None:
         """Take `extent` off its class's list. The caller holds the space lock."""
         entry = map_entry_offset(extent)
-        previous_extent = self._shorts[entry + _PREVIOUS >> 1]
-        next_extent = self._shorts[entry + _NEXT >> 1]
-        if previous_extent == NO_EXTENT:
-            undo.write(class_head_offset(size_class), U16.pack(next_extent))
+        before = self._shorts[entry + SLAB_PREVIOUS_OFFSET >> 1]
+        after = self._shorts[entry + SLAB_NEXT_OFFSET >> 1]
+        if before == NO_EXTENT:
+            undo.write(class_head_offset(size_class), U16.pack(after))
         else:
-            self._extents.check(previous_extent)
-            undo.write(map_entry_offset(previous_extent) + _NEXT, U16.pack(next_extent))
-        if next_extent != NO_EXTENT:
-            self._extents.check(next_extent)
-            undo.write(map_entry_offset(next_extent) + _PREVIOUS, U16.pack(previous_extent))
+            self._extents.check(before)
+            undo.write(map_entry_offset(before) + SLAB_NEXT_OFFSET, U16.pack(after))
+        if after != NO_EXTENT:
+            self._extents.check(after)
+            undo.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
 
     # --- records -------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ from .layout import (
     MAX_DEPTH,
     MIN_DEPTH,
     NO_EXPIRY,
+    SEGMENT_EARLIEST_OFFSET,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SLOT,
@@ -71,7 +72,6 @@ from .slab import Slab
 _COUNT_MASK: Final = 0xFFFF
 _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
-_EARLIEST_IN_ENTRY: Final = 8
 
 
 class Table:
@@ -156,8 +156,8 @@ class Table:
             entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
             if expires_at < self._words[bucket + EARLIEST_OFFSET >> 3]:
                 write(bucket + EARLIEST_OFFSET, U64.pack(expires_at))
-            if expires_at < self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3]:
-                write(entry_offset + _EARLIEST_IN_ENTRY, U64.pack(expires_at))
+            if expires_at < self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3]:
+                write(entry_offset + SEGMENT_EARLIEST_OFFSET, U64.pack(expires_at))
         self._publish(slot, FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
 
     def _publish(self, slot: int, fingerprint: bytes) -> None:
@@ -436,7 +436,7 @@ class Table:
         """
         extent = self._directory[position]
         depth, prefix = self._depth_and_prefix(extent, position)
-        earliest = self._words[map_entry_offset(extent) + _EARLIEST_IN_ENTRY >> 3]
+        earliest = self._words[map_entry_offset(extent) + SEGMENT_EARLIEST_OFFSET >> 3]
         return extent, prefix + segment_run(depth), earliest <= now_ms
 
     def _end_of_run(self, position: int) -> int:
@@ -450,7 +450,7 @@ class Table:
         """Return how many keys of a segment have not expired."""
         entry_offset = map_entry_offset(extent)
         live = self._words[entry_offset >> 3] >> ENTRY_LIVE_SHIFT & _COUNT_MASK
-        if self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3] <= now_ms:
+        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] <= now_ms:
             live -= sum(len(due) for _, due in self._due(extent, now_ms))
         return live
 
@@ -469,7 +469,7 @@ class Table:
     def purge(self, extent: int, now_ms: int) -> int:
         """Remove a segment's expired slots, free their records, and return their number."""
         entry_offset = map_entry_offset(extent)
-        if self._words[entry_offset + _EARLIEST_IN_ENTRY >> 3] > now_ms:
+        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] > now_ms:
             return 0
         purged = 0
         for bucket, due in self._due(extent, now_ms):
@@ -482,7 +482,7 @@ class Table:
         earliest = min(
             self._words[bucket + EARLIEST_OFFSET >> 3] for bucket in self._buckets(extent)
         )
-        self._file.write(entry_offset + _EARLIEST_IN_ENTRY, U64.pack(earliest))
+        self._file.write(entry_offset + SEGMENT_EARLIEST_OFFSET, U64.pack(earliest))
         return purged
 
 

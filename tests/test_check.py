@@ -1,0 +1,675 @@
+"""The checker finds every kind of breach, each planted alone in a file that is otherwise whole."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support.parts import NOW_MS, Parts, open_parts
+from xxhash import xxh3_64_intdigest
+
+from kvstore import KVStore
+from kvstore.check import Problem, check_file, check_image
+from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
+    BLOCK_SIZES,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EARLIEST_OFFSET,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FREE_EXTENTS_OFFSET,
+    FRESH_EXTENT_OFFSET,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    KIND_FREE,
+    KIND_SEGMENT,
+    KIND_SLAB,
+    RECORD,
+    RECORD_MAGIC_BYTES,
+    SEGMENT_ENTRY,
+    SLAB_ENTRY,
+    SLOT,
+    SLOT_COUNT,
+    STATE,
+    STATE_OFFSET,
+    U16,
+    U64,
+    class_head_offset,
+    key_hash,
+    map_entry_offset,
+    pack_identity,
+    pack_state,
+    record_checksum,
+)
+
+SMALL: Final = b'{"b":1}'
+LARGE: Final = b'{"b":"' + b"x" * 5_000 + b'"}'
+LARGE_CLASS: Final = next(c for c, size in enumerate(BLOCK_SIZES) if size >= 5_100)
+
+
+class Plant:
+    """A copy of a good file's bytes, to plant breaches in, and where in it things are."""
+
+    def __init__(self, image: bytes) -> None:
+        self.image = bytearray(image)
+        self.seed = IDENTITY.unpack_from(image)[4]
+        self.extent_count = STATE.unpack_from(image, STATE_OFFSET)[1]
+
+    # --- where things are
+
+    def u16(self, offset: int) -> int:
+        number: int = U16.unpack_from(self.image, offset)[0]
+        return number
+
+    def segment_of(self, key: bytes) -> int:
+        return self.u16(DIRECTORY_OFFSET + 2 * (key_hash(key, self.seed) >> 49))
+
+    def slot(self, key: bytes) -> int:
+        """Return the offset of the slot of `key`, which is in its home bucket."""
+        hash_of_key = key_hash(key, self.seed)
+        bucket = (self.segment_of(key) << EXTENT_SHIFT) + (hash_of_key & 15) * BUCKET_SIZE
+        for index in range(SLOT_COUNT):
+            slot = bucket + 256 + 48 * index
+            if self.image[bucket + CONTROL_OFFSET + index] > 1:
+                start, *_, size = SLOT.unpack_from(self.image, slot)
+                if start[:size] == key:
+                    return slot
+        raise AssertionError("the key is not in its home bucket")
+
+    def bucket(self, key: bytes) -> int:
+        return self.slot(key) & -BUCKET_SIZE
+
+    def control(self, key: bytes) -> int:
+        slot = self.slot(key)
+        return self.bucket(key) + CONTROL_OFFSET + ((slot & BUCKET_SIZE - 1) - 256) // 48
+
+    def record(self, key: bytes) -> int:
+        record: int = SLOT.unpack_from(self.image, self.slot(key))[2]
+        return record
+
+    def slab_of(self, key: bytes) -> int:
+        return self.record(key) >> EXTENT_SHIFT
+
+    def free_extents(self) -> list[int]:
+        extents = []
+        extent = self.u16(FREE_EXTENTS_OFFSET)
+        while extent:
+            extents.append(extent)
+            extent = self.slab_entry(extent)["next"]
+        return extents
+
+    def slab_entry(self, extent: int) -> dict[str, int]:
+        fields = SLAB_ENTRY.unpack_from(self.image, map_entry_offset(extent))
+        names = ("kind", "class", "live", "first_free", "fresh", "previous", "next", "zero")
+        return dict(zip(names, fields, strict=True))
+
+    # --- changing them
+
+    def put(self, offset: int, data: bytes) -> None:
+        self.image[offset : offset + len(data)] = data
+
+    def put_u16(self, offset: int, number: int) -> None:
+        self.put(offset, U16.pack(number))
+
+    def change_slab(self, extent: int, **fields: int) -> None:
+        entry = {**self.slab_entry(extent), **fields}
+        self.put(map_entry_offset(extent), SLAB_ENTRY.pack(*entry.values()))
+
+    def change_segment(self, extent: int, *, live: int = 0, used: int = 0) -> None:
+        """Add to the counts of a segment."""
+        kind, zero, was_live, was_used, zero_too, earliest = SEGMENT_ENTRY.unpack_from(
+            self.image, map_entry_offset(extent)
+        )
+        self.put(
+            map_entry_offset(extent),
+            SEGMENT_ENTRY.pack(kind, zero, was_live + live, was_used + used, zero_too, earliest),
+        )
+
+    def sign(self) -> bytes:
+        """Return the bytes with checksums in the state that fit the index as it is now."""
+        clean, count, durable, _, _, _ = STATE.unpack_from(self.image, STATE_OFFSET)
+        index = (
+            self.image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
+            + self.image[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
+            + self.image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
+        )
+        checksum = xxh3_64_intdigest(bytes(index), self.seed)
+        self.put(STATE_OFFSET, pack_state(bool(clean), count, durable, checksum, self.seed))
+        return bytes(self.image)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a whole file with a bit of everything in it."""
+    path = tmp_path_factory.mktemp("good") / "good.kvs"
+    with open_parts(path) as parts:
+        for number in range(40):
+            parts.store(f"small {number}".encode(), SMALL)
+            parts.store(f"large {number}".encode(), LARGE)
+        parts.store(b"expiring", SMALL, NOW_MS + 1_000)
+        parts.store("é".encode() * 20, SMALL)
+        for number in (5, 6, 7):
+            parts.remove(f"small {number}".encode())
+        for number in (0, 13, 14):
+            parts.remove(f"large {number}".encode())
+        parts.file.grow()
+        take_and_give_extents(parts)
+    image = path.read_bytes()
+    assert list(check_image(image)) == []
+    return image
+
+
+def take_and_give_extents(parts: Parts) -> None:
+    """Leave free extents on the list."""
+    blocks = [parts.slab.take(16_544) for _ in range(12)]
+    for block in blocks:
+        parts.slab.give(block)
+
+
+@pytest.fixture
+def plant(good: bytes) -> Plant:
+    return Plant(good)
+
+
+def problems(image: bytes) -> list[Problem]:
+    return list(check_image(image))
+
+
+def assert_only(image: bytes, offset: int, structure: str, message: str = "") -> None:
+    """Assert that the checker reports this, and nothing else."""
+    found = problems(image)
+    assert [(each.offset, each.structure) for each in found] == [(offset, structure)], found
+    assert message in found[0].message
+
+
+def assert_among(image: bytes, offset: int, structure: str, message: str = "") -> None:
+    """Assert that the checker reports this, beside what follows from it."""
+    assert any(
+        each.offset == offset and each.structure == structure and message in each.message
+        for each in problems(image)
+    ), problems(image)
+
+
+# --- the file as a whole -----------------------------------------------------------------------
+
+
+def test_whole_file_has_no_problems(good: bytes, path: Path) -> None:
+    assert problems(good) == []
+    path.write_bytes(good)
+    assert check_file(path) == []
+
+
+def test_problem_reads_as_one_line() -> None:
+    assert str(Problem(65_536, "directory", "is odd")) == "byte 65,536: directory: is odd"
+
+
+def test_check_changes_no_byte_and_takes_no_lock(path: Path) -> None:
+    with KVStore(path) as store:
+        store.create("a", {})
+        before = path.read_bytes()
+        assert [str(problem) for problem in check_file(path)] == [
+            "byte 512: state: not clean: the next opening rebuilds the index"
+        ]
+        assert path.read_bytes() == before
+
+
+def test_empty_file_and_missing_file(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        check_file(path)
+    path.touch()
+    assert check_file(path) == [Problem(0, "file", "is empty")]
+
+
+@pytest.mark.parametrize("size", [1, 511, 4_096, EXTENT_SIZE, 7 * EXTENT_SIZE - 1])
+def test_file_too_short_for_a_store(good: bytes, size: int) -> None:
+    assert_only(good[:size], 0, "file", f"is {size:,} bytes")
+
+
+def test_file_shorter_or_longer_than_its_extents(good: bytes) -> None:
+    assert_only(good[:-1], STATE_OFFSET, "state", f"the file has {len(good) - 1:,}")
+    assert_only(good + b"x", STATE_OFFSET, "state", f"the file has {len(good) + 1:,}")
+
+
+# --- superblock --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", IDENTITY_OFFSETS)
+@pytest.mark.parametrize("field", [0, 8, 12, 16, 32, 40, 48])
+def test_damaged_identity(plant: Plant, offset: int, field: int) -> None:
+    plant.image[offset + field] ^= 1
+    assert_only(bytes(plant.image), offset, "identity")
+
+
+def test_two_damaged_identities(plant: Plant) -> None:
+    for offset in IDENTITY_OFFSETS:
+        plant.image[offset] ^= 1
+    assert [(each.offset, each.structure) for each in problems(bytes(plant.image))] == [
+        (0, "identity"),
+        (4_096, "identity"),
+        (0, "identity"),
+    ]
+
+
+def test_identities_with_different_seeds(plant: Plant) -> None:
+    plant.put(4_096, pack_identity(bytes(16), 1, NOW_MS))
+    assert_only(bytes(plant.image), 0, "identity", "do not agree")
+
+
+@pytest.mark.parametrize("offset", range(STATE_OFFSET, STATE_OFFSET + STATE.size))
+def test_damaged_state(plant: Plant, offset: int) -> None:
+    plant.image[offset] ^= 4
+    assert_only(bytes(plant.image), STATE_OFFSET, "state", "checksum")
+
+
+def test_state_that_is_not_clean(plant: Plant) -> None:
+    _, count, durable, _, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    plant.put(STATE_OFFSET, pack_state(False, count, durable, checksum, plant.seed))
+    assert_only(bytes(plant.image), STATE_OFFSET, "state", "not clean")
+
+
+@pytest.mark.parametrize(("count", "durable"), [(6, 6), (15_259, 6), (32, 33)])
+def test_impossible_counts_of_extents(plant: Plant, count: int, durable: int) -> None:
+    plant.put(STATE_OFFSET, pack_state(True, count, durable, 0, plant.seed))
+    assert_only(bytes(plant.image), STATE_OFFSET, "state", f"extent count {count}, durable")
+
+
+def test_wrong_index_checksum(plant: Plant) -> None:
+    _, count, durable, _, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    plant.put(STATE_OFFSET, pack_state(True, count, durable, checksum ^ 1, plant.seed))
+    assert_only(bytes(plant.image), STATE_OFFSET, "state", "index checksum is wrong")
+
+
+# --- allocator and extent map ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fresh", [0, 5, 60_000])
+def test_impossible_fresh_extent(plant: Plant, fresh: int) -> None:
+    plant.put_u16(FRESH_EXTENT_OFFSET, fresh)
+    assert_among(plant.sign(), FRESH_EXTENT_OFFSET, "allocator", f"fresh extent is {fresh}")
+
+
+@pytest.mark.parametrize(
+    ("extent", "kind"), [(0, KIND_FREE), (5, KIND_SLAB), (6, 4), (6, 1), (6, 255)]
+)
+def test_impossible_kind_of_extent(plant: Plant, extent: int, kind: int) -> None:
+    plant.put(map_entry_offset(extent), bytes([kind]))
+    assert_among(plant.sign(), map_entry_offset(extent), f"extent {extent}", f"kind is {kind}")
+
+
+def test_extent_in_use_past_the_fresh_one(plant: Plant) -> None:
+    extent = plant.extent_count - 1
+    assert plant.u16(FRESH_EXTENT_OFFSET) <= extent
+    plant.put(map_entry_offset(extent), bytes([KIND_SEGMENT]))
+    assert_among(plant.sign(), map_entry_offset(extent), f"extent {extent}", "past the fresh one")
+
+
+def test_free_extent_that_is_not_on_the_list(plant: Plant) -> None:
+    first, second, *_ = plant.free_extents()
+    plant.put_u16(FREE_EXTENTS_OFFSET, second)
+    assert_only(plant.sign(), map_entry_offset(first), f"extent {first}", "not on the list of free")
+
+
+def test_extent_in_use_on_the_list_of_free_ones(plant: Plant) -> None:
+    *_, last = plant.free_extents()
+    slab = plant.slab_of(b"small 1")
+    assert plant.slab_entry(slab)["next"] == 0
+    plant.change_slab(last, next=slab)
+    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "but not free")
+
+
+@pytest.mark.parametrize("extent", [3, 60_000])
+def test_list_of_free_extents_that_leads_nowhere(plant: Plant, extent: int) -> None:
+    *_, last = plant.free_extents()
+    plant.change_slab(last, next=extent)
+    assert_only(plant.sign(), FREE_EXTENTS_OFFSET, "list of free extents", f"extent {extent}")
+
+
+def test_list_of_free_extents_that_goes_in_a_circle(plant: Plant) -> None:
+    first, *_, last = plant.free_extents()
+    plant.change_slab(last, next=first)
+    assert_only(plant.sign(), FREE_EXTENTS_OFFSET, "list of free extents", f"extent {first}")
+
+
+def test_slab_extent_with_an_impossible_class(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.change_slab(slab, **{"class": len(BLOCK_SIZES)})
+    assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", "size class is")
+
+
+@pytest.mark.parametrize(("field", "value"), [("live", 0), ("live", 5_000), ("fresh", 5_000)])
+def test_slab_extent_with_impossible_counts(plant: Plant, field: str, value: int) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.change_slab(slab, **{field: value})
+    assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", "live blocks, fresh")
+
+
+def test_extent_with_room_that_is_not_on_the_list_of_its_class(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.put_u16(class_head_offset(0), 0)
+    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "on it without room")
+
+
+def test_extent_on_the_list_of_another_class(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.put_u16(class_head_offset(30), slab)
+    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "class 30")
+
+
+def test_wrong_link_back_in_the_list_of_a_class(plant: Plant) -> None:
+    head = plant.u16(class_head_offset(LARGE_CLASS))
+    second = plant.slab_entry(head)["next"]
+    assert second, "the class has one extent with room only"
+    for extent, previous in ((head, second), (second, 0)):
+        changed = Plant(bytes(plant.image))
+        changed.change_slab(extent, previous=previous)
+        assert_only(changed.sign(), map_entry_offset(extent), f"extent {extent}", "previous is not")
+
+
+def test_list_of_a_class_that_goes_in_a_circle(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.change_slab(slab, next=slab)
+    assert_only(plant.sign(), class_head_offset(0), "list of extents with room of class 0", "again")
+
+
+def test_list_head_of_a_class_that_there_is_not(plant: Plant) -> None:
+    offset = class_head_offset(len(BLOCK_SIZES))
+    plant.put_u16(offset, 6)
+    assert_only(plant.sign(), offset, "allocator", "a size class that there is not")
+
+
+# --- directory and segments --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extent", [0, 5, 60_000])
+def test_directory_entry_that_names_no_segment(plant: Plant, extent: int) -> None:
+    plant.put_u16(DIRECTORY_OFFSET, extent)
+    assert_among(plant.sign(), DIRECTORY_OFFSET, "directory", f"extent {extent} is no segment")
+
+
+def test_directory_entry_in_the_middle_of_a_run_that_names_another(plant: Plant) -> None:
+    other = plant.u16(DIRECTORY_OFFSET + 2 * 2_048)
+    plant.put_u16(DIRECTORY_OFFSET + 2 * 77, other)
+    assert_only(plant.sign(), DIRECTORY_OFFSET, "directory", "not the one run of 2048")
+
+
+def test_segment_without_an_entry_of_the_directory(plant: Plant) -> None:
+    extent = plant.u16(DIRECTORY_OFFSET)
+    other = plant.u16(DIRECTORY_OFFSET + 2 * 2_048)
+    plant.put(DIRECTORY_OFFSET, U16.pack(other) * 2_048)
+    found = plant.sign()
+    assert_among(found, other << EXTENT_SHIFT, "segment", "prefix 2048 at 0")
+    assert_among(found, map_entry_offset(extent), f"extent {extent}", "does not name")
+
+
+@pytest.mark.parametrize(("depth", "prefix"), [(3, 0), (16, 0), (0, 0), (4, 1)])
+def test_segment_with_a_wrong_depth_or_prefix(plant: Plant, depth: int, prefix: int) -> None:
+    base = plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT
+    plant.put(base + 16, bytes([depth]))
+    plant.put_u16(base + 18, prefix)
+    assert_among(plant.sign(), base, "segment", f"depth {depth}, prefix {prefix} at 0")
+
+
+@pytest.mark.parametrize("number", [0, 1, 15])
+def test_bucket_without_its_marker(plant: Plant, number: int) -> None:
+    bucket = (plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT) + number * BUCKET_SIZE
+    plant.put(bucket, bytes(8))
+    assert_among(plant.sign(), bucket, "bucket", "has no marker")
+
+
+def test_buckets_in_each_other_s_place(plant: Plant) -> None:
+    bucket = plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT
+    one = plant.image[bucket + BUCKET_SIZE : bucket + 2 * BUCKET_SIZE]
+    plant.put(bucket + 2 * BUCKET_SIZE, bytes(one))
+    assert_among(plant.sign(), bucket + 2 * BUCKET_SIZE, "bucket", "has no marker")
+
+
+def test_tombstone_beside_an_empty_slot(plant: Plant) -> None:
+    bucket = plant.bucket(b"small 1")
+    index = plant.image.index(0, bucket + CONTROL_OFFSET)
+    plant.image[index] = 1
+    plant.change_segment(plant.segment_of(b"small 1"), used=1)
+    assert_only(plant.sign(), bucket, "bucket", "both an empty slot and a tombstone")
+
+
+@pytest.mark.parametrize(("live", "used"), [(1, 0), (0, 1), (-1, -1)])
+def test_segment_with_wrong_counts(plant: Plant, live: int, used: int) -> None:
+    extent = plant.segment_of(b"small 1")
+    plant.change_segment(extent, live=live, used=used)
+    assert_only(plant.sign(), map_entry_offset(extent), f"extent {extent}", "used slots, has")
+
+
+def test_bucket_that_says_its_slots_expire_later(plant: Plant) -> None:
+    plant.put(plant.bucket(b"expiring") + EARLIEST_OFFSET, U64.pack(NOW_MS + 1_001))
+    assert_only(plant.sign(), plant.slot(b"expiring"), "slot", "expires before")
+
+
+def test_segment_that_says_its_slots_expire_later(plant: Plant) -> None:
+    entry = map_entry_offset(plant.segment_of(b"expiring"))
+    plant.put(entry + EARLIEST_OFFSET, U64.pack(NOW_MS + 1_001))
+    assert_only(plant.sign(), plant.slot(b"expiring"), "slot", "expires before")
+
+
+def test_earlier_expiry_of_bucket_and_segment_is_no_breach(plant: Plant) -> None:
+    plant.put(plant.bucket(b"expiring") + EARLIEST_OFFSET, U64.pack(1))
+    plant.put(map_entry_offset(plant.segment_of(b"small 1")) + EARLIEST_OFFSET, U64.pack(1))
+    assert problems(plant.sign()) == []
+
+
+# --- slots -------------------------------------------------------------------------------------
+
+
+def test_slot_whose_control_byte_is_not_its_fingerprint(plant: Plant) -> None:
+    slot = plant.slot(b"small 1")
+    control = plant.control(b"small 1")
+    plant.image[control] = plant.image[control] ^ 0x40 | 2
+    assert_only(plant.sign(), slot, "slot", "not its key's fingerprint")
+
+
+def test_slot_that_cannot_be_found_from_its_home(plant: Plant) -> None:
+    slot, control, bucket = (
+        plant.slot(b"small 1"),
+        plant.control(b"small 1"),
+        plant.bucket(b"small 1"),
+    )
+    segment = bucket & -EXTENT_SIZE
+    other = segment + (bucket + 3 * BUCKET_SIZE & EXTENT_SIZE - 1)
+    index = plant.image.index(0, other + CONTROL_OFFSET) - other - CONTROL_OFFSET
+    moved = other + 256 + 48 * index
+    plant.put(moved, bytes(plant.image[slot : slot + 48]))
+    plant.image[other + CONTROL_OFFSET + index] = plant.image[control]
+    plant.image[control] = 0
+    assert_only(plant.sign(), moved, "slot", "cannot be found from bucket")
+
+
+def test_slot_in_another_key_s_segment(plant: Plant) -> None:
+    slot, control = plant.slot(b"small 1"), plant.control(b"small 1")
+    home = plant.bucket(b"small 1") & EXTENT_SIZE - 1
+    mine = plant.segment_of(b"small 1")
+    other = next(
+        extent
+        for position in range(0, 32_768, 2_048)
+        if (extent := plant.u16(DIRECTORY_OFFSET + 2 * position)) != mine
+    )
+    bucket = (other << EXTENT_SHIFT) + home
+    index = plant.image.index(0, bucket + CONTROL_OFFSET) - bucket - CONTROL_OFFSET
+    moved = bucket + 256 + 48 * index
+    plant.put(moved, bytes(plant.image[slot : slot + 48]))
+    plant.image[bucket + CONTROL_OFFSET + index] = plant.image[control]
+    plant.image[control] = 0
+    plant.change_segment(mine, live=-1, used=-1)
+    plant.change_segment(other, live=1, used=1)
+    assert_only(plant.sign(), moved, "slot", "belongs to another segment")
+
+
+@pytest.mark.parametrize("record", [0, 65_536, 2**32 - 32])
+def test_slot_whose_record_is_in_no_slab_extent(plant: Plant, record: int) -> None:
+    slot = plant.slot(b"small 1")
+    plant.put(slot + 40, record.to_bytes(4, "little"))
+    assert_among(plant.sign(), slot, "slot", "is in no slab extent")
+
+
+@pytest.mark.parametrize("shift", [1, 32, -8])
+def test_slot_whose_record_begins_at_no_block(plant: Plant, shift: int) -> None:
+    slot, record = plant.slot(b"small 1"), plant.record(b"small 1")
+    plant.put(slot + 40, (record + shift).to_bytes(4, "little"))
+    found = plant.sign()
+    assert_among(found, slot, "slot", f"begins at byte {record + shift:,}")
+    assert_among(found, record, "record", "no slot points to it")
+
+
+def test_slot_whose_record_would_be_longer_than_its_block(plant: Plant) -> None:
+    slot = plant.slot(b"small 1")
+    plant.put_u16(slot + 44, 60)
+    assert_among(plant.sign(), slot, "slot", "no block of its size")
+
+
+def test_two_slots_of_one_record(plant: Plant) -> None:
+    """The second slot is a copy, in the same bucket."""
+    slot, bucket = plant.slot(b"small 1"), plant.bucket(b"small 1")
+    control = plant.image[plant.control(b"small 1")]
+    index = plant.image.index(0, bucket + CONTROL_OFFSET) - bucket - CONTROL_OFFSET
+    second = bucket + 256 + 48 * index
+    plant.put(second, bytes(plant.image[slot : slot + 48]))
+    plant.image[bucket + CONTROL_OFFSET + index] = control
+    plant.change_segment(plant.segment_of(b"small 1"), live=1, used=1)
+    assert_only(plant.sign(), max(slot, second), "slot", "another one points to its record")
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 1), (4, 1), (6, 1), (7, 1)], ids=["magic", "value", "key", "flags"]
+)
+def test_record_whose_header_differs_from_its_slot(plant: Plant, offset: int, size: int) -> None:
+    record = plant.record(b"small 1")
+    plant.image[record + offset] ^= 1
+    assert_among(plant.sign(), record, "record", "magic or sizes differ from its slot")
+
+
+def test_record_whose_expiry_differs_from_its_slot(plant: Plant) -> None:
+    slot, record = plant.slot(b"expiring"), plant.record(b"expiring")
+    plant.put(slot + 32, U64.pack(NOW_MS + 1_005))
+    assert_only(plant.sign(), record, "record", "key or expiry differs from its slot")
+
+
+@pytest.mark.parametrize("key", [b"small 1", "é".encode() * 20])
+def test_slot_whose_key_is_not_its_record_s(plant: Plant, key: bytes) -> None:
+    hash_of_key = key_hash(key, plant.seed)
+    bucket = (plant.segment_of(key) << EXTENT_SHIFT) + (hash_of_key & 15) * BUCKET_SIZE
+    slot = plant.image.index(key[:32].ljust(32, b"\0"), bucket)
+    (record,) = (SLOT.unpack_from(plant.image, slot)[2],)
+    plant.image[slot + 3] ^= 1
+    assert_only(plant.sign(), record, "record", "key or expiry differs from its slot")
+
+
+# --- records and blocks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [8, 24, 32 + len(b"small 1"), 32 + 13])
+def test_record_that_fails_its_checksum(plant: Plant, offset: int) -> None:
+    record = plant.record(b"small 1")
+    plant.image[record + offset] ^= 1
+    assert_only(plant.sign(), record, "record", "fails its checksum")
+
+
+def test_record_in_a_block_larger_than_it_needs(plant: Plant) -> None:
+    """It is whole, but recovery would take its extent for one of another class."""
+    key = b"large 1"
+    slot, record = plant.slot(key), plant.record(key)
+    hash_of_key = key_hash(key, plant.seed)
+    plant.put_u16(slot + 44, len(SMALL))
+    header = RECORD.unpack_from(plant.image, record)
+    checksum = record_checksum(SMALL, hash_of_key, header[4], 0)
+    plant.put(
+        record,
+        RECORD.pack(header[0], len(SMALL), len(key), 0, header[4], 0, checksum) + key + SMALL,
+    )
+    assert_only(plant.sign(), record, "record", "takes 46 bytes in a block of")
+
+
+def test_record_that_no_slot_points_to(plant: Plant) -> None:
+    record = plant.record(b"small 1")
+    plant.image[plant.control(b"small 1")] = 0
+    plant.change_segment(plant.segment_of(b"small 1"), live=-1, used=-1)
+    assert_only(plant.sign(), record, "record", "no slot points to it")
+
+
+def test_magic_of_a_record_outside_of_any_slab_extent(plant: Plant) -> None:
+    extent = plant.free_extents()[0]
+    offset = (extent << EXTENT_SHIFT) + 96
+    plant.put(offset, RECORD_MAGIC_BYTES)
+    assert_only(plant.sign(), offset, "record", "outside of any slab extent")
+
+
+@pytest.mark.parametrize("where", ["within a block", "past the fresh block"])
+def test_magic_of_a_record_where_no_block_in_use_begins(plant: Plant, where: str) -> None:
+    slab = plant.slab_of(b"small 1")
+    offset = plant.record(b"small 1") + 32
+    if where == "past the fresh block":
+        offset = (slab << EXTENT_SHIFT) + 64 * plant.slab_entry(slab)["fresh"] + 128
+    else:
+        offset = plant.record(b"large 1") + 320
+    plant.put(offset, RECORD_MAGIC_BYTES)
+    assert_among(plant.sign(), offset, "record", "its magic is not at a block in use")
+
+
+def test_magic_that_is_not_aligned_is_no_breach(plant: Plant) -> None:
+    extent = plant.free_extents()[0]
+    plant.put((extent << EXTENT_SHIFT) + 33, RECORD_MAGIC_BYTES)
+    assert problems(plant.sign()) == []
+
+
+def free_block(plant: Plant) -> tuple[int, int]:
+    """Return the first free block of the extent of the small records, and its offset."""
+    slab = plant.slab_of(b"small 1")
+    block = plant.slab_entry(slab)["first_free"]
+    return block, (slab << EXTENT_SHIFT) + 64 * block
+
+
+def test_free_list_that_leads_to_a_block_never_used(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    block, offset = free_block(plant)
+    fresh = plant.slab_entry(slab)["fresh"]
+    plant.put_u16(offset + 4, fresh)
+    assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", f"leads to block {fresh}")
+    plant.put_u16(offset + 4, block)
+    assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", f"leads to block {block}")
+
+
+def test_free_block_without_its_magic(plant: Plant) -> None:
+    _, offset = free_block(plant)
+    plant.put(offset, b"\0")
+    assert_among(plant.sign(), offset, "free block", "has not the magic")
+
+
+def test_block_that_is_neither_live_nor_on_the_free_list(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    _, offset = free_block(plant)
+    plant.change_slab(slab, first_free=plant.u16(offset + 4))
+    assert_only(plant.sign(), offset, "block", "neither live nor on the free list")
+
+
+def test_slab_extent_with_a_wrong_count_of_live_blocks(plant: Plant) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.change_slab(slab, live=plant.slab_entry(slab)["live"] - 1)
+    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "live blocks, has")
+
+
+# --- anything at all ---------------------------------------------------------------------------
+
+
+def test_breach_anywhere_is_reported_at_a_place_in_the_file(good: bytes) -> None:
+    """Whatever the bytes are, the checker ends, raises nothing, and points into the file."""
+    for start in (0, 512, 1_536, DIRECTORY_OFFSET, EXTENT_MAP_OFFSET, 6 * EXTENT_SIZE):
+        for filling in (b"\0", b"\xff", b"\1"):
+            image = bytearray(good)
+            image[start : start + 4_096] = filling * 4_096
+            plant = Plant(good)
+            plant.image = image
+            for bytes_to_check in (bytes(image), plant.sign()):
+                found = list(islice(check_image(bytes_to_check), 100_000))
+                assert len(found) < 100_000
+                assert all(0 <= each.offset < len(good) for each in found)
