@@ -31,18 +31,34 @@ def make_store(path: Path, notes: Path, records: int) -> None:
     notes.write_text(json.dumps(live))
 
 
-@on_each_file_system
-@pytest.mark.parametrize("durable", [False, True], ids=["buffered", "durable"])
+@pytest.mark.parametrize(
+    ("kind", "durable", "copied"),
+    [
+        ("tmpfs", False, False),
+        ("ext4", False, False),
+        ("ext4", True, False),
+        ("btrfs", False, False),
+        ("btrfs", False, True),
+        ("btrfs", True, True),
+        ("xfs", False, False),
+        ("xfs", True, True),
+    ],
+)
 def test_full_disk_is_store_full_and_all_else_works_on(
-    tmp_path: Path, kind: str, durable: bool
+    tmp_path: Path, kind: str, durable: bool, copied: bool
 ) -> None:
-    """Someone else fills the disk while the store is open. It reads, deletes, closes, opens."""
+    """Someone else fills the disk while the store is open. It reads, deletes, closes, opens.
+
+    A file that the store did not make itself, but another program copied, has none of the
+    attributes that the store may have given it.
+    """
     with disks.mounted(kind, tmp_path) as disk:
         done = call_in_child(
             "filling.work_on_full_disk",
             path=str(disk / "data.kvs"),
             copy_on_write=kind in disks.COPY_ON_WRITE,
             durable=durable,
+            copied=copied,
         )
     assert done["created"] > 0
 

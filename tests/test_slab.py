@@ -9,6 +9,7 @@ import pytest
 from support import MIB, seeded_random
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts
 
+import kvstore.datafile
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.check import check_file
 from kvstore.layout import (
@@ -70,6 +71,7 @@ def class_list(parts: Parts, size_class: int) -> list[int]:
 def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
     record = parts.slab.take(32 + len(key) + len(value))
     parts.slab.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
+    parts.slab.finish_record(record)
     return record
 
 
@@ -370,6 +372,23 @@ def test_record_is_read_as_it_was_written(
     assert parts.slab.is_record(record)
     assert parts.slab.key_at(record, len(key)) == key
     assert parts.slab.expiry_at(record) == expires_at
+
+
+def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that nothing can be written over any more would come back to life at a recovery."""
+    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: False)
+    with open_parts(path) as parts:
+        record = parts.slab.take(32 + len(KEY) + len(VALUE))
+        parts.slab.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
+        assert not parts.slab.is_record(record)
+        assert not parts.slab.holds(tail_of(record), KEY)
+        parts.slab.finish_record(record)
+        assert parts.slab.is_record(record)
+        assert parts.slab.holds(tail_of(record), KEY)
+        parts.slab.give(record)
+    assert [str(problem) for problem in check_file(path)] == []
 
 
 def test_any_changed_bit_of_a_record_fails_its_verification(parts: Parts) -> None:

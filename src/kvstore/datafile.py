@@ -275,8 +275,12 @@ class DataFile:
                     self.write(offset, self._identity)
                 self._identity_damaged = False
             if self._clean or not self._state_intact:
-                self._clean = False
-                self._write_state()
+                was_clean, self._clean = self._clean, False
+                try:
+                    self._write_state()
+                except BaseException:
+                    self._clean = was_clean
+                    raise
                 self._state_intact = True
             # Also where an earlier try failed here: its flush did, and says so again.
             if self.pristine:

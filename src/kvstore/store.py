@@ -8,6 +8,7 @@ numbers. No lock is held while a value is encoded, verified or parsed, nor while
 import atexit
 import operator
 import os
+import sys
 import threading
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from contextlib import ExitStack, suppress
@@ -138,7 +139,8 @@ class KVStore(Mapping[str, Value]):
             self._slab = Slab(self._file, extents)
             self._table = Table(self._file, extents, self._slab)
             self._space = extents.lock
-            if not (self._file.trusted and self._table.is_mapped()):
+            is_whole = self._file.trusted and self._table.is_mapped() and self._slab.is_mapped()
+            if not is_whole:
                 from .recovery import rebuild  # after a crash only
 
                 rebuild(self._file, extents, self._slab, _now_ms())
@@ -632,4 +634,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> Path:
 @atexit.register
 def _close_all() -> None:
     for store in list(_open_stores):
-        store.close()
+        try:
+            store.close()
+        except Exception:  # one store's trouble must not keep the others from being closed
+            sys.excepthook(*sys.exc_info())

@@ -125,6 +125,16 @@ def copy_with_holes(source: Path, target: Path) -> None:
             else:
                 copy.seek(len(block), os.SEEK_CUR)
         copy.truncate(original.tell())
+        os.fsync(copy.fileno())
+
+
+def replace_by_copy(file: Path) -> None:
+    """Have a plain copy, written anew, take the file's place."""
+    copy = file.with_suffix(".copy")
+    with copy.open("wb") as written:
+        written.write(file.read_bytes())
+        os.fsync(written.fileno())
+    copy.replace(file)
 
 
 def share_blocks(source: Path, target: Path) -> None:

@@ -19,23 +19,32 @@ from .workload import Value, make_value
 SIZES = (12_000, 3_000, 700, 100, 10)
 
 
-def work_on_full_disk(path: str, copy_on_write: bool, durable: bool = False) -> dict[str, int]:
+def work_on_full_disk(
+    path: str, copy_on_write: bool, durable: bool, copied: bool
+) -> dict[str, int]:
     """Fill the disk while the store is open, and do everything that must work then, and after."""
     file = Path(path)
-    store = KVStore(file, durable=durable)
     live: dict[str, Value] = {}
-    for number in range(200):
-        _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
+    with KVStore(file) as store:
+        for number in range(200):
+            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
+    if copied:
+        disks.replace_by_copy(file)
+    store = KVStore(file, durable=durable)
+    for number in range(100):
+        _create(store, live, f"second {number}", SIZES[number % len(SIZES)])
+    # What is on the disk already is what a copy-on-write file system needs room to change.
+    store.sync()
     disks.fill(file.parent)
     created = create_until_full(store, live)
+    store.sync()
     _assert_holds(store, live)
     deleted = delete_some(store, live, copy_on_write)
     _assert_holds(store, live)
     again = create_into_freed(store, live, deleted, copy_on_write)
     _assert_holds(store, live)
     assert store.purge_expired() == 0
-    if not copy_on_write:
-        store.sync()
+    store.sync()
     store.close()
     with KVStore(file, durable=durable) as store:
         _assert_holds(store, live)

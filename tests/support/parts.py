@@ -1,5 +1,7 @@
 """The modules of the file format put together without a `KVStore`, and faults in their one door."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,8 @@ class Parts(NamedTuple):
         record = self.slab.take(RECORD_HEADER_SIZE + len(key) + len(value))
         self.slab.write_record(record, key, value, hash_of_key, now_ms, expires_at)
         self.table.insert(-slot, hash_of_key, key, record, len(value), expires_at)
+        if not self.file.in_place:
+            self.slab.finish_record(record)
         return -slot
 
     def remove(self, key: bytes) -> None:
@@ -88,6 +92,32 @@ class FaultyDoor:
         if self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at):
             raise self._error
         self._write(offset, data)
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has raised."""
+        return self.calls >= self._fail_at
+
+
+class FullDisk:
+    """Stands in for `os.pwrite` and refuses one of the calls for want of room.
+
+    Args:
+        fail_at: the number of the call, from 1, that raises instead of writing.
+        lasting: so do all calls after it.
+    """
+
+    def __init__(self, fail_at: int, *, lasting: bool) -> None:
+        self._pwrite = os.pwrite
+        self._fail_at = fail_at
+        self._lasting = lasting
+        self.calls = 0
+
+    def __call__(self, fd: int, data: bytes, offset: int, /) -> int:
+        self.calls += 1
+        if self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._pwrite(fd, data, offset)
 
     @property
     def reached(self) -> bool:
