@@ -56,7 +56,7 @@ def encode_key(key: object) -> bytes:
         InvalidKeyError: it is not a string of 1 to 32 characters that UTF-8 can express.
     """
     if isinstance(key, str):
-        if 0 < str.__len__(key) <= MAX_KEY_CHARACTERS:
+        if 0 < len(key) <= MAX_KEY_CHARACTERS:
             try:
                 return str.encode(key)
             except UnicodeEncodeError as error:

@@ -78,6 +78,7 @@ class DataFile:
         shorts: the same as a view of 16-bit numbers.
         directory: the directory as a view of 16-bit numbers.
         write: the one door for changes, `write(offset, data)`.
+        refuses: a change could not be undone, and nothing more is written: `refuse_changes`.
         in_place: `write` stores through the map, and cannot be refused.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
@@ -117,6 +118,7 @@ class DataFile:
         self._state_lock = threading.Lock()
         self._flush_shared = SharedFlush(self._flush)
         self.closed = False
+        self.refuses = False
         self._leave_unclean = False
         self._cautious = False
         self.trusted = self._clean and self._index_checksum() == self._stored_index_checksum
@@ -260,6 +262,8 @@ class DataFile:
             while written < len(data):
                 written += os.pwrite(self._fd, data[written:], offset + written)
         except OSError as error:
+            # Whatever this cuts short may leak a block or an extent.
+            self._leave_unclean = True
             if error.errno == ENOSPC:
                 raise self._disk_full(error, f"write {len(data):,} bytes") from error
             raise
@@ -311,6 +315,7 @@ class DataFile:
     def refuse_changes(self, why: BaseException) -> None:
         """Let nothing more be written: an undo failed, the index may contradict itself."""
         self._leave_unclean = True
+        self.refuses = True
 
         def refuse(_offset: int, _data: bytes) -> NoReturn:
             raise CorruptStoreError(

@@ -32,29 +32,30 @@ class SharedFlush:
         Raises:
             OSError: that flush, or any before it, failed.
         """
-        with self._turn:
-            # A running flush may have started before our writes: only the one after it will do.
-            wanted = self._started + 1
-            while self._running and self._succeeded < wanted and not self._ended:
-                self._turn.wait()
-            self._raise_failure()
-            if self._ended or self._succeeded >= wanted:
-                return
-            self._running = True
-            self._started += 1
-            number = self._started
+        number = 0  # of the flush that this call leads
         try:
+            with self._turn:
+                # A running flush may have started before our writes: only the one after it will do.
+                wanted = self._started + 1
+                while self._running and self._succeeded < wanted and not self._ended:
+                    self._turn.wait()
+                self._raise_failure()
+                if self._ended or self._succeeded >= wanted:
+                    return
+                number = self._started + 1
+                self._started = number
+                self._running = True
             self._flush()
+            self._succeeded = number
         except OSError as failure:
             self._error = self._error or failure
             raise
-        else:
-            self._succeeded = number
         finally:
             # An interrupted flush did not succeed, and did not fail: its followers start the next.
-            with self._turn:
-                self._running = False
-                self._turn.notify_all()
+            if number:
+                with self._turn:
+                    self._running = False
+                    self._turn.notify_all()
 
     def end(self) -> None:
         """Wait for the running flush, if any; from now on calls return at once."""

@@ -1,8 +1,8 @@
 """The file format, version 1. Every offset, size and reserved value is declared here and only here.
 
-All integers are unsigned and little-endian. Times are whole milliseconds since 1970 UTC. Offsets
-are in bytes from the start of the file unless they say "in the ...". Bytes that no field names are
-zero. A reader in another language needs nothing but this module.
+All integers are unsigned and little-endian. Times are whole milliseconds since 1970 UTC, below
+2**48. Offsets are in bytes from the start of the file unless they say "in the ...". Bytes that no
+field names are zero. A reader in another language needs nothing but this module.
 
 The file
 ========
@@ -245,6 +245,7 @@ MIN_VALUE_SIZE: Final = 2
 MAX_VALUE_SIZE: Final = 16_384
 
 NEVER: Final = 0  # an `expires_at`
+TIME_LIMIT: Final = 2**48
 NO_EXPIRY: Final = 2**64 - 1  # an "earliest expiry"
 
 # --- superblock --------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ from .layout import (
     SLOT_KEY_SIZE_SHIFT,
     SLOT_VALUE_SIZE_SHIFT,
     SPLIT_AT,
+    TIME_LIMIT,
     U16,
     key_hash,
     map_entry_offset,
@@ -222,7 +223,7 @@ class _Rebuild:
             )
             if checksum == xxh3_64_intdigest(
                 contents[value_start : position + end], key_hash ^ created_at ^ expires_at << 16
-            ) and (not expires_at or expires_at > now_ms):
+            ) and (not expires_at or now_ms < expires_at < TIME_LIMIT):
                 positions.append(position)
                 parts[key_hash >> _PART_SHIFT].append(
                     key_hash & ~_PLACE_MASK | base + position >> _ALIGNMENT_SHIFT
@@ -488,4 +489,7 @@ def _is_whole(contents: bytes, position: int, hash_seed: int) -> bool:
     value_start = position + RECORD_HEADER_SIZE + key_size
     key = contents[position + RECORD_HEADER_SIZE : value_start]
     value = contents[value_start : value_start + value_size]
-    return checksum == record_checksum(value, key_hash(key, hash_seed), created_at, expires_at)
+    # The checksum leaves out what it cannot be: the upper bits of an expiry past the limit.
+    return expires_at < TIME_LIMIT and checksum == record_checksum(
+        value, key_hash(key, hash_seed), created_at, expires_at
+    )

@@ -176,6 +176,8 @@ class KVStore(Mapping[str, Value]):
         try:
             self._create(key, encoded_key, encoded, lifetime)
         except StoreFullError:
+            if self._file.refuses:
+                raise
             # Tried again even if another thread was the one to take something back.
             self._purge_for_room()
             self._create(key, encoded_key, encoded, lifetime)
@@ -221,7 +223,12 @@ class KVStore(Mapping[str, Value]):
     def _undo_create(self, slot: int, record: int) -> None:
         """Give back the block of a record, and the slot if it got as far as that."""
         if self._table.is_live(slot):
-            self._table.remove(slot)
+            try:
+                self._table.remove(slot)
+            except (KVStoreError, OSError) as error:
+                # The key seems damaged until the next opening, which finds no record of it.
+                self._file.refuse_changes(error)
+                return
         self._slab.discard(record)
 
     def _find_after_making_room(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
@@ -259,8 +266,10 @@ class KVStore(Mapping[str, Value]):
             if slot <= 0:
                 raise KeyNotFoundError(f"key {key!r}: not in the store")
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-            if expires_at and self._table.is_expired(slot, _now_ms()):
-                raise KeyNotFoundError(f"key {key!r}: has expired")
+            if expires_at:
+                now_ms = time_ns() // 1_000_000
+                if expires_at <= now_ms and self._table.is_expired(slot, now_ms):
+                    raise KeyNotFoundError(f"key {key!r}: has expired")
             tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
             header, encoded = self._slab.read_record(tail)
         if not verify(header, encoded, tail, expires_at, key_hash):

@@ -38,6 +38,7 @@ from .layout import (
     ENTRY_USED_SHIFT,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
+    EXTENT_SIZE,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
@@ -97,28 +98,29 @@ class Table:
         Raises:
             CorruptStoreError: a page on the way is no bucket.
         """
+        words, mapped = self._words, self._map
         base = self._directory[key_hash >> DIRECTORY_SHIFT] << EXTENT_SHIFT
+        bucket = home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
         size = len(key)
         fingerprint = FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF]
         free = damaged = 0
-        for probe in range(key_hash, key_hash + BUCKET_COUNT):
-            bucket = base + ((probe & BUCKET_COUNT - 1) << BUCKET_SHIFT)
-            if self._words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT:
+        while True:
+            if words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT:
                 raise self._no_bucket(bucket)
-            control = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+            control = mapped[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
             index = control.find(fingerprint)
             while index >= 0:
                 slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
-                if self._words[slot + SLOT_RECORD_OFFSET >> 3] >> SLOT_KEY_SIZE_SHIFT == size:
-                    if size <= SLOT_KEY_SIZE:
-                        if self._map[slot : slot + size] == key:
-                            return slot
-                    else:
-                        is_it, may_be_it = self._compare_long(slot, key)
-                        if is_it:
-                            return slot
-                        if may_be_it:
-                            damaged = slot
+                if words[slot + SLOT_RECORD_OFFSET >> 3] >> SLOT_KEY_SIZE_SHIFT == size:
+                    same = (
+                        mapped[slot : slot + size] == key
+                        if size <= SLOT_KEY_SIZE
+                        else self._compare_long(slot, key)
+                    )
+                    if same:
+                        return slot
+                    if same is None:
+                        damaged = slot
                 index = control.find(fingerprint, index + 1)
             index = control.find(EMPTY_BYTE)
             if index >= 0:
@@ -127,20 +129,22 @@ class Table:
                 index = control.find(TOMBSTONE_BYTE)
                 if index >= 0:
                     free = -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
-        return damaged or free
+            bucket = base | bucket + BUCKET_SIZE & EXTENT_SIZE - 1
+            if bucket == home:
+                return damaged or free
 
-    def _compare_long(self, slot: int, key: bytes) -> tuple[bool, bool]:
+    def _compare_long(self, slot: int, key: bytes) -> bool | None:
         """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
 
         Returns:
-            Whether the slot is that key's, and whether it may be, because its record is damaged.
+            Whether the slot is that key's; None where its record is too damaged to tell.
         """
         if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
-            return False, False
+            return False
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
         if self._slab.key_at(tail & SLOT_RECORD_MASK, len(key)) == key:
-            return True, True
-        return False, not self._slab.is_whole(tail, self._file.hash_seed)
+            return True
+        return False if self._slab.is_whole(tail, self._file.hash_seed) else None
 
     def insert(
         self, slot: int, key_hash: int, key: bytes, record: int, value_size: int, expires_at: int
