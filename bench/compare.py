@@ -235,8 +235,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--engines",
-        default="kvstore,sqlite3,lmdb",
-        help=f"of {', '.join(OPENERS)} (default: kvstore,sqlite3,lmdb)",
+        default="kvstore,sqlite3,sqlite3-tuned,lmdb",
+        help=f"of {', '.join(OPENERS)} (default: all)",
     )
     arguments = parser.parse_args()
     records = arguments.records or (10_000 if arguments.quick else 100_000)

@@ -31,28 +31,29 @@ class SqliteEngine:
     """sqlite3 of the standard library: WAL, synchronous=OFF, a table WITHOUT ROWID.
 
     The connection commits each statement by itself and may be used by any thread, one at a time.
-    The other settings are the fastest of those tried: pages of 4, 8 and 16 KiB, caches of 2 to
-    256 MiB (a large one made `create` of 1,000 bytes up to four times slower), with and without a
-    map.
 
     Args:
         directory: where to make the file.
-        exclusive: keep the file to this process for good, as kvstore does. Else other processes may
-            use it between two statements, which costs SQLite some system calls for each.
+        tuned: besides, keep the file to this process for good, which spares SQLite some system
+            calls a statement, and use pages of 8 KiB and a map. The fastest of the settings tried:
+            pages of 4, 8 and 16 KiB, caches of 2 to 256 MiB (a large one made `create` of 1,000
+            bytes up to four times slower), with and without a map.
     """
 
-    def __init__(self, directory: Path, *, exclusive: bool = True) -> None:
+    def __init__(self, directory: Path, *, tuned: bool = False) -> None:
         self._lock = Lock()
         self._connection = sqlite3.connect(
             directory / "store.sqlite", isolation_level=None, check_same_thread=False
         )
-        for setting in (
-            "page_size = 8192",
-            f"locking_mode = {'EXCLUSIVE' if exclusive else 'NORMAL'}",
-            "journal_mode = WAL",
-            "synchronous = OFF",
-            "mmap_size = 1073741824",
-        ):
+        settings = ["journal_mode = WAL", "synchronous = OFF"]
+        if tuned:
+            settings = [
+                "page_size = 8192",
+                "locking_mode = EXCLUSIVE",
+                *settings,
+                "mmap_size = 1073741824",
+            ]
+        for setting in settings:
             self._connection.execute(f"PRAGMA {setting}").fetchall()
         self._connection.execute(
             "CREATE TABLE record (key TEXT PRIMARY KEY, value BLOB NOT NULL, expires_at INTEGER "
@@ -166,6 +167,6 @@ def _open_kvstore(directory: Path) -> Engine:
 OPENERS: Final[dict[str, Callable[[Path], Engine]]] = {
     "kvstore": _open_kvstore,
     "sqlite3": SqliteEngine,
-    "sqlite3-shared": partial(SqliteEngine, exclusive=False),
+    "sqlite3-tuned": partial(SqliteEngine, tuned=True),
     "lmdb": LmdbEngine,
 }

@@ -4,6 +4,7 @@
 own. It sees every file that these tests make.
 """
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -633,7 +634,8 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
         assert reached or outcome == "done"
         if store._file.write is fault:  # else nothing may be written any more
             store._file.write = write
-        after = dict(store)
+        # Where a create could not even be undone, its key seems damaged until the next opening.
+        after = readable(store) if store._file.refuses else dict(store)
         in_doubt = {
             key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
         }
@@ -651,6 +653,15 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
         assert_recovers(path, killed, before, after, outcome, note)
         fail_at += 1 if fail_at < 12 else rng.randrange(1, fail_at)
     assert fail_at > 3
+
+
+def readable(store: KVStore) -> dict[str, Value]:
+    """Return what is stored under all keys but those that cannot be read."""
+    contents = {}
+    for key in store:
+        with contextlib.suppress(CorruptStoreError):
+            contents[key] = store.read(key)
+    return contents
 
 
 def assert_recovers(
