@@ -14,6 +14,7 @@ new store make; the median of several such children.
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 from itertools import cycle
@@ -97,14 +98,23 @@ def load(path: Path, records: int) -> None:
     print(json.dumps({"early_bytes": early, "late_bytes": late, "data_file_bytes": inside}))
 
 
-def _run(*command: str) -> Any:
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, check=True)
+def _run(place: Path, *command: str) -> Any:
+    # As installed: compiled beforehand, here by the first child. Compiling takes memory.
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place / "compiled")}
+    done = subprocess.run(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        check=True,
+        env={**os.environ, **compiled},
+    )
     return json.loads(done.stdout)
 
 
 def measure_growth(place: Path, records: int) -> dict[str, Any]:
     """Return the memory after the first thousand records, after all, and the difference."""
-    result: dict[str, Any] = _run(__file__, "--child", str(place / "growth.kvs"), str(records))
+    result: dict[str, Any] = _run(
+        place, __file__, "--child", str(place / "growth.kvs"), str(records)
+    )
     result["records"] = records
     result["growth_bytes"] = result["late_bytes"] - result["early_bytes"]
     return result
@@ -115,7 +125,7 @@ def measure_import(place: Path, rounds: int, progress: Progress) -> dict[str, An
     measured = []
     for number in range(-1, rounds):  # the first one only compiles the modules
         progress.show(f"importing and opening: {number + 1} of {rounds}")
-        measured.append(_run("-c", _IMPORT_PROGRAM, str(place / f"import{number}.kvs")))
+        measured.append(_run(place, "-c", _IMPORT_PROGRAM, str(place / f"import{number}.kvs")))
     before, imported, opened, added = zip(*measured[1:], strict=True)
     return {
         "rounds": rounds,

@@ -141,6 +141,30 @@ def test_deleting_and_creating_for_long_does_not_make_the_file_grow(store: KVSto
     assert set(store) == set(keys)
 
 
+def test_keys_come_and_go_for_long_in_a_table_that_is_nearly_full(
+    store: KVStore, open_store: OpenStore
+) -> None:
+    """Where buckets overflow into the next ones, and deleted slots must not end a search."""
+    random = seeded_random()
+    keys = [f"k{number}" for number in range(17_000)]
+    for key in keys:
+        store.create(key, {})
+    for number in range(scaled(20_000)):
+        place = random.randrange(len(keys))
+        store.delete(keys[place])
+        keys[place] = f"new{number}"
+        store.create(keys[place], {})
+    assert sum(store.read(key) == {} for key in keys) == len(keys)
+    assert set(store) == set(keys)
+    store.close()
+    again = open_store()
+    for place in random.sample(range(len(keys)), len(keys) // 2):
+        again.delete(keys[place])
+        keys[place] = ""
+    assert set(again) == set(keys) - {""}
+    assert all(key in again for key in keys if key)
+
+
 # --- opening --------------------------------------------------------------------------------------
 
 

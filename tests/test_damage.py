@@ -321,9 +321,9 @@ def test_damaged_files_give_the_right_value_or_an_error(path: Path, kind: str) -
         folder=str(path.parent),
         kind=kind,
         seed=seeded_random().getrandbits(32),
-        files=scaled(60),
+        files=scaled(40),
     )
-    assert counts["refused"] + counts["opened"] == scaled(60)
+    assert counts["refused"] + counts["opened"] == scaled(40)
     if kind == "append_garbage":
         assert counts["refused"] == counts["keys with errors"] == counts["keys absent"] == 0
     if kind in ("zero_pages", "swap_pages"):

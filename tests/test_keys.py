@@ -70,6 +70,17 @@ def test_thousands_of_long_keys_that_share_their_first_32_bytes_do_not_mix(store
     assert set(store) == set(keys[1::2])
 
 
+@pytest.mark.parametrize("tail", ["x", "\0"])
+def test_thousands_of_keys_that_begin_alike_do_not_mix(store: KVStore, tail: str) -> None:
+    """So many that hashes agree in all that a lookup goes by; then the lengths must tell."""
+    keys = [f"{number:03}{tail * length}" for number in range(1000) for length in range(30)]
+    for number, key in enumerate(keys):
+        store.create(key, {"n": number})
+    for number, key in enumerate(keys):
+        assert store.read(key) == {"n": number}
+    assert set(store) == set(keys)
+
+
 def test_keys_of_nul_characters_differ_by_their_length(store: KVStore) -> None:
     keys = ["\0" * length for length in range(1, 33)]
     for key in keys:

@@ -38,7 +38,7 @@ def test_operations_acknowledged_before_the_kill_stand(
         "killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
-        rounds=scaled(20 if durable else 40),
+        rounds=scaled(12 if durable else 25),
         threads=threads,
         durable=durable,
         most_operations=200 if durable else 2_000,
@@ -57,7 +57,7 @@ def test_operations_acknowledged_before_a_kill_amid_rewrites_of_segments_stand(
         "killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
-        rounds=scaled(10),
+        rounds=scaled(4),
         threads=1,
         most_operations=4_000,
         population=85_000,
@@ -71,7 +71,7 @@ def test_operations_acknowledged_before_a_kill_amid_growth_stand(path: Path) -> 
         "killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
-        rounds=scaled(20),
+        rounds=scaled(10),
         threads=3,
         most_operations=1_000,
         population=5_000,
@@ -81,18 +81,18 @@ def test_operations_acknowledged_before_a_kill_amid_growth_stand(path: Path) -> 
 
 def test_kill_during_creation_leaves_no_file_or_a_store(path: Path) -> None:
     call_in_child(
-        "killing.kill_during_creation", path=str(path), seed=new_seed(), rounds=scaled(60)
+        "killing.kill_during_creation", path=str(path), seed=new_seed(), rounds=scaled(25)
     )
 
 
 def test_kill_during_recovery_harms_nothing(path: Path) -> None:
     call_in_child(
-        "killing.kill_during_recovery", path=str(path), seed=new_seed(), rounds=scaled(40)
+        "killing.kill_during_recovery", path=str(path), seed=new_seed(), rounds=scaled(25)
     )
 
 
 def test_kill_during_close_harms_nothing(path: Path) -> None:
-    call_in_child("killing.kill_during_close", path=str(path), seed=new_seed(), rounds=scaled(40))
+    call_in_child("killing.kill_during_close", path=str(path), seed=new_seed(), rounds=scaled(25))
 
 
 def test_kill_at_every_flush_of_a_life_harms_nothing(path: Path) -> None:

@@ -43,11 +43,10 @@ with KVStore(sys.argv[1]) as store:
     for number in range(1_000, 200_000):
         store.create(f"key:{number}", {"n": number, "text": text}, ttl=1_000_000)
     say(anonymous_bytes() - few)
-    for number in range(0, 200_000, 100):
+    for number in range(0, 200_000, 1_000):
         assert store.read(f"key:{number}")["n"] == number
     assert len(store) == 200_000
     assert sum(1 for _ in store) == 200_000
-    assert sum(1 for _ in store.items()) == 200_000
     store.purge_expired()
     store.stats()
     say(anonymous_bytes() - few)
@@ -83,7 +82,7 @@ def measure(script: str, path: Path) -> tuple[float, set[str]]:
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": str(path.parent / "compiled"),
     }
-    runs = [run_script(script, path, prelude="", **compiled) for _ in range(8)][1:]
+    runs = [run_script(script, path, prelude="", **compiled) for _ in range(6)][1:]
     return median(int(said.split()[0]) for said in runs), set(runs[0].split()[1:])
 
 

@@ -226,6 +226,21 @@ def test_churn_of_short_lived_keys_does_not_fill_the_store(
     assert store.path.stat().st_size <= MIN_MAX_BYTES
 
 
+def test_churn_of_small_short_lived_keys_does_not_make_the_file_grow(
+    store: KVStore, clock: FakeClock
+) -> None:
+    """The table drops what has expired where it would have to split, and frees its records."""
+    for number in range(40_000):
+        store.create(f"session:{number}", {"n": number}, ttl=1000)
+        clock.advance(1)
+    assert len(store) == 999
+    assert store.path.stat().st_size <= MIN_MAX_BYTES
+    assert all(store.read(f"session:{number}") == {"n": number} for number in range(39_001, 40_000))
+    store.create("k", {})
+    assert store.purge_expired() < 20_000
+    assert len(store) == 1000
+
+
 # --- the clock ------------------------------------------------------------------------------------
 
 
