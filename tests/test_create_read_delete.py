@@ -79,7 +79,7 @@ def test_arguments_may_be_named(store: KVStore) -> None:
 
 def test_thousands_of_keys_come_and_go(store: KVStore, open_store: OpenStore) -> None:
     """Through many growth steps of table and file: all there, then half, then all again."""
-    count = 40_000
+    count = 25_000
     for number in range(count):
         store.create(f"key:{number}", {"n": number})
     assert len(store) == count

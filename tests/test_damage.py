@@ -263,16 +263,16 @@ def test_file_with_both_copies_of_the_identity_damaged_is_refused_and_left_as_it
 ) -> None:
     build(path, random.Random(4), 100)
     whole = path.read_bytes()
-    for damage in (
-        lambda: [change_byte(path, offset + 9) for offset in IDENTITY_OFFSETS],
-        lambda: [change_byte(path, offset + 33) for offset in IDENTITY_OFFSETS],
-        lambda: [change_byte(path, offset) for offset in IDENTITY_OFFSETS],
-        lambda: [overwrite(path, offset, bytes(IDENTITY.size)) for offset in IDENTITY_OFFSETS],
-        lambda: overwrite(path, 0, bytes(8192)),
-        lambda: overwrite(path, 0, bytes(65_536)),
-    ):
+    damages = [
+        *([(offset + field, b"\xff") for offset in IDENTITY_OFFSETS] for field in (0, 9, 24, 33)),
+        [(offset, bytes(IDENTITY.size)) for offset in IDENTITY_OFFSETS],
+        [(0, bytes(8192))],
+        [(0, bytes(65_536))],
+    ]
+    for damage in damages:
         path.write_bytes(whole)
-        damage()
+        for offset, data in damage:
+            overwrite(path, offset, data)
         contents = path.read_bytes()
         with pytest.raises((CorruptStoreError, UnsupportedFormatError)) as error:
             KVStore(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB, scaled, seeded_random
+from support.children import PATIENCE_SECONDS
 from support.disks import quick_folder
 from support.images import (
     PAGE,
@@ -22,9 +23,8 @@ from support.images import (
     before_each_flush,
     write_image,
 )
-from support.processes import PATIENCE_SECONDS
 from support.whole import assert_whole
-from support.workload import Workload, make_value
+from support.workload import Value, Workload, make_value
 
 from kvstore import KVStore, KVStoreError
 
@@ -33,6 +33,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 by_sector_and_by_page = pytest.mark.parametrize("unit", [SECTOR, PAGE], ids=["sector", "page"])
+
+# A key, and the value to create under it; None to delete it.
+Step = tuple[str, Value | None]
 
 # Small, so that an image is quickly written and mapped.
 MAX_BYTES = 16 * MIB
@@ -44,13 +47,13 @@ def path(tmp_path: Path) -> Iterator[Path]:
         yield folder / "test.kvs"
 
 
-def work(store: KVStore, history: History, workload: Iterator, count: int) -> None:
+def work(store: KVStore, history: History, workload: Iterator[Step], count: int) -> None:
     for key, value in islice(workload, count):
         history.apply(store, key, value)
 
 
 def states_during(
-    path: Path, store: KVStore, history: History, workload: Iterator, steps: int, step: int
+    path: Path, store: KVStore, history: History, workload: Iterator[Step], steps: int, step: int
 ) -> list[bytes]:
     """Return the file as it is, and after each of `steps` times `step` operations."""
     states = [path.read_bytes()]

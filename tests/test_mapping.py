@@ -10,7 +10,7 @@ from support.stores import OpenStore
 from kvstore import InvalidKeyError, KeyNotFoundError, KVStore, StoreClosedError
 
 # Enough for several splits of segments after a store of some hundred keys.
-MANY = 25_000
+MANY = 20_000
 
 
 def _fill(store: KVStore, count: int, name: str = "k") -> dict[str, Any]:

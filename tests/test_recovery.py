@@ -15,7 +15,7 @@ from support.images import SECTOR, before_each_flush, write_image
 from support.whole import assert_whole
 from support.workload import Value, make_value
 
-from kvstore import KVStore, StoreFullError
+from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -250,6 +250,32 @@ def test_file_that_is_full_is_recovered_within_its_limit(path: Path, size: int) 
         copy = again
 
 
+@pytest.mark.parametrize("how", ["close", "sync"])
+def test_file_cut_off_below_what_was_on_stable_storage_is_refused(path: Path, how: str) -> None:
+    """Power loss may take back growth that was never flushed, but no more than that."""
+    values = some_values(5_000, 1_500)
+    with KVStore(path) as store:
+        create_all(store, values)
+        if how == "sync":
+            store.sync()
+            store.create("later", {})
+        copy = crash_copy(store)
+    if how == "close":
+        with KVStore(path) as store:
+            store.create("later", {})
+            copy = crash_copy(store)
+    contents = copy.read_bytes()
+    for size in (len(contents) // 2, len(contents) - EXTENT_SIZE):
+        cut = write_image(copy, contents[:size])
+        with pytest.raises(CorruptStoreError) as error:
+            KVStore(cut)
+        assert str(cut) in str(error.value)
+        assert cut.read_bytes() == contents[:size]
+    with KVStore(write_image(copy, contents)) as recovered:
+        assert dict(recovered) == {**values, "later": {}}
+    assert_whole(copy)
+
+
 def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
     values = some_values(10_000, 1_000)
     with KVStore(path) as store:
@@ -368,14 +394,15 @@ def test_file_that_was_only_read_needs_no_recovery(
         assert len(dict(store)) == len(store) == 100
         store.stats()
         assert store.purge_expired() == 0
-        for wrong in (
-            lambda: store.create("x" * 33, {}),
-            lambda: store.create("key", {"n": float("nan")}),
-            lambda: store.create("key", {"n": "x" * 20_000}),
-            lambda: store.create("key", {}, ttl=0),
-        ):
+        wrong: list[tuple[str, Value, int | None]] = [
+            ("x" * 33, {}, None),
+            ("key", {"n": float("nan")}, None),
+            ("key", {"n": "x" * 20_000}, None),
+            ("key", {}, 0),
+        ]
+        for arguments in wrong:
             with pytest.raises(ValueError, match="key"):
-                wrong()
+                store.create(*arguments)
         store.sync()
         copy = crash_copy(store)
     assert log_of_opening(copy, caplog) == []

@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
         # Not orjson, which would turn an integer out of range into a float.
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the value is not JSON: {error}") from error
     with KVStore(options.file, timeout=options.wait) as store:
         if options.command == "create":

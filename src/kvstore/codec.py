@@ -55,7 +55,9 @@ def encode_key(key: object) -> bytes:
     Raises:
         InvalidKeyError: it is not a string of 1 to 32 characters that UTF-8 can express.
     """
-    if isinstance(key, str):
+    if type(key) is not str and isinstance(key, str):
+        key = str.__str__(key)  # a subclass may tell another length
+    if type(key) is str:
         if 0 < len(key) <= MAX_KEY_CHARACTERS:
             try:
                 return str.encode(key)

@@ -341,7 +341,8 @@ SLOT_SIZE: Final = 48
 SLOT_KEY_SIZE: Final = 32
 SLOT_EXPIRES_OFFSET: Final = 32  # in the slot
 SLOT_RECORD_OFFSET: Final = 40  # in the slot
-# A slot's last eight bytes as one word.
+# SLOT with its last eight bytes as one word.
+SLOT_WORDS: Final = Struct("<32sQQ")
 SLOT_RECORD_MASK: Final = 0xFFFF_FFFF
 SLOT_VALUE_SIZE_SHIFT: Final = 32
 SLOT_KEY_SIZE_SHIFT: Final = 48

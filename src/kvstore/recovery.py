@@ -71,6 +71,7 @@ from .layout import (
     SLOT,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_VALUE_SIZE_SHIFT,
+    SLOT_WORDS,
     SPLIT_AT,
     TIME_LIMIT,
     U16,
@@ -199,35 +200,34 @@ class _Rebuild:
         end_of_blocks = BLOCKS_PER_EXTENT[size_class] * block_size
         words = memoryview(contents)[:end_of_blocks].cast("Q")
         step = block_size >> 3
-        seed, now_ms, parts = self._file.hash_seed, self._now_ms, self._parts
-        positions = []
+        # Local names, here and in `_members`: these two loops are all that recovery costs.
+        seed, now_ms, digest = self._file.hash_seed, self._now_ms, xxh3_64_intdigest
+        header_size, part_shift, hash_bits = RECORD_HEADER_SIZE, _PART_SHIFT, ~_PLACE_MASK
+        notes = [part.append for part in self._parts]
+        place, places = base >> _ALIGNMENT_SHIFT, block_size >> _ALIGNMENT_SHIFT
+        heads = words[0::step].tolist()
         # Few different pairs of sizes occur: what follows from a header's first word is kept.
-        shapes: dict[int, tuple[int, int]] = {}
+        shapes = {head: _shape(head, least, block_size) for head in set(heads)}
+        positions = []
         for position, head, created_at, expires_at, checksum in zip(
             range(0, end_of_blocks, block_size),
-            words[0::step].tolist(),
+            heads,
             words[1::step].tolist(),
             words[2::step].tolist(),
             words[3::step].tolist(),
             strict=True,
         ):
-            shape = shapes.get(head)
-            if shape is None:
-                shape = shapes[head] = _shape(head, least, block_size)
-            value_start, end = shape
-            if not end:
-                continue
-            value_start += position
-            key_hash = xxh3_64_intdigest(
-                contents[position + RECORD_HEADER_SIZE : value_start], seed
-            )
-            if checksum == xxh3_64_intdigest(
-                contents[value_start : position + end], key_hash ^ created_at ^ expires_at << 16
-            ) and (not expires_at or now_ms < expires_at < TIME_LIMIT):
-                positions.append(position)
-                parts[key_hash >> _PART_SHIFT].append(
-                    key_hash & ~_PLACE_MASK | base + position >> _ALIGNMENT_SHIFT
-                )
+            value_start, end = shapes[head]
+            if end:
+                value_start += position
+                key_hash = digest(contents[position + header_size : value_start], seed)
+                if checksum == digest(
+                    contents[value_start : position + end],
+                    key_hash ^ created_at ^ expires_at << 16,
+                ) and (not expires_at or now_ms < expires_at < TIME_LIMIT):
+                    positions.append(position)
+                    notes[key_hash >> part_shift](key_hash & hash_bits | place)
+            place += places
         return positions
 
     def _clear_losers(self, contents: bytes, base: int) -> int:
@@ -352,18 +352,23 @@ class _Rebuild:
     def _members(self, prefix: int, run: int) -> list[Member]:
         """Return the slots, to be, of the records whose hashes lead to `run` directory entries."""
         mapped, words, seed = self._file.map, self._file.words, self._file.hash_seed
+        digest, pack, magic = xxh3_64_intdigest, SLOT_WORDS.pack, RECORD_MAGIC
+        header_size, size_shift = RECORD_HEADER_SIZE, SLOT_KEY_SIZE_SHIFT
+        place_mask, alignment_shift = _PLACE_MASK, _ALIGNMENT_SHIFT
         members: list[Member] = []
-        previous = -_PLACE_MASK
+        previous = -place_mask
         for word in chain.from_iterable(
             part[start:end] for part, start, end in self._slices(prefix, run)
         ):
-            offset = (word & _PLACE_MASK) << _ALIGNMENT_SHIFT
+            offset = (word & place_mask) << alignment_shift
             head, expires_at = words[offset >> 3], words[offset + RECORD_EXPIRES_OFFSET >> 3]
-            size = head >> SLOT_KEY_SIZE_SHIFT
-            key = mapped[offset + RECORD_HEADER_SIZE : offset + RECORD_HEADER_SIZE + size]
-            slot = SLOT.pack(key, expires_at, offset, head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF, size)
-            members.append((xxh3_64_intdigest(key, seed), expires_at, slot))
-            if word - previous <= _PLACE_MASK:
+            key_start = offset + header_size
+            key = mapped[key_start : key_start + (head >> size_shift)]
+            # The sizes are in the same place in both words: change the magic for the offset.
+            members.append(
+                (digest(key, seed), expires_at, pack(key, expires_at, head - magic + offset))
+            )
+            if word - previous <= place_mask:
                 self._settle_last(members)
             previous = word
         if len(members) > SEGMENT_SLOTS:

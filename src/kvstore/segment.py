@@ -53,16 +53,15 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
     At most 1,280 members, whose hashes all belong there.
     """
     slots: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
-    controls = [bytearray() for _ in range(BUCKET_COUNT)]
+    fingerprints = [bytearray() for _ in range(BUCKET_COUNT)]
     earliest = [NO_EXPIRY] * BUCKET_COUNT
     for key_hash, expires_at, slot in members:
         bucket = key_hash & BUCKET_COUNT - 1
-        while len(slots[bucket]) == SLOT_COUNT:
-            bucket = (bucket + 1) & BUCKET_COUNT - 1
         slots[bucket].append(slot)
-        controls[bucket].append(FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF])
+        fingerprints[bucket].append(key_hash >> FINGERPRINT_SHIFT & 0xFF)
         if expires_at and expires_at < earliest[bucket]:
             earliest[bucket] = expires_at
+    _spill(slots, fingerprints, earliest)
     pages = []
     for bucket in range(BUCKET_COUNT):
         header = BUCKET_HEADER.pack(
@@ -70,8 +69,21 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
             earliest[bucket],
             0 if bucket else depth,
             0 if bucket else prefix,
-            controls[bucket],
+            fingerprints[bucket].translate(FINGERPRINT_CODES),
         )
         page = b"".join((header, _HEADER_PADDING, *slots[bucket]))
         pages.append(page.ljust(BUCKET_SIZE, b"\0"))
     return b"".join(pages), min(earliest)
+
+
+def _spill(slots: list[list[bytes]], fingerprints: list[bytearray], earliest: list[int]) -> None:
+    """Move what a bucket has no room for to the next ones, wrapping: where a lookup goes on."""
+    for start in range(BUCKET_COUNT):
+        bucket = start
+        while len(slots[bucket]) > SLOT_COUNT:
+            following = (bucket + 1) % BUCKET_COUNT
+            slots[following] += slots[bucket][SLOT_COUNT:]
+            fingerprints[following] += fingerprints[bucket][SLOT_COUNT:]
+            del slots[bucket][SLOT_COUNT:], fingerprints[bucket][SLOT_COUNT:]
+            earliest[following] = min(earliest[following], earliest[bucket])
+            bucket = following

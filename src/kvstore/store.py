@@ -192,7 +192,7 @@ class KVStore(Mapping[str, Value]):
         with self._stripes[key_hash >> STRIPE_SHIFT]:
             if self._closed:
                 self._refuse()
-            now_ms = time_ns() // 1_000_000
+            now_ms = _now_ms()
             try:
                 slot = table.find(key_hash, encoded_key)
                 if slot > 0:
@@ -609,7 +609,8 @@ class StoreValues(ValuesView[Value]):
 
 
 def _now_ms() -> int:
-    return time_ns() // 1_000_000
+    """Return the time as the file has it; a clock set to before 1970 stands still there."""
+    return max(0, time_ns() // 1_000_000)
 
 
 def _check_max_bytes(max_bytes: SupportsIndex) -> int:

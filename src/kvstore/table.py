@@ -39,6 +39,7 @@ from .layout import (
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
+    FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
@@ -420,9 +421,13 @@ class Table:
                 if size > SLOT_KEY_SIZE:
                     key = self._slab.key_at(record, size)
                     # Its end stands in the record only: make sure that it is this key's.
+                    hash_of_key = key_hash(key, self._file.hash_seed)
+                    control = self._map[_control_offset(slot_offset(bucket, index))]
                     if (
-                        key_hash(key, self._file.hash_seed) >> DIRECTORY_SHIFT & -segment_run(depth)
-                    ) != prefix:
+                        key[:SLOT_KEY_SIZE] != slot[:SLOT_KEY_SIZE]
+                        or hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) != prefix
+                        or control != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
+                    ):
                         damage.append(
                             f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} "
                             f"names a key of {size} bytes whose end, in the record at byte "

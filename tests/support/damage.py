@@ -84,7 +84,7 @@ class Original:
         )
 
 
-def is_bucket(contents: bytes, page: int) -> bool:
+def is_bucket(contents: bytes | bytearray, page: int) -> bool:
     """Tell a page of the table by its marker."""
     return bool(
         U64.unpack_from(contents, page)[0] == BUCKET_MARKER | page // BUCKET_SIZE
