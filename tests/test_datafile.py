@@ -15,6 +15,7 @@ from support import MIB
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts
 
 import kvstore.datafile
+import kvstore.disk
 from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
 from kvstore.check import check_file
 from kvstore.datafile import DataFile, Undo
@@ -57,7 +58,7 @@ def open_file(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:
 @pytest.fixture
 def through_pwrite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files opened as on a file system that copies on write."""
-    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: False)
 
 
 def state_of(path: Path) -> dict[str, int]:
@@ -227,13 +228,13 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
         pass
     file = DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
     flushed = []
-    real = kvstore.datafile._flush_file
+    real = kvstore.disk.flush_file
 
     def flush(fd: int, *more: object) -> None:
         flushed.append(state_of(path)["clean"])
         real(fd)
 
-    monkeypatch.setattr(kvstore.datafile, "_flush_file", flush)
+    monkeypatch.setattr(kvstore.datafile, "flush_file", flush)
     file.begin_changes()
     assert flushed == [0]
     assert not file.pristine
@@ -351,7 +352,7 @@ def test_file_grows_by_an_eighth_between_1_and_64_mib_up_to_its_limit(
 ) -> None:
     """Nothing is reserved for real here: a gigabyte would take its time."""
     limit = MAX_FILE_SIZE
-    monkeypatch.setattr(kvstore.datafile, "_reserve", lambda fd, _, end: os.ftruncate(fd, end))
+    monkeypatch.setattr(kvstore.datafile, "reserve", lambda fd, _, end: os.ftruncate(fd, end))
     with open_file(path, limit) as file:
         count = file.extent_count
         for step in grow_to_the_limit(file):
@@ -487,7 +488,7 @@ def test_holes_of_a_file_are_filled_as_it_is_opened(
     contents = path.read_bytes()
     make_holes(path, contents)
     with monkeypatch.context() as patch, refusing_disk(lambda start, _end: start == 0):
-        patch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: True)
+        patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: True)
         with pytest.raises(StoreFullError) as error:
             DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
     assert isinstance(error.value.__cause__, OSError)
@@ -533,7 +534,7 @@ def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyP
         randoms = iter([b"seed" * 2, b"file id " * 2])
         path.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd, it=in_place: it)
+            patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd, it=in_place: it)
             patch.setattr(os, "urandom", lambda _size, them=randoms: next(them))
             with open_parts(path) as parts:
                 use_the_parts(parts)
@@ -546,7 +547,7 @@ def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_written_is_seen_through_the_map_and_in_the_file(
     path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: in_place)
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: in_place)
     with open_file(path) as file:
         file.write(SCRATCH, b"abcdefgh")
         assert file.map[SCRATCH : SCRATCH + 8] == b"abcdefgh"
@@ -705,7 +706,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     with open_parts(path) as parts:
         parts.store(b"a", b"{}")
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.datafile, "_flush_file", fail)
+            patch.setattr(kvstore.datafile, "flush_file", fail)
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 parts.file.flush()
         with pytest.raises(OSError, match="an earlier flush failed"):

@@ -16,6 +16,7 @@ ORDER: Final = (
     "codec",
     "filelock",
     "flushing",
+    "disk",
     "datafile",
     "extents",
     "slab",
@@ -24,6 +25,8 @@ ORDER: Final = (
     "recovery",
     "check",
     "location",
+    "stats",
+    "views",
     "store",
     "__main__",
 )

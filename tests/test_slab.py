@@ -378,7 +378,7 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that nothing can be written over any more would come back to life at a recovery."""
-    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: False)
     with open_parts(path) as parts:
         record = parts.slab.take(32 + len(KEY) + len(VALUE))
         parts.slab.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)

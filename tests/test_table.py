@@ -38,7 +38,7 @@ from kvstore.layout import (
     U64,
     map_entry_offset,
 )
-from kvstore.store import Value
+from kvstore.views import Value
 
 VALUE: Final = b'{"b":1}'
 
@@ -603,7 +603,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
     good": all writes from that one on, until the operation has given up.
     """
     in_place = kind == "interrupt"
-    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: in_place)
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: in_place)
     count, act, wait = CASES[case]
     with KVStore(path) as store:
         keys = fill(store, count)
@@ -703,7 +703,7 @@ def test_store_on_a_disk_that_refuses_every_other_write_keeps_what_it_acknowledg
 ) -> None:
     """As a copy-on-write disk that others fill and empty meanwhile."""
     rng = seeded_random()
-    monkeypatch.setattr(kvstore.datafile, "_overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: False)
     store = open_store(max_bytes=8 * MIB)
     model: dict[str, Value] = {}
     refused = 0

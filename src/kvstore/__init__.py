@@ -22,7 +22,8 @@ from .errors import (
     UnsupportedFormatError,
     ValueTooLargeError,
 )
-from .store import KVStore, StoreStats
+from .stats import StoreStats
+from .store import KVStore
 
 __version__ = "0.1.0"
 

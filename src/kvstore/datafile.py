@@ -16,15 +16,24 @@ Locks: `_state_lock` covers the state's fields and is taken last, but for `filel
 
 import mmap
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from errno import EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
+from errno import EFBIG, ENOSPC
 from typing import Final, NoReturn, Self
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
+from .disk import (
+    ask_to_overwrite_in_place,
+    flush_file,
+    flush_folder,
+    is_zero,
+    overwrites_in_place,
+    read_at,
+    reserve,
+    write_at,
+)
 from .errors import CorruptStoreError, StoreClosedError, StoreFullError, UnsupportedFormatError
 from .filelock import FileLock
 from .flushing import SharedFlush
@@ -53,12 +62,6 @@ from .layout import (
     pack_state,
 )
 
-# File systems that overwrite reserved blocks where they are.
-_IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
-# linux/fs.h
-_FS_IOC_GETFLAGS: Final = 0x8008_6601
-_FS_IOC_SETFLAGS: Final = 0x4008_6602
-_FS_NOCOW_FL: Final = 0x0080_0000
 _SMALLEST_STEP: Final = 16  # extents: 1 MiB
 _LARGEST_STEP: Final = 1024  # extents: 64 MiB
 
@@ -99,7 +102,7 @@ class DataFile:
         self._fd = -1
         try:
             self._fd = self._lock.open_again()
-            self.in_place = _overwrites_in_place(self._fd)
+            self.in_place = overwrites_in_place(self._fd)
             if not self._load_identity():
                 self._create(now_ms)
             self._load_state()
@@ -130,7 +133,7 @@ class DataFile:
 
     def _load_identity(self) -> bool:
         """Find a valid identity. False: the file is empty or holds nothing but zeros."""
-        copies = [_read_at(self._fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
+        copies = [read_at(self._fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
         self._identity = b""
         for copy in copies:
             if len(copy) == IDENTITY.size and copy.startswith(FILE_MAGIC):
@@ -155,7 +158,7 @@ class DataFile:
                 f"record can be found"
             )
         size = os.fstat(self._fd).st_size
-        if not any(map(any, copies)) and size <= MAX_FILE_SIZE and _is_zero(self._fd, size):
+        if not any(map(any, copies)) and size <= MAX_FILE_SIZE and is_zero(self._fd, size):
             return False
         raise UnsupportedFormatError(
             f"{self.path}: not a kvstore file (it begins with {copies[0][:8]!r}, "
@@ -172,27 +175,25 @@ class DataFile:
         extents = FIRST_FILE_SIZE >> EXTENT_SHIFT
         os.ftruncate(self._fd, 0)
         if not self.in_place:
-            _ask_to_overwrite_in_place(self._fd)
+            ask_to_overwrite_in_place(self._fd)
         try:
-            _reserve(self._fd, 0, FIRST_FILE_SIZE)
-            _write_at(self._fd, 0, self._identity)
-            _flush_file(self._fd)
-            _write_at(self._fd, IDENTITY_OFFSETS[1], self._identity)
-            _write_at(
-                self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed)
-            )
+            reserve(self._fd, 0, FIRST_FILE_SIZE)
+            write_at(self._fd, 0, self._identity)
+            flush_file(self._fd)
+            write_at(self._fd, IDENTITY_OFFSETS[1], self._identity)
+            write_at(self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed))
         except OSError as error:
             os.ftruncate(self._fd, 0)
             if error.errno == ENOSPC:
                 raise self._disk_full(error, "create the file") from error
             raise
-        _flush_file(self._fd)
-        _flush_folder(self.path)
+        flush_file(self._fd)
+        flush_folder(self.path)
         self._identity_damaged = False
 
     def _load_state(self) -> None:
         """Take over the state, and cut off what a process left that died while opening."""
-        packed = _read_at(self._fd, STATE.size, STATE_OFFSET)
+        packed = read_at(self._fd, STATE.size, STATE_OFFSET)
         size = os.fstat(self._fd).st_size
         intact = len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
             xxh3_64_intdigest(packed[: -U64.size], self.hash_seed)
@@ -220,7 +221,7 @@ class DataFile:
     def _reserve_all(self) -> None:
         """Reserve the blocks of the whole file: a sparse restore leaves holes."""
         try:
-            _reserve(self._fd, 0, self.size)
+            reserve(self._fd, 0, self.size)
         except OSError as error:
             if error.errno != ENOSPC:
                 raise
@@ -347,7 +348,7 @@ class DataFile:
         refused = False
         while True:
             try:
-                _reserve(self._fd, self.size, self.size + (step << EXTENT_SHIFT))
+                reserve(self._fd, self.size, self.size + (step << EXTENT_SHIFT))
                 break
             except OSError as error:
                 os.ftruncate(self._fd, self.size)
@@ -406,7 +407,7 @@ class DataFile:
     # --- flushing and closing ------------------------------------------------------------------
 
     def _flush(self) -> None:
-        _flush_file(self._fd, self.map)
+        flush_file(self._fd, self.map)
 
     def flush(self) -> None:
         """Return when everything written before the call is on stable storage.
@@ -512,130 +513,3 @@ def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:
         mapped[offset : offset + len(data)] = data
 
     return write
-
-
-def _overwrites_in_place(fd: int) -> bool:
-    """Tell whether the file is on a file system known to overwrite reserved blocks in place."""
-    if sys.platform != "linux":
-        return os.name == "nt"
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        for mount in mounts:
-            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-            fields = mount.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1] in _IN_PLACE
-    return False
-
-
-def _ask_to_overwrite_in_place(fd: int) -> None:
-    """Have btrfs treat an empty file as one that is overwritten in place (``chattr +C``).
-
-    It spares the disk the fragments that small changes would make, and the store the need for room
-    to overwrite, as long as no copy or snapshot shares the file's blocks. Records have checksums of
-    their own for those that btrfs then leaves out.
-    """
-    if sys.platform == "linux":
-        import fcntl  # portalocker has it loaded
-
-        with suppress(OSError):
-            flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
-            (number,) = U64.unpack(flags)
-            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, U64.pack(number | _FS_NOCOW_FL))
-
-
-def _reserve(fd: int, start: int, end: int) -> None:
-    """Have the disk set aside every block of the file from `start` to `end`, growing it to `end`.
-
-    Raises:
-        OSError: ENOSPC where it has not that many.
-    """
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, start, end - start)
-            return
-        except OSError as error:
-            if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS):
-                raise
-    size = os.fstat(fd).st_size
-    for hole_start, hole_end in [*_holes(fd, start, min(end, size)), (max(start, size), end)]:
-        for offset in range(hole_start, hole_end, EXTENT_SIZE):
-            _write_at(fd, offset, bytes(min(EXTENT_SIZE, hole_end - offset)))
-
-
-def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the holes of a file between two offsets, where the system can tell."""
-    for data_start, data_end in _data(fd, start, end):
-        if data_start > start:
-            yield start, data_start
-        start = data_end
-    if start < end:
-        yield start, end
-
-
-def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file between two offsets that are not holes; all of it if unknown."""
-    if not hasattr(os, "SEEK_DATA"):
-        yield start, end
-        return
-    while start < end:
-        try:
-            data_start = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == EINVAL:
-                yield start, end
-            return  # ENXIO: no more data
-        data_end = min(os.lseek(fd, data_start, os.SEEK_HOLE), end)
-        if data_start < end:
-            yield data_start, data_end
-        start = data_end
-
-
-def _is_zero(fd: int, size: int) -> bool:
-    """Tell whether the file holds nothing but zeros. Holes are not read."""
-    for start, end in _data(fd, 0, size):
-        for offset in range(start, end, EXTENT_SIZE):
-            if any(_read_at(fd, min(EXTENT_SIZE, end - offset), offset)):
-                return False
-    return True
-
-
-def _read_at(fd: int, size: int, offset: int) -> bytes:
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.read(fd, size)
-
-
-def _write_at(fd: int, offset: int, data: bytes) -> None:
-    """Write all of `data`; for before the file is mapped and shared by threads."""
-    os.lseek(fd, offset, os.SEEK_SET)
-    written = os.write(fd, data)
-    if written < len(data):
-        _write_at(fd, offset + written, data[written:])
-
-
-def _flush_file(fd: int, mapped: mmap.mmap | None = None) -> None:
-    """Put the file's contents and length on stable storage."""
-    # `fdatasync` writes pages dirtied through the map as well on Linux, and lets other threads run;
-    # `mmap.flush` keeps the interpreter's lock all the while.
-    if sys.platform == "linux":
-        os.fdatasync(fd)
-        return
-    if mapped is not None:
-        mapped.flush()
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(fd)
-
-
-def _flush_folder(path: str) -> None:
-    """Put the name of a new file on stable storage, where folders can be flushed."""
-    if os.name == "posix":
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -10,12 +10,12 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from math import isfinite
 from pathlib import Path
 from time import time_ns
-from typing import Any, Final, NamedTuple, NoReturn, Self, SupportsIndex, TypeVar, overload
+from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
 from xxhash import xxh3_64_intdigest
@@ -33,59 +33,30 @@ from .errors import (
 )
 from .extents import Extents
 from .layout import (
-    BLOCK_SIZES,
     DIRECTORY_ENTRIES,
-    EXTENT_SIZE,
-    KIND_FREE,
-    KIND_SEGMENT,
-    KIND_SLAB,
     MAX_FILE_SIZE,
     MIN_MAX_BYTES,
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
-    SLAB_ENTRY,
     SLOT_EXPIRES_OFFSET,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SPLIT_AT,
     STRIPE_COUNT,
     STRIPE_SHIFT,
-    map_entry_offset,
 )
 from .slab import Slab, verify
+from .stats import StoreStats, count_extents
 from .table import Table
+from .views import StoreItems, StoreValues, Value
 
 Default = TypeVar("Default")
-Value = dict[str, Any]
 
 # Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
 _RETRY_EVERY: Final = 16
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 
 _open_stores: "WeakSet[KVStore]" = WeakSet()
-
-
-class StoreStats(NamedTuple):
-    """What `KVStore.stats` tells; sizes in bytes."""
-
-    records: int
-    """Keys in the table, expired ones that were not yet taken back included."""
-    file_size: int
-    """Length of the file, all of it reserved on disk."""
-    max_bytes: int
-    """What the file does not grow past in this opening."""
-    table_size: int
-    """Extents of the file that are segments of the table."""
-    slab_size: int
-    """Extents of the file that are cut into blocks for records."""
-    live_size: int
-    """Blocks that hold records, padding included."""
-    free_size: int
-    """What is reserved and unused: free extents, and free blocks of slab extents."""
-    segments: int
-    """Segments of the table, of 1,280 slots each."""
-    load: float
-    """Records by slots of the table, 0 to 1."""
 
 
 class KVStore(Mapping[str, Value]):
@@ -495,31 +466,7 @@ class KVStore(Mapping[str, Value]):
         with self._stripes[0], self._space:  # `close` waits for the stripe
             if self._closed:
                 self._refuse()
-            file = self._file
-            records = segments = slabs = live_size = free_size = 0
-            for extent in range(file.extent_count):
-                kind, size_class, live, *_ = SLAB_ENTRY.unpack_from(
-                    file.map, map_entry_offset(extent)
-                )
-                if kind == KIND_SEGMENT:
-                    segments += 1
-                    records += live
-                elif kind == KIND_FREE:
-                    free_size += EXTENT_SIZE
-                elif kind == KIND_SLAB:
-                    slabs += 1
-                    live_size += live * BLOCK_SIZES[size_class]
-            return StoreStats(
-                records=records,
-                file_size=file.size,
-                max_bytes=self._max_bytes,
-                table_size=segments * EXTENT_SIZE,
-                slab_size=slabs * EXTENT_SIZE,
-                live_size=live_size,
-                free_size=free_size + slabs * EXTENT_SIZE - live_size,
-                segments=segments,
-                load=records / (segments * SEGMENT_SLOTS),
-            )
+            return count_extents(self._file, self._max_bytes)
 
     def close(self) -> None:
         """Flush, let go of the file, and refuse all use from now on. A second call does nothing.
@@ -579,33 +526,6 @@ class KVStore(Mapping[str, Value]):
         self._closing = threading.Lock()
         self._closed = True
         self._file.abandon()
-
-
-class StoreItems(ItemsView[str, Value]):
-    """The pairs of a store. Keys deleted while this iterates are left out."""
-
-    _mapping: KVStore
-
-    def __iter__(self) -> Iterator[tuple[str, Value]]:
-        for key in self._mapping:
-            try:
-                value = self._mapping.read(key)
-            except KeyNotFoundError:
-                continue
-            yield key, value
-
-
-class StoreValues(ValuesView[Value]):
-    """The values of a store. Those deleted while this iterates are left out."""
-
-    _mapping: KVStore
-
-    def __iter__(self) -> Iterator[Value]:
-        for item in self._mapping.items():
-            yield item[1]
-
-    def __contains__(self, value: object) -> bool:
-        return any(value == other for other in self)
 
 
 def _now_ms() -> int:

@@ -3,13 +3,15 @@
 Run `use_damaged_files` in a child: what it must not do is hang, or die of a signal.
 """
 
+import os
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import kvstore.store
 from kvstore import (
     KeyExistsError,
     KeyNotFoundError,
@@ -32,17 +34,17 @@ PAGE = 4096
 LINE = 64  # damage is aimed at such pieces of the file that hold something
 
 
-def build(path: Path, rng: random.Random, count: int = 400, expiring: bool = True) -> State:
+def build(path: Path, rng: random.Random, keys: int = 400) -> State:
     """Make a closed store at `path`, with gaps and long keys, and return what it holds."""
     live: State = {}
     with KVStore(path) as store:
-        for number in range(count):
+        for number in range(keys):
             key = f"{'é' * 16 if number % 5 == 0 else ''}{number}"
             size = rng.choice((0, 50, 50, 200, 200, 700, 3_000, 15_000))
             value = make_value(key, number, size)
-            store.create(key, value, ttl=10**9 if expiring and number % 3 == 0 else None)
+            store.create(key, value, ttl=10**9 if number % 3 == 0 else None)
             live[key] = value
-        for key in rng.sample(sorted(live), count // 4):
+        for key in rng.sample(sorted(live), keys // 4):
             store.delete(key)
             del live[key]
     return live
@@ -195,6 +197,9 @@ KINDS: dict[str, Callable[[Original, random.Random], tuple[bytes, Damage]]] = {
 def use_damaged_files(folder: str, kind: str, seed: int, files: int) -> dict[str, int]:
     """Damage a store in that way, many times, and use each; return how many opened, and so on."""
     rng = random.Random(seed)
+    # The same seed makes the same files, to the last byte.
+    setattr(os, "urandom", rng.randbytes)  # noqa: B010 - a plain assignment is no valid typing
+    setattr(kvstore.store, "time_ns", count(10**18, 10**6).__next__)  # noqa: B010
     path = Path(folder) / "damaged.kvs"
     counts = {"refused": 0, "opened": 0, "keys with errors": 0, "keys absent": 0}
     live: State = {}
@@ -210,8 +215,6 @@ def use_damaged_files(folder: str, kind: str, seed: int, files: int) -> dict[str
             use(path, contents, live, original.index_is_hit(damage), rng, counts)
         except BaseException as error:
             error.add_note(f"seed {seed}, file {number}, damage: {'; '.join(damage.said)}")
-            kept = path.with_name(f"{kind}-{seed}-{number}.kvs")
-            shutil.copyfile(path, kept)
             raise
     return counts
 

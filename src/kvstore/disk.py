@@ -1,0 +1,150 @@
+"""What the operating system is asked to do with an open file, and how that differs between them.
+
+Each function takes a file descriptor. Linux is what is tested; macOS and Windows get what they
+have.
+"""
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from errno import EINVAL, ENOSYS, EOPNOTSUPP
+from typing import Final
+
+from .layout import EXTENT_SIZE, U64
+
+# File systems that overwrite reserved blocks where they are.
+_IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
+# linux/fs.h
+_FS_IOC_GETFLAGS: Final = 0x8008_6601
+_FS_IOC_SETFLAGS: Final = 0x4008_6602
+_FS_NOCOW_FL: Final = 0x0080_0000
+
+
+def overwrites_in_place(fd: int) -> bool:
+    """Tell whether the file is on a file system known to overwrite reserved blocks in place."""
+    if sys.platform != "linux":
+        return os.name == "nt"
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        for mount in mounts:
+            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+            fields = mount.split()
+            if fields[2] == wanted:
+                return fields[fields.index("-") + 1] in _IN_PLACE
+    return False
+
+
+def ask_to_overwrite_in_place(fd: int) -> None:
+    """Have btrfs treat an empty file as one that is overwritten in place (``chattr +C``).
+
+    It spares the disk the fragments that small changes would make, and the store the need for room
+    to overwrite, as long as no copy or snapshot shares the file's blocks. Records have checksums of
+    their own for those that btrfs then leaves out.
+    """
+    if sys.platform == "linux":
+        import fcntl  # portalocker has it loaded
+
+        with suppress(OSError):
+            flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
+            (number,) = U64.unpack(flags)
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, U64.pack(number | _FS_NOCOW_FL))
+
+
+def reserve(fd: int, start: int, end: int) -> None:
+    """Have the disk set aside every block of the file from `start` to `end`, growing it to `end`.
+
+    Raises:
+        OSError: ENOSPC where it has not that many.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, start, end - start)
+            return
+        except OSError as error:
+            if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS):
+                raise
+    size = os.fstat(fd).st_size
+    for hole_start, hole_end in [*_holes(fd, start, min(end, size)), (max(start, size), end)]:
+        for offset in range(hole_start, hole_end, EXTENT_SIZE):
+            write_at(fd, offset, bytes(min(EXTENT_SIZE, hole_end - offset)))
+
+
+def _holes(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the holes of a file between two offsets, where the system can tell."""
+    for data_start, data_end in _data(fd, start, end):
+        if data_start > start:
+            yield start, data_start
+        start = data_end
+    if start < end:
+        yield start, end
+
+
+def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file between two offsets that are not holes; all of it if unknown."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield start, end
+        return
+    while start < end:
+        try:
+            data_start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == EINVAL:
+                yield start, end
+            return  # ENXIO: no more data
+        data_end = min(os.lseek(fd, data_start, os.SEEK_HOLE), end)
+        if data_start < end:
+            yield data_start, data_end
+        start = data_end
+
+
+def is_zero(fd: int, size: int) -> bool:
+    """Tell whether the file holds nothing but zeros. Holes are not read."""
+    for start, end in _data(fd, 0, size):
+        for offset in range(start, end, EXTENT_SIZE):
+            if any(read_at(fd, min(EXTENT_SIZE, end - offset), offset)):
+                return False
+    return True
+
+
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    """Read up to `size` bytes; for before the file is mapped and shared by threads."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, size)
+
+
+def write_at(fd: int, offset: int, data: bytes) -> None:
+    """Write all of `data`; for before the file is mapped and shared by threads."""
+    os.lseek(fd, offset, os.SEEK_SET)
+    written = os.write(fd, data)
+    if written < len(data):
+        write_at(fd, offset + written, data[written:])
+
+
+def flush_file(fd: int, mapped: mmap.mmap | None = None) -> None:
+    """Put the file's contents and length on stable storage."""
+    # `fdatasync` writes pages dirtied through the map as well on Linux, and lets other threads run;
+    # `mmap.flush` keeps the interpreter's lock all the while.
+    if sys.platform == "linux":
+        os.fdatasync(fd)
+        return
+    if mapped is not None:
+        mapped.flush()
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def flush_folder(path: str) -> None:
+    """Put the name of a new file on stable storage, where folders can be flushed."""
+    if os.name == "posix":
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
