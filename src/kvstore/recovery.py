@@ -5,8 +5,10 @@ their checksum; also makes the index of a new file, which is that of no records.
 
 1. Scan every extent for records: aligned magic, sane sizes, inside its extent, at a multiple of its
    class's block size, checksum right, not expired. (A right checksum vouches for the key as well.)
-   Where records of two classes are in one extent, those of the newest record's class win; only
-   operations never flushed can have led to that.
+   Where records of two classes are in one extent, the class with the most bytes wins. Operations
+   that were never flushed can have led to that, and then either class may win: an extent changes
+   its class only when all its records were deleted. Or a page strayed there by damage, and then
+   this keeps the most.
 2. Clear the magic of everything that lost; write extent map, allocator and free lists.
 3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
    one key the newer gets the slot, and the older is freed: likewise. Flush.
@@ -234,25 +236,25 @@ class _Rebuild:
         """Clear every magic of an extent that is not of a whole, live record of the winning class.
 
         Returns:
-            That class, of the newest record; -1 where there is none.
+            That class, which has the most bytes of blocks; -1 where there is none.
         """
         aligned = [
             position for position in _all_positions(contents) if position % BLOCK_ALIGNMENT == 0
         ]
         whole = {}
-        winner, newest = -1, -1
+        sizes: dict[int, int] = {}
         for position in aligned:
             size_class = _size_class(contents, position)
             if size_class < 0 or not _is_whole(contents, position, self._file.hash_seed):
                 self._damaged += 1
                 continue
-            _, _, _, _, created_at, expires_at, _ = RECORD.unpack_from(contents, position)
+            expires_at = RECORD.unpack_from(contents, position)[5]
             if expires_at and expires_at <= self._now_ms:
                 self._expired += 1
                 continue
             whole[position] = size_class
-            if created_at > newest:
-                winner, newest = size_class, created_at
+            sizes[size_class] = sizes.get(size_class, 0) + BLOCK_SIZES[size_class]
+        winner = max(sizes, key=lambda size_class: sizes[size_class], default=-1)
         for position in aligned:
             if whole.get(position, -1) != winner or winner < 0:
                 self._file.write(base + position, _NO_MAGIC)
