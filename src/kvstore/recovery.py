@@ -57,6 +57,7 @@ from .layout import (
     MAX_VALUE_SIZE,
     MIN_DEPTH,
     MIN_VALUE_SIZE,
+    NEVER,
     NO_BLOCK,
     NO_EXPIRY,
     NO_EXTENT,
@@ -126,6 +127,7 @@ class _Rebuild:
         self._now_ms = now_ms
         self._progress_due = monotonic() + _PROGRESS_SECONDS
         self._parts = [array("Q") for _ in range(_PART_COUNT)]
+        self._any_expires = False
         self._records = 0
         self._expired = 0
         self._damaged = 0
@@ -208,6 +210,8 @@ class _Rebuild:
         notes = [part.append for part in self._parts]
         place, places = base >> _ALIGNMENT_SHIFT, block_size >> _ALIGNMENT_SHIFT
         heads = words[0::step].tolist()
+        expiries = words[2::step].tolist()
+        self._any_expires = self._any_expires or any(expiries)
         # Few different pairs of sizes occur: what follows from a header's first word is kept.
         shapes = {head: _shape(head, least, block_size) for head in set(heads)}
         positions = []
@@ -215,7 +219,7 @@ class _Rebuild:
             range(0, end_of_blocks, block_size),
             heads,
             words[1::step].tolist(),
-            words[2::step].tolist(),
+            expiries,
             words[3::step].tolist(),
             strict=True,
         ):
@@ -357,13 +361,15 @@ class _Rebuild:
         digest, pack, magic = xxh3_64_intdigest, SLOT_WORDS.pack, RECORD_MAGIC
         header_size, size_shift = RECORD_HEADER_SIZE, SLOT_KEY_SIZE_SHIFT
         place_mask, alignment_shift = _PLACE_MASK, _ALIGNMENT_SHIFT
+        expires_offset, any_expires = RECORD_EXPIRES_OFFSET, self._any_expires
         members: list[Member] = []
         previous = -place_mask
         for word in chain.from_iterable(
             part[start:end] for part, start, end in self._slices(prefix, run)
         ):
             offset = (word & place_mask) << alignment_shift
-            head, expires_at = words[offset >> 3], words[offset + RECORD_EXPIRES_OFFSET >> 3]
+            head = words[offset >> 3]
+            expires_at = words[offset + expires_offset >> 3] if any_expires else NEVER
             key_start = offset + header_size
             key = mapped[key_start : key_start + (head >> size_shift)]
             # The sizes are in the same place in both words: change the magic for the offset.

@@ -417,24 +417,21 @@ class Table:
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
                 if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
                     continue
-                key, _, record, _, size = SLOT.unpack(slot)
-                if size > SLOT_KEY_SIZE:
-                    key = self._slab.key_at(record, size)
-                    # Its end stands in the record only: make sure that it is this key's.
-                    hash_of_key = key_hash(key, self._file.hash_seed)
-                    control = self._map[_control_offset(slot_offset(bucket, index))]
-                    if (
-                        key[:SLOT_KEY_SIZE] != slot[:SLOT_KEY_SIZE]
-                        or hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) != prefix
-                        or control != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
-                    ):
-                        damage.append(
-                            f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} "
-                            f"names a key of {size} bytes whose end, in the record at byte "
-                            f"{record:,}, is damaged"
-                        )
-                        continue
-                keys.append(key[:size])
+                key = self._slot_key(slot)
+                # A damaged slot, or record of a long key, must not make up a key or repeat one.
+                hash_of_key = key_hash(key, self._file.hash_seed)
+                control = self._map[_control_offset(slot_offset(bucket, index))]
+                if (
+                    key[:SLOT_KEY_SIZE] == slot[: min(len(key), SLOT_KEY_SIZE)]
+                    and hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) == prefix
+                    and control == FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
+                ):
+                    keys.append(key)
+                else:
+                    damage.append(
+                        f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} names a "
+                        f"key whose hash does not lead there; slot or record is damaged"
+                    )
         return keys, prefix + segment_run(depth), damage
 
     def due_at(self, position: int, now_ms: int) -> tuple[int, int, bool]:
