@@ -577,7 +577,7 @@ CASES: Final[dict[str, tuple[int, Act, float]]] = {
     "a create": (40, create_beside_others, 0),
     "the last delete": (1, delete_one, 0),
     "a delete": (40, delete_one, 0),
-    "a delete of a long key": (40, delete_a_long_key, 0),
+    "a delete of a long key": (400, delete_a_long_key, 0),
     "a create over an expired one": (40, replace_an_expired_one, 2_000),
     "a purge": (40, purge, 2_000),
     "a split": (SPLIT_AT, create_beside_others, 0),
