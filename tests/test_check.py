@@ -582,7 +582,7 @@ def test_record_in_a_block_larger_than_it_needs(plant: Plant) -> None:
     hash_of_key = key_hash(key, plant.seed)
     plant.put_u16(slot + 44, len(SMALL))
     header = RECORD.unpack_from(plant.image, record)
-    checksum = record_checksum(SMALL, hash_of_key, header[4], 0)
+    checksum = record_checksum(SMALL, hash_of_key, header[4], 0, record)
     plant.put(
         record,
         RECORD.pack(header[0], len(SMALL), len(key), 0, header[4], 0, checksum) + key + SMALL,

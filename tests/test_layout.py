@@ -139,7 +139,7 @@ def test_numbers_that_the_example_computes_are_right(example: bytes) -> None:
     shown = f"{hash_of_key:016X}"
     value = b'{"name":"Ada"}'
     expires_at = EXAMPLE_TIME_MS + 3_600_000
-    seed = (hash_of_key ^ EXAMPLE_TIME_MS ^ expires_at << 16) % 2**64
+    seed = (hash_of_key ^ EXAMPLE_TIME_MS ^ expires_at << 16 ^ 0x160000) % 2**64
     for line in (
         f'xxh3_64("user:1", seed 0x{EXAMPLE_SEED:016X}) = 0x{shown}',
         f"directory index 0x{shown} >> 49 0x{hash_of_key >> 49:X} = {hash_of_key >> 49:,}",
@@ -299,16 +299,17 @@ def test_packed_identity_and_state_end_in_the_checksum_of_what_is_before_it() ->
     assert STATE.unpack(state)[:5] == (1, 32, 31, 0, 5)
 
 
-def test_checksum_of_a_record_depends_on_key_value_and_times() -> None:
+def test_checksum_of_a_record_depends_on_key_value_times_and_place() -> None:
     seed = 2**64 - 1
     hashes = [key_hash(key, seed) for key in (b"a", b"b")]
     seen = {
-        record_checksum(value, hash_of_key, created_at, expires_at)
+        record_checksum(value, hash_of_key, created_at, expires_at, offset)
         for value in (b"{}", b'{"a":1}')
         for hash_of_key in hashes
         for created_at in (0, EXAMPLE_TIME_MS)
         for expires_at in (0, EXAMPLE_TIME_MS, 2**47)
+        for offset in (6 << 16, 6 << 16 | 64)
     }
-    assert len(seen) == 2 * 2 * 2 * 3
-    expected = xxh3_64_intdigest(b"{}", (hashes[0] ^ 5 ^ (2**60 << 16)) % 2**64)
-    assert record_checksum(b"{}", hashes[0], 5, 2**60) == expected
+    assert len(seen) == 2 * 2 * 2 * 3 * 2
+    expected = xxh3_64_intdigest(b"{}", (hashes[0] ^ 5 ^ (2**60 << 16) ^ 64) % 2**64)
+    assert record_checksum(b"{}", hashes[0], 5, 2**60, 64) == expected

@@ -96,7 +96,7 @@ class Reader:
         created_at, expires_at = self._number(record + 8, 8), self._number(record + 16, 8)
         assert self._number(slot + 32, 8) == expires_at
         hash_of_key = xxh3_64_intdigest(key, self._seed)
-        seed = (hash_of_key ^ created_at ^ expires_at << 16) % 2**64
+        seed = (hash_of_key ^ created_at ^ expires_at << 16 ^ record) % 2**64
         assert self._number(record + 24, 8) == xxh3_64_intdigest(value, seed)
         return value
 

@@ -359,7 +359,7 @@ class _Check:
             yield Problem(record, "record", f"key or expiry differs from its slot at {offset:,}")
         hash_of_key = key_hash(key, self._seed)
         value = contents[RECORD_HEADER_SIZE + key_size :]
-        if checksum != record_checksum(value, hash_of_key, created_at, expires):
+        if checksum != record_checksum(value, hash_of_key, created_at, expires, record):
             yield Problem(record, "record", "fails its checksum")
         if SIZE_CLASSES[size + 31 >> 5] != size_class:
             yield Problem(record, "record", f"takes {size:,} bytes in a block of {block_size:,}")

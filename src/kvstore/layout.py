@@ -119,10 +119,12 @@ class that holds it. ``RECORD``::
      7  u8   flags       0
      8  u64  created_at
     16  u64  expires_at  0 = never
-    24  u64  checksum    xxh3_64(value, seed = key_hash ^ created_at ^ (expires_at << 16) mod 2**64)
+    24  u64  checksum    xxh3_64(value, seed), where seed, modulo 2**64, is
+                         key_hash ^ created_at ^ (expires_at << 16) ^ offset of the record
     32  key as UTF-8, then the value as compact JSON in UTF-8
 
-The checksum vouches for the key too: its hash is in the seed. A free block that was used before
+The checksum vouches for the key too, whose hash is in the seed, and for the place: a record that
+strayed to another one fails it. A free block that was used before
 begins with ``FREE_BLOCK``::
 
      0  u32  magic       FF FE 4B 46
@@ -211,18 +213,18 @@ Extent map, entry 1,441,792 / 65,536 = 22, at byte 131,072 + 16 x 22::
 Record, 32 + 6 + 14 = 52 bytes::
 
     1,441,792  FF FE 4B 52 0E 00 06 00 00 68 E5 CF 8B 01 00 00
-    1,441,808  80 56 1C D0 8B 01 00 00 66 FD EB 1E 48 D6 AD D5
+    1,441,808  80 56 1C D0 8B 01 00 00 13 4B E0 88 96 E3 50 79
     1,441,824  75 73 65 72 3A 31 7B 22 6E 61 6D 65 22 3A 22 41
     1,441,840  64 61 22 7D
 
     magic, value of 14 bytes, key of 6, flags 0, created_at 1,700,000,000,000; expires_at
-    1,700,003,600,000, checksum 0xD5ADD6481EEBFD66; the key "user:1"; the value {"name":"Ada"}
+    1,700,003,600,000, checksum 0x7950E39688E04B13; the key "user:1"; the value {"name":"Ada"}
 
 The seed of the record's checksum, modulo 2**64::
 
-    key_hash ^ created_at ^ (expires_at << 16)
-        = 0xB3749DA551FA0168 ^ 0x0000018BCFE56800 ^ 0x018BD01C56800000
-        = 0xB2FF4C32C89F6968
+    key_hash ^ created_at ^ (expires_at << 16) ^ offset
+        = 0xB3749DA551FA0168 ^ 0x0000018BCFE56800 ^ 0x018BD01C56800000 ^ 0x0000000000160000
+        = 0xB2FF4C32C8896968
 """
 
 from struct import Struct
@@ -388,10 +390,12 @@ def key_hash(key: bytes, hash_seed: int) -> int:
     return xxh3_64_intdigest(key, hash_seed)
 
 
-def record_checksum(value: bytes, key_hash: int, created_at: int, expires_at: int) -> int:
-    """Return the checksum that a record of these contents carries."""
+def record_checksum(
+    value: bytes, key_hash: int, created_at: int, expires_at: int, offset: int
+) -> int:
+    """Return the checksum that a record of these contents carries at file offset `offset`."""
     # xxhash takes the seed modulo 2**64.
-    return xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16)
+    return xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset)
 
 
 def segment_run(depth: int) -> int:

@@ -4,11 +4,10 @@ Runs when a file is opened that was not closed, or whose directory, extent map o
 their checksum; also makes the index of a new file, which is that of no records.
 
 1. Scan every extent for records: aligned magic, sane sizes, inside its extent, at a multiple of its
-   class's block size, checksum right, not expired. (A right checksum vouches for the key as well.)
-   Where records of two classes are in one extent, the class with the most bytes wins. Operations
-   that were never flushed can have led to that, and then either class may win: an extent changes
-   its class only when all its records were deleted. Or a page strayed there by damage, and then
-   this keeps the most.
+   class's block size, checksum right, not expired. (A right checksum vouches for key and place.)
+   Where records of two classes are in one extent, the class with the most bytes wins. Only
+   operations that were never flushed can have led to that, and then either class may win: an
+   extent changes its class only when all its records were deleted.
 2. Clear the magic of everything that lost; write extent map, allocator and free lists.
 3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
    one key the newer gets the slot, and the older is freed: likewise. Flush.
@@ -229,7 +228,7 @@ class _Rebuild:
                 key_hash = digest(contents[position + header_size : value_start], seed)
                 if checksum == digest(
                     contents[value_start : position + end],
-                    key_hash ^ created_at ^ expires_at << 16,
+                    key_hash ^ created_at ^ expires_at << 16 ^ base + position,
                 ) and (not expires_at or now_ms < expires_at < TIME_LIMIT):
                     positions.append(position)
                     notes[key_hash >> part_shift](key_hash & hash_bits | place)
@@ -249,7 +248,7 @@ class _Rebuild:
         sizes: dict[int, int] = {}
         for position in aligned:
             size_class = _size_class(contents, position)
-            if size_class < 0 or not _is_whole(contents, position, self._file.hash_seed):
+            if size_class < 0 or not _is_whole(contents, position, base, self._file.hash_seed):
                 self._damaged += 1
                 continue
             expires_at = RECORD.unpack_from(contents, position)[5]
@@ -495,7 +494,7 @@ def _size_class(contents: bytes, position: int) -> int:
     return size_class
 
 
-def _is_whole(contents: bytes, position: int, hash_seed: int) -> bool:
+def _is_whole(contents: bytes, position: int, base: int, hash_seed: int) -> bool:
     """Tell whether the record of sane sizes at `position` of an extent has the right checksum."""
     header: tuple[int, ...] = RECORD.unpack_from(contents, position)
     _, value_size, key_size, _, created_at, expires_at, checksum = header
@@ -504,5 +503,5 @@ def _is_whole(contents: bytes, position: int, hash_seed: int) -> bool:
     value = contents[value_start : value_start + value_size]
     # The checksum leaves out what it cannot be: the upper bits of an expiry past the limit.
     return expires_at < TIME_LIMIT and checksum == record_checksum(
-        value, key_hash(key, hash_seed), created_at, expires_at
+        value, key_hash(key, hash_seed), created_at, expires_at, base + position
     )

@@ -244,7 +244,7 @@ class Slab:
                 0,
                 created_at,
                 expires_at,
-                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16),
+                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset),
             )
             + key
             + value
@@ -330,8 +330,10 @@ def verify(
 ) -> bool:
     """Tell whether what `read_record` copied is the record that the slot and the key speak of."""
     sizes_and_magic, created_at, record_expires_at, checksum = header
+    offset = slot_tail & SLOT_RECORD_MASK
     return (
-        checksum == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16)
-        and sizes_and_magic == slot_tail ^ slot_tail & SLOT_RECORD_MASK | RECORD_MAGIC
+        checksum
+        == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16 ^ offset)
+        and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
         and record_expires_at == expires_at
     )

@@ -59,6 +59,7 @@ from .layout import (
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
     STRIPE_COUNT,
+    STRIPE_SHIFT,
     TOMBSTONE_BYTE,
     U16,
     U64,
@@ -74,6 +75,8 @@ from .slab import Slab
 _COUNT_MASK: Final = 0xFFFF
 _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+# Of a hash, what its stripe, its home bucket and its fingerprint are made of.
+_PLACING_BITS: Final = 0xF << STRIPE_SHIFT | 0xFF << FINGERPRINT_SHIFT | BUCKET_COUNT - 1
 
 
 class Table:
@@ -116,7 +119,7 @@ class Table:
                     same = (
                         mapped[slot : slot + size] == key
                         if size <= SLOT_KEY_SIZE
-                        else self._compare_long(slot, key)
+                        else self._compare_long(slot, key_hash, key)
                     )
                     if same:
                         return slot
@@ -134,7 +137,7 @@ class Table:
             if bucket == home:
                 return damaged or free
 
-    def _compare_long(self, slot: int, key: bytes) -> bool | None:
+    def _compare_long(self, slot: int, hash_of_key: int, key: bytes) -> bool | None:
         """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
 
         Returns:
@@ -143,9 +146,14 @@ class Table:
         if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
             return False
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-        if self._slab.key_at(tail & SLOT_RECORD_MASK, len(key)) == key:
+        found = self._slab.key_at(tail & SLOT_RECORD_MASK, len(key))
+        if found == key:
             return True
-        return False if self._slab.is_whole(tail, self._file.hash_seed) else None
+        if self._slab.is_whole(tail, self._file.hash_seed):
+            return False
+        # A key that belongs here as well as `key` does is another one, whose value is damaged.
+        differing = key_hash(found, self._file.hash_seed) ^ hash_of_key
+        return None if differing & _PLACING_BITS else False
 
     def insert(
         self, slot: int, key_hash: int, key: bytes, record: int, value_size: int, expires_at: int

@@ -212,15 +212,7 @@ def use_damaged_files(folder: str, kind: str, seed: int, files: int) -> dict[str
         contents, damage = KINDS[kind](original, rng)
         path.write_bytes(contents)
         try:
-            use(
-                path,
-                contents,
-                live,
-                original.index_is_hit(damage),
-                rng,
-                counts,
-                displaced=kind == "swap_pages",
-            )
+            use(path, contents, live, original.index_is_hit(damage), rng, counts)
         except BaseException as error:
             error.add_note(f"seed {seed}, file {number}, damage: {'; '.join(damage.said)}")
             raise
@@ -234,14 +226,8 @@ def use(
     index_is_hit: bool,
     rng: random.Random,
     counts: dict[str, int],
-    *,
-    displaced: bool,
 ) -> None:
-    """Open a damaged file and do everything with it: right values or errors, and none else.
-
-    A whole record that was displaced into an extent of another size class may, at the next
-    opening, win that extent and lose others their place: `displaced` allows for that.
-    """
+    """Open a damaged file and do everything with it: right values or errors, and none else."""
     try:
         store = KVStore(path)
     except KVStoreError:
@@ -265,10 +251,7 @@ def use(
             _or_error(act)
     with KVStore(path) as store:
         for key, value in right.items():
-            outcome = look_at(store, key, value)
-            assert outcome == "right" or (displaced and outcome == "absent"), (
-                f"{key!r} was right before it was closed"
-            )
+            assert look_at(store, key, value) == "right", f"{key!r} was right before it was closed"
 
 
 def look_at(store: KVStore, key: str, value: Value) -> str:
