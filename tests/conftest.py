@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import scaled
+from support import SEED, scaled
 from support.clock import FakeClock
 from support.stores import OpenStore
 
@@ -20,6 +20,7 @@ settings.register_profile(
     "kvstore",
     max_examples=scaled(100),
     deadline=None,
+    derandomize=SEED != "random",
     print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import scaled, seeded_random
-from support.damage import KINDS, Original, build
+from faults.damage import Original, build
+from support import seeded_random
 from support.disks import quick_folder
-from support.processes import call_in_child
 from support.whole import assert_whole
 from support.workload import make_value
 
@@ -351,20 +350,3 @@ def test_damaged_index_page_is_rebuilt_from_the_records(
             store.create(f"new {number}", make_value("new", number, 10 * number))
         assert live.items() <= dict(store).items()
     assert_whole(path)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_give_the_right_value_or_an_error(path: Path, kind: str) -> None:
-    """In a child, so that a hang, or death by a signal, is seen as such."""
-    counts = call_in_child(
-        "damage.use_damaged_files",
-        folder=str(path.parent),
-        kind=kind,
-        seed=seeded_random().getrandbits(32),
-        files=scaled(40),
-    )
-    assert counts["refused"] + counts["opened"] == scaled(40)
-    if kind == "append_garbage":
-        assert counts["refused"] == counts["keys with errors"] == counts["keys absent"] == 0
-    if kind in ("zero_pages", "swap_pages"):
-        assert counts["refused"] == 0

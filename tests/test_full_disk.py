@@ -54,7 +54,7 @@ def test_full_disk_is_store_full_and_all_else_works_on(
     """
     with disks.mounted(kind, tmp_path) as disk:
         done = call_in_child(
-            "filling.work_on_full_disk",
+            "support.filling.work_on_full_disk",
             path=str(disk / "data.kvs"),
             copy_on_write=copied and kind in disks.COPY_ON_WRITE,
             durable=durable,
@@ -66,7 +66,7 @@ def test_full_disk_is_store_full_and_all_else_works_on(
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_store_that_fills_the_disk_by_itself_loses_nothing(tmp_path: Path, kind: str) -> None:
     with disks.mounted(kind, tmp_path) as disk:
-        created = call_in_child("filling.fill_by_itself", path=str(disk / "data.kvs"))
+        created = call_in_child("support.filling.fill_by_itself", path=str(disk / "data.kvs"))
     assert created * 12_000 > disks.SIZES[kind] / 2
 
 
@@ -86,14 +86,14 @@ def test_process_that_was_killed_on_a_full_disk_lost_nothing(tmp_path: Path, kin
         """
         with Child(script, json.dumps(arguments)) as child:
             assert child.wait() == -signal.SIGKILL, child.errors()
-        outcome = call_in_child("filling.recover_on_full_disk", **arguments)
+        outcome = call_in_child("support.filling.recover_on_full_disk", **arguments)
     assert outcome in OUTCOMES
 
 
 @on_each_file_system
 def test_new_file_on_a_full_disk_is_store_full(tmp_path: Path, kind: str) -> None:
     with disks.mounted(kind, tmp_path) as disk:
-        call_in_child("filling.create_on_full_disk", path=str(disk / "data.kvs"))
+        call_in_child("support.filling.create_on_full_disk", path=str(disk / "data.kvs"))
 
 
 @on_each_file_system
@@ -108,7 +108,7 @@ def test_file_restored_with_holes_onto_a_full_disk_is_refused_or_works(
         disks.copy_with_holes(path, disk / "data.kvs")
         disks.fill(disk, leave)
         outcome = call_in_child(
-            "filling.open_on_full_disk", path=str(disk / "data.kvs"), expected=str(notes)
+            "support.filling.open_on_full_disk", path=str(disk / "data.kvs"), expected=str(notes)
         )
     assert outcome in OUTCOMES
 
@@ -124,7 +124,9 @@ def test_file_that_shares_its_blocks_with_a_copy_is_refused_or_works_on_a_full_d
         make_store(path, notes, 500)
         disks.share_blocks(path, disk / "copy.kvs")
         disks.fill(disk)
-        outcome = call_in_child("filling.open_on_full_disk", path=str(path), expected=str(notes))
+        outcome = call_in_child(
+            "support.filling.open_on_full_disk", path=str(path), expected=str(notes)
+        )
     assert outcome in OUTCOMES
 
 
@@ -134,7 +136,7 @@ def test_copy_that_shares_the_blocks_of_the_open_file_does_not_kill_the_process(
 ) -> None:
     with disks.mounted(kind, tmp_path) as disk:
         call_in_child(
-            "filling.share_while_open",
+            "support.filling.share_while_open",
             path=str(disk / "data.kvs"),
             copy=str(disk / "copy.kvs"),
         )
@@ -143,7 +145,7 @@ def test_copy_that_shares_the_blocks_of_the_open_file_does_not_kill_the_process(
 @only_with_limits
 def test_limit_on_the_size_of_files_acts_as_max_bytes(path: Path) -> None:
     limit = 8 * MIB
-    done = call_in_child("filling.fill_under_file_size_limit", path=str(path), limit=limit)
+    done = call_in_child("support.filling.fill_under_file_size_limit", path=str(path), limit=limit)
     assert done["created"] > 0
     assert limit - MIB < done["size"] <= limit
     assert_whole(path)
@@ -151,7 +153,7 @@ def test_limit_on_the_size_of_files_acts_as_max_bytes(path: Path) -> None:
 
 @only_with_limits
 def test_limit_on_the_size_of_files_that_is_lowered_while_the_file_is_open(path: Path) -> None:
-    call_in_child("filling.fill_after_limit_was_lowered", path=str(path))
+    call_in_child("support.filling.fill_after_limit_was_lowered", path=str(path))
 
 
 @only_with_limits
@@ -159,7 +161,7 @@ def test_file_larger_than_the_limit_opens_and_does_not_grow(path: Path, tmp_path
     notes = tmp_path / "notes"
     make_store(path, notes, 1_500)
     call_in_child(
-        "filling.read_beyond_file_size_limit",
+        "support.filling.read_beyond_file_size_limit",
         path=str(path),
         limit=3 * MIB,
         expected=str(notes),

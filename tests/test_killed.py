@@ -35,7 +35,7 @@ def test_operations_acknowledged_before_the_kill_stand(
     path: Path, threads: int, durable: bool
 ) -> None:
     acknowledged = call_in_child(
-        "killing.kill_during_operations",
+        "support.killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
         rounds=scaled(12 if durable else 25),
@@ -54,7 +54,7 @@ def test_operations_acknowledged_before_a_kill_amid_rewrites_of_segments_stand(
         for number in range(1, 85_000, 5):
             store.create(f"0:{number}", make_value(f"0:{number}", number, 20))
     assert call_in_child(
-        "killing.kill_during_operations",
+        "support.killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
         rounds=scaled(4),
@@ -68,7 +68,7 @@ def test_operations_acknowledged_before_a_kill_amid_rewrites_of_segments_stand(
 
 def test_operations_acknowledged_before_a_kill_amid_growth_stand(path: Path) -> None:
     assert call_in_child(
-        "killing.kill_during_operations",
+        "support.killing.kill_during_operations",
         path=str(path),
         seed=new_seed(),
         rounds=scaled(10),
@@ -81,20 +81,24 @@ def test_operations_acknowledged_before_a_kill_amid_growth_stand(path: Path) -> 
 
 def test_kill_during_creation_leaves_no_file_or_a_store(path: Path) -> None:
     call_in_child(
-        "killing.kill_during_creation", path=str(path), seed=new_seed(), rounds=scaled(25)
+        "support.killing.kill_during_creation", path=str(path), seed=new_seed(), rounds=scaled(25)
     )
 
 
 def test_kill_during_recovery_harms_nothing(path: Path) -> None:
     call_in_child(
-        "killing.kill_during_recovery", path=str(path), seed=new_seed(), rounds=scaled(25)
+        "support.killing.kill_during_recovery", path=str(path), seed=new_seed(), rounds=scaled(25)
     )
 
 
 def test_kill_during_close_harms_nothing(path: Path) -> None:
-    call_in_child("killing.kill_during_close", path=str(path), seed=new_seed(), rounds=scaled(25))
+    call_in_child(
+        "support.killing.kill_during_close", path=str(path), seed=new_seed(), rounds=scaled(25)
+    )
 
 
 def test_kill_at_every_flush_of_a_life_harms_nothing(path: Path) -> None:
-    assert call_in_child("killing.kill_at_every_flush", path=str(path), seed=new_seed()) >= 3
+    assert (
+        call_in_child("support.killing.kill_at_every_flush", path=str(path), seed=new_seed()) >= 3
+    )
     assert_whole(path)

@@ -177,7 +177,7 @@ def test_of_fifty_processes_that_race_to_create_the_file_one_at_a_time_has_it(
 ) -> None:
     for number in range(scaled(5)):
         path = tmp_path / f"{number}.kvs"
-        said = call_in_child("racing.race", path=str(path), racers=50, timeout=0)
+        said = call_in_child("support.racing.race", path=str(path), racers=50, timeout=0)
         outcomes = Counter(said)
         assert len(said) == 50
         assert set(outcomes) <= {"held", "locked"}, outcomes
@@ -189,7 +189,7 @@ def test_of_fifty_processes_that_race_to_create_the_file_one_at_a_time_has_it(
 
 @needs_fork
 def test_of_fifty_processes_that_race_and_wait_each_has_the_file_in_turn(path: Path) -> None:
-    said = call_in_child("racing.race", path=str(path), racers=50, timeout=100)
+    said = call_in_child("support.racing.race", path=str(path), racers=50, timeout=100)
     assert said == ["held"] * 50
     assert_whole(path)
     with KVStore(path) as store:

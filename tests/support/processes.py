@@ -188,11 +188,11 @@ def run_script(script: str, *arguments: object, prelude: str = _PRELUDE, **chang
 
 
 def call_in_child(function: str, **arguments: object) -> Any:
-    """Call `module.name` of this package in a child and return its result; both travel as JSON."""
+    """Call `package.module.name` in a child and return its result; both travel as JSON."""
     module, _, name = function.rpartition(".")
     script = f"""
         import json
-        from support.{module} import {name}
+        from {module} import {name}
         print(json.dumps({name}(**json.loads(sys.argv[1]))))
     """
     said = run_script(script, json.dumps(arguments))

@@ -1,17 +1,14 @@
-"""Files with damage in them, and what a store may say of one.
+"""Files with damage in them, and what a store may say of one."""
 
-Run `use_damaged_files` in a child: what it must not do is hang, or die of a signal.
-"""
-
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kvstore.store
+from support.workload import Value, make_value
+
 from kvstore import (
     KeyExistsError,
     KeyNotFoundError,
@@ -26,10 +23,11 @@ from kvstore.layout import (
     U64,
 )
 
-from .workload import Value, make_value
+from .laboratory import Experiment, stop_clock_between_calls
 
 State = dict[str, Value]
 
+FILES = 25  # a trial, all of one original
 PAGE = 4096
 LINE = 64  # damage is aimed at such pieces of the file that hold something
 
@@ -194,29 +192,21 @@ KINDS: dict[str, Callable[[Original, random.Random], tuple[bytes, Damage]]] = {
 # --- what a store may say of it ----------------------------------------------------------------
 
 
-def use_damaged_files(folder: str, kind: str, seed: int, files: int) -> dict[str, int]:
-    """Damage a store in that way, many times, and use each; return how many opened, and so on."""
-    rng = random.Random(seed)
-    # The same seed makes the same files, to the last byte.
-    setattr(os, "urandom", rng.randbytes)  # noqa: B010 - a plain assignment is no valid typing
-    setattr(kvstore.store, "time_ns", count(10**18, 10**6).__next__)  # noqa: B010
-    path = Path(folder) / "damaged.kvs"
-    counts = {"refused": 0, "opened": 0, "keys with errors": 0, "keys absent": 0}
-    live: State = {}
-    original = None
-    for number in range(files):
-        if number % 25 == 0 or original is None:
-            path.unlink(missing_ok=True)
-            live = build(path, rng)
-            original = Original(path.read_bytes())
+def use_damaged_files(kind: str, folder: Path, rng: random.Random) -> int:
+    """Damage a store in that way, some times, and use each; return how many."""
+    stop_clock_between_calls()
+    path = folder / "damaged.kvs"
+    live = build(path, rng)
+    original = Original(path.read_bytes())
+    for number in range(FILES):
         contents, damage = KINDS[kind](original, rng)
         path.write_bytes(contents)
         try:
-            use(path, contents, live, original.index_is_hit(damage), rng, counts)
+            use(path, contents, live, original.index_is_hit(damage), rng)
         except BaseException as error:
-            error.add_note(f"seed {seed}, file {number}, damage: {'; '.join(damage.said)}")
+            error.add_note(f"file {number}, damage: {'; '.join(damage.said)}")
             raise
-    return counts
+    return FILES
 
 
 def use(
@@ -225,22 +215,17 @@ def use(
     live: State,
     index_is_hit: bool,
     rng: random.Random,
-    counts: dict[str, int],
 ) -> None:
     """Open a damaged file and do everything with it: right values or errors, and none else."""
     try:
         store = KVStore(path)
     except KVStoreError:
         assert path.read_bytes() == contents, "a file that was refused has changed"
-        counts["refused"] += 1
         return
-    counts["opened"] += 1
     with store:
         before = {key: look_at(store, key, live[key]) for key in live}
         absent = [key for key, outcome in before.items() if outcome == "absent"]
         assert index_is_hit or not absent, f"absent without damage to the index: {absent[:5]}"
-        counts["keys absent"] += len(absent)
-        counts["keys with errors"] += sum(outcome == "error" for outcome in before.values())
         iterate(store, live, before)
         change(store, live, before, rng)
         # Damage stays with whom it hit: what could be read can be read, whatever was written.
@@ -323,3 +308,17 @@ def _or_error(act: Callable[[], Any]) -> Any:
         return act()
     except KVStoreError as error:
         return error
+
+
+EXPERIMENTS = tuple(
+    Experiment(f"damage-{name}", fault, "files", partial(use_damaged_files, kind), short=2)
+    for name, kind, fault in (
+        ("bits", "flip_bits", "one bit to twenty flipped"),
+        ("bytes", "garble_bytes", "1 to 512 bytes overwritten"),
+        ("zeroed-pages", "zero_pages", "pages of zeros"),
+        ("swapped-pages", "swap_pages", "pages exchanged, or one over the other"),
+        ("truncation", "truncate", "the file cut off anywhere"),
+        ("garbage-at-the-end", "append_garbage", "bytes added at the end"),
+        ("swapped-slots", "swap_sectors_of_the_index", "slots or sectors of the table exchanged"),
+    )
+)

@@ -1,0 +1,13 @@
+"""All experiments, in the order of the closing table."""
+
+from typing import Final
+
+from . import damage
+from .laboratory import Experiment
+
+EXPERIMENTS: Final[tuple[Experiment, ...]] = (*damage.EXPERIMENTS,)
+
+
+def named(name: str) -> Experiment:
+    """Return the experiment of that name."""
+    return next(experiment for experiment in EXPERIMENTS if experiment.name == name)
