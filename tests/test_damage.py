@@ -33,6 +33,7 @@ from kvstore.layout import (
     SLOT_SIZE,
     STATE,
     STATE_OFFSET,
+    pack_identity,
     slot_offset,
 )
 
@@ -283,6 +284,31 @@ def test_one_damaged_copy_of_the_identity_does_no_harm(path: Path, copy: int) ->
     with KVStore(path) as store:
         assert dict(store) == {**live, "new": {}}
     assert_whole(path)
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+def test_identity_of_another_file_in_the_place_of_one_copy_does_no_harm(
+    path: Path, copy: int
+) -> None:
+    """Its seed would make damage of every record, and recovery would drop them all."""
+    live = build(path, random.Random(6), 100)
+    overwrite(path, IDENTITY_OFFSETS[copy], pack_identity(bytes(16), 12_345, 1))
+    with KVStore(path) as store:
+        assert dict(store) == live
+        store.create("new", {})
+    with KVStore(path) as store:
+        assert dict(store) == {**live, "new": {}}
+    assert_whole(path)
+
+
+def test_two_valid_identities_that_the_state_fits_neither_of_are_refused(path: Path) -> None:
+    build(path, random.Random(7), 100)
+    overwrite(path, IDENTITY_OFFSETS[1], pack_identity(bytes(16), 12_345, 1))
+    overwrite(path, STATE_OFFSET, bytes(STATE.size))
+    contents = path.read_bytes()
+    with pytest.raises(CorruptStoreError, match="different hash seeds"):
+        KVStore(path)
+    assert path.read_bytes() == contents
 
 
 def test_lost_first_page_does_no_harm(path: Path) -> None:

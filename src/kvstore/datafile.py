@@ -57,6 +57,7 @@ from .layout import (
     STATE,
     STATE_OFFSET,
     U64,
+    is_state,
     map_entry_offset,
     pack_identity,
     pack_state,
@@ -100,6 +101,8 @@ class DataFile:
         self.path = path
         self._lock = FileLock(path, timeout)
         self._fd = -1
+        self._identity: bytes = b""
+        self.hash_seed: int = 0
         try:
             self._fd = self._lock.open_again()
             self.in_place = overwrites_in_place(self._fd)
@@ -134,7 +137,7 @@ class DataFile:
     def _load_identity(self) -> bool:
         """Find a valid identity. False: the file is empty or holds nothing but zeros."""
         copies = [read_at(self._fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
-        self._identity = b""
+        valid = []
         for copy in copies:
             if len(copy) == IDENTITY.size and copy.startswith(FILE_MAGIC):
                 _, version, extent_size, _, seed, _, checksum = IDENTITY.unpack(copy)
@@ -145,11 +148,20 @@ class DataFile:
                         f"{self.path}: format version {version} with extents of {extent_size:,} "
                         f"bytes, this library reads version {FORMAT_VERSION} of {EXTENT_SIZE:,}"
                     )
-                self._identity = copy
-                self.hash_seed: int = seed
-                break
-        self._identity_damaged = any(copy != self._identity for copy in copies)
-        if self._identity:
+                valid.append((copy, seed))
+        if valid:
+            # Two that differ are of two files: the state knows its own.
+            state = read_at(self._fd, STATE.size, STATE_OFFSET)
+            (self._identity, self.hash_seed), *_ = sorted(
+                valid, key=lambda identity: not is_state(state, identity[1])
+            )
+            self._identity_damaged = any(copy != self._identity for copy in copies)
+            if len({seed for _, seed in valid}) > 1 and not is_state(state, self.hash_seed):
+                raise CorruptStoreError(
+                    f"{self.path}: the copies of the identity, at bytes {IDENTITY_OFFSETS[0]} and "
+                    f"{IDENTITY_OFFSETS[1]:,}, give different hash seeds, and the state at byte "
+                    f"{STATE_OFFSET} fits neither; without the right one no record can be found"
+                )
             return True
         if any(copy.startswith(FILE_MAGIC) for copy in copies):
             raise CorruptStoreError(
@@ -195,9 +207,8 @@ class DataFile:
         """Take over the state, and cut off what a process left that died while opening."""
         packed = read_at(self._fd, STATE.size, STATE_OFFSET)
         size = os.fstat(self._fd).st_size
-        intact = len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
-            xxh3_64_intdigest(packed[: -U64.size], self.hash_seed)
-        )
+        least = FIRST_FILE_SIZE >> EXTENT_SHIFT
+        intact = is_state(packed, self.hash_seed) and STATE.unpack(packed)[1] >= least
         self._state_intact = intact
         if intact:
             clean, count, durable, _, self._stored_index_checksum, _ = STATE.unpack(packed)
@@ -205,7 +216,7 @@ class DataFile:
             self._stored_index_checksum = 0
             clean, count, durable = 0, min(size >> EXTENT_SHIFT, MAX_EXTENTS), 0
         # Power loss may take back a growth that was never flushed, but no more than that.
-        least = max(count if clean else durable, FIRST_FILE_SIZE >> EXTENT_SHIFT)
+        least = max(count if clean else durable, least)
         if size < least * EXTENT_SIZE or count > MAX_EXTENTS:
             raise CorruptStoreError(
                 f"{self.path}: the file is {size:,} bytes, shorter than its contents of "

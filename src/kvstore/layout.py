@@ -25,7 +25,8 @@ buckets; read, check and parse the record at the slot's offset.
 
 Superblock (extent 0)
 =====================
-``IDENTITY`` at byte 0, and the same 56 bytes again at byte 4,096. Written once, at creation::
+``IDENTITY`` at byte 0, and the same 56 bytes again at byte 4,096. Written once, at creation. Where
+both are valid and differ, the true one is that whose seed fits the checksum of the state::
 
      0  8s   magic            89 4B 56 53 0D 0A 1A 0A
      8  u32  version          1
@@ -45,8 +46,9 @@ Superblock (extent 0)
                               first `extent count` entries of the extent map, and ``ALLOCATOR``
     24  u64  checksum         xxh3_64(bytes 0..23, seed = hash seed)
 
-A state whose checksum is wrong counts as not clean. The file may be longer than `extent count` says
-(a process died while it opened or grew it); what is beyond holds nothing.
+A state whose checksum is wrong counts as not clean, and so does one of fewer than 32 extents, which
+every file has. The file may be longer than `extent count` says (a process died while it opened or
+grew it); what is beyond holds nothing.
 
 ``HOLDER`` at byte 1,024: u32 process id of who has the file open; 0 when closed. It is advice for a
 message: the lock itself is the operating system's.
@@ -437,3 +439,10 @@ def pack_state(
     """Return the 32 bytes of a state, checksum included."""
     body = STATE.pack(clean, extent_count, durable_count, 0, index_checksum, 0)[: -U64.size]
     return body + U64.pack(xxh3_64_intdigest(body, hash_seed))
+
+
+def is_state(packed: bytes, hash_seed: int) -> bool:
+    """Tell whether these bytes are a state with a true checksum, in a file with that seed."""
+    return len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
+        xxh3_64_intdigest(packed[: -U64.size], hash_seed)
+    )
