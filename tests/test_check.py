@@ -6,35 +6,28 @@ from typing import Final
 
 import pytest
 from support.parts import NOW_MS, Parts, open_parts
-from xxhash import xxh3_64_intdigest
+from support.planting import Plant
 
 from kvstore import KVStore
 from kvstore.check import Problem, check_file, check_image
 from kvstore.layout import (
-    ALLOCATOR_OFFSET,
-    ALLOCATOR_SIZE,
     BLOCK_SIZES,
     BUCKET_SIZE,
     CONTROL_OFFSET,
     DIRECTORY_OFFSET,
-    DIRECTORY_SIZE,
     EARLIEST_OFFSET,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FREE_EXTENTS_OFFSET,
     FRESH_EXTENT_OFFSET,
-    IDENTITY,
     IDENTITY_OFFSETS,
     KIND_FREE,
     KIND_SEGMENT,
     KIND_SLAB,
     RECORD,
     RECORD_MAGIC_BYTES,
-    SEGMENT_ENTRY,
-    SLAB_ENTRY,
     SLOT,
-    SLOT_COUNT,
     STATE,
     STATE_OFFSET,
     U16,
@@ -50,97 +43,6 @@ from kvstore.layout import (
 SMALL: Final = b'{"b":1}'
 LARGE: Final = b'{"b":"' + b"x" * 5_000 + b'"}'
 LARGE_CLASS: Final = next(c for c, size in enumerate(BLOCK_SIZES) if size >= 5_100)
-
-
-class Plant:
-    """A copy of a good file's bytes, to plant breaches in, and where in it things are."""
-
-    def __init__(self, image: bytes) -> None:
-        self.image = bytearray(image)
-        self.seed = IDENTITY.unpack_from(image)[4]
-        self.extent_count = STATE.unpack_from(image, STATE_OFFSET)[1]
-
-    # --- where things are
-
-    def u16(self, offset: int) -> int:
-        number: int = U16.unpack_from(self.image, offset)[0]
-        return number
-
-    def segment_of(self, key: bytes) -> int:
-        return self.u16(DIRECTORY_OFFSET + 2 * (key_hash(key, self.seed) >> 49))
-
-    def slot(self, key: bytes) -> int:
-        """Return the offset of the slot of `key`, which is in its home bucket."""
-        hash_of_key = key_hash(key, self.seed)
-        bucket = (self.segment_of(key) << EXTENT_SHIFT) + (hash_of_key & 15) * BUCKET_SIZE
-        for index in range(SLOT_COUNT):
-            slot = bucket + 256 + 48 * index
-            if self.image[bucket + CONTROL_OFFSET + index] > 1:
-                start, *_, size = SLOT.unpack_from(self.image, slot)
-                if start[:size] == key:
-                    return slot
-        raise AssertionError("the key is not in its home bucket")
-
-    def bucket(self, key: bytes) -> int:
-        return self.slot(key) & -BUCKET_SIZE
-
-    def control(self, key: bytes) -> int:
-        slot = self.slot(key)
-        return self.bucket(key) + CONTROL_OFFSET + ((slot & BUCKET_SIZE - 1) - 256) // 48
-
-    def record(self, key: bytes) -> int:
-        record: int = SLOT.unpack_from(self.image, self.slot(key))[2]
-        return record
-
-    def slab_of(self, key: bytes) -> int:
-        return self.record(key) >> EXTENT_SHIFT
-
-    def free_extents(self) -> list[int]:
-        extents = []
-        extent = self.u16(FREE_EXTENTS_OFFSET)
-        while extent:
-            extents.append(extent)
-            extent = self.slab_entry(extent)["next"]
-        return extents
-
-    def slab_entry(self, extent: int) -> dict[str, int]:
-        fields = SLAB_ENTRY.unpack_from(self.image, map_entry_offset(extent))
-        names = ("kind", "class", "live", "first_free", "fresh", "previous", "next", "zero")
-        return dict(zip(names, fields, strict=True))
-
-    # --- changing them
-
-    def put(self, offset: int, data: bytes) -> None:
-        self.image[offset : offset + len(data)] = data
-
-    def put_u16(self, offset: int, number: int) -> None:
-        self.put(offset, U16.pack(number))
-
-    def change_slab(self, extent: int, **fields: int) -> None:
-        entry = {**self.slab_entry(extent), **fields}
-        self.put(map_entry_offset(extent), SLAB_ENTRY.pack(*entry.values()))
-
-    def change_segment(self, extent: int, *, live: int = 0, used: int = 0) -> None:
-        """Add to the counts of a segment."""
-        kind, zero, was_live, was_used, zero_too, earliest = SEGMENT_ENTRY.unpack_from(
-            self.image, map_entry_offset(extent)
-        )
-        self.put(
-            map_entry_offset(extent),
-            SEGMENT_ENTRY.pack(kind, zero, was_live + live, was_used + used, zero_too, earliest),
-        )
-
-    def sign(self) -> bytes:
-        """Return the bytes with checksums in the state that fit the index as it is now."""
-        clean, count, durable, _, _, _ = STATE.unpack_from(self.image, STATE_OFFSET)
-        index = (
-            self.image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
-            + self.image[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
-            + self.image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
-        )
-        checksum = xxh3_64_intdigest(bytes(index), self.seed)
-        self.put(STATE_OFFSET, pack_state(bool(clean), count, durable, checksum, self.seed))
-        return bytes(self.image)
 
 
 @pytest.fixture(scope="module")

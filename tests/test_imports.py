@@ -19,6 +19,7 @@ ORDER: Final = (
     "disk",
     "datafile",
     "extents",
+    "soundness",
     "slab",
     "segment",
     "table",

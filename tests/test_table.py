@@ -509,17 +509,6 @@ def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Pat
     assert_whole(path)
 
 
-def test_directory_that_leads_out_of_the_file_is_seen(path: Path) -> None:
-    with open_parts(path) as parts:
-        assert parts.table.is_mapped()
-        before = parts.file.directory[100]
-        for extent in (0, 5, parts.file.extent_count, 65_535):
-            parts.file.directory[100] = extent
-            assert not parts.table.is_mapped()
-        parts.file.directory[100] = before
-    assert_whole(path)
-
-
 # --- cut short ---------------------------------------------------------------------------------
 
 

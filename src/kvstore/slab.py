@@ -215,11 +215,6 @@ class Slab:
             self._extents.check(after)
             undo.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
 
-    def is_mapped(self) -> bool:
-        """Tell whether the list of every class begins in the file, or is empty. Needs no lock."""
-        first = CLASS_HEADS_OFFSET >> 1
-        return max(self._shorts[first : first + len(BLOCK_SIZES)]) < self._file.extent_count
-
     # --- records -------------------------------------------------------------------------------
 
     def write_record(

@@ -46,6 +46,7 @@ from .layout import (
     STRIPE_SHIFT,
 )
 from .slab import Slab, verify
+from .soundness import is_sound
 from .stats import StoreStats, count_extents
 from .table import Table
 from .views import StoreItems, StoreValues, Value
@@ -110,8 +111,7 @@ class KVStore(Mapping[str, Value]):
             self._slab = Slab(self._file, extents)
             self._table = Table(self._file, extents, self._slab)
             self._space = extents.lock
-            is_whole = self._file.trusted and self._table.is_mapped() and self._slab.is_mapped()
-            if not is_whole:
+            if not (self._file.trusted and is_sound(self._file)):
                 from .recovery import rebuild  # after a crash only
 
                 rebuild(self._file, extents, self._slab, _now_ms())

@@ -42,7 +42,6 @@ from .layout import (
     FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
-    FIXED_EXTENTS,
     KIND_SEGMENT,
     MAX_DEPTH,
     MIN_DEPTH,
@@ -389,12 +388,6 @@ class Table:
         )
 
     # --- all segments --------------------------------------------------------------------------
-
-    def is_mapped(self) -> bool:
-        """Tell whether every entry of the directory leads into the file. Needs no lock."""
-        return (
-            min(self._directory) >= FIXED_EXTENTS and max(self._directory) < self._file.extent_count
-        )
 
     def segments(self, stripe: int) -> Iterator[int]:
         """Yield the extents of a stripe's segments. The caller holds the stripe throughout."""

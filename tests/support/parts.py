@@ -12,6 +12,7 @@ from kvstore.extents import Extents
 from kvstore.layout import RECORD_HEADER_SIZE, key_hash
 from kvstore.recovery import rebuild
 from kvstore.slab import Slab
+from kvstore.soundness import is_sound
 from kvstore.table import Table
 
 from . import MIB
@@ -59,7 +60,7 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
         extents = Extents(file)
         slab = Slab(file, extents)
         table = Table(file, extents, slab)
-        if not (file.trusted and table.is_mapped()):
+        if not (file.trusted and is_sound(file)):
             rebuild(file, extents, slab, now_ms)
         file.begin_changes()
         yield Parts(file, extents, slab, table)
