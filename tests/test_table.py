@@ -30,6 +30,7 @@ from kvstore.layout import (
     EARLIEST_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
+    KIND_SEGMENT,
     NO_EXPIRY,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
@@ -506,6 +507,60 @@ def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Pat
         parts.file.leave_unclean()
     with open_parts(path) as parts:
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
+    assert_whole(path)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
+    path: Path, change: int
+) -> None:
+    """One too low, its keys would seem to be all that two segments hold, and a rewrite make it so.
+
+    The prefix of a lower half is a possible one for the whole, too.
+    """
+    with open_parts(path) as parts:
+        several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 6)
+        keys = [next(several) for _ in range(SPLIT_AT)]
+        for key in keys:
+            parts.store(key, VALUE)
+        for _ in range(2):
+            parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        lower, *others = parts.table.segments(6)
+        boundary = parts.file.directory[6 << 11 :].tolist().index(others[0]) + (6 << 11)
+        neighbours = [key for key in keys if parts.hash(key) >> 49 >= boundary]
+        depth = parts.file.map[(lower << EXTENT_SHIFT) + 16]
+        parts.file.write((lower << EXTENT_SHIFT) + 16, bytes([depth + change]))
+        with pytest.raises(CorruptStoreError, match="depth"):
+            list(parts.table.segments(6))
+        _, position, damage = parts.table.keys_at(6 << 11, NOW_MS)
+        assert position == boundary
+        assert len(damage) == 1
+        hash_of_lower = next(parts.hash(key) for key in keys if key not in neighbours)
+        with pytest.raises(CorruptStoreError, match="depth"):
+            parts.table.make_room(hash_of_lower, NOW_MS)
+        assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
+        parts.file.leave_unclean()
+    with open_parts(path) as parts:
+        assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
+    assert_whole(path)
+
+
+def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) -> None:
+    with open_parts(path) as parts:
+        several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 6)
+        keys = [next(several) for _ in range(5)]
+        for key in keys:
+            parts.store(key, VALUE)
+        extent = parts.file.directory[6 << 11]
+        entry = map_entry_offset(extent)
+        parts.file.write(entry, SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 3, 0, 2**64 - 1))
+        for number, key in enumerate(keys):
+            parts.remove(key)
+            assert_holds(parts, dict.fromkeys(keys[number + 1 :], VALUE), iter(keys[: number + 1]))
+        with pytest.raises(CorruptStoreError, match=f"extent {extent} "):
+            parts.table.count(extent, NOW_MS)
+    with open_parts(path) as parts:
+        assert parts.table.count(extent, NOW_MS) == 0
     assert_whole(path)
 
 

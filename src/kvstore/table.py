@@ -11,6 +11,7 @@ entries in the directory, and the records its slots point to. Unless they say ot
 of these functions holds it.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -234,6 +235,10 @@ class Table:
         try:
             write(control_offset, control)
             write(entry_offset, U64.pack(entry - one))
+        except struct.error:
+            # Damage: the counts say that there is no such slot. They are made anew at the next
+            # opening, or when the segment is next rewritten.
+            self._file.leave_unclean()
         except BaseException:
             self._file.restore(entry_offset, U64.pack(entry))
             self._file.restore(control_offset, was)
@@ -367,12 +372,27 @@ class Table:
         if self._words[bucket >> 3] != bucket_marker(bucket):
             raise self._no_bucket(bucket)
         _, _, depth, prefix, _ = BUCKET_HEADER.unpack_from(self._map, bucket)
-        if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position & -segment_run(depth):
+        if (
+            not MIN_DEPTH <= depth <= MAX_DEPTH
+            or prefix != position & -segment_run(depth)
+            or not self._is_run(extent, prefix, segment_run(depth))
+        ):
             raise CorruptStoreError(
                 f"{self._file.path}: the segment at byte {bucket:,} says depth {depth} and prefix "
                 f"{prefix}, but the directory's entry {position} leads to it"
             )
         return depth, prefix
+
+    def _is_run(self, extent: int, start: int, run: int) -> bool:
+        """Tell whether the directory's entries that name `extent` begin and end there."""
+        # A depth one too low would take the next segment's entries for this one's. That is how a
+        # split looks that could be neither ended nor undone: then it still holds all their slots.
+        directory, end = self._directory, start + run
+        return self._file.refuses or (
+            directory[end - 1] == extent
+            and (end == DIRECTORY_ENTRIES or directory[end] != extent)
+            and (not start or directory[start - 1] != extent)
+        )
 
     def _buckets(self, extent: int) -> Iterator[int]:
         """Yield the offsets of a segment's buckets, each checked to be one."""
@@ -456,7 +476,16 @@ class Table:
     def count(self, extent: int, now_ms: int) -> int:
         """Return how many keys of a segment have not expired."""
         entry_offset = map_entry_offset(extent)
-        live = self._words[entry_offset >> 3] >> ENTRY_LIVE_SHIFT & _COUNT_MASK
+        entry = self._words[entry_offset >> 3]
+        live, used = (
+            entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK,
+            entry >> ENTRY_USED_SHIFT & _COUNT_MASK,
+        )
+        if not live <= used <= SEGMENT_SLOTS:
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
+                f"that it is a segment of {live} live and {used} used slots of {SEGMENT_SLOTS:,}"
+            )
         if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] <= now_ms:
             live -= sum(len(due) for _, due in self._due(extent, now_ms))
         return live
