@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.clock import FakeClock
 from support.parts import NOW_MS, Parts, open_parts
 from support.planting import Plant
 
@@ -26,6 +27,7 @@ from kvstore.layout import (
     KIND_SEGMENT,
     KIND_SLAB,
     RECORD,
+    RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SLOT,
     STATE,
@@ -40,6 +42,7 @@ from kvstore.layout import (
     record_checksum,
 )
 
+SIZES: Final = b"\2\0\1\0"  # what follows a record's magic
 SMALL: Final = b'{"b":1}'
 LARGE: Final = b'{"b":"' + b"x" * 5_000 + b'"}'
 LARGE_CLASS: Final = next(c for c, size in enumerate(BLOCK_SIZES) if size >= 5_100)
@@ -502,7 +505,7 @@ def test_record_that_no_slot_points_to(plant: Plant) -> None:
 def test_magic_of_a_record_outside_of_any_slab_extent(plant: Plant) -> None:
     extent = plant.free_extents()[0]
     offset = (extent << EXTENT_SHIFT) + 96
-    plant.put(offset, RECORD_MAGIC_BYTES)
+    plant.put(offset, RECORD_MAGIC_BYTES + SIZES)
     assert_only(plant.sign(), offset, "record", "outside of any slab extent")
 
 
@@ -514,13 +517,34 @@ def test_magic_of_a_record_where_no_block_in_use_begins(plant: Plant, where: str
         offset = (slab << EXTENT_SHIFT) + 64 * plant.slab_entry(slab)["fresh"] + 128
     else:
         offset = plant.record(b"large 1") + 320
-    plant.put(offset, RECORD_MAGIC_BYTES)
+    plant.put(offset, RECORD_MAGIC_BYTES + SIZES)
     assert_among(plant.sign(), offset, "record", "its magic is not at a block in use")
+
+
+def test_time_of_a_slot_that_has_the_bytes_of_a_magic_is_no_breach(
+    path: Path, clock: FakeClock
+) -> None:
+    """That is one millisecond in 49.7 days; slots of even number are aligned as records are."""
+    expires_at = 0x18C << 32 | RECORD_MAGIC
+    clock.set((expires_at - 3_600_000) / 1_000)
+    with KVStore(path) as store:
+        for number in range(50):
+            store.create(f"key {number}", {}, ttl=3_600)
+    assert path.read_bytes().count(RECORD_MAGIC_BYTES) >= 3 * 50  # its own, and in slot and record
+    assert check_file(path) == []
+    with KVStore(path) as store:
+        # Nor does recovery take one for a record, or lose one for it.
+        crashed = path.with_name("crashed.kvs")
+        store.create("another", {})
+        crashed.write_bytes(path.read_bytes())
+    with KVStore(crashed) as store:
+        assert dict(store) == {f"key {number}": {} for number in range(50)} | {"another": {}}
+    assert check_file(crashed) == []
 
 
 def test_magic_that_is_not_aligned_is_no_breach(plant: Plant) -> None:
     extent = plant.free_extents()[0]
-    plant.put((extent << EXTENT_SHIFT) + 33, RECORD_MAGIC_BYTES)
+    plant.put((extent << EXTENT_SHIFT) + 33, RECORD_MAGIC_BYTES + SIZES)
     assert problems(plant.sign()) == []
 
 

@@ -363,6 +363,7 @@ RECORD_FIELDS: Final = (
     "magic", "value_size", "key_size", "flags", "created_at", "expires_at", "checksum",
 )  # fmt: skip
 RECORD_HEADER_SIZE: Final = 32
+RECORD_KEY_SIZE_OFFSET: Final = 6  # in the record
 RECORD_EXPIRES_OFFSET: Final = 16  # in the record
 RECORD_MAGIC: Final = 0x524B_FEFF
 RECORD_MAGIC_BYTES: Final = b"\xff\xfeKR"
