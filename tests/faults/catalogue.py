@@ -2,10 +2,14 @@
 
 from typing import Final
 
-from . import damage
+from . import cutting, damage, forgery
 from .laboratory import Experiment
 
-EXPERIMENTS: Final[tuple[Experiment, ...]] = (*damage.EXPERIMENTS,)
+EXPERIMENTS: Final[tuple[Experiment, ...]] = (
+    *damage.EXPERIMENTS,
+    *cutting.EXPERIMENTS,
+    *forgery.EXPERIMENTS,
+)
 
 
 def named(name: str) -> Experiment:

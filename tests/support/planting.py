@@ -9,6 +9,7 @@ from kvstore.layout import (
     CONTROL_OFFSET,
     DIRECTORY_OFFSET,
     DIRECTORY_SIZE,
+    EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     FREE_EXTENTS_OFFSET,
@@ -20,9 +21,9 @@ from kvstore.layout import (
     STATE,
     STATE_OFFSET,
     U16,
+    U64,
     key_hash,
     map_entry_offset,
-    pack_state,
 )
 
 
@@ -107,15 +108,21 @@ class Plant:
     def sign(self) -> bytes:
         """Return the bytes with checksums in the state that fit the index as it is now."""
         clean, count, durable, _, _, _ = STATE.unpack_from(self.image, STATE_OFFSET)
-        return self.sign_state(bool(clean), count, durable)
+        return self.sign_state(clean, count, durable)
 
-    def sign_state(self, clean: bool, count: int, durable: int) -> bytes:
+    def sign_identity(self, fields: tuple[object, ...]) -> bytes:
+        """Return an identity of these fields, the last of them made to fit the others."""
+        body = IDENTITY.pack(*fields)[: -U64.size]
+        return body + U64.pack(xxh3_64_intdigest(body))
+
+    def sign_state(self, clean: int, count: int, durable: int, zero: int = 0) -> bytes:
         """As `sign`, with these fields in the state."""
         index = (
             self.image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
-            + self.image[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
+            + self.image[EXTENT_MAP_OFFSET : map_entry_offset(min(count, EXTENT_MAP_ENTRIES))]
             + self.image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
         )
         checksum = xxh3_64_intdigest(bytes(index), self.seed)
-        self.put(STATE_OFFSET, pack_state(clean, count, durable, checksum, self.seed))
+        body = STATE.pack(clean, count, durable, zero, checksum, 0)[: -U64.size]
+        self.put(STATE_OFFSET, body + U64.pack(xxh3_64_intdigest(body, self.seed)))
         return bytes(self.image)
