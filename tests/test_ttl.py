@@ -11,6 +11,8 @@ from support.keys import TRICKY
 from support.stores import OpenStore
 
 from kvstore import InvalidTTLError, KeyExistsError, KeyNotFoundError, KVStore
+from kvstore.layout import IDENTITY, STRIPE_SHIFT, key_hash
+from kvstore.table import Table
 
 LONGEST = 10**10
 
@@ -271,6 +273,30 @@ def test_a_clock_just_after_1970_or_far_ahead_harms_nothing(
         store.delete("k")
     clock.set(START_SECONDS)
     assert len(store) == 0
+
+
+def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_that(
+    store: KVStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purge that had read the clock once, at its start, took such keys for expired ones."""
+    due_at = Table.due_at
+
+    def set_the_clock_back(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
+        if position == 0:
+            clock.set(START_SECONDS)
+            for number in range(100):  # in all stripes but the first, which the purge holds now
+                if key_hash(f"{number}".encode(), seed) >> STRIPE_SHIFT:
+                    store.create(f"{number}", {}, ttl=60)
+                    created.append(f"{number}")
+        return due_at(table, position, now_ms)
+
+    created: list[str] = []
+    seed = IDENTITY.unpack_from(store.path.read_bytes())[4]
+    store.create("key", {})
+    clock.advance(10**9)
+    monkeypatch.setattr(Table, "due_at", set_the_clock_back)
+    assert store.purge_expired() == 0
+    assert sorted(created) == sorted(set(store) - {"key"})
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -405,7 +405,6 @@ class KVStore(Mapping[str, Value]):
             StoreClosedError: the store is closed, or was opened before a fork.
             StoreFullError: a copy-on-write file system has no room to overwrite.
         """
-        now_ms = _now_ms()
         purged = 0
         for number in range(STRIPE_COUNT):
             position = number * _DIRECTORY_PER_STRIPE
@@ -414,7 +413,7 @@ class KVStore(Mapping[str, Value]):
                 with self._stripes[number]:
                     if self._closed:
                         self._refuse()
-                    extent, position, due = self._table.due_at(position, now_ms)
+                    extent, position, due = self._table.due_at(position, _now_ms())
                 if due:
                     if self._file.pristine:
                         self._begin_changes()
@@ -422,7 +421,9 @@ class KVStore(Mapping[str, Value]):
                         if self._closed:
                             self._refuse()
                         try:
-                            purged += self._table.purge(extent, now_ms)
+                            # Each time anew: what was created after the clock was set back has
+                            # not expired by an earlier reading of it.
+                            purged += self._table.purge(extent, _now_ms())
                         except KVStoreError:
                             raise
                         except BaseException:
