@@ -275,6 +275,41 @@ def test_a_clock_just_after_1970_or_far_ahead_harms_nothing(
     assert len(store) == 0
 
 
+@pytest.mark.parametrize("ttl", [1, LONGEST])
+@pytest.mark.parametrize("seconds", [2**48 // 1000 - LONGEST + 1, 2**48 // 1000, 2**60])
+def test_a_clock_past_what_the_file_can_tell_stands_still_and_loses_nothing(
+    clock: FakeClock, store: KVStore, open_store: OpenStore, seconds: int, ttl: int
+) -> None:
+    """Recovery took a record with an expiry past the limit of the format for a damaged one."""
+    clock.set(seconds)
+    store.create("key", {"n": 1}, ttl=ttl)
+    clock.advance(86_400)
+    assert store.read("key") == {"n": 1}
+    assert store.ttl("key") == ttl
+    assert "key" in store
+    assert len(store) == 1
+    killed = store.path.with_suffix(".killed")
+    killed.write_bytes(store.path.read_bytes())
+    again = open_store(killed)
+    assert dict(again) == {"key": {"n": 1}}
+    assert again.purge_expired() == 0
+    clock.set(START_SECONDS)
+    assert again.read("key") == {"n": 1}
+
+
+def test_a_clock_before_1970_stands_still_there(clock: FakeClock, store: KVStore) -> None:
+    store.create("before", {}, ttl=1)
+    clock.set(-(10**10))
+    store.create("key", {"n": 1}, ttl=1)
+    assert store.ttl("key") == 1
+    assert dict(store) == {"before": {}, "key": {"n": 1}}
+    clock.set(0.999)
+    assert "key" in store
+    clock.set(1)
+    assert store.purge_expired() == 1
+    assert dict(store) == {"before": {}}
+
+
 def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_that(
     store: KVStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

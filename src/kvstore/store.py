@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from xxhash import xxh3_64_intdigest
 
-from .codec import check_ttl, decode_value, encode_key, encode_value
+from .codec import MAX_TTL_SECONDS, check_ttl, decode_value, encode_key, encode_value
 from .datafile import DataFile
 from .errors import (
     CorruptStoreError,
@@ -44,6 +44,7 @@ from .layout import (
     SPLIT_AT,
     STRIPE_COUNT,
     STRIPE_SHIFT,
+    TIME_LIMIT,
 )
 from .slab import Slab, verify
 from .soundness import is_sound
@@ -55,6 +56,8 @@ Default = TypeVar("Default")
 
 # Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
 _RETRY_EVERY: Final = 16
+# The last moment from which the longest time-to-live ends before `TIME_LIMIT`.
+_LAST_MS: Final = TIME_LIMIT - 1 - MAX_TTL_SECONDS * 1000
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 
 _open_stores: "WeakSet[KVStore]" = WeakSet()
@@ -237,10 +240,12 @@ class KVStore(Mapping[str, Value]):
             if slot <= 0:
                 raise KeyNotFoundError(f"key {key!r}: not in the store")
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-            if expires_at:
-                now_ms = time_ns() // 1_000_000
-                if expires_at <= now_ms and self._table.is_expired(slot, now_ms):
-                    raise KeyNotFoundError(f"key {key!r}: has expired")
+            if (
+                expires_at
+                and expires_at <= time_ns() // 1_000_000
+                and self._table.is_expired(slot, _now_ms())
+            ):
+                raise KeyNotFoundError(f"key {key!r}: has expired")
             tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
             header, encoded = self._slab.read_record(tail)
         if not verify(header, encoded, tail, expires_at, key_hash):
@@ -530,8 +535,15 @@ class KVStore(Mapping[str, Value]):
 
 
 def _now_ms() -> int:
-    """Return the time as the file has it; a clock set to before 1970 stands still there."""
-    return max(0, time_ns() // 1_000_000)
+    """Return the time as the file has it.
+
+    A clock set to before 1970 stands still there; one so far ahead that not every expiry could be
+    stored, in the year 10,572, likewise.
+    """
+    now_ms = time_ns() // 1_000_000
+    if 0 <= now_ms <= _LAST_MS:
+        return now_ms
+    return 0 if now_ms < 0 else _LAST_MS
 
 
 def _check_max_bytes(max_bytes: SupportsIndex) -> int:
