@@ -274,6 +274,8 @@ class Table:
         position = hash_of_key >> DIRECTORY_SHIFT
         extent = self._directory[position]
         depth, prefix = self._depth_and_prefix(extent, position)
+        if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
+            return False
         members: list[Member] = []
         expired: list[bytes] = []
         lost = 0
@@ -311,6 +313,14 @@ class Table:
             self._write_segment(extent, depth, prefix, members, undo)
         self._free_records(expired)
         return True
+
+    def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
+        """Tell whether a segment has tombstones, or may hold expired slots, by its entry alone."""
+        # So that keys which all lead to one full segment are refused for little.
+        _, _, live, used, _, earliest = SEGMENT_ENTRY.unpack_from(
+            self._map, map_entry_offset(extent)
+        )
+        return bool(live != used or earliest <= now_ms)
 
     def _split(self, extent: int, depth: int, prefix: int, members: list[Member]) -> None:
         """Give the upper half of a segment's hashes to a new one.

@@ -2,13 +2,14 @@
 
 from typing import Final
 
-from . import cutting, damage, forgery
+from . import cutting, damage, flooding, forgery
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
+    *flooding.EXPERIMENTS,
 )
 
 
