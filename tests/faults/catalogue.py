@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from . import cutting, damage, flooding, forgery
+from . import cutting, damage, flooding, forgery, hostile
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
@@ -10,6 +10,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
     *flooding.EXPERIMENTS,
+    *hostile.EXPERIMENTS,
 )
 
 
