@@ -1,8 +1,9 @@
 """`KVStore`: checks arguments, locks, orders the steps of each operation, and does nothing else.
 
 Locks, always in this order: stripe, then the space lock of `extents`, then what `datafile` has for
-itself. Two stripes are held at once by `close` only, which takes all of them in the order of their
-numbers. No lock is held while a value is encoded, verified or parsed, nor while the disk flushes.
+itself. Two stripes are held at once only where all of them are, taken in the order of their numbers
+by `_with_all_stripes`. No lock is held while a value is encoded, verified or parsed, nor while the
+disk flushes.
 """
 
 import atexit
@@ -10,8 +11,8 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from time import time_ns
@@ -53,6 +54,7 @@ from .table import Table
 from .views import StoreItems, StoreValues, Value
 
 Default = TypeVar("Default")
+Result = TypeVar("Result")
 
 # Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
 _RETRY_EVERY: Final = 16
@@ -346,20 +348,23 @@ class KVStore(Mapping[str, Value]):
     # --- all keys ------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Return the number of keys that `read` would find now.
+        """Return the number of keys that `read` would find now, all at one moment.
 
         Looks at a few bytes of each segment, and into those pages that hold something expired.
+        Other operations wait meanwhile: microseconds for each thousand keys, and half a microsecond
+        for each that has expired and was not yet taken back; see `purge_expired`.
         """
+        return self._with_all_stripes(self._count)
+
+    def _count(self) -> int:
+        if self._closed:
+            self._refuse()
         now_ms = _now_ms()
-        count = 0
-        for number in range(STRIPE_COUNT):
-            with self._stripes[number]:
-                if self._closed:
-                    self._refuse()
-                count += sum(
-                    self._table.count(extent, now_ms) for extent in self._table.segments(number)
-                )
-        return count
+        return sum(
+            self._table.count(extent, now_ms)
+            for number in range(STRIPE_COUNT)
+            for extent in self._table.segments(number)
+        )
 
     def __iter__(self) -> Iterator[str]:
         """Yield the keys, in no order.
@@ -468,10 +473,16 @@ class KVStore(Mapping[str, Value]):
         self._file.check_path()
 
     def stats(self) -> StoreStats:
-        """Count what is in the file. Looks at 16 bytes of every extent, under the space lock."""
-        with self._stripes[0], self._space:  # `close` waits for the stripe
-            if self._closed:
-                self._refuse()
+        """Count what is in the file, all at one moment.
+
+        Looks at 16 bytes of every extent; other operations wait meanwhile.
+        """
+        return self._with_all_stripes(self._count_extents)
+
+    def _count_extents(self) -> StoreStats:
+        if self._closed:
+            self._refuse()
+        with self._space:
             return count_extents(self._file, self._max_bytes)
 
     def close(self) -> None:
@@ -485,12 +496,12 @@ class KVStore(Mapping[str, Value]):
         with self._closing:
             if self._closed:
                 return
-            with ExitStack() as all_stripes:
-                for stripe in self._stripes:
-                    all_stripes.enter_context(stripe)
-                self._closed = True
+            self._with_all_stripes(self._set_closed)
             _open_stores.discard(self)
             self._file.close()
+
+    def _set_closed(self) -> None:
+        self._closed = True
 
     def __enter__(self) -> Self:
         if self._closed:
@@ -511,6 +522,16 @@ class KVStore(Mapping[str, Value]):
     # A store is equal to itself only: comparing contents would read all of two files.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def _with_all_stripes(self, act: Callable[[], Result], first: int = 0) -> Result:
+        """Return what `act` does while no other thread is in the table.
+
+        Recursive, for a `with` statement lets go of its lock whatever interrupts it.
+        """
+        if first == STRIPE_COUNT:
+            return act()
+        with self._stripes[first]:
+            return self._with_all_stripes(act, first + 1)
 
     def _begin_changes(self) -> None:
         with self._closing:

@@ -47,6 +47,8 @@ from .layout import (
     MAX_DEPTH,
     MIN_DEPTH,
     NO_EXPIRY,
+    RECORD_EXPIRES_OFFSET,
+    RECORD_HEADER_SIZE,
     SEGMENT_EARLIEST_OFFSET,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
@@ -497,8 +499,27 @@ class Table:
                 f"that it is a segment of {live} live and {used} used slots of {SEGMENT_SLOTS:,}"
             )
         if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] <= now_ms:
-            live -= sum(len(due) for _, due in self._due(extent, now_ms))
+            live -= sum(self._count_due(bucket, now_ms) for bucket in self._buckets(extent))
         return live
+
+    def _count_due(self, bucket: int, now_ms: int) -> int:
+        """Return how many slots of a bucket `is_expired` holds of: a sixth of asking it of each."""
+        words, last_record = self._words, self._file.size - RECORD_HEADER_SIZE
+        if words[bucket + EARLIEST_OFFSET >> 3] > now_ms:
+            return 0
+        slots = words[bucket + BUCKET_HEADER_SIZE >> 3 : bucket + BUCKET_SIZE >> 3]
+        return sum(
+            control > CONTROL_TOMBSTONE
+            and 0 < expires_at <= now_ms
+            and (record := tail & SLOT_RECORD_MASK) <= last_record
+            and words[record + RECORD_EXPIRES_OFFSET >> 3] == expires_at
+            for control, expires_at, tail in zip(
+                self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END],
+                slots[SLOT_EXPIRES_OFFSET >> 3 :: SLOT_SIZE >> 3].tolist(),
+                slots[SLOT_RECORD_OFFSET >> 3 :: SLOT_SIZE >> 3].tolist(),
+                strict=True,
+            )
+        )
 
     def _due(self, extent: int, now_ms: int) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
         """Yield each bucket of a segment that may hold expired slots, with offsets and bytes."""
