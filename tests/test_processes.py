@@ -430,6 +430,102 @@ def test_child_that_lives_on_does_not_keep_the_lock_of_a_parent_that_was_killed(
     assert_whole(path)
 
 
+@needs_fork
+def test_fork_while_the_file_is_being_locked_does_not_give_the_lock_to_the_child(
+    path: Path,
+) -> None:
+    """A child that was forked after the file was opened shared the lock taken right after that."""
+    script = """
+        import portalocker, threading
+        go_read, go_write = os.pipe()
+
+        def fork():
+            if os.fork() == 0:
+                say("forked")
+                os.close(go_write)
+                while hear() is not None:
+                    pass
+                os._exit(0)
+
+        thread = threading.Thread(target=fork)
+        lock = portalocker.lock
+
+        def fork_and_lock(*arguments):
+            thread.start()
+            thread.join(0.5)  # until it has forked, or for long enough to see that it waits
+            lock(*arguments)
+
+        portalocker.lock = fork_and_lock
+        store = KVStore(sys.argv[1])
+        thread.join()
+        say("opened")
+        hear()
+    """
+    with Child(script, path) as parent:
+        assert {parent.hear(), parent.hear()} == {"forked", "opened"}
+        parent.kill()
+        KVStore(path).close()
+        parent.stop_listening()
+    assert_whole(path)
+
+
+@needs_fork
+def test_fork_while_a_store_is_being_closed_leaves_the_childs_other_files_alone(
+    path: Path,
+) -> None:
+    """The child closed the store's descriptor by its number, which was another file's by then."""
+    script = """
+        from kvstore.filelock import FileLock
+        release = FileLock.release
+
+        def fork_and_release(lock):
+            other = os.open(sys.argv[1], os.O_RDONLY)  # takes the number that was given up last
+            pid = os.fork()
+            if pid == 0:
+                os.fstat(other)
+                os._exit(0)
+            say(os.waitpid(pid, 0)[1])
+            os.close(other)
+            release(lock)
+
+        FileLock.release = fork_and_release
+        KVStore(sys.argv[1]).close()
+    """
+    with Child(script, path) as parent:
+        assert parent.end().splitlines() == ["0"]
+        assert parent.errors() == ""
+    assert_whole(path)
+
+
+@needs_fork
+def test_child_that_closes_as_it_is_born_disturbs_nothing(path: Path) -> None:
+    """In what a program had registered for forked children before kvstore registered its own."""
+    script = """
+        import os, sys
+        stores = []
+        os.register_at_fork(after_in_child=lambda: [store.close() for store in stores])
+        from kvstore import KVStore
+        stores.append(KVStore(sys.argv[1]))
+        stores[0].create("before", {})
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if stores[0].closed else 2)
+        print(os.waitpid(pid, 0)[1], flush=True)
+        sys.stdin.readline()
+        stores[0].create("after", {})
+        stores[0].close()
+    """
+    with Child(script, path, prelude="") as parent:
+        parent.expect("0")
+        assert_locked(path)
+        parent.say()
+        parent.end()
+        assert parent.errors() == ""
+    assert_whole(path)
+    with KVStore(path) as store:
+        assert set(store) == {"before", "after"}
+
+
 def test_program_started_by_the_holder_inherits_neither_file_nor_lock(path: Path) -> None:
     script = """
         import subprocess

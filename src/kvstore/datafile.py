@@ -463,7 +463,7 @@ class DataFile:
             self.shorts.release()
             self._views.release()
             self.map.close()
-            os.close(self._fd)
+            self._close_descriptor()
             self._lock.release()
 
     def _close_contents(self) -> None:
@@ -482,14 +482,25 @@ class DataFile:
                 self._flush()
             self.write(HOLDER_OFFSET, HOLDER.pack(0))
 
+    @property
+    def is_parents(self) -> bool:
+        """Whether this is a forked child, and the open file its parent's."""
+        return self._lock.is_parents
+
     def abandon(self) -> None:
-        """In a forked child: touch the parent's file no more. Its lock was given up already."""
+        """In a forked child: touch the parent's file no more, nor its lock. Idempotent."""
 
         def refuse(_offset: int, _data: bytes) -> NoReturn:
             raise StoreClosedError(f"{self.path}: the store belongs to the parent of this process")
 
         self.write = refuse
-        os.close(self._fd)
+        self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        # Forgotten first: after a fork amid this, the number may be that of another file.
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class Undo:

@@ -8,6 +8,8 @@ does not keep the lock of a parent that was killed.
 Invariants:
 1. `_held` names every file that this process has locked, by device and inode.
 2. `_held` is read and changed under `_guard` only, which is taken last of all locks.
+3. A descriptor with the lock is open only while `_held` names it, or under `_guard`. A fork waits
+   for the guard, so a child knows every descriptor that it has to close.
 """
 
 import os
@@ -47,6 +49,7 @@ class FileLock:
 
     def __init__(self, path: str, timeout: float) -> None:
         self.path = path
+        self._pid = os.getpid()
         self._after_fork: WeakMethod[Callable[[], None]] | None = None
         deadline = monotonic() + timeout
         while not self._try(deadline):
@@ -54,51 +57,52 @@ class FileLock:
 
     def _try(self, deadline: float) -> bool:
         """Open and lock the file. False: try again, somebody else has it or has just moved it."""
-        try:
-            self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
-        except OSError as error:
-            if error.errno == ENOSPC:
-                raise StoreFullError(
-                    f"{self.path}: no room on the disk to create the file: {error.strerror}"
-                ) from error
-            raise
-        try:
-            status = os.fstat(self.fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(EINVAL, "not a regular file", self.path)
-            self._identity = (status.st_dev, status.st_ino)
-            locked = self._lock(deadline)
-        except BaseException:
-            os.close(self.fd)
-            raise
-        if not locked:
-            os.close(self.fd)
-        return locked
+        with _guard:
+            try:
+                self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+            except OSError as error:
+                if error.errno == ENOSPC:
+                    raise StoreFullError(
+                        f"{self.path}: no room on the disk to create the file: {error.strerror}"
+                    ) from error
+                raise
+            try:
+                status = os.fstat(self.fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(EINVAL, "not a regular file", self.path)
+                self._identity = (status.st_dev, status.st_ino)
+                locked = self._lock(deadline)
+            except BaseException:
+                os.close(self.fd)
+                raise
+            if not locked:
+                os.close(self.fd)
+            return locked
 
     def _lock(self, deadline: float) -> bool:
-        with _guard:
-            if self._identity in _held:
-                raise StoreLockedError(
-                    f"{self.path}: this very process (pid {os.getpid()}) has it open"
-                )
-            try:
-                portalocker.lock(
-                    self.fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
-                )
-            except portalocker.AlreadyLocked:
-                if monotonic() < deadline:
-                    return False
-                raise StoreLockedError(
-                    f"{self.path}: {_holder(self.fd)} has it open; one process at a time may"
-                ) from None
-            except portalocker.LockException as error:
-                raise OSError(ENOLCK, f"the file cannot be locked: {error}", self.path) from error
-            # Whoever had it may have unlinked or replaced it between our open and our lock.
-            if self._path_names_it():
-                _held[self._identity] = self
-                return True
-            portalocker.unlock(self.fd)
-            return False
+        """Lock the open file, if it is free and still at its path. The caller holds the guard."""
+        if self._identity in _held:
+            raise StoreLockedError(
+                f"{self.path}: this very process (pid {os.getpid()}) has it open"
+            )
+        try:
+            portalocker.lock(
+                self.fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
+            )
+        except portalocker.AlreadyLocked:
+            if monotonic() < deadline:
+                return False
+            raise StoreLockedError(
+                f"{self.path}: {_holder(self.fd)} has it open; one process at a time may"
+            ) from None
+        except portalocker.LockException as error:
+            raise OSError(ENOLCK, f"the file cannot be locked: {error}", self.path) from error
+        # Whoever had it may have unlinked or replaced it between our open and our lock.
+        if self._path_names_it():
+            _held[self._identity] = self
+            return True
+        portalocker.unlock(self.fd)
+        return False
 
     def open_again(self) -> int:
         """Return a second descriptor of the file, whose copies do not hold the lock."""
@@ -111,6 +115,11 @@ class FileLock:
     def call_after_fork(self, method: Callable[[], None]) -> None:
         """Have a forked child call this bound method. It does not keep its object alive."""
         self._after_fork = WeakMethod(method)
+
+    @property
+    def is_parents(self) -> bool:
+        """Whether this is a forked child, and its parent the one that has the lock."""
+        return self._pid != os.getpid()
 
     def check_path(self) -> None:
         """Raise OSError where the path no longer names the open file."""
@@ -163,17 +172,29 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def _hold_guard() -> None:
+    """Before a fork: wait until no thread is at opening or closing a locked descriptor."""
+    _guard.acquire()
+
+
+def _let_go_of_guard() -> None:
+    _guard.release()
+
+
 def _forget_in_child() -> None:
     """In a forked child: give up the parent's locks without releasing them, and tell the owners."""
     global _guard
     _guard = threading.RLock()
-    for lock in _held.values():
+    locks = list(_held.values())
+    _held.clear()
+    for lock in locks:
         os.close(lock.fd)
         owner = lock._after_fork and lock._after_fork()
         if owner is not None:
             owner()
-    _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(
+        before=_hold_guard, after_in_parent=_let_go_of_guard, after_in_child=_forget_in_child
+    )

@@ -493,6 +493,10 @@ class KVStore(Mapping[str, Value]):
         Raises:
             OSError: a flush failed, or the file was removed or replaced; it is closed all the same.
         """
+        if not self._closed and self._file.is_parents:
+            # Here before `_abandon`: collected as garbage, or closed by a function that the program
+            # had registered to run in forked children before it imported this package.
+            self._abandon()
         with self._closing:
             if self._closed:
                 return
