@@ -2,13 +2,15 @@
 
 from typing import Final
 
-from . import cutting, damage, flooding, forgery, hostile
+from . import clocks, cutting, damage, flooding, forgery, histories, hostile
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
+    *histories.EXPERIMENTS,
+    *clocks.EXPERIMENTS,
     *flooding.EXPERIMENTS,
     *hostile.EXPERIMENTS,
 )

@@ -7,7 +7,7 @@ between its call and its return, so that all of them in the order of these momen
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 # Only a deadlock takes this long; nothing waits for it otherwise.
 PATIENCE_SECONDS: Final = 120
@@ -39,8 +39,15 @@ def run_together(*tasks: Callable[[], object]) -> None:
 class Operation:
     """One call on one key, with the moments at which it began and ended.
 
-    `kind` is create, delete or read. `mark` tells the value that was created or read, None where a
-    read found nothing. `done` is False where create found the key there, or delete found it absent.
+    What `kind` it is, and what came of it:
+
+    create: of the value that `mark` tells, for `ttl` seconds; not `done` where the key was there
+    full: a create that found the key absent, and no room
+    delete: not `done` where the key was absent
+    read: of the value that `mark` tells; None where the key was absent
+    look: `done` where the key was there
+    ttl: as look, with the seconds that it told
+    clock: no call on a key; the clock shows `mark` from now on, in ms
     """
 
     kind: str
@@ -48,12 +55,24 @@ class Operation:
     end: int
     mark: int | None = None
     done: bool = True
+    ttl: int | None = None
 
 
-def linearizable(threads: Sequence[Sequence[Operation]]) -> bool:
-    """Return whether these operations on one key, in order for each thread, make sense together."""
+class State(NamedTuple):
+    """A key and the clock: the mark of its value, None where it is absent, and times in ms."""
+
+    mark: int | None
+    expires_at: int | None
+    now: int
+
+
+def linearizable(threads: Sequence[Sequence[Operation]], now: int = 0) -> bool:
+    """Return whether these operations on one key, in order for each thread, make sense together.
+
+    The key is absent at first, and the clock shows `now`, in ms.
+    """
     ends = tuple(len(operations) for operations in threads)
-    first: tuple[tuple[int, ...], int | None] = ((0,) * len(threads), None)
+    first = ((0,) * len(threads), State(None, None, now))
     todo, seen = [first], {first}
     while todo:
         places, state = todo.pop()
@@ -68,26 +87,41 @@ def linearizable(threads: Sequence[Sequence[Operation]]) -> bool:
         for number, operation in waiting:
             if operation.start > horizon:
                 continue  # another one had returned before this was called
-            follows, next_state = _apply(operation, state)
-            if follows:
-                step = (
-                    (*places[:number], places[number] + 1, *places[number + 1 :]),
-                    next_state,
-                )
+            for following in _apply(operation, state):
+                step = ((*places[:number], places[number] + 1, *places[number + 1 :]), following)
                 if step not in seen:
                     seen.add(step)
                     todo.append(step)
     return False
 
 
-def _apply(operation: Operation, state: int | None) -> tuple[bool, int | None]:
-    """Return whether the operation can have met `state`, and what it made of it."""
-    if operation.kind == "read":
-        return operation.mark == state, state
-    if operation.kind == "create":
-        if operation.done:
-            return state is None, operation.mark
-        return state is not None, state
-    if operation.done:
-        return state is not None, None
-    return state is None, state
+def _apply(operation: Operation, state: State) -> Sequence[State]:
+    """Return what the operation can have made of `state`; nothing where it cannot have met it."""
+    mark, expires_at, now = state
+    expired = expires_at is not None and expires_at <= now
+    is_there = mark is not None and not expired
+    absent = State(None, None, now)
+    match operation.kind:
+        case "clock":
+            assert operation.mark is not None
+            kept = state._replace(now=operation.mark)
+            # What has expired may have been taken back before the clock was set.
+            return (kept, absent._replace(now=operation.mark)) if expired else (kept,)
+        case "create" if operation.done:
+            lifetime = operation.ttl
+            ends = None if lifetime is None else now + 1000 * lifetime
+            return () if is_there else (State(operation.mark, ends, now),)
+        case "create":
+            return (state,) if is_there else ()
+        case "full":
+            return () if is_there else (absent, state)
+        case "delete" if operation.done:
+            return (absent,) if is_there else ()
+        case "delete":
+            return () if is_there else (state,)
+        case "read":
+            return (state,) if operation.mark == (mark if is_there else None) else ()
+        case "look":
+            return (state,) if operation.done == is_there else ()
+    left = None if expires_at is None or not is_there else -((now - expires_at) // 1000)
+    return (state,) if (operation.done, operation.ttl) == (is_there, left) else ()
