@@ -2,10 +2,11 @@
 
 from typing import Final
 
-from . import clocks, cutting, damage, flooding, forgery, histories, hostile
+from . import clocks, cutting, damage, flooding, forgery, histories, hostile, kills
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
+    *kills.EXPERIMENTS,
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,

@@ -1,9 +1,9 @@
 """Workers that are killed with SIGKILL at random moments, and what must be left of their work.
 
-Run these functions in a child (`processes.call_in_child`): the workers are forked from it, so that
-a round takes milliseconds. A worker acknowledges each operation through a pipe, one byte each, the
-number of the thread that did it. Its operations can be repeated from the seed: so the bytes alone
-say what must be in the file afterwards, and which operation of each thread was under way.
+The workers are forked from the trial's process, so that a round takes milliseconds. A worker
+acknowledges each operation through a pipe, one byte each, the number of the thread that did it. Its
+operations can be repeated from the seed: so the bytes alone say what must be in the file
+afterwards, and which operation of each thread was under way.
 """
 
 import os
@@ -16,16 +16,20 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
+from unittest import mock
+
+from support.whole import assert_whole
+from support.workload import Value, Workload, make_value
 
 from kvstore import KVStore
 
-from .whole import assert_whole
-from .workload import Value, Workload
+from .laboratory import Experiment, Trial
 
 State = dict[str, Value]
 Operation = tuple[str, Value | None]
@@ -33,11 +37,16 @@ Acknowledge = Callable[[int], object]
 Work = Callable[[Acknowledge], None]
 
 
+ROUNDS: Final = 20  # a trial
+
+
 def kill_during_operations(
-    path: str,
-    seed: int,
+    folder: Path,
+    rng: random.Random,
+    *,
     rounds: int,
     threads: int,
+    fewest_operations: int = 0,
     most_operations: int = 2_000,
     durable: bool = False,
     **workload: Any,
@@ -45,105 +54,113 @@ def kill_during_operations(
     """Let workers create and delete, kill each at a random moment, and verify what is left.
 
     Every other round leaves the file as the kill left it for the next worker to recover, and
-    verifies a copy. Returns how many operations were acknowledged in all.
+    verifies a copy.
     """
-    file = Path(path)
+    file = folder / "test.kvs"
     states = _read_states(file, threads)
-    acknowledged = 0
     for number in range(rounds):
-        rng = random.Random(f"{seed}/{number}")
         workloads = [
             Workload(random.Random(rng.random()), state, prefix=f"{thread}:", **workload)
             for thread, state in enumerate(states)
         ]
         done = _kill_when(
-            partial(_operate_until_killed, path, durable, workloads),
-            enough=rng.choice((0, 1, rng.randrange(100), rng.randrange(most_operations))),
+            partial(_operate_until_killed, file, durable, workloads),
+            enough=fewest_operations
+            + rng.choice((0, 1, rng.randrange(100), rng.randrange(most_operations))),
         )
-        acknowledged += len(done)
         try:
             found = _reopen(file, in_copy=rng.random() < 0.5)
             states = _settle(found, states, Counter(done), workloads)
         except BaseException as error:
-            error.add_note(f"seed {seed}, round {number}, {len(done)} operations acknowledged")
+            error.add_note(f"round {number}, {len(done)} operations acknowledged")
             raise
-    assert _reopen(file, in_copy=False) == _joined(states), f"seed {seed}, at the end"
-    return acknowledged
+    assert _reopen(file, in_copy=False) == _joined(states), "at the end"
+    return rounds
 
 
-def kill_during_creation(path: str, seed: int, rounds: int) -> int:
-    """Kill workers while they create the file; return how many had it created already."""
-    file = Path(path)
-    rng = random.Random(seed)
+def kill_amid_rewrites(folder: Path, rng: random.Random) -> int:
+    """As above, where the file's 16 first segments are about to be rewritten, one after the other.
+
+    Into two each, or each into itself: then half of what is there has expired.
+    """
+    expired = rng.random() < 0.5
+    with KVStore(folder / "test.kvs") as store, _clock_of_yesterday():
+        for number in range(1, 88_500, 5):
+            expires = expired and number % 2 == 0
+            key = f"{'expired' if expires else '0'}:{number}"
+            store.create(key, make_value(key, number, 20), ttl=60 if expires else None)
+    return kill_during_operations(
+        folder,
+        rng,
+        rounds=3,
+        threads=1,
+        fewest_operations=300,
+        most_operations=4_000,
+        population=88_500,
+        grow=0.95,
+        largest=40,
+    )
+
+
+def kill_during_creation(folder: Path, rng: random.Random) -> int:
+    """Kill workers while they create the file."""
+    file = folder / "test.kvs"
     value = {"first": True}
     work = partial(_work_and_wait, file, [("key", value)])
     whole = _time_of(work)
-    created = 0
-    for number in range(rounds):
+    for number in range(ROUNDS):
         file.unlink(missing_ok=True)
         done = _kill_after(work, rng.uniform(0, 1.2 * whole))
-        with KVStore(path) as store:
+        with KVStore(file) as store:
             contents = dict(store)
             assert contents == {"key": value} or (not contents and not done), (
-                f"seed {seed}, round {number}: {contents}, acknowledged: {bool(done)}"
+                f"round {number}: {contents}, acknowledged: {bool(done)}"
             )
             store.create("other", value)
             assert store.read("other") == value
         assert_whole(file)
-        created += bool(done)
-    return created
+    return ROUNDS
 
 
-def kill_during_recovery(path: str, seed: int, rounds: int) -> int:
-    """Kill one process after the other while it recovers the file.
-
-    Returns how many had recovered it before they were killed.
-    """
-    file = Path(path)
-    rng = random.Random(seed)
+def kill_during_recovery(folder: Path, rng: random.Random) -> int:
+    """Kill one process after the other while it recovers the file."""
+    file = folder / "test.kvs"
     state = _leave_unclean(file, rng)
-
     recover = partial(_work_and_wait, file, [])
     whole = _time_of(recover)
-    recovered = 0
-    for number in range(rounds):
-        recovered += bool(_kill_after(recover, rng.uniform(0, 1.2 * whole)))
+    for number in range(ROUNDS):
+        _kill_after(recover, rng.uniform(0, 1.2 * whole))
         if number % 5 == 0:
-            assert _reopen(file, in_copy=True) == state, f"seed {seed}, round {number}"
-    assert _reopen(file, in_copy=False) == state, f"seed {seed}, at the end"
-    return recovered
+            assert _reopen(file, in_copy=True) == state, f"round {number}"
+    assert _reopen(file, in_copy=False) == state, "at the end"
+    return ROUNDS
 
 
-def kill_during_close(path: str, seed: int, rounds: int) -> int:
-    """Kill workers while they close the store; return how many had closed it."""
-    file = Path(path)
-    rng = random.Random(seed)
+def kill_during_close(folder: Path, rng: random.Random) -> int:
+    """Kill workers while they close the store."""
+    file = folder / "test.kvs"
     state: State = {}
-    closed = 0
-    for number in range(rounds):
+    for number in range(ROUNDS):
         operations = _operations(rng, state, 50)
         done = _kill_when(
             partial(_work_and_close, file, operations),
             enough=1,
-            then_wait=rng.uniform(0, 0.01),
+            then_wait=rng.uniform(0, 0.003),
         )
         for operation in operations:
             _replay(state, operation)
-        closed += len(done) == 2
         found = _reopen(file, in_copy=rng.random() < 0.5)
-        assert found == state, f"seed {seed}, round {number}, closed: {len(done) == 2}"
-    return closed
+        assert found == state, f"round {number}, closed: {len(done) == 2}"
+    return ROUNDS
 
 
-def kill_at_every_flush(path: str, seed: int) -> int:
+def kill_at_every_flush(folder: Path, rng: random.Random) -> int:
     """Kill workers just before and just after the first flush, the second, and so on.
 
-    The worker creates the file or recovers it, changes it, syncs, changes it and closes it. Returns
-    the number of the last flush that a worker came to.
+    The worker creates the file or recovers it, changes it, syncs, changes it and closes it.
     """
-    file = Path(path)
-    rng = random.Random(seed)
-    last = 0
+    file = folder / "test.kvs"
+    kills = 0
     for unclean in (False, True):
         for after in (False, True):
             for at in range(1, 100):
@@ -163,25 +180,34 @@ def kill_at_every_flush(path: str, seed: int) -> int:
                     _replay(state, operations[acknowledged])
                     allowed.append(state)
                 assert _reopen(file, in_copy=False) in allowed, (
-                    f"seed {seed}, killed {'after' if after else 'before'} flush {at}, "
+                    f"killed {'after' if after else 'before'} flush {at}, "
                     f"{acknowledged} operations acknowledged"
                 )
                 if 1 in done:
                     break
-                last = max(last, at)
+                kills += 1
             else:
                 raise AssertionError("a hundred flushes and no end")
-    return last
+    assert kills >= 12, f"only {kills} flushes met"
+    return kills
+
+
+@contextmanager
+def _clock_of_yesterday() -> Iterator[None]:
+    """Have stores see the time of a day ago."""
+    yesterday = time.time_ns() - 86_400 * 10**9
+    with mock.patch("kvstore.store.time_ns", return_value=yesterday):
+        yield
 
 
 # --- what a worker does ------------------------------------------------------------------------
 
 
 def _operate_until_killed(
-    path: str, durable: bool, workloads: list[Workload], acknowledge: Acknowledge
+    file: Path, durable: bool, workloads: list[Workload], acknowledge: Acknowledge
 ) -> None:
     """Do each of the workloads in a thread of its own, without end."""
-    store = KVStore(path, durable=durable)
+    store = KVStore(file, durable=durable)
 
     def operate(thread: int) -> None:
         for operation in workloads[thread]:
@@ -421,3 +447,64 @@ def _leave_unclean(file: Path, rng: random.Random, count: int = 3_000) -> State:
     for operation in operations:
         _replay(state, operation)
     return state
+
+
+# --- the experiments ---------------------------------------------------------------------------
+
+
+def _unavailable() -> str | None:
+    return None if hasattr(signal, "SIGKILL") else "there is no SIGKILL"
+
+
+def _experiment(name: str, what: str, trial: Trial, short: int = 1) -> Experiment:
+    return Experiment(
+        f"kills-{name}", f"SIGKILL at a random moment {what}", "kills", trial, short, _unavailable
+    )
+
+
+EXPERIMENTS = (
+    _experiment(
+        "of-a-thread",
+        "of creates and deletes in one thread",
+        partial(kill_during_operations, rounds=12, threads=1),
+    ),
+    _experiment(
+        "of-threads",
+        "of creates and deletes in four threads",
+        partial(kill_during_operations, rounds=12, threads=4),
+    ),
+    _experiment(
+        "of-a-durable-thread",
+        "of durable creates and deletes in one thread",
+        partial(kill_during_operations, rounds=10, threads=1, durable=True, most_operations=200),
+    ),
+    _experiment(
+        "of-durable-threads",
+        "of durable creates and deletes in four threads",
+        partial(kill_during_operations, rounds=10, threads=4, durable=True, most_operations=200),
+    ),
+    _experiment("amid-rewrites", "of rewriting segments", kill_amid_rewrites),
+    _experiment(
+        "amid-growth",
+        "of a file that grows under three threads",
+        partial(
+            kill_during_operations,
+            rounds=5,
+            threads=3,
+            most_operations=1_000,
+            population=5_000,
+            grow=0.9,
+        ),
+    ),
+    _experiment("of-creation", "of the creation of the file", kill_during_creation),
+    _experiment("of-recovery", "of recovery", kill_during_recovery),
+    _experiment("of-closing", "of closing", kill_during_close),
+    Experiment(
+        "kills-at-flushes",
+        "SIGKILL before and after every flush of a store's life",
+        "kills",
+        kill_at_every_flush,
+        1,
+        lambda: _unavailable() or (None if sys.platform == "linux" else "written for fdatasync"),
+    ),
+)
