@@ -9,6 +9,8 @@ Invariants:
    stores through the map. Elsewhere it is `os.pwrite`, which reports a full disk where a store
    would kill the process: btrfs needs room even to overwrite what is reserved, XFS does for extents
    that a copy shares. Reads go through the map; both see the same page cache.
+   There the map is a private one: what is stored through it stays in memory, for readers to see
+   what the disk has no room for. That is done only once nothing more goes to the file.
 4. The state on disk says "not clean" from before the first change until `close` has flushed.
 
 Locks: `_state_lock` covers the state's fields and is taken last, but for `filelock`'s own.
@@ -29,12 +31,20 @@ from .disk import (
     flush_file,
     flush_folder,
     is_zero,
+    map_file,
+    may_be_mapped_privately,
     overwrites_in_place,
     read_at,
     reserve,
     write_at,
 )
-from .errors import CorruptStoreError, StoreClosedError, StoreFullError, UnsupportedFormatError
+from .errors import (
+    CorruptStoreError,
+    KVStoreError,
+    StoreClosedError,
+    StoreFullError,
+    UnsupportedFormatError,
+)
 from .filelock import FileLock
 from .flushing import SharedFlush
 from .layout import (
@@ -82,8 +92,10 @@ class DataFile:
         shorts: the same as a view of 16-bit numbers.
         directory: the directory as a view of 16-bit numbers.
         write: the one door for changes, `write(offset, data)`.
-        refuses: a change could not be undone, and nothing more is written: `refuse_changes`.
+        refuses: nothing more is written in this opening: see `refuse_changes`.
         in_place: `write` stores through the map, and cannot be refused.
+        private: the map is private memory wherever it is stored to.
+        in_memory: changes are for readers in this opening only: see `change_in_memory`.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
@@ -106,6 +118,7 @@ class DataFile:
         try:
             self._fd = self._lock.open_again()
             self.in_place = overwrites_in_place(self._fd)
+            self.private = not self.in_place and may_be_mapped_privately(self._fd)
             if not self._load_identity():
                 self._create(now_ms)
             self._load_state()
@@ -125,6 +138,7 @@ class DataFile:
         self._flush_shared = SharedFlush(self._flush)
         self.closed = False
         self.refuses = False
+        self.in_memory = False
         self._leave_unclean = False
         self._cautious = False
         self.trusted = self._clean and self._index_checksum() == self._stored_index_checksum
@@ -255,7 +269,7 @@ class DataFile:
             if limit > self._extent_count:
                 os.ftruncate(self._fd, limit << EXTENT_SHIFT)
         try:
-            self.map = mmap.mmap(self._fd, limit << EXTENT_SHIFT)
+            self.map, self.private = map_file(self._fd, limit << EXTENT_SHIFT, self.private)
         finally:
             os.ftruncate(self._fd, self.size)
         self._max_extents = limit
@@ -269,6 +283,8 @@ class DataFile:
     # --- changing ------------------------------------------------------------------------------
 
     def _pwrite(self, offset: int, data: bytes) -> None:
+        if self.refuses:  # since this operation began, in another thread
+            self.write(offset, data)
         try:
             written = os.pwrite(self._fd, data, offset)
             while written < len(data):
@@ -314,7 +330,8 @@ class DataFile:
     def restore(self, offset: int, old: bytes) -> None:
         """Take back a write at `offset` that may have happened or not.
 
-        Where even that cannot be written, nothing more is: see `refuse_changes`.
+        Where the disk refuses even that, readers have what was there, if the map is private, and
+        nothing more is written: see `refuse_changes`.
         """
         # A copy-on-write file system that refused the write would refuse this one too.
         if self.map[offset : offset + len(old)] != old:
@@ -322,20 +339,38 @@ class DataFile:
                 self.write(offset, old)
             except BaseException as error:
                 self.refuse_changes(error)
-                raise
+                if self.private:
+                    self.map[offset : offset + len(old)] = old
+                if not isinstance(error, KVStoreError | OSError):
+                    raise
 
     def refuse_changes(self, why: BaseException) -> None:
-        """Let nothing more be written: an undo failed, the index may contradict itself."""
+        """Let nothing more be written: what the file holds is not what readers are to see."""
+        if self.refuses:
+            return
         self._leave_unclean = True
         self.refuses = True
+        kind: type[KVStoreError] = CorruptStoreError
+        what = f"a change could not be undone ({why})"
+        if self.in_memory:
+            kind = StoreFullError
+            what = f"the index could be rebuilt in memory only ({why})"
 
         def refuse(_offset: int, _data: bytes) -> NoReturn:
-            raise CorruptStoreError(
-                f"{self.path}: a change could not be undone ({why}); reading goes on, to write "
-                f"close the store and open it anew, which rebuilds the index"
-            ) from why
+            raise kind(
+                f"{self.path}: {what}; reading goes on, to write close the store and open it anew, "
+                f"which rebuilds the index"
+            ) from why.__cause__ or why
 
         self.write = refuse
+
+    def change_in_memory(self) -> None:
+        """Have changes stay in this process's memory: for an index that the disk has no room for.
+
+        The map must be private. `refuse_changes` follows when the index is whole.
+        """
+        self.in_memory = True
+        self.write = _map_writer(self.map)
 
     def grow(self) -> int:
         """Reserve more extents at the end and return their number. The caller holds the space lock.

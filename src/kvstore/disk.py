@@ -16,6 +16,9 @@ from .layout import EXTENT_SIZE, U64
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
+# Of the others, those where a page of a private mapping that was not stored to is the page
+# cache's own. POSIX leaves that open; Linux has it so for all that keep files in the page cache.
+_PRIVATE: Final = frozenset({"btrfs", "xfs"})
 # linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
@@ -26,6 +29,16 @@ def overwrites_in_place(fd: int) -> bool:
     """Tell whether the file is on a file system known to overwrite reserved blocks in place."""
     if sys.platform != "linux":
         return os.name == "nt"
+    return _file_system(fd) in _IN_PLACE
+
+
+def may_be_mapped_privately(fd: int) -> bool:
+    """Tell whether a private mapping is known to show what is written to the file afterwards."""
+    return sys.platform == "linux" and _file_system(fd) in _PRIVATE
+
+
+def _file_system(fd: int) -> str:
+    """Return the name of the file system that the file is on; empty where Linux does not tell."""
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
@@ -33,8 +46,20 @@ def overwrites_in_place(fd: int) -> bool:
             # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
             fields = mount.split()
             if fields[2] == wanted:
-                return fields[fields.index("-") + 1] in _IN_PLACE
-    return False
+                return fields[fields.index("-") + 1]
+    return ""
+
+
+def map_file(fd: int, size: int, private: bool) -> tuple[mmap.mmap, bool]:
+    """Map the file for reading and writing, privately if wanted and the system has the memory.
+
+    Returns:
+        The mapping, and whether it is private.
+    """
+    if private:
+        with suppress(OSError):  # the system may count it as memory that could all be needed
+            return mmap.mmap(fd, size, access=mmap.ACCESS_COPY), True
+    return mmap.mmap(fd, size), False
 
 
 def ask_to_overwrite_in_place(fd: int) -> None:

@@ -102,16 +102,31 @@ _RUN_PER_PART: Final = DIRECTORY_ENTRIES // _PART_COUNT
 def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     """Build the index of `file` from its records, which must be nobody else's to touch meanwhile.
 
+    A file whose blocks are shared takes room to be changed. Where a full disk has none, the index
+    is built in memory, if `file` can do that, and serves readers in this opening.
+
     Raises:
         StoreFullError: the disk or the file has no room for the table.
         OSError: the operating system refused a write or the flush.
     """
+    try:
+        _rebuild(file, extents, slab, now_ms)
+    except StoreFullError as error:
+        if not file.private:
+            raise
+        file.change_in_memory()
+        _rebuild(file, extents, slab, now_ms)
+        file.refuse_changes(error)
+
+
+def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     started = monotonic()
     file.begin_changes()
     rebuilding = _Rebuild(file, extents, slab, now_ms)
     rebuilding.scan()
     rebuilding.write_table()
-    file.flush()
+    if not file.in_memory:
+        file.flush()
     file.accept_rebuilt_index()
     rebuilding.report(monotonic() - started)
 
@@ -268,6 +283,8 @@ class _Rebuild:
         self, base: int, block_size: int, live_positions: list[int]
     ) -> tuple[int, int]:
         """Link the blocks between live ones to a list; return its first and the fresh block."""
+        if self._file.in_memory:  # where nothing will be created, spare the memory
+            return NO_BLOCK, BLOCKS_PER_EXTENT[SIZE_CLASSES[block_size // BLOCK_ALIGNMENT]]
         fresh = live_positions[-1] // block_size + 1
         first_free = NO_BLOCK
         if len(live_positions) < fresh:

@@ -1,8 +1,8 @@
 """The slab: records in blocks of size classes.
 
 Invariants, under the space lock of `extents`:
-1. A record's magic is overwritten before its block counts as free, and a block is off the free list
-   before a record is written to it.
+1. A record's magic is overwritten before anyone may take its block, and a block is off the free
+   list before a record is written to it.
 2. An extent of a class is on that class's list exactly while it has a free or a fresh block; one
    whose last live block is given back goes to the pool.
 
@@ -151,9 +151,10 @@ class Slab:
             is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
             head = self._words[offset >> 3]
             link = FREE_BLOCK.pack(FREE_MAGIC, was_first, 0)
+            # The link last: it ends the record. A disk that refuses a write before it, and then
+            # the undoing too, has not taken the record away.
             if was_full or is_unused:
                 with Undo(self._file) as undo:
-                    undo.write(offset, link)
                     undo.write(entry_offset, U64.pack(after))
                     if is_unused:
                         if not was_full:
@@ -161,13 +162,14 @@ class Slab:
                         self._extents.give(extent, undo)
                     else:
                         self._link(extent, size_class, undo)
+                    undo.write(offset, link)
                 return
             try:
-                self._file.write(offset, link)
                 self._file.write(entry_offset, U64.pack(after))
+                self._file.write(offset, link)
             except BaseException:
-                self._file.restore(entry_offset, U64.pack(entry))
                 self._file.restore(offset, U64.pack(head))
+                self._file.restore(entry_offset, U64.pack(entry))
                 raise
 
     def discard(self, offset: int) -> None:

@@ -202,8 +202,10 @@ class KVStore(Mapping[str, Value]):
             try:
                 self._table.remove(slot)
             except (KVStoreError, OSError) as error:
-                # The key seems damaged until the next opening, which finds no record of it.
+                # Where the map is not private, the key seems damaged until the next opening, which
+                # finds no record of it.
                 self._file.refuse_changes(error)
+                self._table.hide(slot)
                 return
         self._slab.discard(record)
 

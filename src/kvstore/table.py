@@ -214,8 +214,10 @@ class Table:
             self.remove(slot)
             self._slab.give(record)
         except BaseException:
+            # A record without a slot must not outlive this: the next rebuild would adopt it,
+            # although its key may have been created and deleted again meanwhile.
             if not self.is_live(slot) and self._slab.is_record(record):
-                self._publish(slot, fingerprint)
+                self._put_back(slot, fingerprint)
             raise
 
     def remove(self, slot: int) -> None:
@@ -245,6 +247,26 @@ class Table:
             self._file.restore(entry_offset, U64.pack(entry))
             self._file.restore(control_offset, was)
             raise
+
+    def _put_back(self, slot: int, fingerprint: bytes) -> None:
+        """Take back what `remove` did; where the disk refuses, as `DataFile.restore` does."""
+        control_offset = _control_offset(slot)
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        is_tombstone = self._map[control_offset]
+        one = ENTRY_LIVE_ONE if is_tombstone else ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        self._file.restore(entry_offset, U64.pack(entry + one))
+        self._file.restore(control_offset, fingerprint)
+
+    def hide(self, slot: int) -> None:
+        """Have readers not find a live slot that could not be removed.
+
+        The file is as it was, and refuses changes from now on.
+        """
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        self._file.restore(_control_offset(slot), TOMBSTONE_BYTE)
+        self._file.restore(entry_offset, U64.pack(entry - ENTRY_LIVE_ONE))
 
     def is_live(self, slot: int) -> bool:
         """Tell whether the slot has a fingerprint."""
