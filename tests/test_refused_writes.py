@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.clock import FakeClock
 from support.parts import FullDisk
 from support.whole import assert_whole
 
@@ -143,3 +144,23 @@ def test_file_that_cannot_be_recovered_for_want_of_room_is_open_to_readers(path:
         assert dict(store) == expected
         store.create("key", {})
     assert_whole(killed)
+
+
+def test_quota_is_a_full_disk(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted as another error, for which nothing that had expired was taken back."""
+    value = {"text": "x" * 16_000}
+
+    def refuse(_fd: int, _start: int, _size: int, /) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with KVStore(path) as store:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(StoreFullError) as error:
+            for number in range(100):
+                store.create(f"{number}", value, ttl=10)
+        assert isinstance(error.value.__cause__, OSError)
+        assert error.value.__cause__.errno == errno.EDQUOT
+        clock.advance(20)
+        store.create("later", value)

@@ -21,7 +21,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Final, NoReturn, Self
 
 from xxhash import xxh3_64, xxh3_64_intdigest
@@ -73,6 +73,8 @@ from .layout import (
     pack_state,
 )
 
+# The disk, a quota, or a limit on the size of files leaves no room.
+_NO_ROOM: Final = (ENOSPC, EDQUOT, EFBIG)
 _SMALLEST_STEP: Final = 16  # extents: 1 MiB
 _LARGEST_STEP: Final = 1024  # extents: 64 MiB
 
@@ -210,7 +212,7 @@ class DataFile:
             write_at(self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed))
         except OSError as error:
             os.ftruncate(self._fd, 0)
-            if error.errno == ENOSPC:
+            if error.errno in _NO_ROOM:
                 raise self._disk_full(error, "create the file") from error
             raise
         flush_file(self._fd)
@@ -248,7 +250,7 @@ class DataFile:
         try:
             reserve(self._fd, 0, self.size)
         except OSError as error:
-            if error.errno != ENOSPC:
+            if error.errno not in _NO_ROOM:
                 raise
             # Where writes report a full disk themselves, it is no danger to go on.
             if self.in_place:
@@ -292,7 +294,7 @@ class DataFile:
         except OSError as error:
             # Whatever this cuts short may leak a block or an extent.
             self._leave_unclean = True
-            if error.errno == ENOSPC:
+            if error.errno in _NO_ROOM:
                 raise self._disk_full(error, f"write {len(data):,} bytes") from error
             raise
 
@@ -398,7 +400,7 @@ class DataFile:
                 break
             except OSError as error:
                 os.ftruncate(self._fd, self.size)
-                if error.errno not in (ENOSPC, EFBIG):
+                if error.errno not in _NO_ROOM:
                     raise
                 self._cautious = refused = True
                 if step == 1:
