@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from . import clocks, cutting, damage, flooding, forgery, histories, hostile, kills
+from . import clocks, cutting, damage, flooding, forgery, histories, hostile, kills, refusals
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
@@ -10,6 +10,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
+    *refusals.EXPERIMENTS,
     *histories.EXPERIMENTS,
     *clocks.EXPERIMENTS,
     *flooding.EXPERIMENTS,

@@ -1,0 +1,395 @@
+"""Calls that the operating system refuses, each in its turn: writes, flushes, growth and the map.
+
+The door for writing is tried as it is on copy-on-write file systems, where any write may be refused
+(`os.pwrite`), and as it is elsewhere: a store through the map cannot be refused, but be cut short.
+"""
+
+import errno
+import itertools
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support.clock import FakeClock
+from support.parts import FaultyDoor
+from support.whole import assert_whole
+from support.workload import Value, make_value
+from xxhash import xxh3_64_intdigest
+
+import kvstore.datafile
+import kvstore.store
+from kvstore import CorruptStoreError, KVStore, KVStoreError
+from kvstore.layout import EXTENT_SIZE, FIXED_EXTENTS, SPLIT_AT
+
+from .laboratory import Experiment
+
+State = dict[str, Value]
+Step = tuple[str, Value | None]  # a key, with the value to create; None: to delete
+
+PAGE: Final = 4096
+NUMBERS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+STRIPE: Final = 7  # whose only segment is filled
+
+
+class Refusals:
+    """Stands in for functions of a module, and refuses one of the calls to them.
+
+    Args:
+        fail_at: the number of the call, from 1, that raises.
+        number: the error's.
+        lasting: so do all calls after it.
+        rng: a refused write may have written some whole pages of its data; this decides.
+    """
+
+    def __init__(
+        self, fail_at: int, number: int, *, lasting: bool, rng: random.Random | None = None
+    ) -> None:
+        self.fail_at = fail_at
+        self._number = number
+        self._lasting = lasting
+        self._rng = rng
+        self.calls = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has refused anything."""
+        return self.calls >= self.fail_at
+
+    @contextmanager
+    def of(self, *functions: tuple[Any, str]) -> Iterator[None]:
+        """Stand in for these for as long as the block runs."""
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name in functions:
+                patch.setattr(module, name, partial(self._call, getattr(module, name)))
+            yield
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.fail_at or (self._lasting and self.calls > self.fail_at):
+            if function is os.pwrite:
+                self._write_a_part(*arguments)
+            raise OSError(self._number, os.strerror(self._number))
+        return function(*arguments)
+
+    def _write_a_part(self, fd: int, data: bytes, offset: int) -> None:
+        first = -offset % PAGE  # bytes up to the first boundary of two pages
+        if self._rng is not None and len(data) > first:
+            boundaries = range(first, len(data), PAGE)
+            os.pwrite(fd, data[: self._rng.choice(boundaries)], offset)
+
+
+def through(door: str) -> None:
+    """Have files opened as on a file system with that door: "map" or "pwrite"."""
+    logging.getLogger("kvstore").setLevel(logging.CRITICAL)  # it tells of each recovery
+    setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: door == "map")  # noqa: B010
+    setattr(kvstore.datafile, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
+
+
+def stop_clock() -> FakeClock:
+    """Have the store's clock stand still until it is moved."""
+    clock = FakeClock()
+    setattr(kvstore.store, "time_ns", clock)  # noqa: B010
+    return clock
+
+
+# --- operations, in every shape that writes differently ----------------------------------------
+
+
+def fill(store: KVStore, count: int, homes: int = 16) -> list[str]:
+    """Fill one segment of a store to `count` used slots, in its first buckets; return its keys.
+
+    A third of the first twelve expire.
+    """
+    keys: list[str] = []
+    in_bucket = [0] * 16
+    number = 0
+    while len(keys) < count:
+        number += 1
+        key = f"{'é' * 16 if number % 9 == 0 else ''}{number}"
+        key_hash = xxh3_64_intdigest(key.encode(), store._seed)
+        home = key_hash & 15
+        if key_hash >> 60 == STRIPE and home < homes and in_bucket[home] < count / homes:
+            in_bucket[home] += 1
+            store.create(
+                key, {"n": number}, ttl=1_000 if len(keys) % 3 == 0 and len(keys) < 12 else None
+            )
+            keys.append(key)
+    return keys
+
+
+def new_key(store: KVStore, keys: list[str]) -> str:
+    """Return another key of the segment that `fill` filled."""
+    number = int(keys[-1].strip("é")) if keys else 0
+    return next(
+        key
+        for key in map(str, range(number + 1, number + 1_000))
+        if xxh3_64_intdigest(key.encode(), store._seed) >> 60 == STRIPE
+    )
+
+
+def use_up_extents(store: KVStore, _keys: list[str]) -> None:
+    """Have every extent of the file in use, by records of three an extent."""
+    stats = store.stats()
+    used = FIXED_EXTENTS * EXTENT_SIZE + stats.table_size + stats.slab_size
+    for number in range(3 * ((stats.file_size - used) // EXTENT_SIZE)):
+        store.create(f"large {number}", make_value("large", number, 16_200))
+
+
+def free_a_block(store: KVStore, keys: list[str]) -> None:
+    store.delete(keys[-1])
+
+
+def leave_one_block(store: KVStore, _keys: list[str]) -> None:
+    """Have the only extent of its class with all blocks but one in use."""
+    for number in range(2):
+        store.create(f"large {number}", make_value("large", number, 16_200))
+
+
+def leave_none(store: KVStore, keys: list[str]) -> None:
+    leave_one_block(store, keys)
+    store.create("large 2", make_value("large", 2, 16_200))
+
+
+def leave_tombstones(store: KVStore, keys: list[str]) -> None:
+    """Delete more than half, so that the rest fits in half of the segment."""
+    for key in keys[100:800]:
+        store.delete(key)
+
+
+def nothing(_store: KVStore, _keys: list[str]) -> None:
+    pass
+
+
+def create(value: Value, key: str = "") -> Callable[[KVStore, list[str]], Step]:
+    return lambda store, keys: (key or new_key(store, keys), value)
+
+
+def create_over_an_expired_one(_store: KVStore, keys: list[str]) -> Step:
+    return keys[3], {"again": 1}
+
+
+def delete(index: int) -> Callable[[KVStore, list[str]], Step]:
+    return lambda _store, keys: (keys[index], None)
+
+
+def delete_a_long_key(_store: KVStore, keys: list[str]) -> Step:
+    return next(key for key in keys if len(key) > 16), None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An operation that is cut short, and the store that it is tried on.
+
+    Attributes:
+        slots: of the segment of its key that are used.
+        prepare: what else is done to the store before it is closed.
+        step: what is cut short; None: a purge.
+        wait: seconds that go by before that.
+        homes: how many buckets of the segment the keys are in.
+    """
+
+    slots: int
+    prepare: Callable[[KVStore, list[str]], None]
+    step: Callable[[KVStore, list[str]], Step] | None
+    wait: int = 0
+    homes: int = 16
+
+
+LARGE: Final = make_value("new", 1, 16_200)
+SHAPES: Final[dict[str, dict[str, Shape]]] = {
+    "create": {
+        "the first": Shape(0, nothing, create({"new": "x" * 5_000})),
+        "beside others": Shape(40, nothing, create({"n": 0})),
+        "of a long key": Shape(40, nothing, create({"n": 0}, "🙂" * 32)),
+        "into a freed block": Shape(40, free_a_block, create({"n": 0})),
+        "into the last block": Shape(0, leave_one_block, create(LARGE)),
+        "over an expired one": Shape(40, nothing, create_over_an_expired_one, 2_000),
+    },
+    "delete": {
+        "the only one": Shape(1, nothing, delete(0)),
+        "one of many": Shape(40, nothing, delete(0)),
+        "a long key": Shape(40, nothing, delete_a_long_key),
+        "from a full extent": Shape(0, leave_none, lambda _store, _keys: ("large 1", None)),
+    },
+    "purge": {"of expired ones": Shape(20, nothing, None, 2_000)},
+    "split": {
+        "into free extents": Shape(SPLIT_AT, nothing, create({"n": 0})),
+        "that drops expired ones": Shape(SPLIT_AT, nothing, create({"n": 0}), 2_000),
+        "that is not needed": Shape(SPLIT_AT, leave_tombstones, create({"n": 0}), homes=14),
+    },
+    "growth": {
+        "for a record": Shape(1, use_up_extents, create(LARGE)),
+        "for a split": Shape(SPLIT_AT, use_up_extents, create(LARGE)),
+    },
+}
+
+
+def refuse_writes_of(group: str, folder: Path, rng: random.Random) -> int:
+    """Refuse each write of an operation of a group, by itself and with all that follow it."""
+    name = rng.choice(sorted(SHAPES[group]))
+    tried = 0
+    # A store through the map is cut short, if it is, by a signal: once.
+    for door, lasting in (("pwrite", False), ("pwrite", True), ("map", False)):
+        through(door)
+        original = Original(SHAPES[group][name], folder / "original.kvs", folder / "test.kvs")
+        for fail_at in itertools.count(1):
+            number = rng.choice(NUMBERS)
+            try:
+                reached = original.refuse(fail_at, number, lasting=lasting, rng=rng)
+            except BaseException as error:
+                error.add_note(
+                    f"{group} {name}, door {door}, write {fail_at} refused with "
+                    f"{errno.errorcode[number]}{', and all after it' if lasting else ''}"
+                )
+                raise
+            if not reached:
+                break
+            tried += 1
+    return tried
+
+
+class Original:
+    """A closed store as the operation finds it, to be tried on copies of at `path`."""
+
+    def __init__(self, shape: Shape, original: Path, path: Path) -> None:
+        self._shape = shape
+        self._path = path
+        self._clock = stop_clock()
+        original.unlink(missing_ok=True)
+        with KVStore(original) as store:
+            self._keys = fill(store, shape.slots, shape.homes)
+            shape.prepare(store, self._keys)
+            self._keys = [key for key in self._keys if key in store]
+        self._bytes = original.read_bytes()
+        self._clock.advance(shape.wait)
+        path.write_bytes(self._bytes)
+        with KVStore(path) as store:
+            self._contents = dict(store.items())
+
+    def refuse(self, fail_at: int, number: int, *, lasting: bool, rng: random.Random) -> bool:
+        """Refuse one write of the operation, and look at everything; False: it has not so many."""
+        self._path.write_bytes(self._bytes)
+        with KVStore(self._path) as store:
+            store._file.begin_changes()
+            before = self._contents
+            step = self._shape.step(store, self._keys) if self._shape.step else None
+            after = apply(before, step)
+            reached, raised = self._act(
+                store, step, Refusals(fail_at, number, lasting=lasting, rng=rng)
+            )
+            killed = self._path.read_bytes()
+            assert raised is None or reached, f"raised {raised!r} where nothing was refused"
+            now = after if raised is None else before
+            self._assert_holds(store, now)
+            final = go_on(store, now, step, rng)
+            killed_later = self._path.read_bytes()
+        self._reopen(None, final)
+        assert_whole(self._path)
+        if rng.random() < 0.5:
+            self._reopen(killed, now)
+        else:
+            self._reopen(killed_later, final)
+        return reached
+
+    def _act(
+        self, store: KVStore, step: Step | None, refusals: Refusals
+    ) -> tuple[bool, BaseException | None]:
+        """Run the operation with a write refused; return whether one was, and what it raised."""
+        write = store._file.write
+        if store._file.in_place:
+            door = FaultyDoor(store._file, refusals.fail_at, OSError(errno.EIO, "refused"))
+        try:
+            with refusals.of((os, "pwrite")):
+                perform(store, step)
+        except (KVStoreError, OSError) as error:
+            raised: BaseException | None = error
+        else:
+            raised = None
+        if not store._file.in_place:
+            return refusals.reached, raised
+        if store._file.write is door:
+            store._file.write = write
+        return door.reached, raised
+
+    def _assert_holds(self, store: KVStore, state: State) -> None:
+        """Assert that every way of reading agrees on this state."""
+        found = dict(store.items())
+        assert found == state, describe_difference(found, state)
+        assert len(store) == len(state), f"len is {len(store)}, there are {len(state)}"
+        for key in [*self._keys[:20], *self._keys[-20:], "no such key"]:
+            assert (key in store) == (key in state), key
+            assert store.get(key) == state.get(key), key
+
+    def _reopen(self, contents: bytes | None, state: State) -> None:
+        if contents is not None:
+            self._path.write_bytes(contents)
+        with KVStore(self._path) as store:
+            self._assert_holds(store, state)
+
+
+def perform(store: KVStore, step: Step | None) -> None:
+    if step is None:
+        store.purge_expired()
+        return
+    key, value = step
+    if value is None:
+        store.delete(key)
+    else:
+        store.create(key, value)
+
+
+def apply(state: State, step: Step | None) -> State:
+    """Return the state after the step."""
+    after = dict(state)
+    if step is not None:
+        after.pop(step[0], None)
+        if step[1] is not None:
+            after[step[0]] = step[1]
+    return after
+
+
+def describe_difference(found: State, expected: State) -> str:
+    return (
+        f"lost {sorted(expected.keys() - found.keys())[:3]}, "
+        f"extra {sorted(found.keys() - expected.keys())[:3]}, changed "
+        f"{[key for key in found.keys() & expected.keys() if found[key] != expected[key]][:3]}"
+    )
+
+
+def go_on(store: KVStore, state: State, step: Step | None, rng: random.Random) -> State:
+    """Work on, on a disk that has room again, with the key that was refused; return the state.
+
+    Where a change could not be undone, nothing is written until the next opening, and this says so.
+    """
+    key = step[0] if step is not None else "another"
+    if store._file.refuses:
+        for _ in range(2):
+            with suppress(KVStoreError), pytest.raises(CorruptStoreError, match="be undone"):
+                store.delete(key) if key in store else store.create(key, {})
+        return state
+    steps: list[Step] = [(key, None)] if key in state else [(key, {"late": 1}), (key, None)]
+    steps += [(key, LARGE), ("another one", {})]
+    for each in steps[: rng.randrange(len(steps) + 1)]:
+        perform(store, each)
+        state = apply(state, each)
+    store.sync()
+    return state
+
+
+EXPERIMENTS = tuple(
+    Experiment(
+        f"refused-writes-{group}",
+        f"each write of a {group} refused, once or for good",
+        "refusals",
+        partial(refuse_writes_of, group),
+        unavailable=lambda: None if hasattr(os, "pwrite") else "the system has no pwrite",
+    )
+    for group in SHAPES
+)
