@@ -30,6 +30,7 @@ State = dict[str, Value]
 
 FILES = 25  # a trial, all of one original
 PAGE = 4096
+SIZES = (0, 50, 50, 200, 200, 700, 3_000, 15_000)
 LINE = 64  # damage is aimed at such pieces of the file that hold something
 
 
@@ -39,7 +40,7 @@ def build(path: Path, rng: random.Random, keys: int = 400) -> State:
     with KVStore(path) as store:
         for number in range(keys):
             key = f"{'é' * 16 if number % 5 == 0 else ''}{number}"
-            size = rng.choice((0, 50, 50, 200, 200, 700, 3_000, 15_000))
+            size = rng.choice(SIZES)
             value = make_value(key, number, size)
             store.create(key, value, ttl=10**9 if number % 3 == 0 else None)
             live[key] = value
@@ -76,13 +77,20 @@ class Original:
         segments = {page // EXTENT_SIZE for page in self.buckets}
         self._index_extents = segments | set(range(FIXED_EXTENTS))
 
-    def index_is_hit(self, damage: Damage) -> bool:
-        """Tell whether damage touched anything but extents of records."""
-        return any(
-            extent in self._index_extents
+    def may_hide_keys(self, damage: Damage) -> bool:
+        """Tell whether keys may be absent, without an error, after this damage.
+
+        A page of the table that was replaced as a whole is found by its marker. If it was one of
+        the fixed extents, the index is built anew: what is gone then is in damaged records.
+        """
+        extents = {
+            extent
             for hit in damage.hits
             for extent in range(hit.start // EXTENT_SIZE, (hit.stop - 1) // EXTENT_SIZE + 1)
-        )
+        }
+        if all(len(hit) == PAGE for hit in damage.hits):
+            return min(extents, default=0) < FIXED_EXTENTS and not extents <= self._index_extents
+        return bool(extents & self._index_extents)
 
 
 def is_bucket(contents: bytes | bytearray, page: int) -> bool:
@@ -203,7 +211,7 @@ def use_damaged_files(kind: str, folder: Path, rng: random.Random) -> int:
         contents, damage = KINDS[kind](original, rng)
         path.write_bytes(contents)
         try:
-            use(path, contents, live, original.index_is_hit(damage), rng)
+            use(path, contents, live, original.may_hide_keys(damage), rng)
         except BaseException as error:
             error.add_note(f"file {number}, damage: {'; '.join(damage.said)}")
             raise
@@ -214,7 +222,7 @@ def use(
     path: Path,
     contents: bytes,
     live: State,
-    index_is_hit: bool,
+    may_hide_keys: bool,
     rng: random.Random,
     *,
     spares_others: bool = True,
@@ -226,7 +234,7 @@ def use(
         path: the file.
         contents: what is in it.
         live: what it held before the damage.
-        index_is_hit: whether keys may be absent without an error.
+        may_hide_keys: whether keys may be absent without an error.
         rng: what decides.
         spares_others: what could be read is there after changes, too. Not where the index was
             forged: one that denies a record, with right checksums, has it overwritten, and the
@@ -241,7 +249,7 @@ def use(
     with store:
         before = {key: look_at(store, key, live[key]) for key in live}
         absent = [key for key, outcome in before.items() if outcome == "absent"]
-        assert index_is_hit or not absent, f"absent without damage to the index: {absent[:5]}"
+        assert may_hide_keys or not absent, f"absent without damage to the index: {absent[:5]}"
         iterate(store, live, before)
         change(store, live, before, rng)
         # Damage stays with whom it hit: what could be read can be read, whatever was written.
@@ -299,7 +307,8 @@ def iterate(store: KVStore, live: State, before: dict[str, str]) -> None:
 
 def change(store: KVStore, live: State, before: dict[str, str], rng: random.Random) -> None:
     """Delete and create: it works, or raises a `KVStoreError`; what worked can be seen."""
-    for key in rng.sample(sorted(live), 40):
+    harmed = [key for key in sorted(live) if before[key] == "error"]
+    for key in harmed[:40] + rng.sample(sorted(live), 40):
         if before[key] == "right":
             if _or_error(lambda: store.delete(key)) is None and key not in store:  # noqa: B023
                 before[key] = "deleted"
@@ -313,9 +322,10 @@ def change(store: KVStore, live: State, before: dict[str, str], rng: random.Rand
                 pass
             else:
                 before[key] = "created"
-    for number in range(60):
-        key = f"new {number}"
-        value = make_value(key, number, rng.choice((0, 60, 300, 3_000, 15_000)))
+    # Of the sizes that `build` deleted some of: these take their blocks.
+    for number in range(500, 580):
+        key = str(number)
+        value = make_value(key, number, rng.choice(SIZES))
         if _or_error(lambda: store.create(key, value)) is None:  # noqa: B023
             assert look_at(store, key, value) == "right", f"{key!r} was created just now"
 

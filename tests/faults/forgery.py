@@ -8,9 +8,10 @@ is meant to fail.
 import random
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, islice
 from pathlib import Path
+from struct import Struct
 from typing import Final, NamedTuple
 
 from support import MIB
@@ -38,9 +39,12 @@ from kvstore.layout import (
     IDENTITY_OFFSETS,
     KIND_SEGMENT,
     KIND_SLAB,
+    MIN_DEPTH,
     NO_BLOCK,
     SLOT,
     SLOT_COUNT,
+    SLOT_RECORD_OFFSET,
+    SLOT_SIZE,
     STATE,
     STATE_OFFSET,
     STRIPE_SHIFT,
@@ -61,9 +65,14 @@ MEMORY: Final = (
 SECONDS: Final = 60  # for one file, which takes a tenth of one
 
 
-class Field(NamedTuple):
-    """A number in the file that may be forged: its name, where it is, its size in bytes."""
+U32: Final = Struct("<I")
+DEPTH_OFFSET: Final = 16  # in a segment
 
+
+class Field(NamedTuple):
+    """A number in the file that may be forged: whose it is, its name, offset and size in bytes."""
+
+    owner: str
     name: str
     offset: int
     size: int
@@ -106,6 +115,11 @@ class Forge:
         kinds = [plant.slab_entry(extent)["kind"] for extent in range(plant.extent_count)]
         self.extent_count = plant.extent_count
         self.segments = [extent for extent, kind in enumerate(kinds) if kind == KIND_SEGMENT]
+        self.halved = [
+            extent
+            for extent in self.segments
+            if contents[(extent << EXTENT_SHIFT) + DEPTH_OFFSET] > MIN_DEPTH
+        ]
         self.slabs = [extent for extent, kind in enumerate(kinds) if kind == KIND_SLAB]
         self.free = plant.free_extents()
         self.slots = list(self._live_slots())
@@ -134,30 +148,34 @@ class Forge:
 
     # --- fields, by what they are part of
 
+    @cached_property
     def state(self) -> list[Field]:
         names = (("clean", 4), ("extent count", 4), ("durable count", 4), ("zero", 4))
         return [
-            *_fields("state: ", STATE_OFFSET, names),
-            Field("holder", HOLDER_OFFSET, 4),
-            Field("fresh extent", FRESH_EXTENT_OFFSET, 2),
+            *_fields("state", STATE_OFFSET, names),
+            Field("superblock", "holder", HOLDER_OFFSET, 4),
+            Field("allocator", "fresh extent", FRESH_EXTENT_OFFSET, 2),
         ]
 
+    @cached_property
     def directory(self) -> list[Field]:
         return [
-            Field(f"directory entry {entry}", DIRECTORY_OFFSET + 2 * entry, 2)
+            Field(f"directory {entry}", "entry", DIRECTORY_OFFSET + 2 * entry, 2)
             for entry in range(0, DIRECTORY_ENTRIES, 64)
         ]
 
+    @cached_property
     def allocator(self) -> list[Field]:
         return [
-            Field("free extents", FREE_EXTENTS_OFFSET, 2),
-            Field("fresh extent", FRESH_EXTENT_OFFSET, 2),
+            Field("allocator", "free extents", FREE_EXTENTS_OFFSET, 2),
+            Field("allocator", "fresh extent", FRESH_EXTENT_OFFSET, 2),
             *(
-                Field(f"class head {number}", CLASS_HEADS_OFFSET + 2 * number, 2)
+                Field(f"class {number}", "head", CLASS_HEADS_OFFSET + 2 * number, 2)
                 for number in range(64)
             ),
         ]
 
+    @cached_property
     def extent_map(self) -> list[Field]:
         slab = (
             ("kind", 1), ("size class", 1), ("live", 2), ("first free", 2), ("fresh", 2),
@@ -168,42 +186,47 @@ class Forge:
             field
             for extent in range(self.extent_count)
             for field in _fields(
-                f"extent {extent}: ",
+                f"extent {extent}",
                 map_entry_offset(extent),
                 segment if extent in self.segments else slab,
             )
         ]
 
+    @cached_property
     def bucket_headers(self) -> list[Field]:
         names = (("marker", 8), ("earliest", 8), ("depth", 1), ("unused", 1), ("prefix", 2))
         return [
             field
             for bucket in self.buckets()
-            for field in _fields(f"bucket {bucket:,}: ", bucket, names)
+            for field in _fields(f"bucket {bucket:,}", bucket, names)
         ]
 
+    @cached_property
     def controls(self) -> list[Field]:
         return [
-            Field(f"control byte {index} of bucket {bucket:,}", bucket + CONTROL_OFFSET + index, 1)
+            Field(f"bucket {bucket:,}", f"control byte {index}", bucket + CONTROL_OFFSET + index, 1)
             for bucket in self.buckets()
             for index in range(SLOT_COUNT)
         ]
 
+    @cached_property
     def slot_fields(self) -> list[Field]:
         names = (
             ("key", 8), ("key", 8), ("key", 8), ("key", 8), ("expires_at", 8), ("record", 4),
             ("value size", 2), ("key size", 1), ("zero", 1),
         )  # fmt: skip
-        return [field for slot in self.slots for field in _fields(f"slot {slot:,}: ", slot, names)]
+        return [field for slot in self.slots for field in _fields(f"slot {slot:,}", slot, names)]
 
+    @cached_property
     def links(self) -> list[Field]:
         names = (("magic", 4), ("next", 2), ("zero", 2))
         return [
             field
             for block in self.free_blocks
-            for field in _fields(f"free block {block:,}: ", block, names)
+            for field in _fields(f"free block {block:,}", block, names)
         ]
 
+    @cached_property
     def record_headers(self) -> list[Field]:
         names = (
             ("magic", 4), ("value size", 2), ("key size", 1), ("flags", 1), ("created_at", 8),
@@ -212,7 +235,7 @@ class Forge:
         return [
             field
             for record in self.records
-            for field in _fields(f"record {record:,}: ", record, names)
+            for field in _fields(f"record {record:,}", record, names)
         ]
 
     # --- what may stand there instead
@@ -220,7 +243,6 @@ class Forge:
     def number(self, field: Field, fields: list[Field], rng: random.Random) -> int:
         """Return a number of interest in this place: as a rule, one that leads somewhere."""
         own = self._own(field)
-        others = [other for other in fields if other.size == field.size]
         places = {
             1: [2, 3, 4, 5, 15, 16, 54, 55, 63, 128],
             2: [
@@ -244,7 +266,7 @@ class Forge:
             (1 << 8 * field.size) - 1,
             own + rng.choice((-2, -1, 1, 2)),
             own ^ 1 << rng.randrange(8 * field.size),
-            self._own(rng.choice(others)),
+            self._own(rng.choice(fields)),
             rng.choice(places),
             rng.choice(places),
         )
@@ -254,9 +276,9 @@ class Forge:
         return int.from_bytes(self.contents[field.offset : field.offset + field.size], "little")
 
 
-def _fields(prefix: str, offset: int, names: tuple[tuple[str, int], ...]) -> Iterator[Field]:
+def _fields(owner: str, offset: int, names: tuple[tuple[str, int], ...]) -> Iterator[Field]:
     for name, size in names:
-        yield Field(prefix + name, offset, size)
+        yield Field(owner, name, offset, size)
         offset += size
 
 
@@ -280,8 +302,10 @@ def forge_superblock(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]
         copies = rng.choice((IDENTITY_OFFSETS[:1], IDENTITY_OFFSETS[1:], IDENTITY_OFFSETS))
         for offset in copies:
             plant.put(offset, identity)
-        return bytes(plant.image), [f"field {place} of the identities at {copies}"]
-    said = _forge_fields(forge, plant, forge.state(), rng)
+        # One of two is no reason to lose a key: either the file is refused, or all are there.
+        what = "both copies" if copies == IDENTITY_OFFSETS else f"one copy, at {copies[0]:,},"
+        return bytes(plant.image), [f"{what} of the identity, field {place}"]
+    said = _forge_fields(forge, plant, forge.state, rng)
     clean, extents, durable, zero, *_ = STATE.unpack_from(plant.image, STATE_OFFSET)
     if rng.random() < 0.3:
         clean = 0
@@ -292,13 +316,19 @@ def forge_superblock(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]
 def forge_index(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge the directory, the extent map or the allocator, one place or up to four."""
     plant = Plant(forge.contents)
-    if rng.random() < 0.2:
+    chance = rng.random()
+    if chance < 0.2:
         said = _forge_directory(forge, plant, rng)
+    elif chance < 0.4:
+        extent = rng.choice(forge.segments)
+        live, used = rng.choice(((0, 0), (0, 1), (1, 1), (0, 1_280), (1_280, 1_280)))
+        plant.put(map_entry_offset(extent) + 2, U16.pack(live) + U16.pack(used))
+        said = [f"segment {extent} has {live} live and {used} used slots"]
     else:
         fields = rng.choice((forge.extent_map, forge.extent_map, forge.allocator, forge.directory))
-        said = _forge_fields(forge, plant, fields(), rng)
+        said = _forge_fields(forge, plant, fields, rng)
     if rng.random() < 0.2:
-        said += _forge_fields(forge, plant, forge.extent_map(), rng)
+        said += _forge_fields(forge, plant, forge.extent_map, rng)
     return plant.sign(), said
 
 
@@ -321,8 +351,15 @@ def forge_table(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge headers, control bytes or slots of the table."""
     plant = Plant(forge.contents)
     fields = rng.choice((forge.bucket_headers, forge.controls, forge.slot_fields))
-    said = _forge_fields(forge, plant, fields(), rng)
+    said = _forge_fields(forge, plant, fields, rng)
+    if rng.random() < 0.3:
+        said.append(_lead_elsewhere(forge, plant, rng))
     if rng.random() < 0.2:
+        extent = rng.choice(rng.choice((forge.segments, forge.halved)))
+        depth = plant.image[(extent << EXTENT_SHIFT) + DEPTH_OFFSET] + rng.choice((-1, 1))
+        plant.put((extent << EXTENT_SHIFT) + DEPTH_OFFSET, bytes([depth]))
+        said.append(f"segment {extent} is of depth {depth}")
+    if rng.random() < 0.1:
         # All of a segment: no empty slot ends a search, or nothing but one key's fingerprint.
         extent, code = rng.choice(forge.segments), rng.choice((1, 255, rng.randrange(2, 256)))
         for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
@@ -331,11 +368,28 @@ def forge_table(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     return bytes(plant.image), said
 
 
+def _lead_elsewhere(forge: Forge, plant: Plant, rng: random.Random) -> str:
+    """Have a slot lead to the record of another key, of the same sizes, or to where none can be."""
+    slot = rng.choice(forge.slots)
+    sizes = plant.image[slot + SLOT_RECORD_OFFSET + 4 : slot + SLOT_SIZE]
+    alike = [
+        other
+        for other in forge.slots
+        if plant.image[other + SLOT_RECORD_OFFSET + 4 : other + SLOT_SIZE] == sizes
+    ]
+    (record,) = U32.unpack_from(plant.image, rng.choice(alike) + SLOT_RECORD_OFFSET)
+    end = len(forge.contents)
+    past_the_end = rng.choice((end - 32, end, end + 64, MAX_BYTES - 64, MAX_BYTES, 2**32 - 32))
+    target = rng.choice((record, record, past_the_end, STATE_OFFSET, slot & -BUCKET_SIZE))
+    plant.put(slot + SLOT_RECORD_OFFSET, U32.pack(target))
+    return f"slot {slot:,} leads to byte {target:,}"
+
+
 def forge_blocks(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge the links of free blocks, to circles and to live records, or records' headers."""
     plant = Plant(forge.contents)
     fields = rng.choice((forge.links, forge.links, forge.record_headers))
-    said = _forge_fields(forge, plant, fields(), rng)
+    said = _forge_fields(forge, plant, fields, rng)
     if rng.random() < 0.5:
         for block in rng.sample(forge.free_blocks, 5):
             extent = block & -EXTENT_SIZE
@@ -353,11 +407,14 @@ def forge_blocks(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
 
 def _forge_fields(forge: Forge, plant: Plant, fields: list[Field], rng: random.Random) -> list[str]:
     said = []
+    names = sorted({field.name for field in fields})
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        field = rng.choice(fields)
-        number = forge.number(field, fields, rng)
+        name = rng.choice(names)
+        alike = [field for field in fields if field.name == name]
+        field = rng.choice(alike)
+        number = forge.number(field, alike, rng)
         plant.put(field.offset, number.to_bytes(field.size, "little"))
-        said.append(f"{field.name} = {number:,}")
+        said.append(f"{field.owner}: {name} = {number:,}")
     return said
 
 
@@ -391,7 +448,7 @@ def use_forged_files(kind: str, folder: Path, rng: random.Random) -> int:
                 path,
                 contents,
                 live,
-                True,
+                "one copy" not in said[0],
                 rng,
                 spares_others=kind in {"table", "blocks"},
                 max_bytes=MAX_BYTES,
