@@ -28,7 +28,7 @@ from .laboratory import Experiment, stop_clock_between_calls
 
 State = dict[str, Value]
 
-FILES = 25  # a trial, all of one original
+FILES = 20  # a trial, all of one original
 PAGE = 4096
 SIZES = (0, 50, 50, 200, 200, 700, 3_000, 15_000)
 LINE = 64  # damage is aimed at such pieces of the file that hold something

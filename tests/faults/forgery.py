@@ -57,7 +57,7 @@ from kvstore.layout import (
 from .damage import State, build, use
 from .laboratory import Experiment, stop_clock_between_calls
 
-FILES: Final = 12  # a trial, all of one original
+FILES: Final = 10  # a trial, all of one original
 MAX_BYTES: Final = 16 * MIB
 MEMORY: Final = (
     64 * MIB
