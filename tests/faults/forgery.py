@@ -402,6 +402,11 @@ def forge_blocks(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
             target = rng.choice([*there, (block - extent) // size])
             plant.put_u16(block + 4, target)
             said.append(f"free block {block:,} leads to block {target}")
+    if rng.random() < 0.3:
+        # Recovery goes by the records' headers alone, and writes the links anew.
+        _, extents, durable, *_ = STATE.unpack_from(plant.image, STATE_OFFSET)
+        plant.sign_state(0, extents, durable)
+        said.append("not clean")
     return bytes(plant.image), said
 
 
