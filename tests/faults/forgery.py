@@ -6,7 +6,6 @@ is meant to fail.
 """
 
 import random
-import signal
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from itertools import count, islice
@@ -62,7 +61,6 @@ MAX_BYTES: Final = 16 * MIB
 MEMORY: Final = (
     64 * MIB
 )  # more than the trial has as it begins and the map takes: see `limit_memory`
-SECONDS: Final = 60  # for one file, which takes a tenth of one
 
 
 U32: Final = Struct("<I")
@@ -445,7 +443,6 @@ def use_forged_files(kind: str, folder: Path, rng: random.Random) -> int:
     for number in range(FILES):
         contents, said = KINDS[kind](forge, rng)
         path.write_bytes(contents)
-        signal.alarm(SECONDS)
         try:
             check_file(path)
             # The records that a forged index denies may be overwritten: see `spares_others`.
@@ -463,7 +460,6 @@ def use_forged_files(kind: str, folder: Path, rng: random.Random) -> int:
         except BaseException as error:
             error.add_note(f"file {number}, forged: {'; '.join(said)}")
             raise
-    signal.alarm(0)
     return FILES
 
 
