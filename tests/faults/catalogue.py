@@ -2,11 +2,23 @@
 
 from typing import Final
 
-from . import clocks, cutting, damage, flooding, forgery, histories, hostile, kills, refusals
+from . import (
+    clocks,
+    cutting,
+    damage,
+    flooding,
+    forgery,
+    histories,
+    hostile,
+    kills,
+    refusals,
+    writes,
+)
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *kills.EXPERIMENTS,
+    *writes.EXPERIMENTS,
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
