@@ -52,8 +52,8 @@ class Disk:
 class Waiters(threading.Condition):
     """The condition of a `SharedFlush` that tells when threads have gone to sleep on it."""
 
-    def __init__(self) -> None:
-        super().__init__(threading.Lock())
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
         self.asleep = threading.Semaphore(0)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -109,7 +109,7 @@ def disk() -> Disk:
 @pytest.fixture
 def shared(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> SharedFlush:
     flush = SharedFlush(disk)
-    monkeypatch.setattr(flush, "_turn", Waiters())
+    monkeypatch.setattr(flush, "_turn", Waiters(flush._lock))
     return flush
 
 

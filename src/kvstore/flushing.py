@@ -17,7 +17,10 @@ class SharedFlush:
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
-        self._turn = threading.Condition(threading.Lock())
+        # Taken as it is: a condition's own `with` is two functions in Python, and an exception at
+        # the start of one of them, as a signal may raise it, would leave the lock held for good.
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
         self._started = 0  # number of the newest flush
         self._succeeded = 0  # number of the newest one that succeeded
         self._running = False
@@ -34,7 +37,7 @@ class SharedFlush:
         """
         number = 0  # of the flush that this call leads
         try:
-            with self._turn:
+            with self._lock:
                 # A running flush may have started before our writes: only the one after it will do.
                 wanted = self._started + 1
                 while self._running and self._succeeded < wanted and not self._ended:
@@ -53,13 +56,13 @@ class SharedFlush:
         finally:
             # An interrupted flush did not succeed, and did not fail: its followers start the next.
             if number:
-                with self._turn:
+                with self._lock:
                     self._running = False
                     self._turn.notify_all()
 
     def end(self) -> None:
         """Wait for the running flush, if any; from now on calls return at once."""
-        with self._turn:
+        with self._lock:
             while self._running:
                 self._turn.wait()
             self._ended = True
