@@ -1,4 +1,7 @@
-"""Processes: one at a time has the file, and nothing that one does harms another."""
+"""Processes: one at a time has the file, and nothing that one does harms another.
+
+Here are the examples; `faults.processes` has many of them race, fork and die at random.
+"""
 
 import logging
 import os
@@ -6,16 +9,14 @@ import signal
 import socket
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import portalocker
 import pytest
-from support import scaled
 from support.files import digest
-from support.processes import Child, call_in_child, run_script
+from support.processes import Child, run_script
 from support.whole import assert_whole
 from xxhash import xxh3_64_intdigest
 
@@ -171,31 +172,6 @@ def test_stopped_holder_still_has_the_file(path: Path) -> None:
         holder.end()
 
 
-@needs_fork
-def test_of_fifty_processes_that_race_to_create_the_file_one_at_a_time_has_it(
-    tmp_path: Path,
-) -> None:
-    for number in range(scaled(5)):
-        path = tmp_path / f"{number}.kvs"
-        said = call_in_child("support.racing.race", path=str(path), racers=50, timeout=0)
-        outcomes = Counter(said)
-        assert len(said) == 50
-        assert set(outcomes) <= {"held", "locked"}, outcomes
-        assert outcomes["held"] >= 1
-        assert_whole(path)
-        with KVStore(path) as store:
-            assert len(store) == outcomes["held"]
-
-
-@needs_fork
-def test_of_fifty_processes_that_race_and_wait_each_has_the_file_in_turn(path: Path) -> None:
-    said = call_in_child("support.racing.race", path=str(path), racers=50, timeout=100)
-    assert said == ["held"] * 50
-    assert_whole(path)
-    with KVStore(path) as store:
-        assert len(store) == 50
-
-
 # --- fork and exec -----------------------------------------------------------------------------
 
 # The child's side of a fork; each line of the report is a member that did not refuse.
@@ -317,68 +293,6 @@ def test_nothing_that_a_forked_child_does_disturbs_the_parent(path: Path, act: s
     assert_whole(path)
     with KVStore(path) as store:
         assert dict(store) == {"before": {"n": 1}, "after": {"n": 2}}
-
-
-@needs_fork
-def test_child_of_a_fork_amid_the_work_of_threads_ends_and_disturbs_nobody(path: Path) -> None:
-    """A lock that some thread held at the fork is held forever in the child: it may take none."""
-    script = """
-        import threading, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork while there are threads
-        store = KVStore(sys.argv[1])
-        store.create("key", {})
-        stop = threading.Event()
-        failures = []
-
-        def work(thread):
-            number = 0
-            try:
-                while not stop.is_set():
-                    store.create(f"{thread}/{number % 100}", {"n": number})
-                    store.read(f"{thread}/{number % 100}")
-                    store.delete(f"{thread}/{number % 100}")
-                    number += 1
-                    if number % 50 == 0:
-                        store.sync()
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
-        for thread in threads:
-            thread.start()
-        for number in range(int(sys.argv[2])):
-            pid = os.fork()
-            if pid == 0:
-                for use in (
-                    lambda: store.read("key"),
-                    lambda: store.create("other", {}),
-                    lambda: store.sync(),
-                    lambda: len(store),
-                    lambda: store.purge_expired(),
-                ):
-                    try:
-                        use()
-                        os._exit(2)
-                    except StoreClosedError:
-                        pass
-                store.close()
-                del store
-                gc.collect()
-                if number % 2:
-                    os._exit(0)
-                sys.exit(0)
-            _, status = os.waitpid(pid, 0)
-            say(status)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        say(failures)
-        store.close()
-    """
-    forks = scaled(30)
-    with Child(script, path, forks) as parent:
-        assert parent.end().splitlines() == ["0"] * forks + ["[]"]
-    assert_whole(path)
 
 
 # The parent opens and forks; the child waits for the end of its input. Whoever lives says so.

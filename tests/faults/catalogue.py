@@ -11,6 +11,7 @@ from . import (
     histories,
     hostile,
     kills,
+    processes,
     refusals,
     writes,
 )
@@ -24,6 +25,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *forgery.EXPERIMENTS,
     *refusals.EXPERIMENTS,
     *histories.EXPERIMENTS,
+    *processes.EXPERIMENTS,
     *clocks.EXPERIMENTS,
     *flooding.EXPERIMENTS,
     *hostile.EXPERIMENTS,
