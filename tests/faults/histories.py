@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from time import sleep
+from typing import Any, Final
 
 from support import MIN_MAX_BYTES
 from support.clock import START_SECONDS, FakeClock
@@ -24,12 +25,16 @@ from support.workload import Value, make_value
 
 import kvstore.store
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
+from kvstore.extents import Extents
+from kvstore.slab import Slab
+from kvstore.table import Table
 
 from .laboratory import Experiment
 
 THREADS: Final = 8
 ROUNDS: Final = 6  # of a trial, each with histories of its own
 CALLS: Final = 30  # of a thread in a round
+MOVES: Final = 1_500  # of a key, while others count
 BRINK: Final = 16 * 1_090  # keys that fill 16 segments to where they are split
 # Two that share a slot's 32 bytes, so that each is compared in its record.
 CONTENDED: Final = ("a", "é" * 16 + "1", "é" * 16 + "2")
@@ -37,11 +42,39 @@ CONTENDED: Final = ("a", "é" * 16 + "1", "é" * 16 + "2")
 TTLS: Final[tuple[tuple[int | None, ...], ...]] = ((None,), (None, 1, 2, 4), (1, 2))
 
 _SWITCH_SECONDS: Final = 5e-6
+_SWITCH_CHANCE: Final = 0.02
 
 
-def switch_often() -> None:
-    """Make the interpreter change threads about a thousand times as often as it would."""
+def switch_often(rng: random.Random) -> None:
+    """Make the interpreter change threads far more often than it would, most of all amid a change.
+
+    It is asked to a thousand times as often, and made to, now and then, where a step of an
+    operation begins or ends: another thread that is not kept out by a lock gets its turn there.
+    """
     sys.setswitchinterval(_SWITCH_SECONDS)
+    dice = random.Random(rng.random())
+    for owner, names in _STEPS:
+        for name in names:
+            setattr(owner, name, _switching(getattr(owner, name), dice))
+
+
+def _switching(step: Callable[..., Any], dice: random.Random) -> Callable[..., Any]:
+    def take_turns(*arguments: Any) -> Any:
+        if dice.random() < _SWITCH_CHANCE:
+            sleep(_SWITCH_SECONDS)
+        result = step(*arguments)
+        if dice.random() < _SWITCH_CHANCE:
+            sleep(_SWITCH_SECONDS)
+        return result
+
+    return take_turns
+
+
+_STEPS: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
+    (Table, ("find", "insert", "remove", "make_room", "count", "keys_at", "purge", "is_expired")),
+    (Slab, ("give", "write_record", "read_record", "_after_first_free", "_link", "_unlink")),
+    (Extents, ("take", "give")),
+)
 
 
 # --- histories ---------------------------------------------------------------------------------
@@ -207,15 +240,14 @@ class Round:
     def _set_clock(self, settings: list[Operation]) -> None:
         dice = random.Random(self._rng.random())
         for _ in range(8):
-            seconds = START_SECONDS + dice.randrange(6)
             start = next(self._moments)
-            self._clock.set(seconds)
-            settings.append(Operation("clock", start, next(self._moments), seconds * 1000))
+            self._clock.set(START_SECONDS + dice.choice((0, 1, 2, dice.uniform(0, 6))))
+            settings.append(Operation("clock", start, next(self._moments), self._clock.now_ms))
 
 
 def record_histories(folder: Path, rng: random.Random) -> int:
     """Work with many threads on few keys, judge each key's history; return how many calls."""
-    switch_often()
+    switch_often(rng)
     clock = FakeClock()
     setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     path = folder / "store.kvs"
@@ -267,9 +299,9 @@ def record_histories(folder: Path, rng: random.Random) -> int:
 
 def count_while_others_work(folder: Path, rng: random.Random) -> int:
     """Move keys about and create others: each count was true at a moment; return how many."""
-    switch_often()
+    switch_often(rng)
     path = folder / "store.kvs"
-    movers = rng.choice((1, 1, 2, 3))
+    movers, makers = rng.choice(((1, 0), (1, 0), (2, 0), (3, 1)))
     stable = rng.choice((0, 1_000, BRINK))
     counts: list[int] = []
     created = [0, 0]  # begun, done
@@ -281,19 +313,19 @@ def count_while_others_work(folder: Path, rng: random.Random) -> int:
 
         def move(name: int) -> None:
             """Have one key at any time, or none for a moment; never two."""
-            for step in range(400):
+            for step in range(MOVES):
                 if step:
                     store.delete(f"{name}/{step - 1}")
                 store.create(f"{name}/{step}", {})
-            if next(left) == movers + 1:
+            if next(left) == movers + makers:
                 done.set()
 
         def create() -> None:
-            for number in range(1_000):
+            for number in range(MOVES):
                 created[0] += 1
                 store.create(f"more {number}", {})
                 created[1] += 1
-            if next(left) == movers + 1:
+            if next(left) == movers + makers:
                 done.set()
 
         def count(how: Callable[[], int]) -> None:
@@ -304,11 +336,11 @@ def count_while_others_work(folder: Path, rng: random.Random) -> int:
                 assert least <= number <= most, f"{number} counted, {least} to {most} were there"
                 counts.append(number)
 
+        hows: list[Callable[[], int]] = [store.__len__, lambda: store.stats().records]
         run_together(
             *(lambda name=name: move(name) for name in range(movers)),
-            create,
-            lambda: count(store.__len__),
-            lambda: count(lambda: store.stats().records),
+            *[create] * makers,
+            *(lambda how=how: count(how) for how in hows),
         )
         assert len(store) == store.stats().records == stable + created[1] + movers
     assert_whole(path)
@@ -384,7 +416,7 @@ class Owner:
 
 def work_until_closed(folder: Path, rng: random.Random) -> int:
     """Let threads work on keys of their own until some close the store; return how many calls."""
-    switch_often()
+    switch_often(rng)
     path = folder / "store.kvs"
     is_full, durable, small = (rng.random() < chance for chance in (0.3, 0.3, 0.5))
     owners = [Owner(f"{number}/", rng, small) for number in range(THREADS)]
@@ -392,7 +424,7 @@ def work_until_closed(folder: Path, rng: random.Random) -> int:
         store = KVStore(path, durable=durable, max_bytes=MIN_MAX_BYTES if is_full else 10**9)
         calls = sum(owner.calls for owner in owners)
         # Some close it before anybody has changed anything, some while all do.
-        patience = rng.choice((0, 0, 100, 1_500, 6_000))
+        patience = rng.choice((0, 0, 100, 1_000, 2_500))
         has_room = rng.random() < 0.5
 
         def close(

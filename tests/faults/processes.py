@@ -162,7 +162,7 @@ _dying: list[KVStore] = []
 
 def fork_amid_work(folder: Path, rng: random.Random) -> int:
     """Fork, from any thread, while others work on the store and as it closes; return how often."""
-    switch_often()
+    switch_often(rng)
     path = folder / "store.kvs"
     store = KVStore(path, durable=rng.random() < 0.4)
     owners = [Owner(f"{number}/", rng, small=rng.random() < 0.5) for number in range(4)]
@@ -628,8 +628,8 @@ class Names:
         try:
             store = KVStore(path)
         except StoreLockedError:
-            assert there, f"{path}: nothing is there to be locked"
-            assert there.store, f"{path}: nobody has it open"
+            assert there is not None, f"{path}: nothing is there to be locked"
+            assert there.store is not None, f"{path}: nobody has it open"
             return
         if there is None:
             there = self._files[self._links.get(path, path)] = StoreFile()
