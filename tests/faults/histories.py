@@ -458,7 +458,11 @@ EXPERIMENTS = (
         short=2,
     ),
     Experiment(
-        "thread-counts", "len and stats while keys come and go", "counts", count_while_others_work
+        "thread-counts",
+        "len and stats while keys come and go",
+        "counts",
+        count_while_others_work,
+        short=2,
     ),
     Experiment(
         "thread-closes",

@@ -346,10 +346,14 @@ class Holders:
         mark, seed = self._marks, self._rng.random()
 
         def run() -> None:
-            with KVStore(self._path, timeout=timeout) as store:
-                self._say("has")
-                self._work(store, mark, random.Random(seed))
-                self._say("closes")
+            try:
+                with KVStore(self._path, timeout=timeout) as store:
+                    self._say("has")
+                    self._work(store, mark, random.Random(seed))
+                    self._say("closes")
+            except BaseException:
+                self._say("failed")
+                raise
 
         self._alive.add(fork(run))
 
@@ -387,18 +391,23 @@ class Holders:
     def _harm(self, pid: int, fate: str) -> None:
         if fate.startswith("stopped"):
             os.kill(pid, signal.SIGSTOP)
-            os.waitpid(pid, os.WUNTRACED)
+            _, status = os.waitpid(pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                self._alive.discard(pid)
+                assert status == 0, f"a process that had the file ended with status {status}"
+                return
             # What it said before it was stopped says whether it has the file still.
-            while self._has_said_something():
+            while self._holder == pid and self._has_said_something():
                 self._hear()
-            if self._holder == pid:
-                with suppress(StoreLockedError):
-                    KVStore(self._path, timeout=self._rng.choice((0, 0.01)))
-                    raise AssertionError("a stopped process lost its file")
+            if self._holder != pid:
+                return
+            with suppress(StoreLockedError):
+                KVStore(self._path, timeout=self._rng.choice((0, 0.01)))
+                raise AssertionError("a stopped process lost its file")
         if fate.endswith("killed"):
             self._killed.add(pid)
             os.kill(pid, signal.SIGKILL)
-            self._bury(pid, -signal.SIGKILL)
+            self._bury(pid, -signal.SIGKILL, 0)
         else:
             os.kill(pid, signal.SIGCONT)
 
@@ -420,12 +429,14 @@ class Holders:
         line, _, self._heard = self._heard.partition(b"\n")
         number, _, what = line.decode().partition(" ")
         pid = int(number)
+        assert what != "failed", f"process {pid} failed"
         if what.startswith("created "):
             key = what.removeprefix("created ")
             self._acknowledged[key] = int(key.partition("/")[0])
         elif what == "closes":
             self._holder = 0
             if pid in self._alive:
+                os.kill(pid, signal.SIGCONT)  # it may have been stopped right after it said so
                 self._bury(pid, 0)
         return pid, what
 
