@@ -517,6 +517,35 @@ def test_pool_of_forked_workers_may_use_files_of_their_own(path: Path, tmp_path:
             assert store.read("key") == {"n": number}
 
 
+@needs_fork
+def test_pool_of_multiprocessing_is_refused_its_parents_store_and_disturbs_nothing(
+    path: Path,
+) -> None:
+    script = """
+        import multiprocessing
+        store = KVStore(sys.argv[1])
+        store.create("key", {})
+
+        def use(number):
+            try:
+                return store.read("key")
+            except StoreClosedError:
+                return "refused"
+
+        with multiprocessing.get_context("fork").Pool(3) as pool:
+            say(set(pool.map(use, range(9))))
+            store.create("while they live", {})
+            say(try_open(sys.argv[1]).partition(":")[0])
+        store.create("after", {})
+        store.close()
+    """
+    with Child(script, path) as parent:
+        assert parent.end().splitlines() == ["{'refused'}", "locked"]
+    assert_whole(path)
+    with KVStore(path) as store:
+        assert set(store) == {"key", "while they live", "after"}
+
+
 # --- other names for the file ------------------------------------------------------------------
 
 
