@@ -146,6 +146,24 @@ def test_file_that_cannot_be_recovered_for_want_of_room_is_open_to_readers(path:
     assert_whole(killed)
 
 
+def test_file_whose_first_write_fails_is_open_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process id that it holds is for messages only. The failure left the file locked."""
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+
+    def refuse(_fd: int, _data: bytes, _offset: int, /) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        store = KVStore(path)
+        assert dict(store) == {"key": {"n": 1}}
+    store.close()
+    assert_whole(path)
+
+
 def test_quota_is_a_full_disk(
     path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,8 @@ class DataFile:
         self._cautious = False
         self.trusted = self._clean and self._index_checksum() == self._stored_index_checksum
         self.pristine = self.trusted
-        with suppress(StoreFullError):  # the number is only for another opener's message
+        # The number is only for another opener's message.
+        with suppress(StoreFullError, OSError):
             self.write(HOLDER_OFFSET, HOLDER.pack(os.getpid()))
 
     # --- opening -------------------------------------------------------------------------------
