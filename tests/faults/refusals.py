@@ -7,6 +7,7 @@ The door for writing is tried as it is on copy-on-write file systems, where any 
 import errno
 import itertools
 import logging
+import mmap
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support import MIB
 from support.clock import FakeClock
 from support.parts import FaultyDoor
 from support.whole import assert_whole
-from support.workload import Value, make_value
+from support.workload import Value, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
 import kvstore.datafile
@@ -70,13 +72,13 @@ class Refusals:
                 patch.setattr(module, name, partial(self._call, getattr(module, name)))
             yield
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         self.calls += 1
         if self.calls == self.fail_at or (self._lasting and self.calls > self.fail_at):
             if function is os.pwrite:
                 self._write_a_part(*arguments)
             raise OSError(self._number, os.strerror(self._number))
-        return function(*arguments)
+        return function(*arguments, **more)
 
     def _write_a_part(self, fd: int, data: bytes, offset: int) -> None:
         first = -offset % PAGE  # bytes up to the first boundary of two pages
@@ -383,13 +385,360 @@ def go_on(store: KVStore, state: State, step: Step | None, rng: random.Random) -
     return state
 
 
-EXPERIMENTS = tuple(
-    Experiment(
-        f"refused-writes-{group}",
-        f"each write of a {group} refused, once or for good",
-        "refusals",
-        partial(refuse_writes_of, group),
-        unavailable=lambda: None if hasattr(os, "pwrite") else "the system has no pwrite",
+# --- opening, recovery and closing -------------------------------------------------------------
+
+
+def refuse_writes_of_an_opening(folder: Path, rng: random.Random) -> int:
+    """Refuse every third write of a recovery and the close after it, alone or with all that follow.
+
+    Where there is no room, the file is open to readers at least.
+    """
+    through("pwrite")
+    clock = stop_clock()
+    path = folder / "test.kvs"
+    killed, live = make_killed_file(path)
+    clock.advance(2_000)
+    lasting_first = rng.random() < 0.5
+    tried = 0
+    for fail_at in itertools.count(rng.randrange(1, 4), 3):
+        number = rng.choice(NUMBERS)
+        lasting = (fail_at % 2 == 0) == lasting_first
+        refusals = Refusals(fail_at, number, lasting=lasting, rng=rng)
+        path.write_bytes(killed)
+        now = dict(live)
+        try:
+            with refusals.of((os, "pwrite")):
+                open_and_change(path, now, allow_io_errors=number == errno.EIO)
+            with KVStore(path) as store:
+                assert dict(store.items()) == now, describe_difference(dict(store), now)
+                store.create("late", {})
+            assert_whole(path)
+        except BaseException as error:
+            name = errno.errorcode[number]
+            error.add_note(f"write {fail_at} refused with {name}{' for good' if lasting else ''}")
+            raise
+        if not refusals.reached:
+            return tried
+        tried += 1
+    raise AssertionError
+
+
+def make_killed_file(path: Path) -> tuple[bytes, State]:
+    """Return what a killed process leaves: with gaps, expired records, and several classes."""
+    live: State = {}
+    with KVStore(path) as store:
+        for number in range(60):
+            key, value = f"{number}", make_value(str(number), number, 20 * number)
+            store.create(key, value, ttl=1_000 if number % 7 == 0 else None)
+            if number % 7:
+                live[key] = value
+        for key in list(live)[::4]:
+            store.delete(key)
+            del live[key]
+        return path.read_bytes(), live
+
+
+def open_and_change(path: Path, live: State, *, allow_io_errors: bool) -> None:
+    """Open a file, look at all of it, create and delete, and close it; `live` follows."""
+    try:
+        store = KVStore(path)
+    except (KVStoreError, OSError):
+        assert allow_io_errors
+        return
+    with suppress(OSError), store:
+        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+        assert len(store) == len(live)
+        with suppress(KVStoreError, OSError):
+            store.create("new", {})
+            live["new"] = {}
+        if "new" in live:
+            with suppress(KVStoreError, OSError):
+                store.delete("new")
+                del live["new"]
+        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+
+
+# --- every other call to the system ------------------------------------------------------------
+
+SYSTEM_CALLS: Final = tuple(
+    (module, name)
+    for module, name in (
+        (os, "posix_fallocate"),
+        (os, "ftruncate"),
+        (os, "write"),
+        (os, "fdatasync"),
+        (os, "fsync"),
+        (mmap, "mmap"),
     )
-    for group in SHAPES
+    if hasattr(module, name)
+)
+
+
+def refuse_system_calls(folder: Path, rng: random.Random) -> int:
+    """Refuse each call that reserves, cuts, maps or flushes, in the life of a file from its birth.
+
+    What was acknowledged is there, what was refused is not.
+    """
+    through(rng.choice(("map", "pwrite")))
+    lasting_first = rng.random() < 0.5
+    for fail_at in itertools.count(1):
+        number = rng.choice((*NUMBERS, errno.ENOMEM, errno.EFBIG))
+        lasting = (fail_at % 2 == 0) == lasting_first
+        refusals = Refusals(fail_at, number, lasting=lasting)
+        path = folder / f"{fail_at}.kvs"
+        live: State = {}
+        try:
+            with refusals.of(*SYSTEM_CALLS):
+                for opening in range(2):
+                    live_a_life(path, live, f"{opening}/")
+            with KVStore(path) as store:
+                assert dict(store.items()) == live, describe_difference(dict(store), live)
+                store.create("late", {})
+            assert_whole(path)
+        except BaseException as error:
+            name = errno.errorcode[number]
+            error.add_note(f"call {fail_at} refused with {name}{' for good' if lasting else ''}")
+            raise
+        path.unlink()
+        if not refusals.reached:
+            return fail_at - 1
+    raise AssertionError
+
+
+def live_a_life(path: Path, live: State, prefix: str) -> None:
+    """Fill the file so that it grows, delete, and close it, whatever is refused on the way."""
+    try:
+        store = KVStore(path)
+    except (KVStoreError, OSError):
+        return
+    with suppress(OSError), store:
+        for number in range(40):
+            key, value = f"{prefix}{number}", make_value(prefix, number, 16_000)
+            with suppress(KVStoreError, OSError):
+                store.create(key, value)
+                live[key] = value
+        for key in list(live)[::3]:
+            with suppress(KVStoreError, OSError):
+                store.delete(key)
+                del live[key]
+        with suppress(OSError):
+            store.sync()
+        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+
+
+# --- flushes -----------------------------------------------------------------------------------
+
+
+class Platter:
+    """Stands in for the system's flushes: what a power loss would leave, and one that fails.
+
+    Attributes:
+        image: the file at the last flush that succeeded.
+        failed: whether a flush has failed since the file was opened.
+    """
+
+    def __init__(self, path: Path, fail_at: int, number: int, *, lasting: bool) -> None:
+        self._path = path
+        self._fail_at = fail_at
+        self._number = number
+        self._lasting = lasting
+        self.calls = 0
+        self.image = b""
+        self.failed = False
+
+    def flush(self, _fd: int) -> None:
+        self.calls += 1
+        if self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at):
+            self.failed = True
+            raise OSError(self._number, os.strerror(self._number))
+        self.image = self._path.read_bytes()
+
+
+class Witness:
+    """Works with a store, and checks what it says of durability against a platter."""
+
+    def __init__(self, path: Path, platter: Platter, *, durable: bool) -> None:
+        self._path = path
+        self._platter = platter
+        self._durable = durable
+        self._number = 0
+        self.live: State = {}
+        self.on_disk: State = {}  # acknowledged as durable, and not touched since
+
+    def use(self) -> None:
+        """Open the file, create, delete, sync and close; raise where anything claims too much."""
+        self._platter.failed = False
+        try:
+            store = KVStore(self._path, durable=self._durable)
+        except (KVStoreError, OSError):
+            return
+        for _ in range(3):
+            for _ in range(2):
+                self._create(store)
+            self._claim(store.sync)
+        self._delete(store)
+        self._claim(store.close)
+
+    def _create(self, store: KVStore) -> None:
+        self._number += 1
+        key, value = f"key {self._number}", {"n": self._number}
+        try:
+            store.create(key, value)
+        except OSError:
+            # The record is there; that it is on the disk was not said.
+            if key in store:
+                self.live[key] = value
+            return
+        self.live[key] = value
+        if self._durable:
+            self._take_down()
+
+    def _delete(self, store: KVStore) -> None:
+        key = next(iter(self.live), None)
+        if key is None:
+            return
+        self.on_disk.pop(key, None)
+        try:
+            store.delete(key)
+        except OSError:
+            if key not in store:
+                del self.live[key]
+            return
+        del self.live[key]
+        if self._durable:
+            self._take_down()
+
+    def _claim(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError:
+            return
+        self._take_down()
+
+    def _take_down(self) -> None:
+        assert not self._platter.failed, "claims to be durable after a flush that failed"
+        self.on_disk = dict(self.live)
+
+
+def fail_flushes(folder: Path, rng: random.Random) -> int:
+    """Fail each flush in a file's life: nothing later claims to be durable, until reopened.
+
+    After power loss everything is there that was acknowledged as durable.
+    """
+    tried = 0
+    lasting_first = rng.random() < 0.5
+    for durable in (False, True):
+        through(rng.choice(("map", "pwrite")))
+        for fail_at in itertools.count(1):
+            lasting = (fail_at % 2 == 0) == lasting_first
+            path = folder / f"{durable}-{fail_at}.kvs"
+            platter = Platter(path, fail_at, rng.choice(NUMBERS), lasting=lasting)
+            witness = Witness(path, platter, durable=durable)
+            with pytest.MonkeyPatch.context() as patch:
+                for name in ("fdatasync", "fsync"):
+                    patch.setattr(os, name, platter.flush)
+                lost_power = []
+                for _ in range(2):
+                    witness.use()
+                    lost_power.append((platter.image, dict(witness.on_disk)))
+            for image, on_disk in lost_power:
+                check_after_power_loss(folder / "power.kvs", image, on_disk)
+            with KVStore(path) as store:
+                assert dict(store.items()) == witness.live, f"flush {fail_at}"
+            assert_whole(path)
+            path.unlink()
+            if platter.calls < fail_at:
+                break
+            tried += 1
+    return tried
+
+
+def check_after_power_loss(path: Path, image: bytes, on_disk: State) -> None:
+    if not image and not on_disk:
+        return
+    path.write_bytes(image)
+    with KVStore(path) as store:
+        found = dict(store.items())
+    lost = [key for key, value in on_disk.items() if found.get(key) != value]
+    assert not lost, f"acknowledged as durable and lost: {lost}"
+
+
+# --- at random ---------------------------------------------------------------------------------
+
+
+def refuse_at_random(folder: Path, rng: random.Random) -> int:
+    """Refuse some write of every third operation, as a disk that others fill and empty."""
+    through("pwrite")
+    refused, live = 0, State()
+    path = folder / "test.kvs"
+    store = KVStore(path, max_bytes=8 * MIB)
+    for number in range(1_000):
+        key = str(rng.randrange(300))
+        fail_at = rng.randrange(1, 9) if rng.random() < 0.3 else 10**9
+        refusals = Refusals(fail_at, rng.choice(NUMBERS), lasting=rng.random() < 0.1, rng=rng)
+        with refusals.of((os, "pwrite")):
+            try:
+                if key in live:
+                    store.delete(key)
+                    del live[key]
+                else:
+                    value = make_value(key, number, random_size(rng))
+                    store.create(key, value)
+                    live[key] = value
+            except (KVStoreError, OSError):
+                refused += 1
+        if store._file.refuses or rng.random() < 0.01:
+            assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+            store.close()
+            store = KVStore(path, max_bytes=8 * MIB)
+    assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+    store.close()
+    with KVStore(path) as store:
+        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+    assert_whole(path)
+    return refused
+
+
+def _needs_pwrite() -> str | None:
+    return None if hasattr(os, "pwrite") else "the system has no pwrite"
+
+
+EXPERIMENTS = (
+    *(
+        Experiment(
+            f"refused-writes-{group}",
+            f"each write of a {group} refused, once or for good",
+            "refusals",
+            partial(refuse_writes_of, group),
+            unavailable=_needs_pwrite,
+        )
+        for group in SHAPES
+    ),
+    Experiment(
+        "refused-writes-opening",
+        "each write of a recovery and a close refused, once or for good",
+        "refusals",
+        refuse_writes_of_an_opening,
+        unavailable=_needs_pwrite,
+    ),
+    Experiment(
+        "refused-writes-at-random",
+        "some write of every third operation refused",
+        "refusals",
+        refuse_at_random,
+        unavailable=_needs_pwrite,
+    ),
+    Experiment(
+        "refused-system-calls",
+        "each call that reserves, cuts, maps or flushes refused, once or for good",
+        "refusals",
+        refuse_system_calls,
+    ),
+    Experiment(
+        "failed-flushes",
+        "each flush failed, once or for good; then power loss",
+        "flushes",
+        fail_flushes,
+        unavailable=lambda: None if hasattr(os, "fdatasync") else "the system has no fdatasync",
+    ),
 )
