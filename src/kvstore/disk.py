@@ -39,13 +39,15 @@ def may_be_mapped_privately(fd: int) -> bool:
 
 def _file_system(fd: int) -> str:
     """Return the name of the file system that the file is on; empty where Linux does not tell."""
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    # By the number of its mount: of a btrfs, files and mount name different devices.
+    wanted = ""
+    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as lines:
+        wanted = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
         for mount in mounts:
             # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
             fields = mount.split()
-            if fields[2] == wanted:
+            if fields[0] == wanted:
                 return fields[fields.index("-") + 1]
     return ""
 
