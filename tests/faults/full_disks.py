@@ -1,122 +1,147 @@
-"""Work on a full disk. Run these functions in a child: what they must not do is die of a signal."""
+"""Real disks that are full: filled by the store itself, or by someone else while it is open.
 
-import json
+A trial mounts a small disk, in a mount namespace of its own, which goes with it however it ends.
+Its process is what a full disk must not kill.
+"""
+
+import ctypes
+import functools
 import os
+import random
 import resource
+import shutil
 import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from support import MIB, disks
+from support.whole import assert_whole
+from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreFullError
 
-from . import disks
-from .whole import assert_whole
-from .workload import Value, make_value
+from .laboratory import Experiment
+from .refusals import through
 
 # The largest first: what has no room for one of these may have it for the next.
 SIZES = (12_000, 3_000, 700, 100, 10)
+_CLONE_NEWNS: Final = 0x0002_0000  # linux/sched.h
+
+State = dict[str, Value]
 
 
-def work_on_full_disk(
-    path: str, copy_on_write: bool, durable: bool, copied: bool
-) -> dict[str, int]:
-    """Fill the disk while the store is open, and do everything that must work then, and after."""
-    file = Path(path)
-    live: dict[str, Value] = {}
-    with KVStore(file) as store:
-        for number in range(200):
-            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
+@dataclass
+class Disk:
+    """A mounted disk, empty but for what its scenarios leave in it."""
+
+    kind: str
+    folder: Path
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it may need room to change what is reserved, if that is shared or was copied."""
+        return self.kind in disks.SHARING
+
+    def fill(self, leave: int = 0) -> None:
+        disks.fill(self.folder, leave)
+
+    def clear(self) -> None:
+        """Remove every file."""
+        disks.fill(self.folder)
+        disks.empty(self.folder)
+        for file in self.folder.glob("*.kvs*"):
+            file.unlink()
+
+
+# --- scenarios: each returns how many faults it tried ------------------------------------------
+
+
+def fill_while_open(disk: Disk, rng: random.Random) -> int:
+    """Someone else fills the disk; the store reads, deletes, creates into what it freed, closes.
+
+    A file that the store did not make itself, but another program copied, has none of the
+    attributes that the store may have given it.
+    """
+    file = disk.folder / "data.kvs"
+    copied = rng.random() < 0.5
+    copy_on_write = copied and disk.kind in disks.COPY_ON_WRITE
+    live = make_store(file, 200)
     if copied:
         disks.replace_by_copy(file)
-    store = KVStore(file, durable=durable)
-    for number in range(100):
+    store = KVStore(file, durable=rng.random() < 0.2)
+    for number in range(50):
         _create(store, live, f"second {number}", SIZES[number % len(SIZES)])
     # What is on the disk already is what a copy-on-write file system needs room to change.
     store.sync()
-    disks.fill(file.parent)
-    created = create_until_full(store, live)
+    disk.fill()
+    create_until_full(store, live)
     store.sync()
     _assert_holds(store, live)
-    deleted = delete_some(store, live, copy_on_write)
-    _assert_holds(store, live)
-    again = create_into_freed(store, live, deleted, copy_on_write)
-    _assert_holds(store, live)
+    change_on_full_disk(store, live, copy_on_write)
     assert store.purge_expired() == 0
     store.sync()
     store.close()
-    try:
-        store = KVStore(file)
-    except StoreFullError as error:
-        # There was no room to mark it clean, and there is none to recover it.
-        if not copy_on_write:
-            raise
-        _assert_full_disk(error)
-    else:
-        with store:
-            _assert_holds(store, live)
-            deleted = delete_some(store, live, copy_on_write)
-            create_into_freed(store, live, deleted, copy_on_write)
-            _assert_holds(store, live)
-    work_once_there_is_room(path, live)
-    return {"created": created, "deleted": len(deleted), "again": again}
-
-
-def fill_by_itself(path: str) -> int:
-    """Let the store alone fill the disk; everything that it took is there."""
-    file = Path(path)
-    live: dict[str, Value] = {}
     with KVStore(file) as store:
-        created = create_until_full(store, live)
         _assert_holds(store, live)
-        delete_some(store, live, copy_on_write=False)
+        change_on_full_disk(store, live, copy_on_write)
+    work_once_there_is_room(file, live)
+    return 2
+
+
+def fill_by_itself(disk: Disk, _rng: random.Random) -> int:
+    """The store alone fills the disk; everything that it took is there."""
+    file = disk.folder / "data.kvs"
+    live: State = {}
+    with KVStore(file) as store:
+        create_until_full(store, live)
         _assert_holds(store, live)
+        change_on_full_disk(store, live, copy_on_write=False)
     assert_whole(file)
+    assert file.stat().st_size > disks.SIZES[disk.kind] / 2
     with KVStore(file) as store:
         _assert_holds(store, live)
-    return created
+    return 1
 
 
-def die_on_full_disk(path: str, notes: str, copy_on_write: bool) -> None:
-    """Fill the disk, note what was acknowledged in a file elsewhere, and end by SIGKILL."""
-    file = Path(path)
-    store = KVStore(file)
-    live: dict[str, Value] = {}
-    for number in range(200):
-        _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
-    disks.fill(file.parent)
-    create_until_full(store, live)
-    delete_some(store, live, copy_on_write)
-    Path(notes).write_text(json.dumps(live))
-    os.kill(os.getpid(), signal.SIGKILL)
+def kill_on_full_disk(disk: Disk, rng: random.Random) -> int:
+    """A process is killed on the full disk, and its file is recovered there."""
+    file = disk.folder / "data.kvs"
+    live = make_store(file, 200)
+    disk.fill()
+    # What the child does, and what it makes of `live`, is known beforehand.
+    doomed = rng.sample(sorted(live), 60)
+    child = os.fork()
+    if child == 0:
+        try:
+            with KVStore(file) as store:
+                for key in doomed[:40]:
+                    store.delete(key)
+                for key in doomed[:20]:
+                    store.create(key, live[key])
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, "could not work on a full disk"
+    for key in doomed[20:40]:
+        del live[key]
+    with KVStore(file) as store:
+        _assert_holds(store, live)
+        change_on_full_disk(store, live, copy_on_write=False)
+    work_once_there_is_room(file, live)
+    return 1
 
 
-def recover_on_full_disk(path: str, notes: str, copy_on_write: bool) -> str:
-    """Open what `die_on_full_disk` left, on the disk that is still full; then with room."""
-    live = json.loads(Path(notes).read_text())
-    outcome = "recovered"
-    try:
-        store = KVStore(path)
-    except StoreFullError as error:
-        if not copy_on_write:
-            raise
-        _assert_full_disk(error)
-        outcome = "refused"
-    else:
-        with store:
-            _assert_holds(store, live)
-            deleted = delete_some(store, live, copy_on_write)
-            create_into_freed(store, live, deleted, copy_on_write)
-            _assert_holds(store, live)
-    work_once_there_is_room(path, live)
-    return outcome
-
-
-def create_on_full_disk(path: str) -> None:
+def create_on_full_disk(disk: Disk, _rng: random.Random) -> int:
     """A new file has no room: refused as that, and nothing stays that would be in the way."""
-    file = Path(path)
-    disks.fill(file.parent)
+    file = disk.folder / "data.kvs"
+    disk.fill()
     for _ in range(2):
         try:
             KVStore(file).close()
@@ -124,118 +149,140 @@ def create_on_full_disk(path: str) -> None:
             _assert_full_disk(error)
         else:
             raise AssertionError("a store of 2 MiB was created on a full disk")
-    work_once_there_is_room(path, {})
+    work_once_there_is_room(file, {})
+    return 2
 
 
-def open_on_full_disk(path: str, expected: str) -> str:
-    """Open a file whose blocks may be holes, or shared, on a full disk, and do what can be done.
+def restore_with_holes(disk: Disk, rng: random.Random) -> int:
+    """The file was restored with holes (cp --sparse=always) onto a disk that is full by now.
 
-    `expected` is a file that tells what it holds. Every call works or raises `StoreFullError`.
+    A store through the map into a hole that the disk cannot fill would be a SIGBUS. Where writes
+    report a full disk, such a file is at least open to readers.
     """
-    live = json.loads(Path(expected).read_text())
-    outcome = "worked"
-    try:
-        store = KVStore(path)
-    except StoreFullError as error:
-        _assert_full_disk(error)
-        outcome = "refused"
-    else:
-        with store:
-            _assert_holds(store, live)
-            create_until_full(store, live)
-            deleted = delete_some(store, live, copy_on_write=True)
-            create_into_freed(store, live, deleted, copy_on_write=True)
-            _assert_holds(store, live)
-    work_once_there_is_room(path, live)
-    return outcome
+    file, whole = disk.folder / "data.kvs", disk.folder / "whole.kvs"
+    live = make_store(whole, 100)
+    disks.copy_with_holes(whole, file)
+    whole.unlink()
+    disk.fill(rng.choice((0, 100_000, MIB)))
+    use_if_it_opens(file, live, must_open=disk.kind in disks.SHARING)
+    work_once_there_is_room(file, live)
+    return 1
 
 
-def share_while_open(path: str, copy: str) -> None:
-    """Have a copy share the blocks of the open file, fill the disk, and go on working."""
-    file = Path(path)
-    live: dict[str, Value] = {}
+def share_with_a_copy(disk: Disk, rng: random.Random) -> int:
+    """The file shares its blocks with a copy (cp --reflink): to overwrite one takes another.
+
+    Also where its process was killed, so that it has to be recovered; it is open to readers.
+    """
+    file, copy = disk.folder / "data.kvs", disk.folder / "copy.kvs"
+    live = make_store(file, 300, close=rng.random() < 0.5)
+    disks.share_blocks(file, copy)
+    disk.fill()
+    use_if_it_opens(file, live, must_open=True)
+    work_once_there_is_room(file, live)
+    return 1
+
+
+def share_while_open(disk: Disk, _rng: random.Random) -> int:
+    """A copy comes to share the blocks of the open file, and the disk is filled."""
+    file, copy = disk.folder / "data.kvs", disk.folder / "copy.kvs"
+    live = make_store(file, 300)
     with KVStore(file) as store:
-        for number in range(500):
-            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
         store.sync()
-        disks.share_blocks(file, Path(copy))
-        disks.fill(file.parent)
+        disks.share_blocks(file, copy)
+        disk.fill()
         create_until_full(store, live)
         _assert_holds(store, live)
-        deleted = delete_some(store, live, copy_on_write=True)
-        create_into_freed(store, live, deleted, copy_on_write=True)
-        _assert_holds(store, live)
-    # `close` may have had no room for the mark that the index is whole, and an index that has to be
-    # rebuilt overwrites what is shared.
-    try:
-        store = KVStore(file)
-    except StoreFullError as error:
-        _assert_full_disk(error)
-    else:
-        with store:
-            _assert_holds(store, live)
-    work_once_there_is_room(path, live)
+        change_on_full_disk(store, live, copy_on_write=True)
+    # `close` may have had no room for the mark that the index is whole.
+    use_if_it_opens(file, live, must_open=True)
+    work_once_there_is_room(file, live)
+    return 1
 
 
-def fill_under_file_size_limit(path: str, limit: int) -> dict[str, int]:
-    """Have the system refuse files larger than `limit`, and fill the store until it says so."""
-    _limit_file_size(limit)
-    file = Path(path)
-    live: dict[str, Value] = {}
-    with KVStore(file) as store:
-        created = create_until_full(store, live, of_disk=False)
-        _assert_holds(store, live)
-        deleted = delete_some(store, live, copy_on_write=False)
-        create_into_freed(store, live, deleted, copy_on_write=False)
-        _assert_holds(store, live)
-        size = file.stat().st_size
-    with KVStore(file) as store:
-        _assert_holds(store, live)
-    assert_whole(file)
-    assert file.stat().st_size <= limit
-    return {"created": created, "size": size}
+Scenario = Callable[[Disk, random.Random], int]
+SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
+    "tmpfs": (
+        fill_while_open,
+        fill_by_itself,
+        kill_on_full_disk,
+        create_on_full_disk,
+        restore_with_holes,
+    ),
+    "ext4": (
+        fill_while_open,
+        fill_by_itself,
+        kill_on_full_disk,
+        create_on_full_disk,
+        restore_with_holes,
+    ),
+    "btrfs": (
+        fill_while_open,
+        kill_on_full_disk,
+        create_on_full_disk,
+        restore_with_holes,
+        share_with_a_copy,
+        share_while_open,
+    ),
+    "xfs": (
+        fill_while_open,
+        kill_on_full_disk,
+        create_on_full_disk,
+        restore_with_holes,
+        share_with_a_copy,
+        share_while_open,
+    ),
+}
 
 
-def fill_after_limit_was_lowered(path: str) -> None:
-    """Lower the limit to the file's size, or less, while the store is open."""
-    file = Path(path)
-    live: dict[str, Value] = {}
-    with KVStore(file) as store:
-        for number in range(200):
-            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
-        _limit_file_size(file.stat().st_size + 100_000)
-        create_until_full(store, live, of_disk=False)
-        _assert_holds(store, live)
-        deleted = delete_some(store, live, copy_on_write=False)
-        create_into_freed(store, live, deleted, copy_on_write=False)
-        _assert_holds(store, live)
-    assert_whole(file)
+def try_all_on(kind: str, folder: Path, rng: random.Random) -> int:
+    """Mount a disk and try every scenario on it; return how often the disk was full."""
+    enter_mount_namespace()
+    tried = 0
+    with disks.mounted(kind, folder) as mount_point:
+        disk = Disk(kind, mount_point)
+        for scenario in SCENARIOS[kind]:
+            try:
+                tried += scenario(disk, rng)
+            except BaseException as error:
+                error.add_note(f"{kind}: {scenario.__name__}")
+                raise
+            disk.clear()
+    return tried
 
 
-def read_beyond_file_size_limit(path: str, limit: int, expected: str) -> None:
-    """Open a file that is larger than the system now allows: it reads, and does not grow."""
-    live = json.loads(Path(expected).read_text())
-    file = Path(path)
-    size = file.stat().st_size
-    assert size > limit
-    _limit_file_size(limit)
-    with KVStore(file) as store:
-        _assert_holds(store, live)
-        create_until_full(store, live, of_disk=False)
-        _assert_holds(store, live)
-        for key in list(live)[::2]:
-            store.delete(key)
-            del live[key]
-        _assert_holds(store, live)
-    assert file.stat().st_size == size
-    with KVStore(file) as store:
-        _assert_holds(store, live)
+def enter_mount_namespace() -> None:
+    """Have what this process mounts be its own, and go when it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    disks.mount_privately()
+
+
+@functools.cache
+def reason_not_to_mount(kind: str) -> str | None:
+    """Return why no disk with that file system can be mounted here; None where it can."""
+    if sys.platform != "linux":
+        return "mounts a disk, which is written for Linux only"
+    if os.geteuid() != 0:
+        return "mounts a disk, which takes root"
+    if kind != "tmpfs" and shutil.which(f"mkfs.{kind}") is None:
+        return f"mkfs.{kind} is not installed"
+    child = os.fork()
+    if child == 0:
+        try:
+            enter_mount_namespace()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return "may not mount" if os.waitpid(child, 0)[1] else None
 
 
 # --- steps -------------------------------------------------------------------------------------
 
 
-def create_until_full(store: KVStore, live: dict[str, Value], of_disk: bool = True) -> int:
+def create_until_full(store: KVStore, live: State, of_disk: bool = True) -> int:
     """Create values of each size until there is no room for one; return how many there was for.
 
     Large ones only where each takes a while.
@@ -252,7 +299,7 @@ def create_until_full(store: KVStore, live: dict[str, Value], of_disk: bool = Tr
     return len(live) - before
 
 
-def delete_some(store: KVStore, live: dict[str, Value], copy_on_write: bool) -> dict[str, Value]:
+def delete_some(store: KVStore, live: State, copy_on_write: bool) -> State:
     """Delete every third key and return what was deleted. On btrfs, which takes its time: a few."""
     deleted = {}
     for key in list(live)[:: 25 if _is_slow(store) else 3]:
@@ -267,9 +314,7 @@ def delete_some(store: KVStore, live: dict[str, Value], copy_on_write: bool) -> 
     return deleted
 
 
-def create_into_freed(
-    store: KVStore, live: dict[str, Value], deleted: dict[str, Value], copy_on_write: bool
-) -> int:
+def create_into_freed(store: KVStore, live: State, deleted: State, copy_on_write: bool) -> int:
     """Create again what was deleted; return how many had room."""
     created = 0
     for key, value in deleted.items():
@@ -285,13 +330,46 @@ def create_into_freed(
     return created
 
 
-def work_once_there_is_room(path: str, live: dict[str, Value]) -> None:
+def make_store(file: Path, records: int, *, close: bool = True) -> State:
+    """Make a store, and return what it holds; a closed one, or one whose process was killed."""
+    live: State = {}
+    with KVStore(file) as store:
+        for number in range(records):
+            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
+        if not close:
+            store._file.leave_unclean()
+    return live
+
+
+def use_if_it_opens(file: Path, live: State, *, must_open: bool) -> None:
+    """Do everything with a file whose blocks may be holes, or shared: it works or is refused."""
+    try:
+        store = KVStore(file)
+    except StoreFullError as error:
+        if must_open:
+            raise
+        _assert_full_disk(error)
+        return
+    with store:
+        _assert_holds(store, live)
+        create_until_full(store, live)
+        change_on_full_disk(store, live, copy_on_write=True)
+
+
+def change_on_full_disk(store: KVStore, live: State, copy_on_write: bool) -> None:
+    """Delete, and create what was deleted; only a copy-on-write file system may refuse that."""
+    deleted = delete_some(store, live, copy_on_write)
+    _assert_holds(store, live)
+    create_into_freed(store, live, deleted, copy_on_write)
+    _assert_holds(store, live)
+
+
+def work_once_there_is_room(file: Path, live: State) -> None:
     """Take the filler away: the store holds what it must and works as ever."""
-    file = Path(path)
     disks.empty(file.parent)
     with KVStore(file) as store:
         _assert_holds(store, live)
-        for number in range(1_000):
+        for number in range(200):
             _create(store, live, f"late {number}", SIZES[number % len(SIZES)])
         for key in list(live)[::2]:
             store.delete(key)
@@ -307,13 +385,13 @@ def _is_slow(store: KVStore) -> bool:
     return store.path.parent.name.startswith("btrfs")
 
 
-def _create(store: KVStore, live: dict[str, Value], key: str, size: int) -> None:
+def _create(store: KVStore, live: State, key: str, size: int) -> None:
     value = make_value(key, len(live), size)
     store.create(key, value)
     live[key] = value
 
 
-def _assert_holds(store: KVStore, live: dict[str, Value]) -> None:
+def _assert_holds(store: KVStore, live: State) -> None:
     found: dict[str, Any] = dict(store.items())
     assert found.keys() == live.keys(), (
         f"lost {sorted(live.keys() - found.keys())[:5]}, "
@@ -330,5 +408,132 @@ def _assert_full_disk(error: StoreFullError) -> None:
     assert cause.errno in (ENOSPC, EDQUOT, EFBIG), repr(cause)
 
 
-def _limit_file_size(limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+# --- a limit on the size of files --------------------------------------------------------------
+
+
+def limit_file_size(folder: Path, rng: random.Random) -> int:
+    """Set RLIMIT_FSIZE before the file is opened, while it is open, and below its size."""
+    through(rng.choice(("map", "pwrite")))
+    tried = 0
+    for scenario in (fill_under_limit, lower_limit_while_open, open_beyond_limit, die_of_signal):
+        _allow_files_of(resource.RLIM_INFINITY)
+        file = folder / f"{scenario.__name__}.kvs"
+        try:
+            scenario(file, rng)
+        except BaseException as error:
+            error.add_note(scenario.__name__)
+            raise
+        tried += 1
+    return tried
+
+
+def fill_under_limit(file: Path, rng: random.Random) -> None:
+    """The limit acts as max_bytes."""
+    limit = rng.randrange(4 * MIB, 8 * MIB)
+    _allow_files_of(limit)
+    live: State = {}
+    with KVStore(file) as store:
+        create_until_full(store, live, of_disk=False)
+        change_on_full_disk(store, live, copy_on_write=False)
+    with KVStore(file) as store:
+        _assert_holds(store, live)
+    assert_whole(file)
+    assert limit - MIB < file.stat().st_size <= limit
+
+
+def lower_limit_while_open(file: Path, rng: random.Random) -> None:
+    live: State = {}
+    with KVStore(file) as store:
+        for number in range(200):
+            _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
+        _allow_files_of(file.stat().st_size + rng.randrange(200_000))
+        create_until_full(store, live, of_disk=False)
+        change_on_full_disk(store, live, copy_on_write=False)
+    assert_whole(file)
+
+
+def open_beyond_limit(file: Path, rng: random.Random) -> None:
+    """A file that is larger than the limit reads; where writes can be refused, these may be."""
+    live = make_store(file, 1_000)
+    size = file.stat().st_size
+    limit = rng.randrange(MIB, size)
+    _allow_files_of(limit)
+    with KVStore(file) as store:
+        refusing = not store._file.in_place
+        _assert_holds(store, live)
+        create_until_full(store, live, of_disk=False)
+        change_on_full_disk(store, live, copy_on_write=refusing)
+    assert file.stat().st_size == size
+    with KVStore(file) as store:
+        _assert_holds(store, live)
+    _allow_files_of(resource.RLIM_INFINITY)
+    with KVStore(file) as store:
+        _assert_holds(store, live)
+    assert_whole(file)
+
+
+def die_of_signal(file: Path, rng: random.Random) -> None:
+    """A program that has SIGXFSZ at its default, which Python does not, may die of it.
+
+    With `max_bytes` up to the limit it does not. Either way nothing is lost.
+    """
+    limit = rng.randrange(5 * MIB, 8 * MIB)
+    live = make_store(file, 200)
+    lowered = rng.random() < 0.5
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        if not lowered:
+            _allow_files_of(limit)
+        try:
+            with KVStore(file, max_bytes=limit) as store:
+                if lowered:
+                    _allow_files_of(file.stat().st_size)
+                for number in count():
+                    try:
+                        store.create(f"{number}", make_value(f"{number}", number, 12_000))
+                    except StoreFullError:
+                        break
+                    os.write(tell, b".")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(tell)
+    acknowledged = 0
+    while block := os.read(told, 65_536):
+        acknowledged += len(block)
+    os.close(told)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == (-signal.SIGXFSZ if lowered else 0), f"ended with {code}"
+    for number in range(acknowledged):
+        live[f"{number}"] = make_value(f"{number}", number, 12_000)
+    with KVStore(file) as store:
+        _assert_holds(store, live)
+    assert_whole(file)
+
+
+def _allow_files_of(size: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
+EXPERIMENTS = (
+    *(
+        Experiment(
+            f"full-disk-{kind}",
+            f"{kind} filled by others or itself; holes, shared blocks, a kill",
+            "full disks",
+            partial(try_all_on, kind),
+            unavailable=partial(reason_not_to_mount, kind),
+        )
+        for kind in SCENARIOS
+    ),
+    Experiment(
+        "file-size-limit",
+        "RLIMIT_FSIZE below what the file has or wants",
+        "limits",
+        limit_file_size,
+        unavailable=lambda: None if sys.platform == "linux" else "RLIMIT_FSIZE as on Linux",
+    ),
+)

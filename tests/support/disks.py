@@ -60,6 +60,11 @@ def mounted(kind: str, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(mount_point)], check=True, capture_output=True)
 
 
+def mount_privately() -> None:
+    """Have mounts of this process's namespace, which is its own, not be seen in others."""
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)
+
+
 @contextmanager
 def quick_folder(otherwise: Path) -> Iterator[Path]:
     """Give a folder in memory, where the system has one: for tests that flush very often."""
