@@ -1,6 +1,6 @@
 """The data file by itself: made, healed, grown, written to through either door, and closed.
 
-Locks between processes are in `test_processes`, full disks for real in `test_full_disk`, file
+Locks between processes are in `test_processes`, full disks for real in the fault laboratory, file
 sizes limited by the system there too.
 """
 
