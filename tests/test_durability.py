@@ -1,30 +1,25 @@
-"""Power loss and failing disks: what `sync`, `close` and `durable=True` promise of the disk."""
+"""Flushes, and disks that fail: what `sync`, `close` and `durable=True` ask of the disk.
+
+What they are worth when power is lost is tried by `faults.power`.
+"""
 
 import errno
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
-from support import MIB, scaled, seeded_random
 from support.children import PATIENCE_SECONDS
 from support.disks import quick_folder
 from support.images import (
-    PAGE,
-    SECTOR,
-    History,
-    PowerLoss,
     before_each_flush,
     write_image,
 )
 from support.whole import assert_whole
-from support.workload import Value, Workload, make_value
 
 from kvstore import KVStore, KVStoreError
 
@@ -32,283 +27,11 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="flushes are seen and made to fail at os.fdatasync"
 )
 
-by_sector_and_by_page = pytest.mark.parametrize("unit", [SECTOR, PAGE], ids=["sector", "page"])
-
-# A key, and the value to create under it; None to delete it.
-Step = tuple[str, Value | None]
-
-# Small, so that an image is quickly written and mapped.
-MAX_BYTES = 16 * MIB
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
     with quick_folder(tmp_path) as folder:
         yield folder / "test.kvs"
-
-
-def work(store: KVStore, history: History, workload: Iterator[Step], count: int) -> None:
-    for key, value in islice(workload, count):
-        history.apply(store, key, value)
-
-
-def states_during(
-    path: Path, store: KVStore, history: History, workload: Iterator[Step], steps: int, step: int
-) -> list[bytes]:
-    """Return the file as it is, and after each of `steps` times `step` operations."""
-    states = [path.read_bytes()]
-    for _ in range(steps):
-        work(store, history, workload, step)
-        states.append(path.read_bytes())
-    return states
-
-
-def assert_survives(image_path: Path, history: History, size: int = 40) -> None:
-    """Assert that the file opens, holds what was promised, works, and is whole once closed.
-
-    Works: it takes twenty more values, growing up to 20 times `size`.
-    """
-    with KVStore(image_path, max_bytes=MAX_BYTES) as store:
-        contents = {key: store.read(key) for key in store}
-        assert dict(store.items()) == contents
-        assert len(store) == len(contents)
-        history.assert_allows(contents)
-        for key in history.live.keys() - contents.keys():
-            assert key not in store
-            assert store.get(key) is None
-        for number in range(20):
-            store.create(f"afterwards {number}", make_value("afterwards", number, size * number))
-        for key in list(contents)[::2]:
-            store.delete(key)
-    assert_whole(image_path)
-
-
-def survive_many(
-    states: list[bytes],
-    unit: int,
-    history: History,
-    path: Path,
-    rng: random.Random,
-    images: int,
-    size: int = 40,
-) -> None:
-    crash = PowerLoss(states, unit)
-    for number in range(images):
-        image = crash.image(rng)
-        try:
-            assert_survives(write_image(path.with_suffix(".image"), image), history, size)
-        except BaseException as error:
-            error.add_note(f"image {number}, {len(crash.changed)} units differ")
-            raise
-
-
-# --- power loss --------------------------------------------------------------------------------
-
-
-@by_sector_and_by_page
-def test_what_was_synced_survives_power_loss_unharmed(path: Path, unit: int) -> None:
-    """After the sync, blocks are freed and used again, also for values of quite another size."""
-    rng = seeded_random()
-    for _ in range(scaled(3)):
-        path.unlink(missing_ok=True)
-        history = History()
-        workload = iter(Workload(rng, {}, population=150))
-        with KVStore(path, max_bytes=MAX_BYTES) as store:
-            work(store, history, workload, rng.choice((0, 50, 400)))
-            store.sync()
-            history.synced()
-            states = states_during(path, store, history, workload, 3, rng.choice((3, 30, 150)))
-        survive_many(states, unit, history, path, rng, images=10)
-
-
-@by_sector_and_by_page
-def test_power_loss_amid_growth_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    history = History()
-    workload = iter(Workload(rng, {}, population=4_000, grow=0.9))
-    with KVStore(path, max_bytes=MAX_BYTES) as store:
-        work(store, history, workload, 200)
-        store.sync()
-        history.synced()
-        states = states_during(path, store, history, workload, 3, 150)
-        while len(states[-1]) == len(states[0]):
-            states = [*states, *states_during(path, store, history, workload, 1, 150)[1:]]
-    # And it grows again, over what the lost growth left.
-    survive_many(states, unit, history, path, rng, images=scaled(15), size=800)
-
-
-@by_sector_and_by_page
-def test_power_loss_amid_rewrites_of_segments_harms_nothing_that_was_synced(
-    path: Path, unit: int
-) -> None:
-    rng = seeded_random()
-    history = History()
-    with KVStore(path, max_bytes=MAX_BYTES) as store:
-        # A segment holds 1,280 slots and is rewritten at 7/8 of these: the 16 first ones are near.
-        for number in range(17_000):
-            key = f"k{number}"
-            history.apply(store, key, make_value(key, number, 20))
-        store.sync()
-        history.synced()
-        segments = store.stats().segments
-        workload = iter(Workload(rng, {}, prefix="later", population=9_000, grow=1, largest=30))
-        states = states_during(path, store, history, workload, 3, 600)
-        assert store.stats().segments > segments, "segments were to be split"
-    survive_many(states, unit, history, path, rng, images=scaled(3))
-
-
-def test_power_loss_amid_deletes_undoes_a_delete_or_not_and_never_half(path: Path) -> None:
-    rng = seeded_random()
-    history = History()
-    with KVStore(path, max_bytes=MAX_BYTES) as store:
-        for number in range(300):
-            key = f"k{number}"
-            history.apply(store, key, make_value(key, number, 500))
-        store.sync()
-        history.synced()
-        before = path.read_bytes()
-        for number in range(0, 300, 2):
-            history.apply(store, f"k{number}", None)
-        states = [before, path.read_bytes()]
-    survive_many(states, SECTOR, history, path, rng, images=scaled(20))
-
-
-def test_nothing_deleted_before_the_sync_comes_back(path: Path) -> None:
-    """The old records' bytes may still be in the file, and in images."""
-    rng = seeded_random()
-    history = History()
-    with KVStore(path, max_bytes=MAX_BYTES) as store:
-        for number in range(300):
-            history.apply(store, f"k{number}", make_value("k", number, 300))
-        for number in range(300):
-            history.apply(store, f"k{number}", None)
-        store.sync()
-        history.synced()
-        work(store, history, iter(Workload(rng, {}, prefix="new")), 100)
-        assert not any(key.startswith("k") for key in store)
-        states = [path.read_bytes()]
-        work(store, history, iter(Workload(rng, {}, prefix="newer")), 100)
-        states.append(path.read_bytes())
-    for key in [f"k{number}" for number in range(300)]:
-        assert key not in history.live
-    survive_many(states, SECTOR, history, path, rng, images=scaled(20))
-
-
-@by_sector_and_by_page
-def test_every_operation_that_was_durable_survives_power_loss(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    history = History()
-    with KVStore(path, max_bytes=MAX_BYTES, durable=True) as store:
-        workload = iter(Workload(rng, {}, population=60))
-        work(store, history, workload, 100)
-        history.synced()
-        for _ in range(scaled(15)):
-            key, value = next(workload)
-            at_flush: list[bytes] = []
-            durable = path.read_bytes()
-            with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
-                history.apply(store, key, value)
-            assert at_flush, "a durable operation returned without a flush"
-            # Power is lost during the operation: the key is as before, or as after.
-            crash = PowerLoss([durable, at_flush[-1]], unit)
-            assert_survives(write_image(path.with_suffix(".image"), crash.image(rng)), history)
-            # Power is lost right after: the operation stands, whatever else was under way.
-            history.synced()
-            crash = PowerLoss([at_flush[-1], path.read_bytes()], unit)
-            assert_survives(write_image(path.with_suffix(".image"), crash.image(rng)), history)
-
-
-@by_sector_and_by_page
-def test_power_loss_during_close_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    for _ in range(scaled(5)):
-        path.unlink(missing_ok=True)
-        history = History()
-        store = KVStore(path, max_bytes=MAX_BYTES)
-        workload = iter(Workload(rng, {}, population=100))
-        work(store, history, workload, 200)
-        store.sync()
-        history.synced()
-        synced = path.read_bytes()
-        work(store, history, workload, 100)
-        at_flush = [synced]
-        with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
-            store.close()
-        assert len(at_flush) > 1, "close returned without a flush"
-        survive_many(at_flush[:2], unit, history, path, rng, images=4)
-        # From the first flush of close on, all is on the disk; what follows is the mark of a clean
-        # file, which must not be there before.
-        history.synced()
-        at_flush.append(path.read_bytes())
-        for flushed, later in pairwise(at_flush[1:]):
-            survive_many([flushed, later], unit, history, path, rng, images=4)
-
-
-@by_sector_and_by_page
-def test_power_loss_at_the_first_change_after_opening_harms_nothing(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    history = History()
-    workload = iter(Workload(rng, {}, population=100))
-    with KVStore(path, max_bytes=MAX_BYTES) as store:
-        work(store, history, workload, 200)
-    for _ in range(scaled(8)):
-        history.synced()
-        states = [path.read_bytes()]
-        store = KVStore(path, max_bytes=MAX_BYTES)
-        with before_each_flush(lambda: states.append(path.read_bytes())):  # noqa: B023
-            work(store, history, workload, 5)
-        assert len(states) > 1, "the mark of a clean file was to be taken away and flushed first"
-        survive_many(states[:2], unit, history, path, rng, images=2)
-        survive_many([states[1], path.read_bytes()], unit, history, path, rng, images=3)
-        store.close()
-
-
-@by_sector_and_by_page
-def test_power_loss_during_recovery_harms_nothing_that_was_synced(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    for _ in range(scaled(3)):
-        path.unlink(missing_ok=True)
-        history = History()
-        workload = iter(Workload(rng, {}, population=150))
-        with KVStore(path, max_bytes=MAX_BYTES) as store:
-            work(store, history, workload, 300)
-            store.sync()
-            history.synced()
-            states = states_during(path, store, history, workload, 2, 60)
-        # What a crash left on the disk, and then the file at each flush as that is recovered.
-        recovered = write_image(path.with_suffix(".recovered"), PowerLoss(states, unit).image(rng))
-        at_flush = [recovered.read_bytes()]
-        with before_each_flush(lambda: at_flush.append(recovered.read_bytes())):  # noqa: B023
-            store = KVStore(recovered, max_bytes=MAX_BYTES)
-            contents = dict(store)
-            work(store, History(), iter(Workload(rng, {}, prefix="recovered ")), 10)
-            store.close()
-        assert len(at_flush) > 2, "recovery and close were to flush"
-        for flushed, later in pairwise(at_flush):
-            crash = PowerLoss([flushed, later], unit)
-            for _ in range(3):
-                image = write_image(path.with_suffix(".image"), crash.image(rng))
-                with KVStore(image, max_bytes=MAX_BYTES) as store:
-                    found = dict(store)
-                assert_whole(image)
-                added = {key for key in found if key.startswith("recovered ")}
-                history.assert_allows({k: v for k, v in found.items() if k not in added})
-        with KVStore(recovered, max_bytes=MAX_BYTES) as store:
-            assert contents.items() <= dict(store).items()
-
-
-@by_sector_and_by_page
-def test_power_loss_during_creation_leaves_what_becomes_a_store(path: Path, unit: int) -> None:
-    rng = seeded_random()
-    for _ in range(scaled(3)):
-        path.unlink(missing_ok=True)
-        at_flush = [b""]
-        with before_each_flush(lambda: at_flush.append(path.read_bytes())):  # noqa: B023
-            store = KVStore(path, max_bytes=MAX_BYTES)
-        at_flush.append(path.read_bytes())
-        store.close()
-        for flushed, later in pairwise(at_flush):
-            survive_many([flushed, later], unit, History(), path, rng, images=4)
 
 
 # --- every promise has its flush ---------------------------------------------------------------

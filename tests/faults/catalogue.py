@@ -13,6 +13,7 @@ from . import (
     hostile,
     kills,
     little_memory,
+    power,
     processes,
     refusals,
     writes,
@@ -20,6 +21,7 @@ from . import (
 from .laboratory import Experiment
 
 EXPERIMENTS: Final[tuple[Experiment, ...]] = (
+    *power.EXPERIMENTS,
     *kills.EXPERIMENTS,
     *writes.EXPERIMENTS,
     *damage.EXPERIMENTS,

@@ -1,0 +1,640 @@
+"""Power loss: what the disk may hold then, at every moment, and what a store makes of it.
+
+Between two flushes a disk may write any part of what it was told, in any order. What it writes
+whole is a sector of 512 bytes; where a file system writes pages, one of 4,096. So each change of
+the file is recorded where it is made (the door for writing, and the file's length), and an image
+is: a moment between any two changes; for each sector one of the contents that it went through since
+the last flush; and one of the lengths. That tears whatever spans sectors: slots, records, free
+lists and what they hang from, segments, the directory and the extent map.
+
+A trial is a row of lives of one file. In each the file is opened, worked on and closed, all of it
+recorded. Images of moments of that life must open and keep every promise; the next life begins with
+one of them. So recovery is cut off as well, and the recovery of what that leaves.
+"""
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support import MIB
+from support.images import PAGE, SECTOR, write_image
+from support.whole import assert_whole
+from support.workload import Value, make_value, random_size
+
+import kvstore.datafile
+import kvstore.store
+from kvstore import KVStore, StoreFullError
+from kvstore.datafile import DataFile
+from kvstore.disk import reserve, write_at
+from kvstore.layout import STRIPE_SHIFT, key_hash
+
+from .laboratory import Experiment
+
+# Small, so that an image is quickly written and recovered.
+MAX_BYTES: Final = 4 * MIB
+ROOM_AFTERWARDS: Final = 16 * MIB
+
+LIVES: Final = 4
+IMAGES: Final = 8  # of each life
+
+YEAR: Final = 365 * 86_400
+# Seconds to live; and jumps of the clock before a recovery, none of which ends near one of these.
+LIFETIMES: Final = (None, None, None, 1_000, 10**9)
+JUMPS: Final = (0, 0, 0, 10**5, 40 * YEAR, -40 * YEAR)
+
+
+class Clock:
+    """Stands in for `time.time_ns`: a millisecond passes with each look."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_700_000_000 * 10**9
+
+    def __call__(self) -> int:
+        self.now_ns += 10**6
+        return self.now_ns
+
+    @property
+    def seconds(self) -> int:
+        return self.now_ns // 10**9
+
+    def jump(self, seconds: int) -> None:
+        """Move on, or back, but never to before 1970: the store takes that for 1970."""
+        self.now_ns = max(self.now_ns + seconds * 10**9, 10**15)
+
+
+# --- what the disk was told --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What a key may be: a value, and the second from which on it counts as absent."""
+
+    value: Value
+    expires: int | None = None
+
+    def at(self, seconds: int) -> Value | None:
+        return self.value if self.expires is None or seconds < self.expires else None
+
+
+ABSENT: Final = None
+Possible = dict[str, tuple[State | None, ...]]
+
+
+@dataclass(frozen=True)
+class Note:
+    """From change number `index` on, a key may also be in `states`; or in no others, if certain."""
+
+    index: int
+    key: str
+    states: tuple[State | None, ...]
+    certain: bool
+
+
+@dataclass
+class Epoch:
+    """The time from one flush to the next.
+
+    Attributes:
+        base: the file as it was flushed.
+        possible: what each key may be then.
+        changes: an offset and the bytes written there; or None and the file's new length.
+        notes: what else the keys may be, as it goes on.
+    """
+
+    base: bytes
+    possible: Possible
+    changes: list[tuple[int | None, bytes | int]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    def allowed(self, moment: int) -> Possible:
+        """Return what each key may be after power was lost before change number `moment`."""
+        allowed = dict(self.possible)
+        for note in self.notes:
+            if note.certain and note.index <= moment:
+                allowed[note.key] = note.states
+            elif not note.certain and note.index < moment:
+                allowed[note.key] = (*allowed.get(note.key, (ABSENT,)), *note.states)
+        return allowed
+
+
+class Disk:
+    """Records what is done to a file.
+
+    Attributes:
+        contents: of the file, as processes see it.
+        epochs: from flush to flush, the last of them under way.
+        acknowledged: what keys are since operations that returned in the last epoch.
+    """
+
+    def __init__(self, contents: bytes, possible: Possible) -> None:
+        self.epochs = [Epoch(contents, possible)]
+        self.contents = bytearray(contents)
+        self.acknowledged: Possible = {}
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.epochs[-1].changes.append((offset, bytes(data)))
+        end = offset + len(data)
+        assert end <= len(self.contents), "a write behind the end of the file"
+        self.contents[offset:end] = data
+
+    def resize(self, length: int) -> None:
+        if length != len(self.contents):
+            self.epochs[-1].changes.append((None, length))
+            del self.contents[length:]
+            self.contents.extend(bytes(length - len(self.contents)))
+
+    def reserve(self, end: int) -> None:
+        self.resize(max(len(self.contents), end))
+
+    def flush(self) -> None:
+        """What was written is on the disk, and stays; so does what was acknowledged."""
+        last = self.epochs[-1]
+        possible = last.allowed(len(last.changes) + 1) | self.acknowledged
+        self.acknowledged = {}
+        self.epochs.append(Epoch(bytes(self.contents), possible))
+
+    def intend(self, key: str, state: State | None) -> None:
+        """An operation begins."""
+        self._note(key, (state,), certain=False)
+
+    def acknowledge(self, key: str, state: State | None) -> None:
+        """It has returned: the next flush makes it certain."""
+        self.acknowledged[key] = (state,)
+
+    def promise(self) -> None:
+        """Whoever calls says that all which was acknowledged is on stable storage."""
+        for key, states in self.acknowledged.items():
+            self._note(key, states, certain=True)
+        self.acknowledged = {}
+
+    def learn(self, key: str, states: tuple[State | None, ...]) -> None:
+        """The file was found to hold this, and has been flushed since it was in doubt."""
+        self._note(key, states, certain=True)
+
+    def expired(self, key: str) -> None:
+        """A value's time is up: it may be taken back, or come back with the time."""
+        self._note(key, (ABSENT,), certain=False)
+        if key in self.acknowledged:
+            self.acknowledged[key] += (ABSENT,)
+
+    def _note(self, key: str, states: tuple[State | None, ...], *, certain: bool) -> None:
+        epoch = self.epochs[-1]
+        epoch.notes.append(Note(len(epoch.changes), key, states, certain))
+
+
+@contextmanager
+def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
+    """Have `disk` hear of each change of the one file that is open meanwhile."""
+    make_writer, pwrite = kvstore.datafile._map_writer, DataFile._pwrite
+    ftruncate = os.ftruncate
+
+    def recording_writer(mapped: Any) -> Callable[[int, bytes], None]:
+        write = make_writer(mapped)
+
+        def record(offset: int, data: bytes) -> None:
+            disk.write(offset, data)
+            write(offset, data)
+
+        return record
+
+    def record_pwrite(self: DataFile, offset: int, data: bytes) -> None:
+        disk.write(offset, data)
+        pwrite(self, offset, data)
+
+    def record_reserve(fd: int, start: int, end: int) -> None:
+        reserve(fd, start, end)
+        disk.reserve(end)
+
+    def record_write_at(fd: int, offset: int, data: bytes) -> None:
+        disk.write(offset, data)
+        write_at(fd, offset, data)
+
+    def record_ftruncate(fd: int, length: int) -> None:
+        ftruncate(fd, length)
+        disk.resize(length)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvstore.datafile, "_map_writer", recording_writer)
+        patch.setattr(DataFile, "_pwrite", record_pwrite)
+        patch.setattr(kvstore.datafile, "reserve", record_reserve)
+        patch.setattr(kvstore.datafile, "write_at", record_write_at)
+        patch.setattr(os, "ftruncate", record_ftruncate)
+        patch.setattr(kvstore.datafile, "flush_file", lambda *_: disk.flush())
+        patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: in_place)
+        patch.setattr(kvstore.store, "time_ns", clock)
+        yield
+
+
+# --- what it may hold after power loss ---------------------------------------------------------
+
+
+class Outage:
+    """Images of power lost in one epoch. `unit` bytes reach the disk together."""
+
+    def __init__(self, epoch: Epoch, unit: int) -> None:
+        self._epoch = epoch
+        self._unit = unit
+        # For each unit that was changed: after which number of changes it became what.
+        self._versions: dict[int, list[tuple[int, bytes]]] = {}
+        self._lengths = [len(epoch.base)]
+        longest = max([len(epoch.base), *(_end(*change) for change in epoch.changes)])
+        self._contents = bytearray(epoch.base.ljust(-(-longest // PAGE) * PAGE, b"\0"))
+        self._size = len(self._contents)
+        for number, (offset, data) in enumerate(epoch.changes, 1):
+            length = self._lengths[-1]
+            if offset is not None:
+                assert isinstance(data, bytes)
+                self._change(number, offset, data)
+                length = max(length, offset + len(data))
+            else:
+                assert isinstance(data, int)
+                if data < length and any(cut := self._contents[data:length]):
+                    self._change(number, data, bytes(len(cut)))
+                length = data
+            self._lengths.append(length)
+
+    def _change(self, number: int, offset: int, data: bytes) -> None:
+        contents, unit = self._contents, self._unit
+        end = offset + len(data)
+        starts = range(offset // unit * unit, end, unit)
+        for start in starts:
+            if start not in self._versions:
+                self._versions[start] = [(0, bytes(contents[start : start + unit]))]
+        contents[offset:end] = data
+        for start in starts:
+            self._versions[start].append((number, bytes(contents[start : start + unit])))
+
+    def image(self, moment: int, rng: random.Random) -> bytes:
+        """Return what the disk may hold where power was lost after so many changes."""
+        image = bytearray(self._epoch.base.ljust(self._size, b"\0"))
+        style = rng.choice(("even", "any", "mostly old", "mostly new", "runs", "all"))
+        share = 0.5
+        for start in sorted(self._versions):
+            versions = self._versions[start]
+            count = sum(1 for index, _ in versions if index <= moment)
+            if count == 1:
+                continue
+            if style == "runs" and rng.random() < 0.1:
+                share = rng.choice((0.0, 1.0))
+            if style == "any":
+                chosen = rng.randrange(count)
+            else:
+                chance = {"even": 0.5, "mostly old": 0.1, "mostly new": 0.9, "all": 1.0}
+                is_new = rng.random() < chance.get(style, share)
+                chosen = count - 1 if is_new else rng.randrange(count) if rng.random() < 0.05 else 0
+            image[start : start + self._unit] = versions[chosen][1]
+        lengths = self._lengths[: moment + 1]
+        length = rng.choice((lengths[0], lengths[-1], rng.choice(lengths)))
+        return bytes(image[:length]).ljust(length, b"\0")
+
+
+def _end(offset: int | None, data: bytes | int) -> int:
+    if offset is None:
+        assert isinstance(data, int)
+        return data
+    assert isinstance(data, bytes)
+    return offset + len(data)
+
+
+# --- what a store makes of it ------------------------------------------------------------------
+
+
+def assert_survives(path: Path, allowed: Possible, clock: Clock, rng: random.Random) -> None:
+    """Assert that the file opens, holds what was promised, works on, and is whole once closed."""
+    with KVStore(path, max_bytes=ROOM_AFTERWARDS) as store:
+        contents = assert_allowed(store, allowed, clock.seconds)
+        created = {}
+        largest = rng.choice((100, 100, 1_000, 16_000))
+        for number in range(rng.choice((10, 10, 40))):
+            key = f"afterwards {number}"
+            created[key] = make_value(key, number, rng.randrange(largest))
+            store.create(key, created[key])
+        for key in list(contents)[::2][:40]:
+            store.delete(key)
+            del contents[key]
+        for key, value in (created | contents).items():
+            assert store.read(key) == value
+        assert len(store) == len(contents) + len(created)
+    assert_whole(path)
+
+
+def assert_allowed(store: KVStore, allowed: Possible, seconds: int) -> dict[str, Value]:
+    """Assert that each key is in a state that it may be in; return what there is."""
+    contents = {key: store.read(key) for key in store}
+    assert len(store) == len(contents)
+    for key in contents.keys() | allowed.keys():
+        found = contents.get(key)
+        possible = [_at(state, seconds) for state in allowed.get(key, (ABSENT,))]
+        assert found in possible, (
+            f"key {key!r} is {_shown(found)} after the crash, "
+            f"allowed: {', '.join(map(_shown, possible))}"
+        )
+        if found is None:
+            assert key not in store
+    return contents
+
+
+def _at(state: State | None, seconds: int) -> Value | None:
+    return state.at(seconds) if state else None
+
+
+def _shown(value: Value | None) -> str:
+    return "absent" if value is None else f"mark {value.get('mark')}"
+
+
+# --- lives of a file ---------------------------------------------------------------------------
+
+
+class Life:
+    """An open store whose operations are noted by `disk` as well as what they write."""
+
+    def __init__(self, store: KVStore, disk: Disk, clock: Clock, rng: random.Random) -> None:
+        self.store = store
+        self.rng = rng
+        self.live: dict[str, State] = {}
+        self._disk = disk
+        self._clock = clock
+        allowed = disk.epochs[-1].allowed(len(disk.epochs[-1].changes) + 1)
+        contents = assert_allowed(store, allowed, clock.seconds)
+        for key, states in allowed.items():
+            found = contents.get(key)
+            # What was seen is what there is; an absent value may have expired and not be gone.
+            seen = tuple(state for state in states if _at(state, clock.seconds) == found)
+            disk.learn(key, seen if found else (*seen, ABSENT))
+            if found is not None:
+                self.live[key] = next(state for state in seen if state)
+        self._marks = rng.getrandbits(32) << 20
+
+    def create(self, key: str, size: int) -> bool:
+        """Create a key; tell whether there was room."""
+        self._marks += 1
+        ttl = self.rng.choice(LIFETIMES)
+        expires = ttl and self._clock.seconds + ttl
+        state = State(make_value(key, self._marks, size), expires)
+        self._disk.intend(key, state)
+        try:
+            self.store.create(key, state.value, ttl)
+        except StoreFullError:
+            self._disk.expired(key)
+            return False
+        self.live[key] = state
+        self._disk.acknowledge(key, state)
+        self._promise_if_durable()
+        return True
+
+    def delete(self, key: str) -> None:
+        self._disk.intend(key, ABSENT)
+        self.store.delete(key)
+        del self.live[key]
+        self._disk.acknowledge(key, ABSENT)
+        self._promise_if_durable()
+
+    def _promise_if_durable(self) -> None:
+        if self.store._durable:
+            self._disk.promise()
+
+    def sync(self) -> None:
+        self.store.sync()
+        self._disk.promise()
+
+    def let_time_pass(self, seconds: int) -> None:
+        """Turn the clock forward; some values expire."""
+        self._clock.jump(seconds)
+        for key, state in list(self.live.items()):
+            if state.at(self._clock.seconds) is None:
+                self._disk.expired(key)
+                del self.live[key]
+
+    def close(self) -> None:
+        self.store.close()
+        self._disk.promise()
+
+    def work(self, count: int, population: int = 120, largest: int = 16_000) -> None:
+        """Create and delete at random, the same keys again and again."""
+        for _ in range(count):
+            key = _key(self.rng.randrange(population))
+            if key in self.live:
+                self.delete(key)
+            else:
+                self.create(key, min(random_size(self.rng), largest))
+
+
+def _key(number: int) -> str:
+    # One in five is longer than the 32 bytes of a slot, and agrees with others in these.
+    return f"{'é' * 16 if number % 5 == 0 else ''}{number}"
+
+
+Deed = Callable[[Life], None]
+
+
+def work_at_random(life: Life) -> None:
+    """Some operations, with syncs and time between them."""
+    life.work(life.rng.choice((0, 50, 200)))
+    life.sync()
+    for _ in range(life.rng.randrange(4)):
+        life.work(life.rng.choice((3, 30, 100)))
+        if life.rng.random() < 0.3:
+            life.let_time_pass(2_000)
+        if life.rng.random() < 0.3:
+            life.store.purge_expired()
+        if life.rng.random() < 0.2:
+            life.sync()
+
+
+def touch_few_keys(life: Life) -> None:
+    """Several generations of the same keys since the sync, in blocks of any class."""
+    life.work(30, population=12, largest=3_000)
+    life.sync()
+    life.work(life.rng.choice((20, 100)), population=12, largest=3_000)
+
+
+def work_durably(life: Life) -> None:
+    life.work(life.rng.choice((10, 40)), population=40, largest=3_000)
+
+
+def grow(life: Life) -> None:
+    """Fill the file; where it is full, begin again."""
+    sizes = life.rng.choice(((8_000, 16_000), (1_500, 3_000), (200, 16_000)))
+    life.work(60)
+    life.sync()
+    size = life.store._file.size
+    prefix = life.rng.getrandbits(30)
+    for number in range(2_000):
+        if not life.create(f"{prefix} {number}", life.rng.randrange(*sizes)):
+            for key in life.rng.sample(sorted(life.live), len(life.live) * 3 // 4):
+                life.delete(key)
+            break
+        if life.store._file.size > size:
+            break
+    life.work(30)
+
+
+def change_classes(life: Life) -> None:
+    """Delete all values of one size and create others: extents pass from class to class."""
+    life.work(20, population=20, largest=100)
+    for _ in range(life.rng.choice((2, 3))):
+        size = life.rng.choice((0, 150, 400, 1_000, 2_500, 6_000, 16_000))
+        prefix = f"{life.rng.getrandbits(20):x} of {size}:"
+        keys = [f"{prefix}{number}" for number in range(min(120, 200_000 // (size + 300)))]
+        for key in keys:
+            life.create(key, size)
+        if life.rng.random() < 0.7:
+            life.sync()
+        for key in life.rng.sample(keys, len(keys) - life.rng.choice((0, 0, 1))):
+            if key in life.live:
+                life.delete(key)
+        life.work(10, population=20, largest=100)
+
+
+def rewrite_segments(life: Life) -> None:
+    """Fill a segment until it splits, or is rewritten because of its tombstones."""
+    store, rng = life.store, life.rng
+    seed, stripe = store._file.hash_seed, rng.randrange(2)
+    mine = [key for key in life.live if key_hash(key.encode(), seed) >> STRIPE_SHIFT == stripe]
+    if len(mine) > 800 and rng.random() < 0.6:
+        for key in rng.sample(mine, len(mine) * 3 // 4):
+            life.delete(key)
+    prefix = f"{rng.getrandbits(20):x}/"
+    names = (f"{prefix}{number}" for number in range(10**6))
+    keys = (name for name in names if key_hash(name.encode(), seed) >> STRIPE_SHIFT == stripe)
+    for _ in range(rng.choice((1_000, 1_090, 1_110))):
+        life.create(next(keys), 0)
+    life.sync()
+    for _ in range(rng.choice((30, 200))):
+        life.create(next(keys), rng.randrange(60))
+        if rng.random() < 0.2:
+            life.delete(rng.choice(sorted(life.live)))
+
+
+def open_and_close(life: Life) -> None:
+    """At most a first change."""
+    for _ in range(life.rng.randrange(3)):
+        life.work(1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial does in each life, and where it cuts lives off."""
+
+    deeds: Sequence[Deed]
+    durable: bool = False
+    lives: int = LIVES
+    images: int = IMAGES
+    in_opening: float = 0.1  # the chance that power is lost while the store is being opened
+
+
+def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
+    """Lead a file through its lives, and try images of each."""
+    clock = Clock()
+    contents, possible = b"", Possible()
+    tried = 0
+    for number in range(plan.lives):
+        path = write_image(folder / f"life {number}", contents)
+        disk = Disk(contents, possible)
+        for key, states in possible.items():
+            if any(state and state.at(clock.seconds) is None for state in states):
+                disk.expired(key)  # recovery takes it back
+        opened = live(plan, path, disk, clock, rng)
+        outages: dict[int, Outage] = {}
+        now_ns = clock.now_ns
+        for image_number in range(plan.images + 1):
+            epoch, moment = choose_moment(disk, opened, plan, rng)
+            if epoch not in outages:
+                outages[epoch] = Outage(disk.epochs[epoch], unit)
+            contents = outages[epoch].image(moment, rng)
+            possible = disk.epochs[epoch].allowed(moment)
+            clock.now_ns = now_ns
+            clock.jump(rng.choice(JUMPS))
+            if image_number == plan.images:
+                break  # the next life begins with this one
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(kvstore.store, "time_ns", clock)
+                patch.setattr(kvstore.datafile, "flush_file", lambda *_: None)
+                try:
+                    image = write_image(folder / "image", contents)
+                    assert_survives(image, possible, clock, rng)
+                except BaseException as error:
+                    error.add_note(
+                        f"life {number}, image {image_number}: after change {moment} of "
+                        f"{len(disk.epochs[epoch].changes)} in epoch {epoch} of "
+                        f"{len(disk.epochs)}, opened in epoch {opened[0]}"
+                    )
+                    raise
+            tried += 1
+        path.unlink()
+    return tried
+
+
+def live(plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random) -> tuple[int, int]:
+    """Open, work and close; return the epoch and the moment at which it was open."""
+    with recording(disk, clock, in_place=rng.random() < 0.7):
+        store = KVStore(path, max_bytes=MAX_BYTES, durable=plan.durable)
+        opened = len(disk.epochs) - 1, len(disk.epochs[-1].changes)
+        life = Life(store, disk, clock, rng)
+        rng.choice(plan.deeds)(life)
+        life.close()
+    assert_whole(path)
+    assert bytes(disk.contents) == path.read_bytes(), "a change went past the door"
+    return opened
+
+
+def choose_moment(
+    disk: Disk, opened: tuple[int, int], plan: Plan, rng: random.Random
+) -> tuple[int, int]:
+    """Return an epoch and how many of its changes had been made when power was lost."""
+    if rng.random() < plan.in_opening:
+        epoch = rng.randrange(opened[0] + 1)
+        last = opened[1] if epoch == opened[0] else len(disk.epochs[epoch].changes)
+        return epoch, rng.randint(0, last)
+    if rng.random() < 0.3:
+        epoch = rng.randrange(len(disk.epochs))
+    else:
+        counts = [len(each.changes) + 1 for each in disk.epochs]
+        (epoch,) = rng.choices(range(len(counts)), counts)
+    last = len(disk.epochs[epoch].changes)
+    return epoch, rng.choice((last, rng.randint(0, last), rng.randint(0, last)))
+
+
+PLANS: Final = {
+    "work": (Plan((work_at_random,)), "power lost amid creates, deletes, expiry, syncs"),
+    "generations": (Plan((touch_few_keys,)), "... amid keys deleted and created again and again"),
+    "durable": (Plan((work_durably,), durable=True), "... amid operations that are durable"),
+    "growth": (Plan((grow,)), "... while the file grows, or is full"),
+    "classes": (Plan((change_classes,)), "... while extents pass between size classes"),
+    "segments": (
+        Plan((rewrite_segments,), lives=3, images=8),
+        "... while segments are rewritten and split",
+    ),
+    "opening": (
+        Plan((open_and_close,), in_opening=0.3),
+        "... at creation, first change and close",
+    ),
+    "recovery": (
+        Plan((work_at_random, touch_few_keys, change_classes), lives=7, images=6, in_opening=0.8),
+        "... in recovery, and in the recovery of that",
+    ),
+}
+
+
+def _unavailable() -> str | None:
+    return None if sys.platform == "linux" else "changes of the file are recorded on Linux only"
+
+
+EXPERIMENTS = tuple(
+    Experiment(
+        f"power-{name}-by-{word}",
+        f"{fault}, by {word}",
+        "images",
+        partial(lose_power, plan, unit),
+        unavailable=_unavailable,
+    )
+    for name, (plan, fault) in PLANS.items()
+    for word, unit in (("sector", SECTOR), ("page", PAGE))
+)
