@@ -15,6 +15,7 @@ one of them. So recovery is cut off as well, and the recovery of what that leave
 import os
 import random
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ MAX_BYTES: Final = 4 * MIB
 ROOM_AFTERWARDS: Final = 16 * MIB
 
 LIVES: Final = 4
-IMAGES: Final = 8  # of each life
+IMAGES: Final = 6  # of each life
 
 YEAR: Final = 365 * 86_400
 # Seconds to live; and jumps of the clock before a recovery, none of which ends near one of these.
@@ -274,25 +275,27 @@ class Outage:
     def image(self, moment: int, rng: random.Random) -> bytes:
         """Return what the disk may hold where power was lost after so many changes."""
         image = bytearray(self._epoch.base.ljust(self._size, b"\0"))
-        style = rng.choice(("even", "any", "mostly old", "mostly new", "runs", "all"))
-        share = 0.5
+        # The chance that a sector is as of the moment. Else it is as of the flush, or now and then
+        # as of between the two. Neighbours often go together.
+        share = rng.choice((0.1, 0.5, 0.9, 1.0))
+        in_runs = rng.random() < 0.3
+        between = rng.choice((0.0, 0.1, 1.0))
         for start in sorted(self._versions):
             versions = self._versions[start]
-            count = sum(1 for index, _ in versions if index <= moment)
-            if count == 1:
-                continue
-            if style == "runs" and rng.random() < 0.1:
+            count = bisect_right(versions, moment, key=_number)
+            if in_runs and rng.random() < 0.1:
                 share = rng.choice((0.0, 1.0))
-            if style == "any":
-                chosen = rng.randrange(count)
-            else:
-                chance = {"even": 0.5, "mostly old": 0.1, "mostly new": 0.9, "all": 1.0}
-                is_new = rng.random() < chance.get(style, share)
-                chosen = count - 1 if is_new else rng.randrange(count) if rng.random() < 0.05 else 0
+            chosen = count - 1
+            if rng.random() >= share:
+                chosen = rng.randrange(count) if rng.random() < between else 0
             image[start : start + self._unit] = versions[chosen][1]
         lengths = self._lengths[: moment + 1]
         length = rng.choice((lengths[0], lengths[-1], rng.choice(lengths)))
         return bytes(image[:length]).ljust(length, b"\0")
+
+
+def _number(version: tuple[int, bytes]) -> int:
+    return version[0]
 
 
 def _end(offset: int | None, data: bytes | int) -> int:
@@ -609,7 +612,7 @@ PLANS: Final = {
     "growth": (Plan((grow,)), "... while the file grows, or is full"),
     "classes": (Plan((change_classes,)), "... while extents pass between size classes"),
     "segments": (
-        Plan((rewrite_segments,), lives=3, images=8),
+        Plan((rewrite_segments,), lives=3),
         "... while segments are rewritten and split",
     ),
     "opening": (
@@ -617,7 +620,7 @@ PLANS: Final = {
         "... at creation, first change and close",
     ),
     "recovery": (
-        Plan((work_at_random, touch_few_keys, change_classes), lives=7, images=6, in_opening=0.8),
+        Plan((work_at_random, touch_few_keys, change_classes), lives=6, images=4, in_opening=0.8),
         "... in recovery, and in the recovery of that",
     ),
 }
