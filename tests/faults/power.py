@@ -531,6 +531,7 @@ class Plan:
     lives: int = LIVES
     images: int = IMAGES
     in_opening: float = 0.1  # the chance that power is lost while the store is being opened
+    epochs: int = sys.maxsize  # then in one of so many first epochs
 
 
 def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
@@ -593,7 +594,7 @@ def choose_moment(
 ) -> tuple[int, int]:
     """Return an epoch and how many of its changes had been made when power was lost."""
     if rng.random() < plan.in_opening:
-        epoch = rng.randrange(opened[0] + 1)
+        epoch = rng.randrange(min(opened[0] + 1, plan.epochs))
         last = opened[1] if epoch == opened[0] else len(disk.epochs[epoch].changes)
         return epoch, rng.randint(0, last)
     if rng.random() < 0.3:
@@ -615,9 +616,13 @@ PLANS: Final = {
         Plan((rewrite_segments,), lives=3),
         "... while segments are rewritten and split",
     ),
+    "creation": (
+        Plan((open_and_close,), lives=1, images=30, in_opening=1.0, epochs=2),
+        "... while the file is created",
+    ),
     "opening": (
         Plan((open_and_close,), in_opening=0.3),
-        "... at creation, first change and close",
+        "... at opening, first change and close",
     ),
     "recovery": (
         Plan((work_at_random, touch_few_keys, change_classes), lives=6, images=4, in_opening=0.8),
