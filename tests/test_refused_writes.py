@@ -180,5 +180,9 @@ def test_quota_is_a_full_disk(
                 store.create(f"{number}", value, ttl=10)
         assert isinstance(error.value.__cause__, OSError)
         assert error.value.__cause__.errno == errno.EDQUOT
+        # A user who expects the plain error of the system gets that too.
+        assert isinstance(error.value, OSError)
+        assert error.value.errno == errno.EDQUOT
+        assert "no room on the disk" in str(error.value)
         clock.advance(20)
         store.create("later", value)

@@ -41,6 +41,7 @@ from .disk import (
 from .errors import (
     CorruptStoreError,
     KVStoreError,
+    QuotaError,
     StoreClosedError,
     StoreFullError,
     UnsupportedFormatError,
@@ -451,7 +452,8 @@ class DataFile:
         return digest.intdigest()
 
     def _disk_full(self, error: OSError, what: str) -> StoreFullError:
-        return StoreFullError(f"{self.path}: no room on the disk to {what}: {error.strerror}")
+        message = f"{self.path}: no room on the disk to {what}: {error.strerror}"
+        return QuotaError(message) if error.errno == EDQUOT else StoreFullError(message)
 
     # --- flushing and closing ------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ a `KeyError`), the exception is that as well. Trouble with the path itself, and 
 system reports of a write or a flush, stays the `OSError` it is.
 """
 
+from errno import EDQUOT
+
 
 class KVStoreError(Exception):
     """Anything that this library raises of its own."""
@@ -42,6 +44,14 @@ class StoreFullError(KVStoreError):
 
     Where the disk refused, its `OSError` is the `__cause__`. Nothing was lost; deleting makes room.
     """
+
+
+class QuotaError(StoreFullError, OSError):
+    """The user's quota on the disk is used up: a full disk, and the `OSError` EDQUOT as well."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = EDQUOT
 
 
 class StoreLockedError(KVStoreError):

@@ -7,6 +7,7 @@ import platform
 import random
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,14 @@ class _Progress:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._next = 0.0
-        self._failures = 0
+        self._told: Counter[str] = Counter()  # failures that were printed, by experiment
 
     def __call__(self) -> None:
-        failures = [text for report in self.laboratory.reports for text in report.failures]
-        for text in failures[self._failures :]:
-            self.end()
-            print(f"LOST: {text}\n", flush=True)
-        self._failures = len(failures)
+        for report in self.laboratory.reports:
+            for text in report.failures[self._told[report.experiment.name] :]:
+                self.end()
+                print(f"LOST: {text}\n", flush=True)
+            self._told[report.experiment.name] = len(report.failures)
         if sys.stderr.isatty() and time.monotonic() >= self._next:
             self._next = time.monotonic() + _SHOWN_EVERY_SECONDS
             trials = sum(report.trials for report in self.laboratory.reports)
@@ -94,7 +95,7 @@ class _Progress:
             seconds = time.monotonic() - self._started
             sys.stderr.write(
                 f"\r\x1b[K{seconds:,.0f} s: {trials:,} trials, {tried:,} faults, "
-                f"{len(failures)} failed"
+                f"{self._told.total()} failed"
             )
             sys.stderr.flush()
 
