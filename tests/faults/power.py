@@ -42,8 +42,8 @@ from .laboratory import Experiment
 MAX_BYTES: Final = 4 * MIB
 ROOM_AFTERWARDS: Final = 16 * MIB
 
-LIVES: Final = 4
-IMAGES: Final = 6  # of each life
+LIVES: Final = 3
+IMAGES: Final = 4  # of each life
 
 YEAR: Final = 365 * 86_400
 # Seconds to live; and jumps of the clock before a recovery, none of which ends near one of these.
@@ -622,7 +622,7 @@ PLANS: Final = {
         "... while segments are rewritten and split",
     ),
     "creation": (
-        Plan((open_and_close,), lives=1, images=30, in_opening=1.0, epochs=2),
+        Plan((open_and_close,), lives=1, images=16, in_opening=1.0, epochs=2),
         "... while the file is created",
     ),
     "opening": (
@@ -630,7 +630,7 @@ PLANS: Final = {
         "... at opening, first change and close",
     ),
     "recovery": (
-        Plan((work_at_random, touch_few_keys, change_classes), lives=6, images=4, in_opening=0.8),
+        Plan((work_at_random, touch_few_keys, change_classes), lives=4, in_opening=0.8),
         "... in recovery, and in the recovery of that",
     ),
 }
