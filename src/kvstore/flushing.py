@@ -56,8 +56,9 @@ class SharedFlush:
         finally:
             # An interrupted flush did not succeed, and did not fail: its followers start the next.
             if number:
+                # Before the lock is taken, which may fail for want of memory.
+                self._running = False
                 with self._lock:
-                    self._running = False
                     self._turn.notify_all()
 
     def end(self) -> None:
