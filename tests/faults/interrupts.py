@@ -1,0 +1,300 @@
+"""Exceptions that come from nowhere, at every point of an operation at which one can.
+
+Two kinds, and where each can come up in CPython:
+
+- `MemoryError`: from every instruction that may allocate or call. Those left out only move
+  references about; so does the call by which a ``with`` block that ended well lets go of its lock,
+  but for the tuple of its three arguments, which comes from a list of spare ones.
+- `KeyboardInterrupt`, and whatever else a signal handler or another thread raises: where the
+  interpreter looks for pending calls, which is at the start of a function, after a call of one in
+  C, and at a jump backward. So never between a lock's being taken by ``with`` and the block.
+
+Each point of a call is tried in a store of its own. The store works on at once, in another thread
+(so no lock is left held), every key is as it was, the one under way is as before or as after; and
+once the file has been closed and opened again nothing of it is missing or leaked.
+"""
+
+import dis
+import random
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final
+
+from support.clock import FakeClock
+from support.threads import run_together
+from support.whole import assert_whole
+
+import kvstore.store
+from kvstore import KVStore
+from kvstore.check import check_file
+
+from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
+from .laboratory import Experiment
+
+POINTS: Final = 60  # a trial, spread evenly over those of one case
+_POINTS_OF_LONG_CASES: Final = 6
+_LONG: Final = 20_000  # points
+
+# Not yet closing, nor opening: an interrupted one of these may keep the file for itself.
+_CASES: Final = tuple(case for case in CASES if case.act is not KVStore.close)
+
+_TESTS: Final = str(Path(__file__).resolve().parent.parent)
+# Instructions that move references about, and can fail for no want of memory.
+_SAFE: Final = frozenset(
+    (
+        "CACHE",
+        "CHECK_EXC_MATCH",
+        "COPY",
+        "COPY_FREE_VARS",
+        "END_FOR",
+        "END_SEND",
+        "EXTENDED_ARG",
+        "INTERPRETER_EXIT",
+        "IS_OP",
+        "JUMP_BACKWARD",
+        "JUMP_BACKWARD_NO_INTERRUPT",
+        "JUMP_FORWARD",
+        "JUMP_IF_FALSE_OR_POP",
+        "JUMP_IF_TRUE_OR_POP",
+        "KW_NAMES",
+        "LOAD_ASSERTION_ERROR",
+        "LOAD_CLOSURE",
+        "LOAD_CONST",
+        "LOAD_DEREF",
+        "LOAD_FAST",
+        "LOAD_FAST_AND_CLEAR",
+        "LOAD_FAST_CHECK",
+        "LOAD_FAST_LOAD_FAST",
+        "LOAD_GLOBAL",
+        "MAKE_CELL",
+        "NOP",
+        "POP_BLOCK",
+        "POP_EXCEPT",
+        "POP_JUMP_BACKWARD_IF_FALSE",
+        "POP_JUMP_BACKWARD_IF_NONE",
+        "POP_JUMP_BACKWARD_IF_NOT_NONE",
+        "POP_JUMP_BACKWARD_IF_TRUE",
+        "POP_JUMP_FORWARD_IF_FALSE",
+        "POP_JUMP_FORWARD_IF_NONE",
+        "POP_JUMP_FORWARD_IF_NOT_NONE",
+        "POP_JUMP_FORWARD_IF_TRUE",
+        "POP_JUMP_IF_FALSE",
+        "POP_JUMP_IF_NONE",
+        "POP_JUMP_IF_NOT_NONE",
+        "POP_JUMP_IF_TRUE",
+        "POP_TOP",
+        "PRECALL",
+        "PUSH_EXC_INFO",
+        "PUSH_NULL",
+        "RERAISE",
+        "RESUME",
+        "RETURN_CONST",
+        "RETURN_VALUE",
+        "STORE_ATTR",
+        "STORE_DEREF",
+        "STORE_FAST",
+        "STORE_FAST_LOAD_FAST",
+        "STORE_FAST_STORE_FAST",
+        "SWAP",
+        "WITH_EXCEPT_START",
+    )
+)
+
+
+class Injection:
+    """Raises one exception at one of the points that a call comes to.
+
+    Args:
+        error: its class, which decides what the points are.
+        at: the number of the point, from 1; 0 raises nothing, and counts them.
+    """
+
+    def __init__(self, error: type[BaseException], at: int = 0) -> None:
+        self._error = error
+        self._at = at
+        self._offsets = _memory_points if error is MemoryError else _interrupt_points
+        self.points = 0
+        self.where = ""
+
+    def run(self, act: Callable[[], object]) -> None:
+        """Call `act`, and end quietly where it raises what was injected."""
+        if self._error is not MemoryError:
+            sys.setprofile(self._profile)
+        sys.settrace(self._call)
+        try:
+            act()
+        except self._error:
+            if not self.where:
+                raise
+        finally:
+            sys.settrace(None)
+            sys.setprofile(None)
+
+    def _point(self, frame: FrameType, what: str) -> None:
+        self.points += 1
+        if self.points == self._at:
+            code = frame.f_code
+            self.where = f"{what} in {code.co_qualname}, line {frame.f_lineno}"
+            raise self._error
+
+    def _call(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        if frame.f_code.co_filename.startswith(_TESTS) or self.where:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._opcode
+
+    def _opcode(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "opcode" and (name := self._offsets(frame.f_code).get(frame.f_lasti)):
+            self._point(frame, name)
+        return self._opcode
+
+    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
+        if self.where or frame.f_code.co_filename.startswith(_TESTS):
+            return
+        if event == "call":
+            self._point(frame, "start")
+        elif event == "c_return":
+            self._point(frame, f"return of {getattr(arg, '__qualname__', arg)}")
+
+
+@cache
+def _memory_points(code: CodeType) -> dict[int, str]:
+    """Return the instructions that may raise MemoryError, by offset."""
+    points = {}
+    before: list[str] = []
+    for each in dis.get_instructions(code):
+        if each.opname in ("CACHE", "PRECALL", "EXTENDED_ARG"):
+            continue
+        ends_with = each.opname == "CALL" and before[-3:] == ["None"] * 3
+        if each.opname not in _SAFE and not ends_with:
+            points[each.offset] = each.opname
+        before.append("None" if each.opname == "LOAD_CONST" and each.argval is None else "")
+    return points
+
+
+@cache
+def _interrupt_points(code: CodeType) -> dict[int, str]:
+    """Return the jumps backward, and what follows a call and is guarded as the call is."""
+    guards: dict[int, int] = {}
+    for entry in getattr(dis.Bytecode(code), "exception_entries", ()):
+        guards.update(dict.fromkeys(range(entry.start, entry.end, 2), entry.target))
+    points = {}
+    call = None
+    for each in dis.get_instructions(code):
+        if call is not None and guards.get(call) == guards.get(each.offset):
+            points[each.offset] = f"after a call, {each.opname}"
+        call = each.offset if each.opname.startswith("CALL") else None
+        if "JUMP_BACKWARD" in each.opname and "NO_INTERRUPT" not in each.opname:
+            points[each.offset] = each.opname
+    return points
+
+
+# --- an operation interrupted at every point -----------------------------------------------------
+
+
+def interrupt(error: type[BaseException], folder: Path, rng: random.Random) -> int:
+    """Choose a case and raise `error` at some of its points."""
+    case = rng.choice(_CASES)
+    return interrupt_case(error, case, folder, rng)
+
+
+def interrupt_case(
+    error: type[BaseException], case: Case, folder: Path, rng: random.Random, most: int = POINTS
+) -> int:
+    """Raise `error` at points of one case, up to about `most`; return at how many."""
+    clock = FakeClock()
+    setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
+    durable = rng.random() < 0.3
+    with door(in_place := rng.random() < 0.7):
+        prepared = Prepared(case, folder, clock)
+        file = folder / "test.kvs"
+        store = prepared.open(file, durable=durable)
+        counting = Injection(error)
+        counting.run(partial(case.run, store))
+        store.close()
+        assert _contents(file) == prepared.after, "without any fault"
+        if counting.points > _LONG:
+            most = min(most, _POINTS_OF_LONG_CASES)
+        stride = max(1, counting.points // most)
+        tried = 0
+        for at in range(rng.randrange(stride) + 1, counting.points + 1, stride):
+            injection = Injection(error, at)
+            try:
+                _interrupt_once(prepared, file, injection, durable)
+            except BaseException as failure:
+                failure.add_note(
+                    f"{error.__name__} at point {at} of {counting.points} of {case.name!r}: "
+                    f"{injection.where}; in place: {in_place}, durable: {durable}"
+                )
+                raise
+            tried += bool(injection.where)
+    assert tried, "no point was met"
+    return tried
+
+
+def _interrupt_once(prepared: Prepared, file: Path, injection: Injection, durable: bool) -> None:
+    store = prepared.open(file, durable=durable)
+    injection.run(partial(prepared.case.run, store))
+    contents: State = prepared.before
+    if not store.closed:
+        run_together(partial(_use_on, store, prepared))
+        contents = dict(store.items())
+        run_together(store.close)
+    store.close()
+    del store
+    problems = [str(problem) for problem in check_file(file)]
+    if problems and not any("not clean" in problem for problem in problems):
+        raise AssertionError(f"closed clean, but: {problems[:5]}")
+    found = _contents(file)
+    assert found == contents, _difference(found, contents)
+
+
+def _use_on(store: KVStore, prepared: Prepared) -> None:
+    """Have the interrupted store tell that the call has happened or not, and do it in full."""
+    found = dict(store.items())
+    assert found in (prepared.before, prepared.after), _difference(found, prepared.after)
+    assert len(store) == len(found)
+    case = prepared.case
+    if (case.key is not None and case.value is not None and found == prepared.before) or (
+        case.key is not None and case.value is None and case.key in found
+    ):
+        case.run(store)
+    assert dict(store.items()) == prepared.after, "after the call was repeated"
+    assert store.purge_expired() >= 0
+    if case.probes:
+        make_probes(store)
+    assert dict(store.items()) == prepared.after, "after the probes"
+    store.stats()
+    store.sync()
+
+
+def _contents(file: Path) -> State:
+    """Open the file anew, use it, and close it whole; return what is in it."""
+    with KVStore(file, max_bytes=MAX_BYTES) as store:
+        found = dict(store.items())
+        assert len(store) == len(found)
+    assert_whole(file)
+    return found
+
+
+def _difference(found: State, expected: State) -> str:
+    lost = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    wrong = sorted(key for key in found.keys() & expected.keys() if found[key] != expected[key])
+    return f"lost {lost[:5]}, extra {extra[:5]}, wrong {wrong[:5]}"
+
+
+EXPERIMENTS = tuple(
+    Experiment(
+        f"{name}-anywhere",
+        f"{error.__name__} raised at any instruction of an operation where it can come up",
+        "errors",
+        partial(interrupt, error),
+        1,
+    )
+    for name, error in (("no-memory", MemoryError), ("interrupts", KeyboardInterrupt))
+)
