@@ -214,6 +214,26 @@ def use_every_member(store, iterator):
 
 
 @needs_fork
+def test_child_of_a_fork_amid_a_closed_stores_refusal_is_refused_as_well(path: Path) -> None:
+    """It takes a stripe to say that it is closed, and a thread of the parent may just have it."""
+    script = """
+store = KVStore(sys.argv[1])
+iterator = iter(store)
+store.close()
+for stripe in store._stripes:
+    stripe.acquire()
+pid = os.fork()
+if pid == 0:
+    use_every_member(store, iterator)
+    os._exit(0)
+os.waitpid(pid, 0)
+say("end")
+"""
+    with Child(USE_EVERY_MEMBER + script, path) as child:
+        assert child.end().splitlines() == ["end"]
+
+
+@needs_fork
 @pytest.mark.parametrize("parent_closes_first", [False, True])
 def test_forked_child_gets_store_closed_error_from_every_member(
     path: Path, parent_closes_first: bool

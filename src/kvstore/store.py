@@ -62,7 +62,7 @@ _RETRY_EVERY: Final = 16
 _LAST_MS: Final = TIME_LIMIT - 1 - MAX_TTL_SECONDS * 1000
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 
-_open_stores: "WeakSet[KVStore]" = WeakSet()
+_stores: "WeakSet[KVStore]" = WeakSet()
 
 
 class KVStore(Mapping[str, Value]):
@@ -129,7 +129,7 @@ class KVStore(Mapping[str, Value]):
         self._closing = threading.Lock()
         self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
         self._file.call_after_fork(self._abandon)
-        _open_stores.add(self)
+        _stores.add(self)
         self._closed = False
 
     # --- one key -------------------------------------------------------------------------------
@@ -503,7 +503,6 @@ class KVStore(Mapping[str, Value]):
             if self._closed:
                 return
             self._with_all_stripes(self._set_closed)
-            _open_stores.discard(self)
             self._file.close()
 
     def _set_closed(self) -> None:
@@ -552,11 +551,14 @@ class KVStore(Mapping[str, Value]):
             else f"{self._path}: the store belongs to the parent of this forked process"
         )
 
-    def _abandon(self) -> None:
-        """In a forked child: become a closed store without touching anything of the parent's."""
-        # Other threads of the parent may have held these, and will never let go of them here.
+    def _renew_locks(self) -> None:
+        """In a forked child: other threads of the parent may have held these, and let go there."""
         self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
         self._closing = threading.Lock()
+
+    def _abandon(self) -> None:
+        """In a forked child: become a closed store without touching anything of the parent's."""
+        self._renew_locks()
         self._closed = True
         self._file.abandon()
 
@@ -603,8 +605,18 @@ def _resolve(path: str | os.PathLike[str] | None) -> Path:
 
 @atexit.register
 def _close_all() -> None:
-    for store in list(_open_stores):
+    for store in list(_stores):
         try:
             store.close()
         except Exception:  # one store's trouble must not keep the others from being closed
             sys.excepthook(*sys.exc_info())
+
+
+def _renew_all_locks() -> None:
+    # A closed store too, which no lock on its file names: it takes a stripe to say that it is.
+    for store in list(_stores):
+        store._renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all_locks)
