@@ -21,6 +21,7 @@ ORDER: Final = (
     "extents",
     "soundness",
     "slab",
+    "scan",
     "segment",
     "table",
     "recovery",

@@ -27,7 +27,8 @@ from .errors import StoreFullError, StoreLockedError
 from .layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
 
 _POLL_SECONDS: Final = 0.02
-_FLAGS: Final = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_COMMON_FLAGS: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS: Final = os.O_RDWR | _COMMON_FLAGS
 
 # Reentrant: a garbage-collected store may be closed by the thread that is opening another.
 _guard = threading.RLock()
@@ -40,16 +41,18 @@ class FileLock:
     Args:
         path: absolute path of the file.
         timeout: seconds to wait for another process.
+        read_only: open it for reading only, and do not create it.
 
     Raises:
         StoreLockedError: another process has it after `timeout`, or this one has it already.
         StoreFullError: the file is missing, and the disk has no room to create it.
-        OSError: the path cannot be opened for reading and writing, or is no regular file.
+        OSError: the path cannot be opened, or is no regular file.
     """
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, *, read_only: bool = False) -> None:
         self.path = path
         self._pid = os.getpid()
+        self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS | os.O_CREAT
         self._after_fork: WeakMethod[Callable[[], None]] | None = None
         deadline = monotonic() + timeout
         while not self._try(deadline):
@@ -59,7 +62,7 @@ class FileLock:
         """Open and lock the file. False: try again, somebody else has it or has just moved it."""
         with _guard:
             try:
-                self.fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
+                self.fd = os.open(self.path, self._flags, 0o600)
             except OSError as error:
                 if error.errno == ENOSPC:
                     raise StoreFullError(

@@ -3,11 +3,7 @@
 Runs when a file is opened that was not closed, or whose directory, extent map or allocator fail
 their checksum; also makes the index of a new file, which is that of no records.
 
-1. Scan every extent for records: aligned magic, sane sizes, inside its extent, at a multiple of its
-   class's block size, checksum right, not expired. (A right checksum vouches for key and place.)
-   Where records of two classes are in one extent, the class with the most bytes wins. Only
-   operations that were never flushed can have led to that, and then either class may win: an
-   extent changes its class only when all its records were deleted.
+1. Scan every extent for whole, live records of one class: see `scan`.
 2. Clear the magic of everything that lost; write extent map, allocator and free lists.
 3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
    one key the newer gets the slot, and the older is freed: likewise. Flush.
@@ -52,10 +48,7 @@ from .layout import (
     KIND_SEGMENT,
     KIND_SLAB,
     MAX_DEPTH,
-    MAX_KEY_SIZE,
-    MAX_VALUE_SIZE,
     MIN_DEPTH,
-    MIN_VALUE_SIZE,
     NEVER,
     NO_BLOCK,
     NO_EXPIRY,
@@ -77,11 +70,10 @@ from .layout import (
     SPLIT_AT,
     TIME_LIMIT,
     U16,
-    key_hash,
     map_entry_offset,
-    record_checksum,
     segment_run,
 )
+from .scan import judge, size_class_at
 from .segment import Member, build
 from .slab import Slab
 
@@ -199,7 +191,7 @@ class _Rebuild:
         # As a rule all magics are those of live records of one class. Whatever is not shows in
         # their number, and is looked at one by one.
         first = contents.find(RECORD_MAGIC_BYTES)
-        size_class = _size_class(contents, first)
+        size_class = size_class_at(contents, first)
         positions = self._scan_blocks(contents, base, size_class) if size_class >= 0 else []
         if len(positions) != magics:
             for part in self._parts:
@@ -256,28 +248,13 @@ class _Rebuild:
         Returns:
             That class, which has the most bytes of blocks; -1 where there is none.
         """
-        aligned = [
-            position for position in _all_positions(contents) if position % BLOCK_ALIGNMENT == 0
-        ]
-        whole = {}
-        sizes: dict[int, int] = {}
-        for position in aligned:
-            size_class = _size_class(contents, position)
-            if size_class < 0 or not _is_whole(contents, position, base, self._file.hash_seed):
-                self._damaged += 1
-                continue
-            expires_at = RECORD.unpack_from(contents, position)[5]
-            if expires_at and expires_at <= self._now_ms:
-                self._expired += 1
-                continue
-            whole[position] = size_class
-            sizes[size_class] = sizes.get(size_class, 0) + BLOCK_SIZES[size_class]
-        winner = max(sizes, key=lambda size_class: sizes[size_class], default=-1)
-        for position in aligned:
-            if whole.get(position, -1) != winner or winner < 0:
-                self._file.write(base + position, _NO_MAGIC)
-        self._outdated += sum(size_class != winner for size_class in whole.values())
-        return winner
+        verdict = judge(contents, base, self._file.hash_seed, self._now_ms)
+        for position in (*verdict.outdated, *verdict.expired, *verdict.damaged):
+            self._file.write(base + position, _NO_MAGIC)
+        self._outdated += len(verdict.outdated)
+        self._expired += len(verdict.expired)
+        self._damaged += len(verdict.damaged)
+        return verdict.winner
 
     def _chain_free_blocks(
         self, base: int, block_size: int, live_positions: list[int]
@@ -472,14 +449,6 @@ def _set_entry(
     SLAB_ENTRY.pack_into(entries, 16 * extent, kind, *blocks, NO_EXTENT, next_extent, 0)
 
 
-def _all_positions(contents: bytes) -> Iterator[int]:
-    """Yield where the bytes of a record's magic are, aligned or not."""
-    position = contents.find(RECORD_MAGIC_BYTES)
-    while position >= 0:
-        yield position
-        position = contents.find(RECORD_MAGIC_BYTES, position + 1)
-
-
 def _shape(head: int, least: int, most: int) -> tuple[int, int]:
     """Return where value and record end begin, in a record with this first word; (0, 0) if none.
 
@@ -490,35 +459,3 @@ def _shape(head: int, least: int, most: int) -> tuple[int, int]:
     if head & 0xFFFF_FFFF == RECORD_MAGIC and least < end <= most:
         return value_start, end
     return 0, 0
-
-
-def _size_class(contents: bytes, position: int) -> int:
-    """Return the size class that a magic in an extent goes with; -1 where it can be no record's."""
-    if position % BLOCK_ALIGNMENT or position + RECORD_HEADER_SIZE > EXTENT_SIZE:
-        return -1
-    header: tuple[int, ...] = RECORD.unpack_from(contents, position)
-    _, value_size, key_size, flags, *_ = header
-    if (
-        flags
-        or not 0 < key_size <= MAX_KEY_SIZE
-        or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
-    ):
-        return -1
-    size = RECORD_HEADER_SIZE + key_size + value_size
-    size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> _ALIGNMENT_SHIFT]
-    if position % BLOCK_SIZES[size_class] or position + BLOCK_SIZES[size_class] > EXTENT_SIZE:
-        return -1
-    return size_class
-
-
-def _is_whole(contents: bytes, position: int, base: int, hash_seed: int) -> bool:
-    """Tell whether the record of sane sizes at `position` of an extent has the right checksum."""
-    header: tuple[int, ...] = RECORD.unpack_from(contents, position)
-    _, value_size, key_size, _, created_at, expires_at, checksum = header
-    value_start = position + RECORD_HEADER_SIZE + key_size
-    key = contents[position + RECORD_HEADER_SIZE : value_start]
-    value = contents[value_start : value_start + value_size]
-    # The checksum leaves out what it cannot be: the upper bits of an expiry past the limit.
-    return expires_at < TIME_LIMIT and checksum == record_checksum(
-        value, key_hash(key, hash_seed), created_at, expires_at, base + position
-    )

@@ -1,0 +1,82 @@
+"""The command line: the group of commands, and what each kind of trouble ends in.
+
+Exit status 0: fine; 1: problems found; 2: wrong usage, or not a store; 3: another process has it.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from kvstore import (
+    CorruptStoreError,
+    KVStoreError,
+    StoreLockedError,
+    UnsupportedFormatError,
+    __version__,
+)
+
+from .terminal import say
+
+PROBLEMS: Final = 1
+WRONG_USAGE: Final = 2
+LOCKED: Final = 3
+
+_COMMANDS: Final = ("get",)
+
+
+class _Commands(click.Group):
+    """Imports the module of a command only when it is run: some need large libraries."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"kvstore_inspect.commands.{name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 fine, 1 problems found, 2 wrong usage or not a store, 3 in use.",
+)
+@click.version_option(__version__, prog_name="kvstore-inspect")
+def group() -> None:
+    """See into a kvstore file, check it, carry it elsewhere, mend it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        result: Any = group.main(arguments, prog_name="kvstore-inspect", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 128 + 2
+    except BrokenPipeError:
+        # Whoever reads has enough. Python would say so once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except StoreLockedError as error:
+        return _end(error, LOCKED)
+    except (UnsupportedFormatError, OSError) as error:
+        return _end(error, WRONG_USAGE)
+    except (CorruptStoreError, KVStoreError) as error:
+        return _end(error, PROBLEMS)
+    return result if isinstance(result, int) else 0
+
+
+def _end(error: Exception, status: int) -> int:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    say(f"kvstore-inspect: {text}")
+    return status

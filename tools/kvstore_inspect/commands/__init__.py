@@ -1,0 +1,1 @@
+"""The commands, one module each. Each has one function `command`, made for click."""

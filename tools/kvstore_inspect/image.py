@@ -1,0 +1,212 @@
+"""A store's file, opened for looking at: its bytes, and what its superblock says.
+
+Nothing here changes the file. It is read and not mapped: a file that another program cuts off, or a
+disk that fails, is then an OSError and not the end of the process.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from kvstore import CorruptStoreError, UnsupportedFormatError
+from kvstore.filelock import FileLock
+from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FILE_MAGIC,
+    FIXED_EXTENTS,
+    FORMAT_VERSION,
+    HOLDER,
+    HOLDER_OFFSET,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    MAX_EXTENTS,
+    SLAB_ENTRY,
+    STATE,
+    STATE_OFFSET,
+    U64,
+    map_entry_offset,
+    pack_state,
+)
+
+
+class Identity(NamedTuple):
+    """What a file is, as written at its creation."""
+
+    version: int
+    extent_size: int
+    file_id: bytes
+    hash_seed: int
+    created_at: int
+    """Milliseconds since 1970 UTC."""
+
+
+class State(NamedTuple):
+    """What the superblock says of the rest; `intact` is whether its checksum is right."""
+
+    clean: bool
+    extent_count: int
+    durable_count: int
+    index_checksum: int
+    intact: bool
+
+
+class Image:
+    """The bytes of a file, and what its superblock says.
+
+    Args:
+        path: for messages.
+        fd: an open descriptor, which stays the caller's.
+        in_use: another process may be changing the file meanwhile.
+
+    Attributes:
+        identity, state: of the superblock.
+        extent_count: how many extents of the file there are to look at.
+        trusted: it was closed in order, and the index has the checksum that it had then.
+        problems: what is wrong with superblock or length, in sentences.
+
+    Raises:
+        UnsupportedFormatError: the file is no store, or of a newer format.
+        CorruptStoreError: both copies of its identity are damaged.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, fd: int, *, in_use: bool) -> None:
+        self.path = path
+        self.in_use = in_use
+        self.problems: list[str] = []
+        self._fd = fd
+        self._size = os.fstat(fd).st_size
+        self.identity = self._load_identity()
+        self.seed = self.identity.hash_seed
+        self.state = self._load_state()
+        self.extent_count = min(self._size >> EXTENT_SHIFT, self._known_extents(), MAX_EXTENTS)
+        self._compare_lengths()
+        self.trusted = (
+            self.state.clean
+            and self.extent_count == self.state.extent_count
+            and self.state.index_checksum == self.index_checksum()
+        )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: slice) -> bytes:
+        """Return bytes of the file; fewer where it ends."""
+        start, stop, _ = where.indices(self._size)
+        return os.pread(self._fd, max(0, stop - start), start)
+
+    def extent(self, number: int) -> bytes:
+        """Return all bytes of an extent."""
+        return self[number << EXTENT_SHIFT : (number + 1) << EXTENT_SHIFT]
+
+    def map_entry(self, extent: int) -> bytes:
+        """Return the sixteen bytes of the extent map on that extent."""
+        offset = map_entry_offset(extent)
+        return self[offset : offset + SLAB_ENTRY.size]
+
+    def holder(self) -> int:
+        """Return the process id that is written in the file; 0 where it was closed."""
+        (pid,) = HOLDER.unpack(self._exactly(HOLDER_OFFSET, HOLDER.size))
+        return int(pid)
+
+    def index_checksum(self) -> int:
+        """Return the checksum of directory, extent map and allocator as they are now."""
+        return xxh3_64_intdigest(
+            self[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
+            + self[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
+            + self[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE],
+            self.seed,
+        )
+
+    def _exactly(self, offset: int, size: int) -> bytes:
+        return self[offset : offset + size].ljust(size, b"\0")
+
+    def _load_identity(self) -> Identity:
+        found: Identity | None = None
+        magics = 0
+        for offset in IDENTITY_OFFSETS:
+            copy = self._exactly(offset, IDENTITY.size)
+            magic, *fields, checksum = IDENTITY.unpack(copy)
+            magics += magic == FILE_MAGIC
+            if magic != FILE_MAGIC or checksum != xxh3_64_intdigest(copy[: -U64.size]):
+                self.problems.append(f"the copy of the identity at byte {offset:,} is damaged")
+            elif found is None:
+                found = Identity(*fields)
+        if found is None:
+            if magics:
+                raise CorruptStoreError(
+                    f"{self.path}: both copies of the identity are damaged; without the hash seed "
+                    f"in them no record can be told from garbage"
+                )
+            raise UnsupportedFormatError(f"{self.path}: not a kvstore file")
+        if (found.version, found.extent_size) != (FORMAT_VERSION, EXTENT_SIZE):
+            raise UnsupportedFormatError(
+                f"{self.path}: format version {found.version} with extents of "
+                f"{found.extent_size:,} bytes, this tool reads version {FORMAT_VERSION} of "
+                f"{EXTENT_SIZE:,}"
+            )
+        return found
+
+    def _load_state(self) -> State:
+        packed = self._exactly(STATE_OFFSET, STATE.size)
+        clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
+        intact = packed == pack_state(bool(clean), count, durable, index_checksum, self.seed)
+        if not intact:
+            self.problems.append(f"the state at byte {STATE_OFFSET:,} is damaged")
+        return State(bool(clean) and intact, count, durable, index_checksum, intact)
+
+    def _known_extents(self) -> int:
+        return self.state.extent_count if self.state.intact else MAX_EXTENTS
+
+    def _compare_lengths(self) -> None:
+        needed = FIXED_EXTENTS
+        if self.state.intact:
+            count, durable = self.state.extent_count, self.state.durable_count
+            needed = max(needed, count if self.state.clean else durable)
+        if self._size < needed * EXTENT_SIZE:
+            self.problems.append(
+                f"the file is {self._size:,} bytes, shorter than its contents of "
+                f"{needed * EXTENT_SIZE:,}: it was cut off"
+            )
+
+
+@contextmanager
+def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iterator[Image]:
+    """Open the file at `path` and hold its lock, unless it is to be looked at without.
+
+    Args:
+        path: the file.
+        wait: seconds to wait for another process to let go of it.
+        unlocked: do not lock; another process may be changing the file meanwhile.
+
+    Raises:
+        StoreLockedError: another process has it after `wait`.
+        OSError: it cannot be opened for reading, or is no regular file.
+        UnsupportedFormatError, CorruptStoreError: as `Image`.
+    """
+    absolute = Path(os.path.abspath(path))
+    if not unlocked:
+        lock = FileLock(str(absolute), wait, read_only=True)
+        try:
+            yield Image(path, lock.fd, in_use=False)
+        finally:
+            lock.release()
+        return
+    fd = os.open(absolute, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(22, "not a regular file", str(path))
+        yield Image(path, fd, in_use=True)
+    finally:
+        os.close(fd)

@@ -1,0 +1,389 @@
+"""Every record of a file, one after the other, and every one that is damaged.
+
+A file that was closed in order is read by its index; then whatever is whole and in no slot, which
+only damage can have led to. One that was not is read without the index, record by record, as the
+store's next opening would. One that is in use is read by the index as well, looking again at what
+does not fit, because it may just be changing.
+
+Of the file no more than an extent is in memory at a time; beside it a bit for each block of 32
+bytes, or 8 bytes for each record of a file that was not closed.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import sleep
+from typing import Final
+
+import orjson
+
+from kvstore.layout import (
+    BLOCK_ALIGNMENT,
+    BUCKET_COUNT,
+    BUCKET_HEADER,
+    BUCKET_SHIFT,
+    BUCKET_SIZE,
+    CONTROL_EMPTY,
+    DIRECTORY_ENTRIES,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SHIFT,
+    DIRECTORY_SIZE,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FINGERPRINT_SHIFT,
+    FINGERPRINTS,
+    FIXED_EXTENTS,
+    MAX_DEPTH,
+    MAX_KEY_SIZE,
+    MIN_DEPTH,
+    RECORD,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
+    SLOT,
+    SLOT_KEY_SIZE,
+    SLOT_SIZE,
+    U64,
+    bucket_marker,
+    key_hash,
+    record_checksum,
+    segment_run,
+    slot_offset,
+)
+from kvstore.scan import is_whole, judge, magics, size_class_at
+from kvstore.segment import live_slots
+
+from .image import Image
+
+_LOOKS: Final = 5  # at what does not fit in a file in use
+_PAUSE_SECONDS: Final = 0.001
+_PLACE_BITS: Final = 25
+_PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
+_PARTS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A whole record. Times are milliseconds since 1970 UTC; `expires_at` is 0 for never.
+
+    `slot` is the offset of the slot that points to it; 0 where none does, or none was looked for.
+    """
+
+    key: str
+    value: bytes
+    created_at: int
+    expires_at: int
+    offset: int
+    slot: int
+
+    def parsed(self) -> object:
+        """Return the value as Python has it."""
+        return orjson.loads(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that should be a record, or lead to some: where, of which key if that is known."""
+
+    offset: int
+    key: str | None
+    message: str
+
+
+Found = Record | Damage
+Progress = Callable[[int, int], object]
+
+
+class Records:
+    """The records of an image, those that have expired included.
+
+    Args:
+        image: an open file.
+        now_ms: the time, for what is in use or was not closed: what has expired loses there.
+        progress: called with how much of the way is done, and the whole of it.
+
+    Attributes:
+        by_index: whether the index is used.
+    """
+
+    def __init__(
+        self, image: Image, now_ms: int, progress: Progress = lambda _done, _whole: None
+    ) -> None:
+        self._image = image
+        self._now_ms = now_ms
+        self._progress = progress
+        self.by_index = image.trusted or (image.in_use and not image.state.clean)
+        self._slab_extents = range(FIXED_EXTENTS, image.extent_count)
+
+    def __iter__(self) -> Iterator[Found]:
+        for problem in self._image.problems:
+            yield Damage(0, None, problem)
+        yield from self._by_index() if self.by_index else self._without_index()
+
+    def find(self, key: str) -> Found | None:
+        """Return the record of `key`, or what is damaged of it; None where it is absent."""
+        if not self.by_index:
+            wanted = (found for found in self if isinstance(found, Record) and found.key == key)
+            return next(wanted, None)
+        return self._look_up(key.encode())
+
+    # --- by the index --------------------------------------------------------------------------
+
+    def _by_index(self) -> Iterator[Found]:
+        image = self._image
+        seen = bytearray(image.extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8 + 1)
+        whole_way = DIRECTORY_ENTRIES + (0 if image.in_use else image.extent_count)
+        for position, extent, contents, damage in self.segments():
+            self._progress(position, whole_way)
+            if damage:
+                yield damage
+                continue
+            for slot, packed in slots_of(extent, contents):
+                found = self._record_of(slot, packed)
+                if isinstance(found, Record):
+                    place = found.offset // BLOCK_ALIGNMENT
+                    seen[place >> 3] |= 1 << (place & 7)
+                if found is not None:
+                    yield found
+        if not image.in_use:
+            for extent in self._slab_extents:
+                self._progress(DIRECTORY_ENTRIES + extent, whole_way)
+                yield from self._without_slot(extent, seen)
+
+    def segments(self) -> Iterator[tuple[int, int, bytes, Damage | None]]:
+        """Yield each segment: directory position, extent, contents; or what is damaged of it.
+
+        Each extent comes once, whatever the directory says.
+        """
+        seen: set[int] = set()
+        position = 0
+        while position < DIRECTORY_ENTRIES:
+            for _ in range(_LOOKS):
+                extent = self._directory_entry(position)
+                contents = self._image.extent(extent)
+                damage = self._segment_damage(position, extent, contents)
+                if not self._image.in_use or (
+                    damage is None and contents == self._image.extent(extent)
+                ):
+                    break
+                sleep(_PAUSE_SECONDS)
+            if extent in seen:
+                damage = damage or Damage(
+                    DIRECTORY_OFFSET + 2 * position,
+                    None,
+                    f"the directory's entry {position} leads to extent {extent}, as others do",
+                )
+            seen.add(extent)
+            yield position, extent, contents, damage
+            if damage is None:
+                depth = BUCKET_HEADER.unpack_from(contents)[2]
+                position += segment_run(depth)
+            else:
+                position = self._end_of_run(position, extent)
+
+    def _directory_entry(self, position: int) -> int:
+        offset = DIRECTORY_OFFSET + 2 * position
+        return int.from_bytes(self._image[offset : offset + 2], "little")
+
+    def _end_of_run(self, position: int, extent: int) -> int:
+        directory = self._image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
+        wanted = extent.to_bytes(2, "little")
+        while directory[2 * position : 2 * position + 2] == wanted:
+            position += 1
+        return position if directory[2 * position :] else DIRECTORY_ENTRIES
+
+    def _segment_damage(self, position: int, extent: int, contents: bytes) -> Damage | None:
+        where = DIRECTORY_OFFSET + 2 * position
+        if not FIXED_EXTENTS <= extent < self._image.extent_count or len(contents) < EXTENT_SIZE:
+            return Damage(where, None, f"the directory's entry {position} leads to extent {extent}")
+        marker, _, depth, prefix, _ = BUCKET_HEADER.unpack_from(contents)
+        base = extent << EXTENT_SHIFT
+        if marker != bucket_marker(base):
+            return Damage(base, None, f"the directory leads to extent {extent}, no segment")
+        if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position:
+            return Damage(
+                base, None, f"the segment says depth {depth} and prefix {prefix} at {position}"
+            )
+        for number in range(1, BUCKET_COUNT):
+            bucket = base + number * BUCKET_SIZE
+            if not _is_bucket(contents[number * BUCKET_SIZE :], bucket):
+                return _no_bucket(bucket)
+        return None
+
+    def _record_of(self, slot: int, packed: bytes) -> Found | None:
+        """Return the record that a slot tells of, or what is wrong; None: it was just deleted."""
+        for _ in range(_LOOKS):
+            found = self._record_at(slot, packed)
+            if isinstance(found, Record) or not self._image.in_use:
+                return found
+            sleep(_PAUSE_SECONDS)
+            packed = self._image[slot : slot + SLOT_SIZE]
+            bucket = slot & -BUCKET_SIZE
+            index = (slot - slot_offset(bucket, 0)) // SLOT_SIZE
+            page = self._image[bucket : bucket + BUCKET_SIZE]
+            if index not in {live for live, _, _ in live_slots(page)}:
+                return None
+        return found
+
+    def _record_at(self, slot: int, packed: bytes) -> Found:
+        start, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
+        short = start[:key_size].decode(errors="replace") if key_size <= SLOT_KEY_SIZE else None
+        size = RECORD_HEADER_SIZE + key_size + value_size
+        contents = self._image[offset : offset + size]
+        if offset < FIXED_EXTENTS * EXTENT_SIZE or len(contents) < size or not key_size:
+            return Damage(slot, short, f"its slot points to byte {offset:,}, which no record is at")
+        magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
+        key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
+        value = contents[RECORD_HEADER_SIZE + key_size :]
+        long = key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None
+        if (magic, values, keys, flags) != (RECORD_MAGIC, value_size, key_size, 0):
+            return Damage(offset, short or long, "its record's magic or sizes are damaged")
+        if key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") != start or expires != expires_at:
+            return Damage(offset, short or long, "its slot and its record do not agree")
+        hash_of_key = key_hash(key, self._image.seed)
+        if checksum != record_checksum(value, hash_of_key, created_at, expires, offset):
+            return Damage(offset, short or long, "its record fails its checksum")
+        return _record(key, value, created_at, expires, offset, slot)
+
+    def _without_slot(self, extent: int, seen: bytearray) -> Iterator[Found]:
+        """Yield whole records of an extent whose keys no slot leads to."""
+        base = extent << EXTENT_SHIFT
+        contents = self._image.extent(extent)
+        for position in magics(contents):
+            place = (base + position) // BLOCK_ALIGNMENT
+            if seen[place >> 3] & 1 << (place & 7) or size_class_at(contents, position) < 0:
+                continue
+            if is_whole(contents, position, base, self._image.seed):
+                key, _ = _key_and_value(contents, position)
+                if not isinstance(self._look_up(key), Record):
+                    yield _unpack(contents, position, base)
+
+    def _look_up(self, key: bytes) -> Found | None:
+        """Find a key as the store does."""
+        for _ in range(_LOOKS):
+            hash_of_key = key_hash(key, self._image.seed)
+            found = self._probe(key, hash_of_key)
+            if isinstance(found, Record) or not self._image.in_use:
+                break
+            sleep(_PAUSE_SECONDS)
+        return found
+
+    def _probe(self, key: bytes, hash_of_key: int) -> Found | None:
+        base = self._directory_entry(hash_of_key >> DIRECTORY_SHIFT) << EXTENT_SHIFT
+        home = hash_of_key & BUCKET_COUNT - 1
+        fingerprint = FINGERPRINTS[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
+        damage: Damage | None = None
+        for step in range(BUCKET_COUNT):
+            bucket = base + ((home + step) % BUCKET_COUNT << BUCKET_SHIFT)
+            page = self._image[bucket : bucket + BUCKET_SIZE]
+            if not _is_bucket(page, bucket):
+                return _no_bucket(bucket)
+            control = BUCKET_HEADER.unpack_from(page)[4]
+            for index, _, packed in live_slots(page):
+                start, _, _, _, size = SLOT.unpack(packed)
+                if (
+                    control[index : index + 1] == fingerprint
+                    and size == len(key)
+                    and start == key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
+                ):
+                    found = self._record_at(slot_offset(bucket, index), packed)
+                    if not isinstance(found, Record):
+                        damage = damage or found
+                    elif found.key.encode() == key:
+                        return found
+            if CONTROL_EMPTY in control:
+                break
+        return damage
+
+    # --- without the index ---------------------------------------------------------------------
+
+    def _without_index(self) -> Iterator[Found]:
+        losers = self._outdated()
+        count = self._image.extent_count
+        for extent in self._slab_extents:
+            self._progress(count + extent, 2 * count)
+            base = extent << EXTENT_SHIFT
+            contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            verdict = judge(contents, base, self._image.seed, self._now_ms)
+            for position in sorted(verdict.live + verdict.expired):
+                if base + position not in losers:
+                    yield _unpack(contents, position, base)
+            for position in verdict.damaged:
+                yield Damage(base + position, None, "a record that is damaged, or half written")
+
+    def _outdated(self) -> set[int]:
+        """Return the offsets of the records that have a newer one of the same key."""
+        count = self._image.extent_count
+        parts = [array("Q") for _ in range(_PARTS)]
+        for extent in self._slab_extents:
+            self._progress(extent, 2 * count)
+            base = extent << EXTENT_SHIFT
+            contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            for position in judge(contents, base, self._image.seed, self._now_ms).live:
+                hash_of_key = key_hash(_key_and_value(contents, position)[0], self._image.seed)
+                place = (base + position) // BLOCK_ALIGNMENT
+                parts[hash_of_key >> 56].append(hash_of_key & ~_PLACE_MASK | place)
+        losers: set[int] = set()
+        for part in parts:
+            newest: dict[bytes, tuple[int, int]] = {}
+            previous = -1
+            for word in sorted(part):
+                offset = (word & _PLACE_MASK) * BLOCK_ALIGNMENT
+                if word >> _PLACE_BITS != previous >> _PLACE_BITS:
+                    newest.clear()
+                elif not newest:
+                    self._settle(newest, (previous & _PLACE_MASK) * BLOCK_ALIGNMENT)
+                previous = word
+                if newest:
+                    losers |= self._settle(newest, offset)
+        return losers
+
+    def _settle(self, newest: dict[bytes, tuple[int, int]], offset: int) -> set[int]:
+        """Add the record at `offset` to the newest of each key; return the offset of the loser."""
+        size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
+        contents = self._image[offset : offset + size].ljust(size, b"\0")
+        mine = (RECORD.unpack_from(contents)[4], offset)
+        key, _ = _key_and_value(contents, 0)
+        theirs = newest.setdefault(key, mine)
+        newest[key] = max(mine, theirs)
+        return set() if theirs == mine else {min(mine, theirs)[1]}
+
+
+def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the file offset and the bytes of each live slot of a segment."""
+    for number in range(BUCKET_COUNT):
+        bucket = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
+        page = contents[number * BUCKET_SIZE : (number + 1) * BUCKET_SIZE]
+        for index, _, packed in live_slots(page):
+            yield slot_offset(bucket, index), packed
+
+
+def _is_bucket(page: bytes, bucket: int) -> bool:
+    return len(page) >= BUCKET_SIZE and U64.unpack_from(page)[0] == bucket_marker(bucket)
+
+
+def _no_bucket(bucket: int) -> Damage:
+    return Damage(bucket, None, "a page of the table has no marker")
+
+
+def _key_and_value(contents: bytes, position: int) -> tuple[bytes, bytes]:
+    """Return key and value of the whole record at `position`."""
+    _, value_size, key_size, *_ = RECORD.unpack_from(contents, position)
+    start = position + RECORD_HEADER_SIZE
+    value_start = start + key_size
+    return contents[start:value_start], contents[value_start : value_start + value_size]
+
+
+def _unpack(contents: bytes, position: int, base: int) -> Found:
+    """Return the whole record at `position` of the bytes that begin at file offset `base`."""
+    _, _, _, _, created_at, expires_at, _ = RECORD.unpack_from(contents, position)
+    key, value = _key_and_value(contents, position)
+    return _record(key, value, created_at, expires_at, base + position, 0)
+
+
+def _record(
+    key: bytes, value: bytes, created_at: int, expires_at: int, offset: int, slot: int
+) -> Found:
+    try:
+        return Record(key.decode(), value, created_at, expires_at, offset, slot)
+    except UnicodeDecodeError as error:
+        return Damage(offset, None, f"its key is no UTF-8: {error}")
