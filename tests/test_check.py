@@ -10,7 +10,7 @@ from support.parts import NOW_MS, Parts, open_parts
 from support.planting import Plant
 
 from kvstore import KVStore
-from kvstore.check import Problem, check_file, check_image
+from kvstore.check import check_file, check_image
 from kvstore.layout import (
     BLOCK_SIZES,
     BUCKET_SIZE,
@@ -41,6 +41,7 @@ from kvstore.layout import (
     pack_state,
     record_checksum,
 )
+from kvstore.problem import Breach, Problem
 
 SIZES: Final = b"\2\0\1\0"  # what follows a record's magic
 SMALL: Final = b'{"b":1}'
@@ -110,7 +111,8 @@ def test_whole_file_has_no_problems(good: bytes, path: Path) -> None:
 
 
 def test_problem_reads_as_one_line() -> None:
-    assert str(Problem(65_536, "directory", "is odd")) == "byte 65,536: directory: is odd"
+    problem = Problem(65_536, "directory", "is odd", Breach.DIRECTORY_RUN)
+    assert str(problem) == "byte 65,536: directory: is odd"
 
 
 def test_check_changes_no_byte_and_takes_no_lock(path: Path) -> None:
@@ -127,7 +129,7 @@ def test_empty_file_and_missing_file(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         check_file(path)
     path.touch()
-    assert check_file(path) == [Problem(0, "file", "is empty")]
+    assert check_file(path) == [Problem(0, "file", "is empty", Breach.FILE_EMPTY)]
 
 
 @pytest.mark.parametrize("size", [1, 511, 4_096, EXTENT_SIZE, 7 * EXTENT_SIZE - 1])
@@ -136,8 +138,30 @@ def test_file_too_short_for_a_store(good: bytes, size: int) -> None:
 
 
 def test_file_shorter_or_longer_than_its_extents(good: bytes) -> None:
+    """What was cut off is taken for zeros: here it held nothing else."""
     assert_only(good[:-1], STATE_OFFSET, "state", f"the file has {len(good) - 1:,}")
     assert_only(good + b"x", STATE_OFFSET, "state", f"the file has {len(good) + 1:,}")
+
+
+def test_what_was_in_the_part_that_was_cut_off_is_named(plant: Plant) -> None:
+    record = max(plant.record(f"small {number}".encode()) for number in (1, 2, 3))
+    found = problems(bytes(plant.image[:record]))
+    assert found[0].breach is Breach.FILE_CUT_OFF
+    assert [each for each in found if (each.offset, each.breach) == (record, Breach.RECORD_HEADER)]
+
+
+def test_problem_with_a_record_names_the_slot_that_led_to_it(plant: Plant) -> None:
+    plant.image[plant.record(b"small 1") + 40] ^= 1
+    (problem,) = problems(bytes(plant.image))
+    assert problem.slot == plant.slot(b"small 1")
+
+
+def test_progress_is_told_up_to_the_whole(good: bytes) -> None:
+    seen = []
+    list(check_image(good, lambda done, whole: seen.append((done, whole))))
+    assert seen == sorted(seen)
+    assert len({whole for _, whole in seen}) == 1
+    assert 0 <= seen[0][0] < seen[-1][0] < seen[-1][1]
 
 
 # --- superblock --------------------------------------------------------------------------------
@@ -163,6 +187,18 @@ def test_two_damaged_identities(plant: Plant) -> None:
 def test_identities_with_different_seeds(plant: Plant) -> None:
     plant.put(4_096, pack_identity(bytes(16), 1, NOW_MS))
     assert_only(bytes(plant.image), 0, "identity", "do not agree")
+
+
+def test_identities_that_are_of_different_files(plant: Plant) -> None:
+    plant.put(4_096, pack_identity(bytes(16), plant.seed, NOW_MS))
+    assert_only(bytes(plant.image), 0, "identity", "do not agree")
+
+
+def test_the_rest_is_checked_although_the_state_is_damaged(plant: Plant) -> None:
+    plant.image[STATE_OFFSET + 24] ^= 1
+    record = plant.record(b"small 1")
+    plant.image[record + 40] ^= 1
+    assert [each.offset for each in problems(bytes(plant.image))] == [STATE_OFFSET, record]
 
 
 @pytest.mark.parametrize("offset", range(STATE_OFFSET, STATE_OFFSET + STATE.size))
@@ -445,6 +481,33 @@ def test_two_slots_of_one_record(plant: Plant) -> None:
     assert_only(plant.sign(), max(slot, second), "slot", "another one points to its record")
 
 
+def test_two_slots_of_one_key(plant: Plant) -> None:
+    """Each has a whole record of its own."""
+    key = b"small 1"
+    slab, record, bucket = plant.slab_of(key), plant.record(key), plant.bucket(key)
+    entry = plant.slab_entry(slab)
+    other = (slab << EXTENT_SHIFT) + entry["fresh"] * 64
+    _, value_size, key_size, _, created_at, _, _ = RECORD.unpack_from(plant.image, record)
+    header = RECORD.pack(
+        RECORD_MAGIC,
+        value_size,
+        key_size,
+        0,
+        created_at,
+        0,
+        record_checksum(SMALL, key_hash(key, plant.seed), created_at, 0, other),
+    )
+    plant.put(other, header + key + SMALL)
+    plant.change_slab(slab, live=entry["live"] + 1, fresh=entry["fresh"] + 1)
+    index = plant.image.index(0, bucket + CONTROL_OFFSET) - bucket - CONTROL_OFFSET
+    second = bucket + 256 + 48 * index
+    plant.put(second, bytes(plant.image[plant.slot(key) :][:48]))
+    plant.put(second + 40, other.to_bytes(4, "little"))
+    plant.image[bucket + CONTROL_OFFSET + index] = plant.image[plant.control(key)]
+    plant.change_segment(plant.segment_of(key), live=1, used=1)
+    assert_only(plant.sign(), second, "slot", "has the key of the slot")
+
+
 @pytest.mark.parametrize(
     ("offset", "size"), [(0, 1), (4, 1), (6, 1), (7, 1)], ids=["magic", "value", "key", "flags"]
 )
@@ -569,6 +632,13 @@ def test_free_block_without_its_magic(plant: Plant) -> None:
     _, offset = free_block(plant)
     plant.put(offset, b"\0")
     assert_among(plant.sign(), offset, "free block", "has not the magic")
+
+
+def test_live_block_on_the_free_list(plant: Plant) -> None:
+    slab, record = plant.slab_of(b"small 1"), plant.record(b"small 1")
+    _, offset = free_block(plant)
+    plant.put_u16(offset + 4, (record - (slab << EXTENT_SHIFT)) // 64)
+    assert_among(plant.sign(), record, "free block", "has the magic of a record")
 
 
 def test_block_that_is_neither_live_nor_on_the_free_list(plant: Plant) -> None:

@@ -25,6 +25,7 @@ ORDER: Final = (
     "segment",
     "table",
     "recovery",
+    "problem",
     "check",
     "location",
     "stats",

@@ -7,8 +7,8 @@ memory for each 32 bytes of the file that it checks.
 
 import mmap
 import os
-from collections.abc import Generator, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
 
 from xxhash import xxh3_64_intdigest
 
@@ -71,18 +71,8 @@ from .layout import (
     segment_run,
     slot_offset,
 )
+from .problem import Breach, Problem
 from .segment import live_slots
-
-
-class Problem(NamedTuple):
-    """One breach of the format: where in the file, in what, and what is wrong."""
-
-    offset: int
-    structure: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"byte {self.offset:,}: {self.structure}: {self.message}"
 
 
 class Image(Protocol):
@@ -102,14 +92,19 @@ def check_file(path: str | os.PathLike[str]) -> list[Problem]:
     """
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
-            return [Problem(0, "file", "is empty")]
+            return [Problem(0, "file", "is empty", Breach.FILE_EMPTY)]
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
             return list(check_image(image))
 
 
-def check_image(image: Image) -> Iterator[Problem]:
-    """Yield every breach of the format in the bytes of a file."""
-    check = _Check(image)
+def check_image(
+    image: Image, progress: Callable[[int, int], object] = lambda _done, _whole: None
+) -> Iterator[Problem]:
+    """Yield every breach of the format in the bytes of a file; where it was cut off, read zeros.
+
+    `progress` is called now and then with how much of the way is done, and the whole of it.
+    """
+    check = _Check(image, progress)
     yield from check.superblock()
     if check.extent_count:
         yield from check.extents()
@@ -120,72 +115,83 @@ def check_image(image: Image) -> Iterator[Problem]:
 class _Check:
     """A walk over all structures, and what the later ones need of the earlier."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, progress: Callable[[int, int], object]) -> None:
         self._image = image
+        self._progress = progress
         self.extent_count = 0
         self._seed = 0
         self._kinds: list[int] = []
         # Offsets, in steps of 32, of the records that a slot points to.
         self._pointed_to = bytearray()
 
-    def _unpack_state(self) -> tuple[int, ...]:
-        return STATE.unpack(self._image[STATE_OFFSET : STATE_OFFSET + STATE.size])
+    def _bytes(self, offset: int, size: int) -> bytes:
+        """Return so many bytes; zeros where the file ends, or is cut off meanwhile."""
+        return self._image[offset : offset + size].ljust(size, b"\0")
 
     def superblock(self) -> Iterator[Problem]:
         """Check both identities and the state; learn the hash seed and the file's extents."""
         if len(self._image) < (FIXED_EXTENTS + 1) * EXTENT_SIZE:
-            yield Problem(0, "file", f"is {len(self._image):,} bytes, too short for a store")
+            message = f"is {len(self._image):,} bytes, too short for a store"
+            yield Problem(0, "file", message, Breach.FILE_TOO_SHORT)
             return
-        seeds = []
+        copies = set()
         for offset in IDENTITY_OFFSETS:
-            copy = self._image[offset : offset + IDENTITY.size]
+            copy = self._bytes(offset, IDENTITY.size)
             _, _, _, file_id, seed, created_at, _ = IDENTITY.unpack(copy)
             if copy == pack_identity(file_id, seed, created_at):
-                seeds.append(seed)
+                copies.add(copy)
+                self._seed = seed
             else:
-                yield Problem(offset, "identity", "magic, version or checksum is wrong")
-        if len(set(seeds)) != 1:
-            yield Problem(0, "identity", f"{len(seeds)} valid copies, which do not agree")
+                message = "magic, version or checksum is wrong"
+                yield Problem(offset, "identity", message, Breach.IDENTITY_DAMAGED)
+        if len(copies) != 1:
+            breach = Breach.IDENTITIES_DIFFER if copies else Breach.IDENTITIES_LOST
+            message = f"{len(copies)} valid copies, which do not agree"
+            yield Problem(0, "identity", message, breach)
             return
-        self._seed = seeds[0]
-        clean, count, durable, zero, index_checksum, checksum = self._unpack_state()
-        expected = pack_state(bool(clean), count, durable, index_checksum, self._seed)
-        if zero or expected != STATE.pack(clean, count, durable, zero, index_checksum, checksum):
-            yield Problem(STATE_OFFSET, "state", "checksum or a reserved field is wrong")
+        yield from self._state()
+
+    def _state(self) -> Iterator[Problem]:
+        packed = self._bytes(STATE_OFFSET, STATE.size)
+        clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
+        if packed != pack_state(bool(clean), count, durable, index_checksum, self._seed):
+            message = "checksum or a reserved field is wrong"
+            yield Problem(STATE_OFFSET, "state", message, Breach.STATE_DAMAGED)
+            self.extent_count = min(len(self._image) >> EXTENT_SHIFT, MAX_EXTENTS)
             return
         if not clean:
-            yield Problem(STATE_OFFSET, "state", "not clean: the next opening rebuilds the index")
+            message = "not clean: the next opening rebuilds the index"
+            yield Problem(STATE_OFFSET, "state", message, Breach.NOT_CLOSED)
         if durable > count or not FIXED_EXTENTS < count <= MAX_EXTENTS:
-            yield Problem(STATE_OFFSET, "state", f"extent count {count}, durable count {durable}")
+            message = f"extent count {count}, durable count {durable}"
+            yield Problem(STATE_OFFSET, "state", message, Breach.STATE_COUNTS)
             return
-        if len(self._image) != count * EXTENT_SIZE:
+        size = len(self._image)
+        if size != count * EXTENT_SIZE:
             yield Problem(
                 STATE_OFFSET,
                 "state",
-                f"extent count {count} means {count * EXTENT_SIZE:,} bytes, "
-                f"the file has {len(self._image):,}",
+                f"extent count {count} means {count * EXTENT_SIZE:,} bytes, the file has {size:,}",
+                Breach.FILE_CUT_OFF if size < count * EXTENT_SIZE else Breach.FILE_TOO_LONG,
             )
-        if len(self._image) < count * EXTENT_SIZE:
-            return
         self.extent_count = count
         if clean and index_checksum != self._index_checksum():
-            yield Problem(STATE_OFFSET, "state", "index checksum is wrong")
+            yield Problem(STATE_OFFSET, "state", "index checksum is wrong", Breach.INDEX_CHECKSUM)
 
     def _index_checksum(self) -> int:
         return xxh3_64_intdigest(
-            self._image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
-            + self._image[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
-            + self._image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE],
+            self._bytes(DIRECTORY_OFFSET, DIRECTORY_SIZE)
+            + self._bytes(EXTENT_MAP_OFFSET, SLAB_ENTRY.size * self.extent_count)
+            + self._bytes(ALLOCATOR_OFFSET, ALLOCATOR_SIZE),
             self._seed,
         )
 
     def _u16(self, offset: int) -> int:
-        number: int = U16.unpack(self._image[offset : offset + 2])[0]
+        number: int = U16.unpack(self._bytes(offset, U16.size))[0]
         return number
 
     def _entry(self, extent: int) -> tuple[int, ...]:
-        offset = map_entry_offset(extent)
-        return SLAB_ENTRY.unpack(self._image[offset : offset + SLAB_ENTRY.size])
+        return SLAB_ENTRY.unpack(self._bytes(map_entry_offset(extent), SLAB_ENTRY.size))
 
     # --- extents -------------------------------------------------------------------------------
 
@@ -193,24 +199,30 @@ class _Check:
         """Check kinds, the list of free extents, and the lists of extents with room."""
         fresh = self._u16(FRESH_EXTENT_OFFSET)
         if not FIXED_EXTENTS <= fresh <= self.extent_count:
-            yield Problem(FRESH_EXTENT_OFFSET, "allocator", f"fresh extent is {fresh}")
+            message = f"fresh extent is {fresh}"
+            yield Problem(FRESH_EXTENT_OFFSET, "allocator", message, Breach.FRESH_EXTENT)
         self._kinds = [self._entry(extent)[0] for extent in range(self.extent_count)]
         for extent, kind in enumerate(self._kinds):
             if (kind == KIND_FIXED) != (extent < FIXED_EXTENTS) or kind > KIND_SLAB:
-                yield self._entry_problem(extent, f"kind is {kind}")
+                yield self._entry_problem(extent, Breach.EXTENT_KIND, f"kind is {kind}")
             elif extent >= fresh and kind != KIND_FREE:
-                yield self._entry_problem(extent, f"kind is {kind}, but it is past the fresh one")
-        free = yield from self._walk(FREE_EXTENTS_OFFSET, "list of free extents")
+                message = f"kind is {kind}, but it is past the fresh one"
+                yield self._entry_problem(extent, Breach.EXTENT_KIND, message)
+        free = yield from self._walk(
+            FREE_EXTENTS_OFFSET, "list of free extents", Breach.FREE_EXTENTS_BROKEN
+        )
         for extent in free:
             if self._kinds[extent] != KIND_FREE or extent >= fresh:
-                yield self._entry_problem(extent, "is on the list of free extents, but not free")
+                message = "is on the list of free extents, but not free"
+                yield self._entry_problem(extent, Breach.FREE_EXTENTS_IN_USE, message)
         unlisted = {
             extent
             for extent in range(FIXED_EXTENTS, min(fresh, self.extent_count))
             if self._kinds[extent] == KIND_FREE
         } - set(free)
         for extent in sorted(unlisted):
-            yield self._entry_problem(extent, "is free, but not on the list of free extents")
+            message = "is free, but not on the list of free extents"
+            yield self._entry_problem(extent, Breach.FREE_EXTENT_UNLISTED, message)
         yield from self._class_lists()
 
     def _class_lists(self) -> Iterator[Problem]:
@@ -220,43 +232,51 @@ class _Check:
             if kind != KIND_SLAB:
                 continue
             if size_class >= len(BLOCK_SIZES):
-                yield self._entry_problem(extent, f"size class is {size_class}")
+                yield self._entry_problem(extent, Breach.SLAB_ENTRY, f"size class is {size_class}")
                 self._kinds[extent] = -1
             elif block > BLOCKS_PER_EXTENT[size_class] or not 0 < live <= block:
-                yield self._entry_problem(extent, f"{live} live blocks, fresh block {block}")
+                message = f"{live} live blocks, fresh block {block}"
+                yield self._entry_problem(extent, Breach.SLAB_ENTRY, message)
                 self._kinds[extent] = -1
             elif first_free != NO_BLOCK or block < BLOCKS_PER_EXTENT[size_class]:
                 with_room.setdefault(size_class, set()).add(extent)
         for size_class in range(len(BLOCK_SIZES)):
             name = f"list of extents with room of class {size_class}"
-            listed = yield from self._walk(class_head_offset(size_class), name)
+            head = class_head_offset(size_class)
+            listed = yield from self._walk(head, name, Breach.CLASS_LIST_BROKEN)
             previous = NO_EXTENT
             for extent in listed:
                 if self._entry(extent)[5] != previous:
-                    yield self._entry_problem(extent, f"{name}: previous is not {previous}")
+                    message = f"{name}: previous is not {previous}"
+                    yield self._entry_problem(extent, Breach.CLASS_LIST_BROKEN, message)
                 previous = extent
             for extent in sorted(set(listed) ^ with_room.get(size_class, set())):
-                yield self._entry_problem(extent, f"{name}: on it without room, or the reverse")
+                message = f"{name}: on it without room, or the reverse"
+                yield self._entry_problem(extent, Breach.CLASS_LIST_MEMBERS, message)
         for offset in range(
             class_head_offset(len(BLOCK_SIZES)), ALLOCATOR_OFFSET + ALLOCATOR_SIZE, 2
         ):
             if self._u16(offset):
-                yield Problem(offset, "allocator", "list head of a size class that there is not")
+                message = "list head of a size class that there is not"
+                yield Problem(offset, "allocator", message, Breach.CLASS_LIST_UNKNOWN)
 
-    def _walk(self, head_offset: int, name: str) -> Generator[Problem, None, list[int]]:
+    def _walk(
+        self, head_offset: int, name: str, breach: Breach
+    ) -> Generator[Problem, None, list[int]]:
         """Yield what is wrong with a list of extents; return those it leads to."""
         seen: dict[int, None] = {}
         extent = self._u16(head_offset)
         while extent != NO_EXTENT:
             if not FIXED_EXTENTS <= extent < self.extent_count or extent in seen:
-                yield Problem(head_offset, name, f"leads to extent {extent}, or there again")
+                message = f"leads to extent {extent}, or there again"
+                yield Problem(head_offset, name, message, breach)
                 break
             seen[extent] = None
             extent = self._entry(extent)[6]
         return list(seen)
 
-    def _entry_problem(self, extent: int, message: str) -> Problem:
-        return Problem(map_entry_offset(extent), f"extent {extent}", message)
+    def _entry_problem(self, extent: int, breach: Breach, message: str) -> Problem:
+        return Problem(map_entry_offset(extent), f"extent {extent}", message, breach)
 
     # --- table ---------------------------------------------------------------------------------
 
@@ -266,52 +286,58 @@ class _Check:
         seen: set[int] = set()
         position = 0
         while position < DIRECTORY_ENTRIES:
+            self._progress(position, DIRECTORY_ENTRIES + self.extent_count)
             offset = DIRECTORY_OFFSET + 2 * position
             extent = self._u16(offset)
             position += 1
             if not extent < self.extent_count or self._kinds[extent] != KIND_SEGMENT:
-                yield Problem(offset, "directory", f"extent {extent} is no segment")
+                message = f"extent {extent} is no segment"
+                yield Problem(offset, "directory", message, Breach.DIRECTORY_ENTRY)
                 continue
             base = extent << EXTENT_SHIFT
-            header = self._image[base : base + BUCKET_HEADER.size]
+            header = self._bytes(base, BUCKET_HEADER.size)
             marker, _, depth, prefix, _ = BUCKET_HEADER.unpack(header)
             if marker != bucket_marker(base):
-                yield Problem(base, "bucket", "has no marker")
+                yield Problem(base, "bucket", "has no marker", Breach.BUCKET_MARKER)
                 continue
             if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position - 1:
-                yield Problem(base, "segment", f"depth {depth}, prefix {prefix} at {position - 1}")
+                message = f"depth {depth}, prefix {prefix} at {position - 1}"
+                yield Problem(base, "segment", message, Breach.SEGMENT_HEADER)
                 continue
             run = segment_run(depth)
-            entries = self._image[offset : offset + 2 * run]
+            entries = self._bytes(offset, 2 * run)
             if entries != U16.pack(extent) * run or extent in seen:
-                yield Problem(offset, "directory", f"not the one run of {run} x {extent}")
+                message = f"not the one run of {run} x {extent}"
+                yield Problem(offset, "directory", message, Breach.DIRECTORY_RUN)
             seen.add(extent)
             yield from self._segment(extent, depth, prefix)
             position = prefix + run
         for extent, kind in enumerate(self._kinds):
             if kind == KIND_SEGMENT and extent not in seen:
-                yield self._entry_problem(extent, "is a segment that the directory does not name")
+                message = "is a segment that the directory does not name"
+                yield self._entry_problem(extent, Breach.SEGMENT_UNNAMED, message)
 
     def _segment(self, extent: int, depth: int, prefix: int) -> Iterator[Problem]:
-        entry_offset = map_entry_offset(extent)
         _, _, live, used, _, earliest_of_segment = SEGMENT_ENTRY.unpack(
-            self._image[entry_offset : entry_offset + SEGMENT_ENTRY.size]
+            self._bytes(map_entry_offset(extent), SEGMENT_ENTRY.size)
         )
         live_found = used_found = 0
         full = [False] * BUCKET_COUNT
         homes: list[tuple[int, int, int]] = []
+        keys: dict[bytes, tuple[int, int]] = {}
         for number in range(BUCKET_COUNT):
             bucket = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
-            page = self._image[bucket : bucket + BUCKET_SIZE]
+            page = self._bytes(bucket, BUCKET_SIZE)
             marker, earliest, _, _, control = BUCKET_HEADER.unpack_from(page)
             if marker != bucket_marker(bucket):
-                yield Problem(bucket, "bucket", "has no marker")
+                yield Problem(bucket, "bucket", "has no marker", Breach.BUCKET_MARKER)
                 return
             empty = control.count(CONTROL_EMPTY)
             tombstones = control.count(CONTROL_TOMBSTONE)
             full[number] = not empty
             if empty and tombstones:
-                yield Problem(bucket, "bucket", "has both an empty slot and a tombstone")
+                message = "has both an empty slot and a tombstone"
+                yield Problem(bucket, "bucket", message, Breach.BUCKET_TOMBSTONE)
             used_found += len(control) - empty
             live_found += len(control) - empty - tombstones
             least = max(earliest, earliest_of_segment)
@@ -319,59 +345,73 @@ class _Check:
                 offset = slot_offset(bucket, index)
                 expires_at = SLOT.unpack(slot)[1]
                 if expires_at and expires_at < least:
-                    yield Problem(offset, "slot", "expires before what its bucket or segment says")
-                hash_of_key = yield from self._slot(offset, slot)
-                if hash_of_key is not None:
+                    message = "expires before what its bucket or segment says"
+                    yield Problem(offset, "slot", message, Breach.SLOT_EXPIRY)
+                key = yield from self._slot(offset, slot)
+                if key is not None:
+                    hash_of_key = key_hash(key, self._seed)
                     homes.append((hash_of_key & BUCKET_COUNT - 1, number, offset))
                     yield from _placed(offset, hash_of_key, depth, prefix, control[index])
+                    record, first = keys.setdefault(key, (SLOT.unpack(slot)[2], offset))
+                    if record != SLOT.unpack(slot)[2]:
+                        message = f"has the key of the slot at byte {first:,}"
+                        yield Problem(offset, "slot", message, Breach.SLOT_SAME_KEY)
         if (live, used) != (live_found, used_found):
-            yield self._entry_problem(
-                extent, f"says {live} live and {used} used slots, has {live_found} and {used_found}"
-            )
+            message = f"says {live} live and {used} used slots, has {live_found} and {used_found}"
+            yield self._entry_problem(extent, Breach.SEGMENT_COUNTS, message)
         for home, number, offset in homes:
             passed = range(home, home + (number - home) % BUCKET_COUNT)
             if not all(full[bucket % BUCKET_COUNT] for bucket in passed):
-                yield Problem(offset, "slot", f"cannot be found from bucket {home}, its home")
+                message = f"cannot be found from bucket {home}, its home"
+                yield Problem(offset, "slot", message, Breach.SLOT_UNREACHED)
 
-    def _slot(self, offset: int, slot: bytes) -> Generator[Problem, None, int | None]:
-        """Yield what is wrong between a slot and its record; return the hash of its key."""
+    def _slot(self, offset: int, slot: bytes) -> Generator[Problem, None, bytes | None]:
+        """Yield what is wrong between a slot and its record; return its key."""
         start, expires_at, record, value_size, key_size = SLOT.unpack(slot)
         extent = record >> EXTENT_SHIFT
         if extent >= self.extent_count or self._kinds[extent] != KIND_SLAB:
-            yield Problem(offset, "slot", f"its record at byte {record:,} is in no slab extent")
+            message = f"its record at byte {record:,} is in no slab extent"
+            yield Problem(offset, "slot", message, Breach.SLOT_RECORD)
             return None
         size = RECORD_HEADER_SIZE + key_size + value_size
         size_class = self._entry(extent)[1]
         block_size = BLOCK_SIZES[size_class]
         if (record & EXTENT_SIZE - 1) % block_size or size > block_size:
-            yield Problem(offset, "slot", f"no block of its size begins at byte {record:,}")
+            message = f"no block of its size begins at byte {record:,}"
+            yield Problem(offset, "slot", message, Breach.SLOT_RECORD)
             return None
         mark, bit = record >> 8, 1 << (record >> 5 & 7)
         if self._pointed_to[mark] & bit:
-            yield Problem(offset, "slot", f"another one points to its record at byte {record:,}")
+            message = f"another one points to its record at byte {record:,}"
+            yield Problem(offset, "slot", message, Breach.SLOT_SHARED)
         self._pointed_to[mark] |= bit
-        contents = self._image[record : record + size]
+        contents = self._bytes(record, size)
         magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
         if (magic, values, keys, flags) != (RECORD_MAGIC, value_size, key_size, 0):
-            yield Problem(record, "record", f"magic or sizes differ from its slot at {offset:,}")
+            message = f"magic or sizes differ from its slot at {offset:,}"
+            yield Problem(record, "record", message, Breach.RECORD_HEADER, offset)
             return None
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
         if start != key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") or expires != expires_at:
-            yield Problem(record, "record", f"key or expiry differs from its slot at {offset:,}")
+            message = f"key or expiry differs from its slot at {offset:,}"
+            yield Problem(record, "record", message, Breach.RECORD_KEY, offset)
         hash_of_key = key_hash(key, self._seed)
         value = contents[RECORD_HEADER_SIZE + key_size :]
         if checksum != record_checksum(value, hash_of_key, created_at, expires, record):
-            yield Problem(record, "record", "fails its checksum")
+            message = "fails its checksum"
+            yield Problem(record, "record", message, Breach.RECORD_CHECKSUM, offset)
         if SIZE_CLASSES[size + 31 >> 5] != size_class:
-            yield Problem(record, "record", f"takes {size:,} bytes in a block of {block_size:,}")
-        return hash_of_key
+            message = f"takes {size:,} bytes in a block of {block_size:,}"
+            yield Problem(record, "record", message, Breach.RECORD_CLASS, offset)
+        return key
 
     # --- slabs ---------------------------------------------------------------------------------
 
     def slabs(self) -> Iterator[Problem]:
         """Check every slab extent's blocks: each is live, on the free list, or fresh."""
         for extent in range(FIXED_EXTENTS, self.extent_count):
-            contents = self._image[extent << EXTENT_SHIFT : (extent + 1) << EXTENT_SHIFT]
+            self._progress(DIRECTORY_ENTRIES + extent, DIRECTORY_ENTRIES + self.extent_count)
+            contents = self._bytes(extent << EXTENT_SHIFT, EXTENT_SIZE)
             magics = {
                 position
                 for position in _find_all(contents, RECORD_MAGIC_BYTES)
@@ -382,7 +422,8 @@ class _Check:
             else:
                 for position in sorted(magics):
                     offset = (extent << EXTENT_SHIFT) + position
-                    yield Problem(offset, "record", "its magic is outside of any slab extent")
+                    message = "its magic is outside of any slab extent"
+                    yield Problem(offset, "record", message, Breach.RECORD_OUTSIDE)
 
     def _slab(self, extent: int, contents: bytes, magics: set[int]) -> Iterator[Problem]:
         _, size_class, live, first_free, fresh, *_ = self._entry(extent)
@@ -391,25 +432,29 @@ class _Check:
         block = first_free
         while block != NO_BLOCK:
             if block >= fresh or block in free:
-                yield self._entry_problem(extent, f"free list leads to block {block}, or again")
+                message = f"free list leads to block {block}, or again"
+                yield self._entry_problem(extent, Breach.FREE_BLOCKS_BROKEN, message)
                 break
             free[block] = None
             magic, following, _ = FREE_BLOCK.unpack_from(contents, block * block_size)
             if magic != FREE_MAGIC:
-                yield Problem(base + block * block_size, "free block", "has not the magic of one")
+                yield _no_free_block(base + block * block_size, magic)
                 break
             block = following
         blocks = {position // block_size for position in magics if not position % block_size}
         for position in sorted(magics):
             offset = base + position
             if position % block_size or position // block_size >= fresh:
-                yield Problem(offset, "record", "its magic is not at a block in use")
+                message = "its magic is not at a block in use"
+                yield Problem(offset, "record", message, Breach.RECORD_MISPLACED)
             elif not self._pointed_to[offset >> 8] & 1 << (offset >> 5 & 7):
-                yield Problem(offset, "record", "no slot points to it")
+                yield Problem(offset, "record", "no slot points to it", Breach.RECORD_UNSLOTTED)
         if len(blocks) != live:
-            yield self._entry_problem(extent, f"says {live} live blocks, has {len(blocks)}")
+            message = f"says {live} live blocks, has {len(blocks)}"
+            yield self._entry_problem(extent, Breach.SLAB_COUNT, message)
         for block in sorted(set(range(fresh)) - blocks - set(free)):
-            yield Problem(base + block * block_size, "block", "neither live nor on the free list")
+            message = "neither live nor on the free list"
+            yield Problem(base + block * block_size, "block", message, Breach.BLOCK_LEAKED)
 
 
 def _placed(
@@ -417,9 +462,18 @@ def _placed(
 ) -> Iterator[Problem]:
     """Yield what is wrong with where a slot is, given the hash of its key."""
     if hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) != prefix:
-        yield Problem(offset, "slot", "its key belongs to another segment")
+        yield Problem(offset, "slot", "its key belongs to another segment", Breach.SLOT_SEGMENT)
     if control != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]:
-        yield Problem(offset, "slot", "its control byte is not its key's fingerprint")
+        message = "its control byte is not its key's fingerprint"
+        yield Problem(offset, "slot", message, Breach.SLOT_FINGERPRINT)
+
+
+def _no_free_block(offset: int, magic: int) -> Problem:
+    """Return what is wrong with a block on a free list that has not the magic of one."""
+    if magic == RECORD_MAGIC:
+        message = "has the magic of a record, and is on the free list"
+        return Problem(offset, "free block", message, Breach.FREE_BLOCKS_LIVE)
+    return Problem(offset, "free block", "has not the magic of one", Breach.FREE_BLOCKS_BROKEN)
 
 
 def _is_time(contents: bytes, position: int) -> bool:
