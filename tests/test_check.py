@@ -143,6 +143,14 @@ def test_file_shorter_or_longer_than_its_extents(good: bytes) -> None:
     assert_only(good + b"x", STATE_OFFSET, "state", f"the file has {len(good) + 1:,}")
 
 
+def test_growth_that_power_loss_took_back_is_told_from_a_file_cut_off(plant: Plant) -> None:
+    plant.put(STATE_OFFSET, pack_state(False, plant.extent_count + 16, 32, 0, plant.seed))
+    breaches = [each.breach for each in problems(bytes(plant.image))]
+    assert breaches[:2] == [Breach.NOT_CLOSED, Breach.GROWTH_LOST]
+    breaches = [each.breach for each in problems(bytes(plant.image[: 31 * EXTENT_SIZE]))]
+    assert breaches[:2] == [Breach.NOT_CLOSED, Breach.FILE_CUT_OFF]
+
+
 def test_what_was_in_the_part_that_was_cut_off_is_named(plant: Plant) -> None:
     record = max(plant.record(f"small {number}".encode()) for number in (1, 2, 3))
     found = problems(bytes(plant.image[:record]))
@@ -360,6 +368,17 @@ def test_bucket_without_its_marker(plant: Plant, number: int) -> None:
     bucket = (plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT) + number * BUCKET_SIZE
     plant.put(bucket, bytes(8))
     assert_among(plant.sign(), bucket, "bucket", "has no marker")
+
+
+def test_the_other_buckets_are_checked_beside_one_without_its_marker(plant: Plant) -> None:
+    bucket, record = plant.bucket(b"small 1"), plant.record(b"small 1")
+    broken = (bucket & -EXTENT_SIZE) + (bucket + BUCKET_SIZE & EXTENT_SIZE - 1)
+    plant.put(broken, bytes(BUCKET_SIZE))
+    found = problems(bytes(plant.image))
+    assert found[0].breach is Breach.BUCKET_MARKER
+    assert record not in [each.offset for each in found]
+    plant.image[record + 40] ^= 1
+    assert_among(bytes(plant.image), record, "record", "fails its checksum")
 
 
 def test_buckets_in_each_other_s_place(plant: Plant) -> None:

@@ -172,7 +172,7 @@ class _Check:
                 STATE_OFFSET,
                 "state",
                 f"extent count {count} means {count * EXTENT_SIZE:,} bytes, the file has {size:,}",
-                Breach.FILE_CUT_OFF if size < count * EXTENT_SIZE else Breach.FILE_TOO_LONG,
+                _wrong_length(size, count, durable if not clean else count),
             )
         self.extent_count = count
         if clean and index_checksum != self._index_checksum():
@@ -322,6 +322,7 @@ class _Check:
             self._bytes(map_entry_offset(extent), SEGMENT_ENTRY.size)
         )
         live_found = used_found = 0
+        whole = True
         full = [False] * BUCKET_COUNT
         homes: list[tuple[int, int, int]] = []
         keys: dict[bytes, tuple[int, int]] = {}
@@ -331,7 +332,8 @@ class _Check:
             marker, earliest, _, _, control = BUCKET_HEADER.unpack_from(page)
             if marker != bucket_marker(bucket):
                 yield Problem(bucket, "bucket", "has no marker", Breach.BUCKET_MARKER)
-                return
+                whole, full[number] = False, True
+                continue
             empty = control.count(CONTROL_EMPTY)
             tombstones = control.count(CONTROL_TOMBSTONE)
             full[number] = not empty
@@ -356,7 +358,7 @@ class _Check:
                     if record != SLOT.unpack(slot)[2]:
                         message = f"has the key of the slot at byte {first:,}"
                         yield Problem(offset, "slot", message, Breach.SLOT_SAME_KEY)
-        if (live, used) != (live_found, used_found):
+        if whole and (live, used) != (live_found, used_found):
             message = f"says {live} live and {used} used slots, has {live_found} and {used_found}"
             yield self._entry_problem(extent, Breach.SEGMENT_COUNTS, message)
         for home, number, offset in homes:
@@ -455,6 +457,12 @@ class _Check:
         for block in sorted(set(range(fresh)) - blocks - set(free)):
             message = "neither live nor on the free list"
             yield Problem(base + block * block_size, "block", message, Breach.BLOCK_LEAKED)
+
+
+def _wrong_length(size: int, count: int, durable: int) -> Breach:
+    if size > count * EXTENT_SIZE:
+        return Breach.FILE_TOO_LONG
+    return Breach.FILE_CUT_OFF if size < durable * EXTENT_SIZE else Breach.GROWTH_LOST
 
 
 def _placed(

@@ -10,6 +10,7 @@ class Breach(StrEnum):
     FILE_EMPTY = "file-empty"
     FILE_TOO_SHORT = "file-too-short"
     FILE_CUT_OFF = "file-cut-off"
+    GROWTH_LOST = "growth-lost"
     FILE_TOO_LONG = "file-too-long"
     IDENTITY_DAMAGED = "identity-damaged"
     IDENTITIES_DIFFER = "identities-differ"
