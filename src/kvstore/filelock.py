@@ -158,12 +158,12 @@ def _holder(fd: int) -> str:
         return "another process"
     if len(head) == HOLDER_OFFSET + HOLDER.size and head.startswith(FILE_MAGIC):
         (pid,) = HOLDER.unpack_from(head, HOLDER_OFFSET)
-        if pid and _is_alive(pid):
+        if pid and is_alive(pid):
             return f"process {pid}"
     return "another process"
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Tell a holder's number from one that a killed holder left behind."""
     try:
         if os.name == "posix":
