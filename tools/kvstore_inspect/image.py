@@ -90,7 +90,9 @@ class Image:
         self.identity = self._load_identity()
         self.seed = self.identity.hash_seed
         self.state = self._load_state()
-        self.extent_count = min(self._size >> EXTENT_SHIFT, self._known_extents(), MAX_EXTENTS)
+        # One that was cut off within is looked at too.
+        extents = self._size + EXTENT_SIZE - 1 >> EXTENT_SHIFT
+        self.extent_count = min(extents, self._known_extents(), MAX_EXTENTS)
         self._compare_lengths()
         self.trusted = (
             self.state.clean
@@ -166,8 +168,13 @@ class Image:
             self.problems.append(f"the state at byte {STATE_OFFSET:,} is damaged")
         return State(bool(clean) and intact, count, durable, index_checksum, intact)
 
+    @property
+    def counts_extents(self) -> bool:
+        """Whether the state tells how many extents there are."""
+        return self.state.intact and FIXED_EXTENTS < self.state.extent_count <= MAX_EXTENTS
+
     def _known_extents(self) -> int:
-        return self.state.extent_count if self.state.intact else MAX_EXTENTS
+        return self.state.extent_count if self.counts_extents else MAX_EXTENTS
 
     def _compare_lengths(self) -> None:
         needed = FIXED_EXTENTS
