@@ -102,7 +102,8 @@ class Records:
         progress: called with how much of the way is done, and the whole of it.
 
     Attributes:
-        by_index: whether the index is used.
+        by_index: whether the index is used; may be changed before the records are asked for.
+        outdated: without the index, how many were passed over that a newer one has replaced.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Records:
         self._now_ms = now_ms
         self._progress = progress
         self.by_index = image.trusted or (image.in_use and not image.state.clean)
+        self.outdated = 0
         self._slab_extents = range(FIXED_EXTENTS, image.extent_count)
 
     def __iter__(self) -> Iterator[Found]:
@@ -298,12 +300,14 @@ class Records:
 
     def _without_index(self) -> Iterator[Found]:
         losers = self._outdated()
+        self.outdated = len(losers)
         count = self._image.extent_count
         for extent in self._slab_extents:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
             contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
             verdict = judge(contents, base, self._image.seed, self._now_ms)
+            self.outdated += len(verdict.outdated)
             for position in sorted(verdict.live + verdict.expired):
                 if base + position not in losers:
                     yield _unpack(contents, position, base)
