@@ -27,6 +27,12 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def write_json(*pieces: bytes) -> None:
+    """Write pieces of JSON on standard output, for what is too long to be held whole."""
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+
+
 def escaped(text: str) -> str:
     """Return `text` so that a terminal shows it and does nothing else: unprintable as escapes."""
     return "".join(
