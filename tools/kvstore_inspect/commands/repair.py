@@ -1,0 +1,209 @@
+"""`repair`: the index of a file rebuilt from its records."""
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from kvstore import CorruptStoreError, KVStoreError
+from kvstore.filelock import FileLock
+from kvstore.problem import Breach
+from kvstore_inspect.image import Image, open_image
+from kvstore_inspect.mending import back_up, locked, prepare, rebuild_index, settle_identity
+from kvstore_inspect.survey import Counts, Survey, shown
+from kvstore_inspect.terminal import escaped, out, print_json, progress, say
+
+from .common import DONE, PROBLEMS, file_argument, json_option, now_ms, wait_option
+
+MOST_SHOWN: Final = 20
+
+
+@dataclass
+class Outcome:
+    """What came of a repair. `lost`: what was dropped as damaged, offset and key if known."""
+
+    file: str
+    changed: bool = False
+    backup: str | None = None
+    found: Counter[Breach] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=Counts)
+    lost: dict[int, str | None] = field(default_factory=dict)
+    kept: int = 0
+    problems_left: int = 0
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the file had lost its end."""
+        return not self.found.keys().isdisjoint({Breach.FILE_CUT_OFF, Breach.FILE_TOO_SHORT})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file is whole now and nothing had to be given up."""
+        return not (
+            self.problems_left
+            or self.counts.damaged
+            or self.cut_off
+            or self.kept < self.counts.keys
+        )
+
+
+@click.command(
+    "repair",
+    epilog="Example: kvstore-inspect repair data.kvs",
+    help="""Rebuild the index of FILE from its records; drop what is damaged.
+
+    The file as it was stays beside it, as FILE.backup- and the time. Where the checker finds
+    nothing wrong, nothing is done. A repair that was interrupted can be run again. Exit status 1
+    where records had to be given up, or the file is still not whole.
+
+    The fields of --json: file; changed; backup, its path or null; complete, whether nothing had to
+    be given up; found, how often each kind of problem was; kept, the keys that there are now;
+    counts, of the file as it was: keys, expiring, orphaned (brought back), expired, outdated (older
+    records of a key that has a newer one), damaged, the last three dropped; lost, what was dropped
+    as damaged, each with offset and key (null where unknown), at most 100,000; cut_off;
+    problems_left.
+    """,
+)
+@file_argument
+@wait_option
+@json_option
+@click.option("--no-backup", is_flag=True, help="Do not keep a copy of the file as it was.")
+def command(file: Path, wait: float, as_json: bool, no_backup: bool) -> int:
+    """Mend the file and say what came of it."""
+    outcome = Outcome(shown(file))
+    moment = now_ms()
+    try:
+        with locked(file, wait) as lock:
+            _begin(file, lock, moment, outcome, keep=not no_backup)
+        if outcome.changed:
+            with progress("rebuilding"):
+                rebuild_index(file, wait, moment)
+            _check_again(file, wait, moment, outcome)
+    except _NoBackupError as error:
+        say(f"kvstore-inspect: {error}")
+        return PROBLEMS
+    except CorruptStoreError as error:
+        say(f"kvstore-inspect: {error}")
+        say("no repair can bring it back: restore it from a copy")
+        return PROBLEMS
+    except (KVStoreError, OSError):
+        if outcome.changed:
+            kept = f"; as it was, it is {outcome.backup}" if outcome.backup else ""
+            say(f"{escaped(outcome.file)}: the repair did not end, run it again{kept}")
+        raise
+    if as_json:
+        print_json(_as_object(outcome))
+    else:
+        _print(outcome)
+    return DONE if outcome.complete else PROBLEMS
+
+
+class _NoBackupError(Exception):
+    """No copy of the file could be made, so it was left as it is."""
+
+
+def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: bool) -> None:
+    """Find out what is wrong; where anything is, keep a copy and mend the superblock."""
+    image = Image(file, lock.fd, in_use=False)
+    survey = _survey(image, moment)
+    outcome.found = survey.breaches
+    if not outcome.found:
+        outcome.counts = survey.count()
+        outcome.kept = outcome.counts.keys
+        return
+    fd = lock.open_again()
+    try:
+        if keep:
+            outcome.backup = shown(_back_up(file, lock.fd))
+        if outcome.found[Breach.IDENTITIES_DIFFER]:
+            settle_identity(image, fd)
+            outcome.changed = True
+            image = Image(file, lock.fd, in_use=False)
+            survey = _survey(image, moment)
+            outcome.found += survey.breaches
+        with progress("counting") as show:
+            survey.show(show)
+            outcome.counts = survey.count()
+        outcome.lost = survey.lost
+        prepare(image, fd)
+        outcome.changed = True
+    finally:
+        os.close(fd)
+
+
+def _survey(image: Image, moment: int) -> Survey:
+    survey = Survey(image, moment)
+    with progress("checking") as show:
+        survey.show(show)
+        for _ in survey.problems():
+            pass
+    return survey
+
+
+def _back_up(file: Path, fd: int) -> Path:
+    try:
+        with progress("copying"):
+            return back_up(file, fd)
+    except OSError as error:
+        raise _NoBackupError(
+            f"{shown(file)}: no copy of it could be kept ({error.strerror}), so it was left as it "
+            f"is; make room, or do without one: --no-backup"
+        ) from error
+
+
+def _check_again(file: Path, wait: float, moment: int, outcome: Outcome) -> None:
+    with open_image(file, wait=wait) as image:
+        survey = _survey(image, moment)
+        outcome.problems_left = survey.breaches.total()
+        outcome.kept = survey.count().keys
+
+
+def _as_object(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "file": outcome.file,
+        "changed": outcome.changed,
+        "complete": outcome.complete,
+        "backup": outcome.backup,
+        "found": dict(outcome.found),
+        "kept": outcome.kept,
+        "counts": asdict(outcome.counts),
+        "cut_off": outcome.cut_off,
+        "lost": [{"offset": offset, "key": key} for offset, key in sorted(outcome.lost.items())],
+        "problems_left": outcome.problems_left,
+    }
+
+
+def _print(outcome: Outcome) -> None:
+    name = escaped(outcome.file)
+    counts = outcome.counts
+    if not outcome.changed:
+        out.print(Text(f"{name}: no problems, nothing to do; {outcome.kept:,} keys"))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for label, number, explained in (
+        ("kept", outcome.kept, f"keys, {counts.expiring:,} of them expiring"),
+        ("brought back", counts.orphaned, "of them, which no slot led to"),
+        ("expired", counts.expired, "dropped"),
+        ("duplicates", counts.outdated, "dropped: older records of keys that have a newer one"),
+        ("damaged", counts.damaged, "dropped"),
+    ):
+        table.add_row(label, Text(f"{number:,}", justify="right"), explained)
+    out.print(table)
+    for offset, key in islice(sorted(outcome.lost.items()), MOST_SHOWN):
+        out.print(Text(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}"))
+    if counts.damaged > MOST_SHOWN:
+        out.print(Text(f"  and {counts.damaged - MOST_SHOWN:,} more; --json names them"))
+    if outcome.cut_off:
+        out.print(Text(f"{name}: had been cut off; what was in the missing part is lost"))
+    if outcome.backup:
+        out.print(Text(f"{name}: as it was, it is {escaped(outcome.backup)}"))
+    if outcome.problems_left or outcome.kept < counts.keys:
+        out.print(Text(f"{name}: still not whole; see kvstore-inspect verify {name}"))
+    else:
+        out.print(Text(f"{name}: repaired; checked again, no problems"))

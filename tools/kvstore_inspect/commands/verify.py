@@ -1,0 +1,215 @@
+"""`verify`: every structure and checksum of a file against every other."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import orjson
+from rich.table import Table
+from rich.text import Text
+
+from kvstore import CorruptStoreError
+from kvstore.problem import Breach, Problem
+from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
+from kvstore_inspect.image import Image, open_image
+from kvstore_inspect.survey import Counts, Survey, holder_lives, key_of, lasting_problems, shown
+from kvstore_inspect.terminal import escaped, out, progress, say, write_json
+
+from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
+
+MOST_SHOWN: Final = 10  # of a kind
+
+
+@click.command(
+    "verify",
+    epilog="Example: kvstore-inspect verify data.kvs",
+    help="""Check every structure and checksum of FILE against every other.
+
+    Tells of each problem where it is, what it means for the data, and what mends it; then how many
+    keys there are, how many expire, have expired, are led to by no slot, are damaged. A file that
+    was not closed counts as a problem, though the next opening mends it. With --unlocked, what does
+    not fit is looked at again before it is called damaged.
+
+    The fields of --json: file; fine; closed, whether it was closed in order; index_trusted; in_use;
+    problems, each with breach, offset, structure, message, key (null where unknown); kinds, each
+    with breach, count, meaning, remedy (open, repair, delete, restore), advice; counts, with keys,
+    expiring, orphaned, expired, outdated, damaged.
+    """,
+)
+@reading
+@json_option
+@click.option("--all", "show_all", is_flag=True, help="Tell of all problems, not of 10 of a kind.")
+def command(file: Path, wait: float, unlocked: bool, as_json: bool, show_all: bool) -> int:
+    """Print what is wrong; exit 1 where anything is."""
+    try:
+        with opened(file, wait, unlocked) as image:
+            checking = _Checking(file, image, show_all)
+            problems = checking.lasting(wait) if unlocked else checking.at_rest()
+            (_print_json if as_json else _print)(checking, problems)
+    except CorruptStoreError as error:
+        say(f"kvstore-inspect: {error}")
+        say(f"  mend: {Remedy.RESTORE.advice(shown(file)).partition(';')[0]}")
+        return PROBLEMS
+    return PROBLEMS if checking.survey.breaches else DONE
+
+
+class _Checking:
+    """What is checked, and what was found so far."""
+
+    def __init__(self, file: Path, image: Image, show_all: bool) -> None:
+        self.file = file
+        self.name = shown(file)
+        self.image = image
+        self.survey = Survey(image, now_ms())
+        self.gone = 0
+        self.show_all = show_all
+
+    def at_rest(self) -> Iterator[Problem]:
+        """Yield the problems of a file that nobody else changes."""
+        with progress("checking") as show:
+            self.survey.show(show)
+            yield from self.survey.problems()
+
+    def lasting(self, wait: float) -> Iterator[Problem]:
+        """Yield those of a file in use that stay."""
+
+        def look() -> AbstractContextManager[Image]:
+            return open_image(self.file, wait=wait, unlocked=True)
+
+        with progress("checking") as show:
+            found, self.gone = lasting_problems(look, show)
+        for problem in found:
+            self.survey.note(problem)
+            yield problem
+
+    def chosen(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        """Go through all problems, and yield those that are to be told of one by one."""
+        for problem in problems:
+            if self.show_all or self.survey.breaches[problem.breach] <= MOST_SHOWN:
+                yield problem
+
+    def count(self) -> Counts:
+        """Count the records, after the problems."""
+        with progress("counting") as show:
+            self.survey.show(show)
+            return self.survey.count()
+
+
+# --- for programs ------------------------------------------------------------------------------
+
+
+def _print_json(checking: _Checking, problems: Iterable[Problem]) -> None:
+    # Piece by piece: there may be millions of problems.
+    write_json(b'{"problems": [')
+    separator = b"\n  "
+    for problem in checking.chosen(problems):
+        write_json(separator, orjson.dumps(_as_object(checking.image, problem)))
+        separator = b",\n  "
+    write_json(b"],\n", orjson.dumps(_summary(checking))[1:], b"\n")
+
+
+def _as_object(image: Image, problem: Problem) -> dict[str, Any]:
+    return {
+        "breach": problem.breach,
+        "offset": problem.offset,
+        "structure": problem.structure,
+        "message": problem.message,
+        "key": key_of(image, problem),
+    }
+
+
+def _summary(checking: _Checking) -> dict[str, Any]:
+    breaches = checking.survey.breaches
+    mends = remedies(set(breaches))
+    image = checking.image
+    return {
+        "file": checking.name,
+        "fine": not breaches,
+        "closed": image.state.clean,
+        "index_trusted": image.trusted,
+        "in_use": image.in_use and holder_lives(image),
+        "kinds": [
+            {
+                "breach": breach,
+                "count": breaches[breach],
+                "meaning": EXPLANATIONS[breach].meaning,
+                "remedy": mends[breach],
+                "advice": mends[breach].advice(checking.name),
+            }
+            for breach in Breach
+            if breaches[breach]
+        ],
+        "counts": asdict(checking.count()),
+    }
+
+
+# --- for people --------------------------------------------------------------------------------
+
+
+def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
+    shown_now: dict[Breach, list[Problem]] = {}
+    stream = checking.chosen(problems)
+    if checking.show_all:
+        for problem in stream:
+            out.print(_line(checking.image, problem))
+    else:
+        for problem in stream:
+            shown_now.setdefault(problem.breach, []).append(problem)
+    counts = checking.count()
+    breaches = checking.survey.breaches
+    mends = remedies(set(breaches))
+    for breach in Breach:
+        if breaches[breach]:
+            _print_kind(checking, breach, shown_now.get(breach, []), mends[breach])
+    _print_counts(checking, counts)
+
+
+def _print_kind(
+    checking: _Checking, breach: Breach, problems: list[Problem], remedy: Remedy
+) -> None:
+    count = checking.survey.breaches[breach]
+    out.print(Text.assemble((breach, "bold red"), f"  {count:,}" if count > 1 else ""))
+    for problem in problems:
+        out.print(Text("  ") + _line(checking.image, problem))
+    if problems and count > len(problems):
+        out.print(Text(f"  and {count - len(problems):,} more of the kind; --all shows them"))
+    out.print(Text(f"  means: {EXPLANATIONS[breach].meaning}"))
+    out.print(Text(f"  mend: {remedy.advice(escaped(checking.name))}"))
+    out.print()
+
+
+def _line(image: Image, problem: Problem) -> Text:
+    key = key_of(image, problem)
+    of_key = f" (key {escaped(key)})" if key else ""
+    return Text(f"{problem}{of_key}")
+
+
+def _print_counts(checking: _Checking, counts: Counts) -> None:
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for name in asdict(counts):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{number:,}" for number in asdict(counts).values()))
+    out.print(table)
+    if checking.gone > 0:
+        out.print(
+            Text(
+                f"{checking.gone:,} findings of the first look were changes under way: gone, or "
+                f"changed, when looked at again"
+            )
+        )
+    found = sum(checking.survey.breaches.values())
+    name = escaped(checking.name)
+    if not found:
+        out.print(Text(f"{name}: no problems"))
+    elif set(checking.survey.breaches) <= {Breach.NOT_CLOSED, Breach.GROWTH_LOST}:
+        out.print(
+            Text(
+                f"{name}: was not closed, and nothing else is wrong: the next opening rebuilds the "
+                f"index, and nothing is lost"
+            )
+        )
+    else:
+        out.print(Text(f"{name}: {found:,} problems" if found > 1 else f"{name}: 1 problem"))

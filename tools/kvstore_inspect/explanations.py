@@ -1,0 +1,236 @@
+"""What each problem that the checker can find means for whose data it is, and what mends it."""
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from kvstore.problem import Breach
+
+
+class Remedy(StrEnum):
+    """What to do, by names for programs, which do not change."""
+
+    OPEN = "open"
+    REPAIR = "repair"
+    DELETE = "delete"
+    RESTORE = "restore"
+
+    def advice(self, file: str) -> str:
+        """Return what to do about `file`, as a clause."""
+        return _ADVICE[self].format(file=file)
+
+
+_ADVICE: Final = {
+    Remedy.OPEN: "nothing to do: the next opening of the store mends it",
+    Remedy.REPAIR: "kvstore-inspect repair {file}",
+    Remedy.DELETE: (
+        "delete the key (python -m kvstore delete --file {file} KEY) and create it again, from a "
+        "copy if there is one; kvstore-inspect repair {file} drops all such records at once"
+    ),
+    Remedy.RESTORE: (
+        "restore the file from a copy; where there is none, kvstore-inspect repair {file} saves "
+        "what is whole"
+    ),
+}
+
+
+class Explanation(NamedTuple):
+    """What a problem means, as sentences, and what mends it."""
+
+    meaning: str
+    remedy: Remedy
+
+
+_ORPHANED = "If the record is whole, its key cannot be found, and repair brings it back."
+_LEAKED = "No data is touched. Space is lost until the index is rebuilt."
+_MIXED = (
+    "No record is damaged yet. But a later create could take space that is in use: do not write to "
+    "the store before it is repaired."
+)
+_UNREACHED = "The key cannot be found, though its record may be whole."
+
+EXPLANATIONS: Final[dict[Breach, Explanation]] = {
+    Breach.FILE_EMPTY: Explanation(
+        "There is nothing in the file. Opening it makes a new store.", Remedy.OPEN
+    ),
+    Breach.FILE_TOO_SHORT: Explanation(
+        "The file was cut off so early that it can hold no record.", Remedy.RESTORE
+    ),
+    Breach.FILE_CUT_OFF: Explanation(
+        "The end of the file is missing, and the records in it with it. The store refuses to open.",
+        Remedy.RESTORE,
+    ),
+    Breach.GROWTH_LOST: Explanation(
+        "A crash of the machine took back growth of the file that was never flushed. Nothing that "
+        "was synced is lost.",
+        Remedy.OPEN,
+    ),
+    Breach.FILE_TOO_LONG: Explanation(
+        "Bytes follow the last extent, as when a process died while it opened or grew the file. "
+        "They hold nothing.",
+        Remedy.OPEN,
+    ),
+    Breach.IDENTITY_DAMAGED: Explanation(
+        "One of two copies of the file's identity is damaged. While the other is whole nothing is "
+        "lost; the first change to the store restores it, as repair does.",
+        Remedy.REPAIR,
+    ),
+    Breach.IDENTITIES_DIFFER: Explanation(
+        "The two copies of the file's identity are those of different stores. With the wrong one "
+        "no record can be read: do not open the store before it is repaired.",
+        Remedy.REPAIR,
+    ),
+    Breach.IDENTITIES_LOST: Explanation(
+        "Both copies of the file's identity are damaged, and without the hash seed in them no "
+        "record can be told from garbage. No repair can bring it back.",
+        Remedy.RESTORE,
+    ),
+    Breach.STATE_DAMAGED: Explanation(
+        "Whether the file was closed in order cannot be told, so its index is not trusted. The "
+        "next opening rebuilds it from the records.",
+        Remedy.OPEN,
+    ),
+    Breach.NOT_CLOSED: Explanation(
+        "The process that had the store open ended without closing it. The next opening rebuilds "
+        "the index from the records: nothing that was promised to be kept is lost.",
+        Remedy.OPEN,
+    ),
+    Breach.STATE_COUNTS: Explanation(
+        "The state gives a length that no store has. All of the file is searched for records.",
+        Remedy.REPAIR,
+    ),
+    Breach.INDEX_CHECKSUM: Explanation(
+        "Directory, extent map or allocator are not as they were when the store was closed. The "
+        "next opening rebuilds them from the records.",
+        Remedy.OPEN,
+    ),
+    Breach.FRESH_EXTENT: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.EXTENT_KIND: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.FREE_EXTENTS_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.FREE_EXTENTS_IN_USE: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.FREE_EXTENT_UNLISTED: Explanation(_LEAKED, Remedy.REPAIR),
+    Breach.SLAB_ENTRY: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.CLASS_LIST_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.CLASS_LIST_MEMBERS: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.CLASS_LIST_UNKNOWN: Explanation(_LEAKED, Remedy.REPAIR),
+    Breach.DIRECTORY_ENTRY: Explanation(
+        "Keys whose hashes lead there cannot be read or written, though their records may be "
+        "whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.DIRECTORY_RUN: Explanation(
+        "Some keys are looked for in the wrong segment and not found there, though their records "
+        "may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.SEGMENT_HEADER: Explanation(
+        "The keys of this segment cannot all be found, and new ones may go to a wrong place, "
+        "though their records may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.SEGMENT_UNNAMED: Explanation(
+        "The keys of this segment cannot be found, though their records may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.SEGMENT_COUNTS: Explanation(
+        "No key is touched by that alone; the number of keys that the store tells is wrong.",
+        Remedy.REPAIR,
+    ),
+    Breach.BUCKET_MARKER: Explanation(
+        "A page of the table is damaged. Keys that are looked for there raise an error, though "
+        "their records may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.BUCKET_TOMBSTONE: Explanation(
+        "A control byte is damaged: a key may not be found, though its record may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.SLOT_EXPIRY: Explanation(
+        "The key may be counted although it has expired, and its space be taken back late.",
+        Remedy.REPAIR,
+    ),
+    Breach.SLOT_UNREACHED: Explanation(_UNREACHED, Remedy.REPAIR),
+    Breach.SLOT_SEGMENT: Explanation(_UNREACHED, Remedy.REPAIR),
+    Breach.SLOT_FINGERPRINT: Explanation(_UNREACHED, Remedy.REPAIR),
+    Breach.SLOT_RECORD: Explanation(
+        "The slot is damaged, and its key raises an error. If its record is whole elsewhere, "
+        "repair brings it back.",
+        Remedy.REPAIR,
+    ),
+    Breach.SLOT_SHARED: Explanation(
+        "At least one of the two slots is damaged. Its own record may be whole elsewhere: then "
+        "repair brings it back.",
+        Remedy.REPAIR,
+    ),
+    Breach.SLOT_SAME_KEY: Explanation(
+        "The key has two values, and either may be read. Repair keeps the newer.", Remedy.REPAIR
+    ),
+    Breach.RECORD_HEADER: Explanation(
+        "Slot or record is damaged, and the key raises an error. If the record is whole, or is "
+        "elsewhere, repair brings it back; else its value is lost.",
+        Remedy.REPAIR,
+    ),
+    Breach.RECORD_KEY: Explanation(
+        "Slot or record is damaged, and the key raises an error. If the record is whole, repair "
+        "brings it back; else its value is lost.",
+        Remedy.REPAIR,
+    ),
+    Breach.RECORD_CHECKSUM: Explanation(
+        "The value is lost: bytes of the record are not what was written. Reading the key raises "
+        "an error; every other key works on.",
+        Remedy.DELETE,
+    ),
+    Breach.RECORD_CLASS: Explanation(
+        "The record is whole, but in a block of another size: a recovery could drop it. Read the "
+        "value, then delete the key and create it again.",
+        Remedy.DELETE,
+    ),
+    Breach.RECORD_UNSLOTTED: Explanation(
+        "There is a record, or what is left of one, that no key leads to. " + _ORPHANED,
+        Remedy.REPAIR,
+    ),
+    Breach.RECORD_OUTSIDE: Explanation(
+        "There is a record, or what is left of one, in an extent that is not marked as holding "
+        "any; it may be overwritten. " + _ORPHANED,
+        Remedy.REPAIR,
+    ),
+    Breach.RECORD_MISPLACED: Explanation(
+        "There is a record, or what is left of one, where none is expected; it may be "
+        "overwritten. " + _ORPHANED,
+        Remedy.REPAIR,
+    ),
+    Breach.FREE_BLOCKS_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.FREE_BLOCKS_LIVE: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.SLAB_COUNT: Explanation(
+        "Fewer or more records are in an extent than it counts. Which are missing, other problems "
+        "tell; an extent may be given away too early.",
+        Remedy.REPAIR,
+    ),
+    Breach.BLOCK_LEAKED: Explanation(
+        _LEAKED + " If it held a record, that is damaged.", Remedy.REPAIR
+    ),
+}
+
+# With one of the first the next opening rebuilds the index; with one of the others it is refused,
+# or goes wrong.
+_REBUILT = frozenset({Breach.NOT_CLOSED, Breach.STATE_DAMAGED, Breach.INDEX_CHECKSUM})
+_REFUSED = frozenset(
+    {
+        Breach.FILE_TOO_SHORT,
+        Breach.FILE_CUT_OFF,
+        Breach.IDENTITIES_DIFFER,
+        Breach.IDENTITIES_LOST,
+        Breach.STATE_COUNTS,
+    }
+)
+
+
+def remedies(found: set[Breach]) -> dict[Breach, Remedy]:
+    """Return what mends each of the breaches, where all of them were found in one file."""
+    chosen = {breach: EXPLANATIONS[breach].remedy for breach in found}
+    rebuilt = not found.isdisjoint(_REBUILT) and found.isdisjoint(_REFUSED)
+    if rebuilt:
+        kept = (Remedy.OPEN, Remedy.RESTORE)
+        return {b: r if r in kept else Remedy.OPEN for b, r in chosen.items()}
+    if not found.isdisjoint(_REFUSED):
+        return {b: Remedy.REPAIR if r is Remedy.OPEN else r for b, r in chosen.items()}
+    return chosen

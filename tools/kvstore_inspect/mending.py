@@ -1,0 +1,222 @@
+"""How a damaged file is mended: a copy kept first, then its superblock, then the index.
+
+Invariants:
+1. Before the copy is whole and flushed, not a byte of the file is changed.
+2. No record is written. Whenever this ends, it can be done again, and brings back the same records.
+"""
+
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from kvstore.datafile import DataFile
+from kvstore.disk import flush_file, flush_folder, reserve, write_at
+from kvstore.extents import Extents
+from kvstore.filelock import FileLock
+from kvstore.layout import (
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FIRST_FILE_SIZE,
+    FIXED_EXTENTS,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    MAX_EXTENTS,
+    MAX_FILE_SIZE,
+    STATE,
+    STATE_OFFSET,
+    pack_identity,
+    pack_state,
+)
+from kvstore.recovery import rebuild
+from kvstore.scan import is_whole, magics, size_class_at
+from kvstore.slab import Slab
+
+from .image import Image
+
+# linux/fs.h
+_FICLONE: Final = 0x4004_9409
+_COPIED_SIZE: Final = 16 * EXTENT_SIZE
+_FEWEST_EXTENTS: Final = FIRST_FILE_SIZE >> EXTENT_SHIFT
+
+
+@contextmanager
+def locked(path: Path, wait: float) -> Iterator[FileLock]:
+    """Hold the lock of an existing file.
+
+    Raises:
+        StoreLockedError: another process has it after `wait` seconds.
+        OSError: it cannot be opened.
+    """
+    lock = FileLock(os.path.abspath(path), wait, read_only=True)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+# --- a copy of the file ------------------------------------------------------------------------
+
+
+def back_up(path: Path, fd: int) -> Path:
+    """Copy the open file at `path` beside it, flushed, sharing its blocks where the disk can.
+
+    Raises:
+        OSError: there is no room for it, or the folder takes no file. Nothing is left behind then.
+    """
+    backup = _free_name(path)
+    partial = Path(f"{backup}.partial")
+    copy = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        try:
+            if not _share_blocks(fd, copy):
+                _copy(fd, copy)
+            if hasattr(os, "fchmod"):
+                os.fchmod(copy, stat.S_IMODE(os.fstat(fd).st_mode))
+            flush_file(copy)
+        finally:
+            os.close(copy)
+        partial.rename(backup)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    flush_folder(str(backup))
+    return backup
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name beside the file, with the time in it, that is not taken."""
+    base = f"{os.path.realpath(path)}.backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    name, number = Path(base), 1
+    while name.exists():
+        number += 1
+        name = Path(f"{base}-{number}")
+    return name
+
+
+def _share_blocks(fd: int, copy: int) -> bool:
+    if sys.platform == "linux":
+        import fcntl  # portalocker has it loaded
+
+        with suppress(OSError):
+            fcntl.ioctl(copy, _FICLONE, fd)
+            return True
+    return False
+
+
+def _copy(fd: int, copy: int) -> None:
+    size = os.fstat(fd).st_size
+    reserve(copy, 0, size)  # so that a full disk is known before anything is copied
+    for offset in range(0, size, _COPIED_SIZE):
+        write_at(copy, offset, os.pread(fd, min(_COPIED_SIZE, size - offset), offset))
+
+
+# --- the superblock ----------------------------------------------------------------------------
+
+
+def settle_identity(image: Image, fd: int) -> None:
+    """Of two valid identities, write the one that the file's contents fit in both places."""
+    best = max(_valid_identities(image), key=lambda identity: _fit(image, _seed(identity)))
+    for offset in IDENTITY_OFFSETS:
+        write_at(fd, offset, best)
+    flush_file(fd)
+
+
+def _valid_identities(image: Image) -> list[bytes]:
+    copies = [image[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS]
+    return [copy for copy in copies if len(copy) == IDENTITY.size and copy == _packed_anew(copy)]
+
+
+def _packed_anew(identity: bytes) -> bytes:
+    _, _, _, file_id, seed, created_at, _ = IDENTITY.unpack(identity)
+    return pack_identity(file_id, seed, created_at)
+
+
+def _seed(identity: bytes) -> int:
+    return int(IDENTITY.unpack(identity)[4])
+
+
+def _fit(image: Image, seed: int) -> tuple[int, bool]:
+    """Return how many records are whole with this hash seed, and whether the state is."""
+    packed = image[STATE_OFFSET : STATE_OFFSET + STATE.size].ljust(STATE.size, b"\0")
+    clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
+    fits = packed == pack_state(bool(clean), count, durable, index_checksum, seed)
+    records = 0
+    for extent in range(FIXED_EXTENTS, min(-(-len(image) // EXTENT_SIZE), MAX_EXTENTS)):
+        contents = image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+        records += sum(
+            is_whole(contents, position, extent << EXTENT_SHIFT, seed)
+            for position in magics(contents)
+            if size_class_at(contents, position) >= 0
+        )
+    return records, fits
+
+
+def prepare(image: Image, fd: int) -> None:
+    """Give the file a whole number of extents, and a state that has its index rebuilt.
+
+    All that is left of one that was cut off stays; zeros fill its last extent.
+
+    Raises:
+        OSError: the disk has no room for these zeros; the file is then as it was.
+    """
+    count = _extents_to_keep(image)
+    size = len(image)
+    if size < count * EXTENT_SIZE:
+        try:
+            reserve(fd, size, count * EXTENT_SIZE)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    # Zeros first: a crash between the two leaves lost records that the checker finds.
+    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, image.seed))
+    flush_file(fd)
+
+
+def _extents_to_keep(image: Image) -> int:
+    if image.counts_extents:
+        return max(image.extent_count, _FEWEST_EXTENTS)
+    # The file may be as long as it may ever become, if a process died while it opened it.
+    count = image.extent_count
+    while count > _FEWEST_EXTENTS and not image.extent(count - 1).strip(b"\0"):
+        count -= 1
+    return max(count, _FEWEST_EXTENTS)
+
+
+# --- the index ---------------------------------------------------------------------------------
+
+
+def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
+    """Build the index anew from the records, dropping those that have expired by `now_ms`.
+
+    Raises:
+        StoreFullError: no room for the table.
+        StoreLockedError: another process has taken the file meanwhile.
+        OSError: the operating system refused a write or a flush.
+    """
+    with _silence():
+        file = DataFile(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms)
+        try:
+            extents = Extents(file)
+            rebuild(file, extents, Slab(file, extents), now_ms)
+        except BaseException:
+            file.leave_unclean()
+            raise
+        finally:
+            file.close()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep from standard error what recovery logs: it is told of otherwise."""
+    logger, handler = logging.getLogger("kvstore"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,302 @@
+"""What the checker finds in a file, with the keys it is about, and the records counted.
+
+Memory does not grow with the number of problems: beside what the checker and `records` take, a bit
+for each block of 32 bytes, and what is lost up to `MOST_NAMED`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from time import sleep
+from typing import Final
+
+from xxhash import xxh3_64_intdigest
+
+from kvstore.check import check_image
+from kvstore.filelock import is_alive
+from kvstore.layout import (
+    BLOCK_ALIGNMENT,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
+    EXTENT_SIZE,
+    FINGERPRINT_CODES,
+    FINGERPRINT_SHIFT,
+    MAX_EXTENTS,
+    MAX_KEY_SIZE,
+    RECORD,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
+    SLOT,
+    SLOT_KEY_SIZE,
+    SLOT_SIZE,
+    key_hash,
+    slot_offset,
+)
+from kvstore.problem import Breach, Problem
+
+from .image import Image
+from .records import Damage, Progress, Record, Records, slots_of
+
+MOST_NAMED: Final = 100_000
+_LOOKS: Final = 5
+_PAUSE_SECONDS: Final = 0.02
+_COMPARED_SIZE: Final = 64
+
+_UNSLOTTED: Final = frozenset(
+    {Breach.RECORD_UNSLOTTED, Breach.RECORD_OUTSIDE, Breach.RECORD_MISPLACED}
+)
+_UNREACHED: Final = frozenset({Breach.SLOT_UNREACHED, Breach.SLOT_SEGMENT, Breach.SLOT_FINGERPRINT})
+_NO_RECORD: Final = frozenset(
+    {Breach.SLOT_RECORD, Breach.RECORD_HEADER, Breach.RECORD_KEY, Breach.RECORD_CHECKSUM}
+)
+_OF_RECORDS: Final = frozenset(
+    _NO_RECORD - {Breach.SLOT_RECORD} | _UNSLOTTED | {Breach.RECORD_CLASS}
+)
+_OF_SLOTS: Final = frozenset(
+    _UNREACHED | {Breach.SLOT_RECORD, Breach.SLOT_SHARED, Breach.SLOT_SAME_KEY, Breach.SLOT_EXPIRY}
+)
+
+
+@dataclass
+class Counts:
+    """The records of a file, each counted once but for `expiring` and `orphaned`.
+
+    keys: those that can be read, or can be as soon as the index is rebuilt.
+    expiring: of them, those with a TTL.
+    orphaned: of them, those that no slot leads to.
+    expired: those past their TTL.
+    outdated: those that a newer record of the same key has replaced.
+    damaged: those that are not whole, as far as a trace of them is left.
+    """
+
+    keys: int = 0
+    expiring: int = 0
+    orphaned: int = 0
+    expired: int = 0
+    outdated: int = 0
+    damaged: int = 0
+
+
+# What a slot tells of its key: its first bytes, its size; for a long one its fingerprint too.
+_Told = tuple[bytes, int, int]
+
+
+class Survey:
+    """The problems of an image, then its records.
+
+    Args:
+        image: an open file.
+        now_ms: what has expired by then.
+
+    Attributes:
+        breaches: how often each was found.
+        lost: the offset of each record that is not whole, or of the slot that has none, and its key
+            where that is legible. Complete once `count` was called.
+    """
+
+    def __init__(self, image: Image, now_ms: int) -> None:
+        self._image = image
+        self._now_ms = now_ms
+        self._progress: Progress = lambda _done, _whole: None
+        self.breaches: Counter[Breach] = Counter()
+        self.lost: dict[int, str | None] = {}
+        self._more_lost = 0
+        self._waiting: dict[_Told, list[int]] = {}
+        self._orphans = bytearray((MAX_EXTENTS + 1) * EXTENT_SIZE // BLOCK_ALIGNMENT // 8)
+
+    def show(self, progress: Progress) -> None:
+        """From now on, call this with how much of the way is done, and the whole of it."""
+        self._progress = progress
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what the checker finds."""
+        for problem in check_image(self._image, self._progress):
+            self.note(problem)
+            yield problem
+
+    def note(self, problem: Problem) -> None:
+        """Take a problem into account."""
+        self.breaches[problem.breach] += 1
+        if problem.breach in _UNSLOTTED or problem.breach is Breach.RECORD_KEY:
+            self._note_orphan(problem.offset)
+        elif problem.breach in _UNREACHED:
+            self._note_orphan(SLOT.unpack(self._slot(problem.offset))[2])
+        if problem.breach in _NO_RECORD and self._image.state.clean:
+            self._note_lost(problem)
+
+    def _slot(self, offset: int) -> bytes:
+        return self._image[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
+
+    def _note_orphan(self, offset: int) -> None:
+        place = offset // BLOCK_ALIGNMENT
+        if place >> 3 < len(self._orphans):
+            self._orphans[place >> 3] |= 1 << (place & 7)
+
+    def _is_orphan(self, offset: int) -> bool:
+        place = offset // BLOCK_ALIGNMENT
+        return bool(self._orphans[place >> 3] & 1 << (place & 7))
+
+    def _note_lost(self, problem: Problem) -> None:
+        """Remember a slot whose record is not whole, until the key turns up elsewhere."""
+        if problem.offset in self.lost:
+            return
+        if len(self.lost) >= MOST_NAMED:
+            self._more_lost += 1
+            return
+        self.lost[problem.offset] = key_of(self._image, problem)
+        slot = problem.slot or problem.offset
+        start, _, _, _, size = SLOT.unpack(self._slot(slot))
+        bucket = slot & -BUCKET_SIZE
+        control = bucket + CONTROL_OFFSET + (slot - slot_offset(bucket, 0)) // SLOT_SIZE
+        fingerprint = int.from_bytes(self._image[control : control + 1])
+        told = (start, size, fingerprint if size > SLOT_KEY_SIZE else 0)
+        self._waiting.setdefault(told, []).append(problem.offset)
+
+    # --- records -------------------------------------------------------------------------------
+
+    def count(self) -> Counts:
+        """Count the records. The problems must have been asked for."""
+        if self._image.in_use or (self._image.trusted and not self.breaches):
+            return self._count_slots()
+        counts = Counts()
+        records = Records(self._image, self._now_ms, self._progress)
+        records.by_index = False
+        for found in records:
+            if isinstance(found, Record):
+                self._count_record(found, counts)
+            elif found.offset:
+                self._count_damage(found)
+        counts.outdated = records.outdated
+        counts.damaged = len(self.lost) + self._more_lost
+        return counts
+
+    def _count_record(self, record: Record, counts: Counts) -> None:
+        if 0 < record.expires_at <= self._now_ms:
+            counts.expired += 1
+        else:
+            counts.keys += 1
+            counts.expiring += record.expires_at > 0
+            counts.orphaned += self._is_orphan(record.offset)
+        if self.lost:
+            self.lost.pop(record.offset, None)
+            for offset in self._waiting.pop(self._told_by(record.key.encode()), ()):
+                self.lost.pop(offset, None)
+
+    def _told_by(self, key: bytes) -> _Told:
+        fingerprint = 0
+        if len(key) > SLOT_KEY_SIZE:
+            hash_of_key = key_hash(key, self._image.seed)
+            fingerprint = FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
+        return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key), fingerprint
+
+    def _count_damage(self, damage: Damage) -> None:
+        if damage.offset in self.lost:
+            return
+        if len(self.lost) >= MOST_NAMED:
+            self._more_lost += 1
+        else:
+            self.lost[damage.offset] = damage.key or _key_in_record(self._image, damage.offset)
+
+    def _count_slots(self) -> Counts:
+        """Count the slots: all of them have records, or nobody can tell while the file changes."""
+        counts = Counts()
+        for _, extent, contents, damage in Records(self._image, self._now_ms).segments():
+            if damage is None:
+                for _, packed in slots_of(extent, contents):
+                    expires_at = SLOT.unpack(packed)[1]
+                    if 0 < expires_at <= self._now_ms:
+                        counts.expired += 1
+                    else:
+                        counts.keys += 1
+                        counts.expiring += expires_at > 0
+        counts.orphaned = sum(self.breaches[breach] for breach in _UNSLOTTED)
+        counts.damaged = sum(self.breaches[breach] for breach in _NO_RECORD)
+        return counts
+
+
+def lasting_problems(
+    look: Callable[[], AbstractContextManager[Image]], progress: Progress
+) -> tuple[list[Problem], int]:
+    """Check a file in use several times; return what stays wrong, and how much did not.
+
+    A problem stays where it is found each time while the bytes at its place are the same. That the
+    file is not marked closed is none as long as the process that has it open lives. Of more than
+    `MOST_NAMED` problems the rest is left out.
+    """
+    lasting: dict[int, Problem] | None = None
+    first = 0
+    for number in range(_LOOKS):
+        if number:
+            sleep(_PAUSE_SECONDS)
+        found: dict[int, Problem] = {}
+        with look() as image:
+            for problem in check_image(image, progress):
+                if problem.breach is Breach.NOT_CLOSED and holder_lives(image):
+                    continue
+                mark = _mark(image, problem)
+                if (lasting is None and len(found) < MOST_NAMED) or mark in (lasting or ()):
+                    found[mark] = problem
+        if lasting is None:
+            first = len(found)
+        lasting = found
+        if not lasting:
+            break
+    kept = list((lasting or {}).values())
+    return kept, first - len(kept)
+
+
+def holder_lives(image: Image) -> bool:
+    """Tell whether the process that the file names as having it open is there."""
+    pid = image.holder()
+    return pid > 0 and is_alive(pid)
+
+
+def _mark(image: Image, problem: Problem) -> int:
+    """Return a number that tells a problem, and the bytes at its place, from others."""
+    seen = image[problem.offset : problem.offset + _COMPARED_SIZE]
+    return xxh3_64_intdigest(f"{problem.breach} {problem.offset} {problem.slot}".encode() + seen)
+
+
+def key_of(image: Image, problem: Problem) -> str | None:
+    """Return the key that a problem is about, as far as that is legible."""
+    if problem.breach in _OF_SLOTS:
+        return _key_in_slot(image, problem.offset)
+    if problem.breach not in _OF_RECORDS:
+        return None
+    in_record = _key_in_record(image, problem.offset)
+    in_slot = _key_in_slot(image, problem.slot) if problem.slot else None
+    if in_slot is None or (in_record or "").startswith(in_slot.removesuffix("…")):
+        return in_record
+    return in_slot
+
+
+def _key_in_slot(image: Image, offset: int) -> str | None:
+    """Return the key in a slot; of a long one what the slot has of it, and an ellipsis."""
+    packed = image[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
+    start, _, _, _, size = SLOT.unpack(packed)
+    if size > SLOT_KEY_SIZE:
+        return f"{start.decode(errors='ignore')}…"
+    return _text(start[:size])
+
+
+def _key_in_record(image: Image, offset: int) -> str | None:
+    size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
+    contents = image[offset : offset + size].ljust(size, b"\0")
+    magic, _, size, *_ = RECORD.unpack_from(contents)
+    if magic != RECORD_MAGIC or size > MAX_KEY_SIZE:
+        return None
+    return _text(contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + size])
+
+
+def _text(key: bytes) -> str | None:
+    try:
+        return key.decode() or None
+    except UnicodeDecodeError:
+        return None
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as it can be printed."""
+    return os.fsencode(path).decode(errors="backslashreplace")
