@@ -121,6 +121,7 @@ class _Check:
         self.extent_count = 0
         self._seed = 0
         self._kinds: list[int] = []
+        self._size_classes: list[int] = []
         # Offsets, in steps of 32, of the records that a slot points to.
         self._pointed_to = bytearray()
 
@@ -201,7 +202,10 @@ class _Check:
         if not FIXED_EXTENTS <= fresh <= self.extent_count:
             message = f"fresh extent is {fresh}"
             yield Problem(FRESH_EXTENT_OFFSET, "allocator", message, Breach.FRESH_EXTENT)
-        self._kinds = [self._entry(extent)[0] for extent in range(self.extent_count)]
+        for extent in range(self.extent_count):
+            kind, size_class, *_ = self._entry(extent)
+            self._kinds.append(kind)
+            self._size_classes.append(size_class)
         for extent, kind in enumerate(self._kinds):
             if (kind == KIND_FIXED) != (extent < FIXED_EXTENTS) or kind > KIND_SLAB:
                 yield self._entry_problem(extent, Breach.EXTENT_KIND, f"kind is {kind}")
@@ -349,9 +353,9 @@ class _Check:
                 if expires_at and expires_at < least:
                     message = "expires before what its bucket or segment says"
                     yield Problem(offset, "slot", message, Breach.SLOT_EXPIRY)
-                key = yield from self._slot(offset, slot)
-                if key is not None:
-                    hash_of_key = key_hash(key, self._seed)
+                held = yield from self._slot(offset, slot)
+                if held is not None:
+                    key, hash_of_key = held
                     homes.append((hash_of_key & BUCKET_COUNT - 1, number, offset))
                     yield from _placed(offset, hash_of_key, depth, prefix, control[index])
                     record, first = keys.setdefault(key, (SLOT.unpack(slot)[2], offset))
@@ -367,8 +371,8 @@ class _Check:
                 message = f"cannot be found from bucket {home}, its home"
                 yield Problem(offset, "slot", message, Breach.SLOT_UNREACHED)
 
-    def _slot(self, offset: int, slot: bytes) -> Generator[Problem, None, bytes | None]:
-        """Yield what is wrong between a slot and its record; return its key."""
+    def _slot(self, offset: int, slot: bytes) -> Generator[Problem, None, tuple[bytes, int] | None]:
+        """Yield what is wrong between a slot and its record; return its key, and the hash of it."""
         start, expires_at, record, value_size, key_size = SLOT.unpack(slot)
         extent = record >> EXTENT_SHIFT
         if extent >= self.extent_count or self._kinds[extent] != KIND_SLAB:
@@ -376,7 +380,7 @@ class _Check:
             yield Problem(offset, "slot", message, Breach.SLOT_RECORD)
             return None
         size = RECORD_HEADER_SIZE + key_size + value_size
-        size_class = self._entry(extent)[1]
+        size_class = self._size_classes[extent]
         block_size = BLOCK_SIZES[size_class]
         if (record & EXTENT_SIZE - 1) % block_size or size > block_size:
             message = f"no block of its size begins at byte {record:,}"
@@ -405,7 +409,7 @@ class _Check:
         if SIZE_CLASSES[size + 31 >> 5] != size_class:
             message = f"takes {size:,} bytes in a block of {block_size:,}"
             yield Problem(record, "record", message, Breach.RECORD_CLASS, offset)
-        return key
+        return key, hash_of_key
 
     # --- slabs ---------------------------------------------------------------------------------
 
