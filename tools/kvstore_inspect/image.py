@@ -123,10 +123,14 @@ class Image:
         return int(pid)
 
     def index_checksum(self) -> int:
-        """Return the checksum of directory, extent map and allocator as they are now."""
+        """Return the checksum of directory, extent map and allocator as they are now.
+
+        Where the file was cut off, the map is that of all extents that it had.
+        """
+        extent_count = self.state.extent_count if self.counts_extents else self.extent_count
         return xxh3_64_intdigest(
             self[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
-            + self[EXTENT_MAP_OFFSET : map_entry_offset(self.extent_count)]
+            + self[EXTENT_MAP_OFFSET : map_entry_offset(extent_count)]
             + self[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE],
             self.seed,
         )

@@ -18,21 +18,17 @@ from kvstore.check import check_image
 from kvstore.filelock import is_alive
 from kvstore.layout import (
     BLOCK_ALIGNMENT,
-    BUCKET_SIZE,
-    CONTROL_OFFSET,
     EXTENT_SIZE,
-    FINGERPRINT_CODES,
-    FINGERPRINT_SHIFT,
+    KIND_SLAB,
     MAX_EXTENTS,
     MAX_KEY_SIZE,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    SLAB_ENTRY,
     SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
-    key_hash,
-    slot_offset,
 )
 from kvstore.problem import Breach, Problem
 
@@ -79,8 +75,8 @@ class Counts:
     damaged: int = 0
 
 
-# What a slot tells of its key: its first bytes, its size; for a long one its fingerprint too.
-_Told = tuple[bytes, int, int]
+# What a slot tells of its key: its first bytes, its size.
+_Told = tuple[bytes, int]
 
 
 class Survey:
@@ -94,6 +90,7 @@ class Survey:
         breaches: how often each was found.
         lost: the offset of each record that is not whole, or of the slot that has none, and its key
             where that is legible. Complete once `count` was called.
+        certain: the number of damaged records is exact, as the file says how many there were.
     """
 
     def __init__(self, image: Image, now_ms: int) -> None:
@@ -103,6 +100,7 @@ class Survey:
         self.breaches: Counter[Breach] = Counter()
         self.lost: dict[int, str | None] = {}
         self._more_lost = 0
+        self.certain = False
         self._waiting: dict[_Told, list[int]] = {}
         self._orphans = bytearray((MAX_EXTENTS + 1) * EXTENT_SIZE // BLOCK_ALIGNMENT // 8)
 
@@ -146,13 +144,8 @@ class Survey:
             self._more_lost += 1
             return
         self.lost[problem.offset] = key_of(self._image, problem)
-        slot = problem.slot or problem.offset
-        start, _, _, _, size = SLOT.unpack(self._slot(slot))
-        bucket = slot & -BUCKET_SIZE
-        control = bucket + CONTROL_OFFSET + (slot - slot_offset(bucket, 0)) // SLOT_SIZE
-        fingerprint = int.from_bytes(self._image[control : control + 1])
-        told = (start, size, fingerprint if size > SLOT_KEY_SIZE else 0)
-        self._waiting.setdefault(told, []).append(problem.offset)
+        start, _, _, _, size = SLOT.unpack(self._slot(problem.slot or problem.offset))
+        self._waiting.setdefault((start, size), []).append(problem.offset)
 
     # --- records -------------------------------------------------------------------------------
 
@@ -170,6 +163,13 @@ class Survey:
                 self._count_damage(found)
         counts.outdated = records.outdated
         counts.damaged = len(self.lost) + self._more_lost
+        at_close = _records_at_close(self._image)
+        if at_close is not None:
+            missing = at_close - counts.keys - counts.expired - counts.outdated
+            if missing <= 0:  # what looks lost are slots, whose records are all there
+                self.lost.clear()
+            counts.damaged = max(missing, counts.damaged) if missing > 0 else 0
+            self.certain = True
         return counts
 
     def _count_record(self, record: Record, counts: Counts) -> None:
@@ -181,15 +181,13 @@ class Survey:
             counts.orphaned += self._is_orphan(record.offset)
         if self.lost:
             self.lost.pop(record.offset, None)
-            for offset in self._waiting.pop(self._told_by(record.key.encode()), ()):
-                self.lost.pop(offset, None)
-
-    def _told_by(self, key: bytes) -> _Told:
-        fingerprint = 0
-        if len(key) > SLOT_KEY_SIZE:
-            hash_of_key = key_hash(key, self._image.seed)
-            fingerprint = FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
-        return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key), fingerprint
+            key = record.key.encode()
+            waiting = self._waiting.get((key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key)))
+            # Of long keys several may begin alike: each that no slot leads to stands for one.
+            while waiting and (len(key) <= SLOT_KEY_SIZE or self._is_orphan(record.offset)):
+                self.lost.pop(waiting.pop(), None)
+                if len(key) > SLOT_KEY_SIZE:
+                    break
 
     def _count_damage(self, damage: Damage) -> None:
         if damage.offset in self.lost:
@@ -214,6 +212,17 @@ class Survey:
         counts.orphaned = sum(self.breaches[breach] for breach in _UNSLOTTED)
         counts.damaged = sum(self.breaches[breach] for breach in _NO_RECORD)
         return counts
+
+
+def _records_at_close(image: Image) -> int | None:
+    """Return how many records the file had when it was closed; None where it does not say."""
+    if not image.state.clean or image.state.index_checksum != image.index_checksum():
+        return None
+    count = 0
+    for extent in range(image.state.extent_count):
+        kind, _, live, *_ = SLAB_ENTRY.unpack(image.map_entry(extent))
+        count += live if kind == KIND_SLAB else 0
+    return count
 
 
 def lasting_problems(

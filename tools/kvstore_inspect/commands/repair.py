@@ -34,6 +34,7 @@ class Outcome:
     found: Counter[Breach] = field(default_factory=Counter)
     counts: Counts = field(default_factory=Counts)
     lost: dict[int, str | None] = field(default_factory=dict)
+    certain: bool = True
     kept: int = 0
     problems_left: int = 0
 
@@ -48,7 +49,7 @@ class Outcome:
         return not (
             self.problems_left
             or self.counts.damaged
-            or self.cut_off
+            or (self.cut_off and not self.certain)
             or self.kept < self.counts.keys
         )
 
@@ -130,7 +131,7 @@ def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: b
         with progress("counting") as show:
             survey.show(show)
             outcome.counts = survey.count()
-        outcome.lost = survey.lost
+        outcome.lost, outcome.certain = survey.lost, survey.certain
         prepare(image, fd)
         outcome.changed = True
     finally:
@@ -170,7 +171,7 @@ def _as_object(outcome: Outcome) -> dict[str, Any]:
         "changed": outcome.changed,
         "complete": outcome.complete,
         "backup": outcome.backup,
-        "found": dict(outcome.found),
+        "found": {str(breach): count for breach, count in outcome.found.items()},
         "kept": outcome.kept,
         "counts": asdict(outcome.counts),
         "cut_off": outcome.cut_off,
@@ -199,7 +200,7 @@ def _print(outcome: Outcome) -> None:
         out.print(Text(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}"))
     if counts.damaged > MOST_SHOWN:
         out.print(Text(f"  and {counts.damaged - MOST_SHOWN:,} more; --json names them"))
-    if outcome.cut_off:
+    if outcome.cut_off and not outcome.certain:
         out.print(Text(f"{name}: had been cut off; what was in the missing part is lost"))
     if outcome.backup:
         out.print(Text(f"{name}: as it was, it is {escaped(outcome.backup)}"))

@@ -1,0 +1,354 @@
+"""kvstore-inspect on damaged files: every command ends, tells the truth, and changes nothing.
+
+The truth is known without the tool: where each record of the undamaged file is, and which of them
+the damage left as they were.
+"""
+
+import io
+import itertools
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from kvstore import KVStore
+from kvstore.check import check_file
+from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
+    BUCKET_SIZE,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    HOLDER,
+    HOLDER_OFFSET,
+    IDENTITY,
+    IDENTITY_OFFSETS,
+    RECORD,
+    RECORD_HEADER_SIZE,
+    STATE,
+    STATE_OFFSET,
+)
+from kvstore.scan import is_whole, magics, size_class_at
+from kvstore_inspect.command_line import group, main
+
+from .damage import KINDS, Damage, Original, State, build
+from .laboratory import Experiment
+
+FILES: Final = 8  # a trial, all of one original
+
+Kind = Callable[[Original, random.Random], tuple[bytes, Damage]]
+
+
+class Truth:
+    """An undamaged file, what it holds, and where."""
+
+    def __init__(self, path: Path, live: State) -> None:
+        self.path = path
+        self.live = live
+        self.original = Original(path.read_bytes())
+        self.places: dict[str, slice] = {}
+        contents = self.original.contents
+        seed = IDENTITY.unpack_from(contents)[4]
+        for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
+            extent = contents[base : base + EXTENT_SIZE]
+            for position in magics(extent):
+                if size_class_at(extent, position) >= 0 and is_whole(extent, position, base, seed):
+                    _, value_size, key_size, *_ = RECORD.unpack_from(extent, position)
+                    start = base + position + RECORD_HEADER_SIZE
+                    key = contents[start : start + key_size].decode()
+                    self.places[key] = slice(base + position, start + key_size + value_size)
+        assert self.places.keys() == live.keys()
+
+    def whole(self, damaged: bytes) -> set[str]:
+        """Return the keys whose records are untouched in a damaged file; none without identity."""
+        if not self.has_identity(damaged):
+            return set()
+        contents = self.original.contents
+        return {key for key, place in self.places.items() if damaged[place] == contents[place]}
+
+    def has_identity(self, damaged: bytes) -> bool:
+        """Tell whether one of the two copies of the identity is untouched."""
+        return any(
+            damaged[offset : offset + IDENTITY.size]
+            == self.original.contents[offset : offset + IDENTITY.size]
+            for offset in IDENTITY_OFFSETS
+        )
+
+
+# --- more kinds of damage ----------------------------------------------------------------------
+
+
+def garble_all_but_records(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Write zeros, ones, random bytes over anything but records and one copy of the identity."""
+    damaged, damage = bytearray(original.contents), Damage()
+    places = live_places(original.contents)
+    spared = IDENTITY_OFFSETS[rng.randrange(2)]
+    other = next(offset for offset in IDENTITY_OFFSETS if offset != spared)
+    segments = sorted({bucket // EXTENT_SIZE * EXTENT_SIZE for bucket in original.buckets})
+    targets = [
+        (other, IDENTITY.size),
+        (STATE_OFFSET, STATE.size),
+        (HOLDER_OFFSET, HOLDER.size),
+        (ALLOCATOR_OFFSET, ALLOCATOR_SIZE),
+        (DIRECTORY_OFFSET, DIRECTORY_SIZE),
+        (EXTENT_MAP_OFFSET, 16 * (len(original.contents) // EXTENT_SIZE)),
+        *((segment, EXTENT_SIZE) for segment in segments),
+        *((bucket, BUCKET_SIZE) for bucket in rng.sample(original.buckets, 4)),
+        *gaps(places),
+    ]
+    for start, size in rng.sample(targets, rng.choice((1, 2, 4, len(targets)))):
+        length = min(size, rng.choice((1, 8, 48, 512, 4096, size)))
+        offset = start + rng.randrange(size - length + 1)
+        garbage = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
+        damaged[offset : offset + length] = garbage
+        damage.add("garbage in", offset, offset + length)
+    return bytes(damaged), damage
+
+
+def live_places(contents: bytes) -> list[range]:
+    """Return where the whole records of a file are, in order."""
+    seed = IDENTITY.unpack_from(contents)[4]
+    places = []
+    for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
+        extent = contents[base : base + EXTENT_SIZE]
+        for position in magics(extent):
+            if size_class_at(extent, position) >= 0 and is_whole(extent, position, base, seed):
+                _, values, keys, *_ = RECORD.unpack_from(extent, position)
+                size = RECORD_HEADER_SIZE + keys + values
+                places.append(range(base + position, base + position + size))
+    return places
+
+
+def gaps(places: list[range]) -> list[tuple[int, int]]:
+    """Return offset and size of what is between records: padding, and free blocks."""
+    between = itertools.pairwise(places)
+    return [(one.stop, two.start - one.stop) for one, two in between if two.start > one.stop]
+
+
+def hit_the_superblock(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
+    """Hit the first page twice, or both identities, where the other kinds rarely do."""
+    damaged, damage = bytearray(original.contents), Damage()
+    for _ in range(rng.choice((1, 2, 4))):
+        offset = rng.choice((0, 0, STATE_OFFSET, ALLOCATOR_OFFSET, 4096)) + rng.randrange(40)
+        size = rng.choice((1, 1, 4, 16))
+        damaged[offset : offset + size] = rng.randbytes(size)
+        damage.add("bytes", offset, offset + size)
+    return bytes(damaged), damage
+
+
+ALL_KINDS: Final[dict[str, Kind]] = {
+    **KINDS,
+    "all_but_records": garble_all_but_records,
+    "superblock": hit_the_superblock,
+}
+
+
+# --- running a command -------------------------------------------------------------------------
+
+
+class Ran:
+    """What a command printed, and its exit status."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        written, said = io.BytesIO(), io.BytesIO()
+        out = io.TextIOWrapper(written, "utf-8", write_through=True)
+        err = io.TextIOWrapper(said, "utf-8", write_through=True)
+        with redirect_stdout(out), redirect_stderr(err):
+            self.status = main([str(argument) for argument in arguments])
+            sys.stdout.flush()
+        self.output = written.getvalue()
+        self.errors = said.getvalue().decode()
+        self.what = f"{arguments[0]} ended with {self.status}; it said: {self.errors[-500:]}"
+        assert self.status in (0, 1, 2), self.what
+        assert "Traceback" not in self.errors, self.what
+        assert self.status == 0 or self.errors or self.output, f"{self.what}: not a word"
+
+
+class Trying:
+    """A damaged file, and every command on it."""
+
+    def __init__(self, truth: Truth, contents: bytes, folder: Path, rng: random.Random) -> None:
+        self.truth = truth
+        self.contents = contents
+        self.rng = rng
+        self.folder = folder
+        self.path = folder / "damaged.kvs"
+        self.other = folder / "other"
+        self.whole = truth.whole(contents)
+        self.path.write_bytes(contents)
+        self.fine = not check_file(self.path) if contents else False
+
+    def everything(self) -> None:
+        for name in group.list_commands(None):  # type: ignore[arg-type]
+            for old in self.folder.glob("other*"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            try:
+                COMMANDS[name](self)
+                if name not in ("load", "repair"):
+                    assert self.path.read_bytes() == self.contents, "the file was changed"
+            except BaseException as error:
+                error.add_note(f"command {name}")
+                raise
+            self.path.write_bytes(self.contents)
+
+    def run(self, *arguments: str | Path) -> Ran:
+        ran = Ran(*arguments)
+        if self.truth.has_identity(self.contents):
+            assert ran.status != 2, ran.what
+        return ran
+
+    # --- one command each
+
+    def info(self) -> None:
+        self.run("info", self.path)
+        ran = self.run("info", "--json", self.path)
+        if ran.output:
+            json.loads(ran.output)
+
+    def keys(self) -> None:
+        ran = self.run("keys", self.path)
+        ran = self.run("keys", "--json", self.path)
+        if ran.status == 0:
+            listed = json.loads(ran.output)
+            assert len(listed) == len(self.truth.live), f"{len(listed)} keys and exit status 0"
+
+    def get(self) -> None:
+        for key in self.rng.sample(sorted(self.truth.live), 3):
+            self.run("get", self.path, key)
+            ran = self.run("get", "--json", self.path, key)
+            if ran.status == 0:
+                assert json.loads(ran.output)["value"] == self.truth.live[key]
+
+    def dump(self) -> None:
+        ran = self.run("dump", self.path)
+        dumped = {}
+        for line in ran.output.splitlines():
+            record = orjson.loads(line)
+            assert record["key"] not in dumped, f"{record['key']!r} came twice"
+            dumped[record["key"]] = record["value"]
+            assert self.truth.live[record["key"]] == record["value"]
+        assert self.whole <= dumped.keys(), f"not dumped: {sorted(self.whole - dumped.keys())[:5]}"
+        if ran.status == 0:
+            assert dumped.keys() == self.truth.live.keys(), "records are missing, exit status 0"
+        self.run("dump", "--format", "resp", self.path)
+
+    def load(self) -> None:
+        lines = Ran("dump", self.truth.path).output
+        source = self.folder / "other.jsonl"
+        source.write_bytes(lines)
+        ran = self.run("load", "--on-exists", "skip", self.path, source)
+        if ran.status == 0:
+            with KVStore(self.path) as store:
+                assert dict(store) == self.truth.live
+
+    def copy(self) -> None:
+        ran = self.run("copy", self.path, self.other)
+        if ran.status == 0:
+            with KVStore(self.other) as store:
+                assert dict(store) == self.truth.live, "an incomplete copy, exit status 0"
+        if self.other.exists():
+            assert not check_file(self.other)
+
+    def diff(self) -> None:
+        ran = self.run("diff", self.path, self.truth.path)
+        if ran.status == 0:
+            assert self.whole == self.truth.live.keys()
+
+    def slots(self) -> None:
+        key = self.rng.choice(sorted(self.truth.live))
+        segment = self.rng.choice(self.truth.original.buckets) // EXTENT_SIZE
+        self.run("slots", "--key", key, self.path)
+        ran = Ran("slots", "--segment", str(segment), self.path)
+        assert ran.status in (0, 1, 2)
+
+    def verify(self) -> None:
+        self.run("verify", "--all", self.path)
+        ran = self.run("verify", "--json", *self.rng.choice(((), ("--all",))), self.path)
+        assert (ran.status == 0) == self.fine, ran.what
+        if ran.status < 2 and self.truth.has_identity(self.contents):
+            found = json.loads(ran.output)
+            assert found["fine"] == self.fine
+            assert found["counts"]["keys"] >= len(self.whole), found["counts"]
+            if found["closed"]:
+                lost = len(self.truth.live) - len(self.whole)
+                assert found["counts"]["damaged"] >= 0
+                if lost == 0 and found["index_trusted"]:
+                    assert found["counts"]["damaged"] == 0, found["counts"]
+
+    def repair(self) -> None:
+        ran = self.run("repair", "--json", *self.rng.choice(((), ("--no-backup",))), self.path)
+        if not self.truth.has_identity(self.contents):
+            assert ran.status, ran.what
+            assert self.path.read_bytes() == self.contents, "it was changed, and not repaired"
+        else:
+            self.check_repaired(json.loads(ran.output), ran.status)
+        for backup in self.folder.glob("damaged.kvs.backup-*"):
+            assert backup.read_bytes() == self.contents, "the copy of the old file is another"
+            backup.unlink()
+
+    def check_repaired(self, outcome: dict[str, object], status: int) -> None:
+        problems = [str(problem) for problem in check_file(self.path)]
+        assert not problems, problems[:5]
+        assert outcome["changed"] == (self.path.read_bytes() != self.contents)
+        with KVStore(self.path) as store:
+            after = dict(store)
+            assert all(store.ttl(key) for key in after if self.truth.live[key]["mark"] % 3 == 0)
+        for key, value in after.items():
+            assert self.truth.live[key] == value
+        assert self.whole <= after.keys(), f"not kept: {sorted(self.whole - after.keys())[:5]}"
+        assert outcome["kept"] == len(after)
+        if status == 0:
+            assert after.keys() == self.truth.live.keys(), "records were dropped, exit status 0"
+
+    def report(self) -> None:
+        self.run("report", self.path, "-o", self.other)
+
+
+COMMANDS: Final[dict[str, Callable[[Trying], None]]] = {
+    "info": Trying.info,
+    "keys": Trying.keys,
+    "get": Trying.get,
+    "dump": Trying.dump,
+    "load": Trying.load,
+    "copy": Trying.copy,
+    "diff": Trying.diff,
+    "slots": Trying.slots,
+    "verify": Trying.verify,
+    "repair": Trying.repair,
+    "report": Trying.report,
+}
+
+
+def inspect_damaged_files(kind: str, folder: Path, rng: random.Random, files: int = FILES) -> int:
+    """Damage a store in that way, some times, and use each command on it; return how many."""
+    path = folder / "whole.kvs"
+    truth = Truth(path, build(path, rng, keys=120))
+    for number in range(files):
+        contents, damage = ALL_KINDS[kind](truth.original, rng)
+        try:
+            Trying(truth, contents, folder, rng).everything()
+        except BaseException as error:
+            error.add_note(f"file {number}, damage: {'; '.join(damage.said)}")
+            raise
+    return files
+
+
+EXPERIMENTS = tuple(
+    Experiment(
+        f"inspector-{kind.replace('_', '-')}",
+        f"every command of kvstore-inspect; damage: {kind.replace('_', ' ')}",
+        "files",
+        partial(inspect_damaged_files, kind),
+    )
+    for kind in ALL_KINDS
+)
