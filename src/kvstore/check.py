@@ -8,7 +8,8 @@ memory for each 32 bytes of the file that it checks.
 import mmap
 import os
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from struct import Struct
+from typing import Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
@@ -73,6 +74,8 @@ from .layout import (
 )
 from .problem import Breach, Problem
 from .segment import live_slots
+
+_DIRECTORY: Final = Struct(f"<{DIRECTORY_ENTRIES}H")
 
 
 class Image(Protocol):
@@ -287,39 +290,53 @@ class _Check:
     def segments(self) -> Iterator[Problem]:
         """Check the directory's runs, and every segment that it leads to."""
         self._pointed_to = bytearray(self.extent_count * EXTENT_SIZE // 32 // 8 + 1)
+        directory = _DIRECTORY.unpack(self._bytes(DIRECTORY_OFFSET, DIRECTORY_SIZE))
         seen: set[int] = set()
         position = 0
         while position < DIRECTORY_ENTRIES:
             self._progress(position, DIRECTORY_ENTRIES + self.extent_count)
-            offset = DIRECTORY_OFFSET + 2 * position
-            extent = self._u16(offset)
-            position += 1
+            start, extent = position, directory[position]
+            offset = DIRECTORY_OFFSET + 2 * start
+            while position < DIRECTORY_ENTRIES and directory[position] == extent:
+                position += 1
             if not extent < self.extent_count or self._kinds[extent] != KIND_SEGMENT:
-                message = f"extent {extent} is no segment"
+                message = f"extent {extent} is no segment (entries {start} to {position - 1})"
                 yield Problem(offset, "directory", message, Breach.DIRECTORY_ENTRY)
                 continue
-            base = extent << EXTENT_SHIFT
-            header = self._bytes(base, BUCKET_HEADER.size)
-            marker, _, depth, prefix, _ = BUCKET_HEADER.unpack(header)
-            if marker != bucket_marker(base):
-                yield Problem(base, "bucket", "has no marker", Breach.BUCKET_MARKER)
-                continue
-            if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position - 1:
-                message = f"depth {depth}, prefix {prefix} at {position - 1}"
-                yield Problem(base, "segment", message, Breach.SEGMENT_HEADER)
+            depth = yield from self._depth(extent, start, position)
+            if depth < 0:
                 continue
             run = segment_run(depth)
-            entries = self._bytes(offset, 2 * run)
-            if entries != U16.pack(extent) * run or extent in seen:
+            if position != start + run or extent in seen:
                 message = f"not the one run of {run} x {extent}"
                 yield Problem(offset, "directory", message, Breach.DIRECTORY_RUN)
             seen.add(extent)
-            yield from self._segment(extent, depth, prefix)
-            position = prefix + run
+            yield from self._segment(extent, depth, start)
+            position = start + run
         for extent, kind in enumerate(self._kinds):
             if kind == KIND_SEGMENT and extent not in seen:
                 message = "is a segment that the directory does not name"
                 yield self._entry_problem(extent, Breach.SEGMENT_UNNAMED, message)
+
+    def _depth(self, extent: int, start: int, end: int) -> Generator[Problem, None, int]:
+        """Yield what is wrong with a segment's first header; return its depth, -1 where unknown.
+
+        The directory's entries from `start` to before `end` lead to it.
+        """
+        base = extent << EXTENT_SHIFT
+        marker, _, depth, prefix, _ = BUCKET_HEADER.unpack(self._bytes(base, BUCKET_HEADER.size))
+        if marker == bucket_marker(base):
+            if MIN_DEPTH <= depth <= MAX_DEPTH and prefix == start:
+                return int(depth)
+            message = f"depth {depth}, prefix {prefix} at {start}"
+            yield Problem(base, "segment", message, Breach.SEGMENT_HEADER)
+        # What else is in the segment can be found by the directory alone, and so is checked.
+        for depth in range(MIN_DEPTH, MAX_DEPTH + 1):
+            if segment_run(depth) == end - start and start % (end - start) == 0:
+                return int(depth)
+        if marker != bucket_marker(base):
+            yield _no_marker(base)
+        return -1
 
     def _segment(self, extent: int, depth: int, prefix: int) -> Iterator[Problem]:
         _, _, live, used, _, earliest_of_segment = SEGMENT_ENTRY.unpack(
@@ -335,7 +352,7 @@ class _Check:
             page = self._bytes(bucket, BUCKET_SIZE)
             marker, earliest, _, _, control = BUCKET_HEADER.unpack_from(page)
             if marker != bucket_marker(bucket):
-                yield Problem(bucket, "bucket", "has no marker", Breach.BUCKET_MARKER)
+                yield _no_marker(bucket)
                 whole, full[number] = False, True
                 continue
             empty = control.count(CONTROL_EMPTY)
@@ -478,6 +495,10 @@ def _placed(
     if control != FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]:
         message = "its control byte is not its key's fingerprint"
         yield Problem(offset, "slot", message, Breach.SLOT_FINGERPRINT)
+
+
+def _no_marker(bucket: int) -> Problem:
+    return Problem(bucket, "bucket", "has no marker", Breach.BUCKET_MARKER)
 
 
 def _no_free_block(offset: int, magic: int) -> Problem:
