@@ -1,5 +1,6 @@
 """`verify`: every structure and checksum of a file against every other."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -153,8 +154,8 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
     shown_now: dict[Breach, list[Problem]] = {}
     stream = checking.chosen(problems)
     if checking.show_all:
-        for problem in stream:
-            out.print(_line(checking.image, problem))
+        for problem in stream:  # maybe millions: not for the console, which takes its time
+            sys.stdout.write(f"{_line(checking.image, problem)}\n")
     else:
         for problem in stream:
             shown_now.setdefault(problem.breach, []).append(problem)
@@ -173,7 +174,7 @@ def _print_kind(
     count = checking.survey.breaches[breach]
     out.print(Text.assemble((breach, "bold red"), f"  {count:,}" if count > 1 else ""))
     for problem in problems:
-        out.print(Text("  ") + _line(checking.image, problem))
+        out.print(Text(f"  {_line(checking.image, problem)}"))
     if problems and count > len(problems):
         out.print(Text(f"  and {count - len(problems):,} more of the kind; --all shows them"))
     out.print(Text(f"  means: {EXPLANATIONS[breach].meaning}"))
@@ -181,10 +182,10 @@ def _print_kind(
     out.print()
 
 
-def _line(image: Image, problem: Problem) -> Text:
+def _line(image: Image, problem: Problem) -> str:
     key = key_of(image, problem)
     of_key = f" (key {escaped(key)})" if key else ""
-    return Text(f"{problem}{of_key}")
+    return f"{problem}{of_key}"
 
 
 def _print_counts(checking: _Checking, counts: Counts) -> None:
