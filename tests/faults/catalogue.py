@@ -11,6 +11,7 @@ from . import (
     full_disks,
     histories,
     hostile,
+    inspector,
     interrupts,
     kills,
     little_memory,
@@ -37,6 +38,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *clocks.EXPERIMENTS,
     *flooding.EXPERIMENTS,
     *hostile.EXPERIMENTS,
+    *inspector.EXPERIMENTS,
 )
 
 
