@@ -14,9 +14,9 @@ from rich.text import Text
 from kvstore import CorruptStoreError, KVStoreError
 from kvstore.filelock import FileLock
 from kvstore.problem import Breach
+from kvstore_inspect.findings import Counts, Findings, shown
 from kvstore_inspect.image import Image, open_image
 from kvstore_inspect.mending import back_up, locked, prepare, rebuild_index, settle_identity
-from kvstore_inspect.survey import Counts, Survey, shown
 from kvstore_inspect.terminal import escaped, out, print_json, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, json_option, now_ms, wait_option
@@ -112,10 +112,10 @@ class _NoBackupError(Exception):
 def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: bool) -> None:
     """Find out what is wrong; where anything is, keep a copy and mend the superblock."""
     image = Image(file, lock.fd, in_use=False)
-    survey = _survey(image, moment)
-    outcome.found = survey.breaches
+    findings = _find(image, moment)
+    outcome.found = findings.breaches
     if not outcome.found:
-        outcome.counts = survey.count()
+        outcome.counts = findings.count()
         outcome.kept = outcome.counts.keys
         return
     fd = lock.open_again()
@@ -126,25 +126,25 @@ def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: b
             settle_identity(image, fd)
             outcome.changed = True
             image = Image(file, lock.fd, in_use=False)
-            survey = _survey(image, moment)
-            outcome.found += survey.breaches
+            findings = _find(image, moment)
+            outcome.found += findings.breaches
         with progress("counting") as show:
-            survey.show(show)
-            outcome.counts = survey.count()
-        outcome.lost, outcome.certain = survey.lost, survey.certain
+            findings.show(show)
+            outcome.counts = findings.count()
+        outcome.lost, outcome.certain = findings.lost, findings.certain
         prepare(image, fd)
         outcome.changed = True
     finally:
         os.close(fd)
 
 
-def _survey(image: Image, moment: int) -> Survey:
-    survey = Survey(image, moment)
+def _find(image: Image, moment: int) -> Findings:
+    findings = Findings(image, moment)
     with progress("checking") as show:
-        survey.show(show)
-        for _ in survey.problems():
+        findings.show(show)
+        for _ in findings.problems():
             pass
-    return survey
+    return findings
 
 
 def _back_up(file: Path, fd: int) -> Path:
@@ -160,9 +160,9 @@ def _back_up(file: Path, fd: int) -> Path:
 
 def _check_again(file: Path, wait: float, moment: int, outcome: Outcome) -> None:
     with open_image(file, wait=wait) as image:
-        survey = _survey(image, moment)
-        outcome.problems_left = survey.breaches.total()
-        outcome.kept = survey.count().keys
+        findings = _find(image, moment)
+        outcome.problems_left = findings.breaches.total()
+        outcome.kept = findings.count().keys
 
 
 def _as_object(outcome: Outcome) -> dict[str, Any]:

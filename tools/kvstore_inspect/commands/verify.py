@@ -15,8 +15,8 @@ from rich.text import Text
 from kvstore import CorruptStoreError
 from kvstore.problem import Breach, Problem
 from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
+from kvstore_inspect.findings import Counts, Findings, holder_lives, key_of, lasting_problems, shown
 from kvstore_inspect.image import Image, open_image
-from kvstore_inspect.survey import Counts, Survey, holder_lives, key_of, lasting_problems, shown
 from kvstore_inspect.terminal import escaped, out, progress, say, write_json
 
 from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
@@ -54,7 +54,7 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool, show_all: bo
         say(f"kvstore-inspect: {error}")
         say(f"  mend: {Remedy.RESTORE.advice(shown(file)).partition(';')[0]}")
         return PROBLEMS
-    return PROBLEMS if checking.survey.breaches else DONE
+    return PROBLEMS if checking.findings.breaches else DONE
 
 
 class _Checking:
@@ -64,15 +64,15 @@ class _Checking:
         self.file = file
         self.name = shown(file)
         self.image = image
-        self.survey = Survey(image, now_ms())
+        self.findings = Findings(image, now_ms())
         self.gone = 0
         self.show_all = show_all
 
     def at_rest(self) -> Iterator[Problem]:
         """Yield the problems of a file that nobody else changes."""
         with progress("checking") as show:
-            self.survey.show(show)
-            yield from self.survey.problems()
+            self.findings.show(show)
+            yield from self.findings.problems()
 
     def lasting(self, wait: float) -> Iterator[Problem]:
         """Yield those of a file in use that stay."""
@@ -83,20 +83,20 @@ class _Checking:
         with progress("checking") as show:
             found, self.gone = lasting_problems(look, show)
         for problem in found:
-            self.survey.note(problem)
+            self.findings.note(problem)
             yield problem
 
     def chosen(self, problems: Iterable[Problem]) -> Iterator[Problem]:
         """Go through all problems, and yield those that are to be told of one by one."""
         for problem in problems:
-            if self.show_all or self.survey.breaches[problem.breach] <= MOST_SHOWN:
+            if self.show_all or self.findings.breaches[problem.breach] <= MOST_SHOWN:
                 yield problem
 
     def count(self) -> Counts:
         """Count the records, after the problems."""
         with progress("counting") as show:
-            self.survey.show(show)
-            return self.survey.count()
+            self.findings.show(show)
+            return self.findings.count()
 
 
 # --- for programs ------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _as_object(image: Image, problem: Problem) -> dict[str, Any]:
 
 
 def _summary(checking: _Checking) -> dict[str, Any]:
-    breaches = checking.survey.breaches
+    breaches = checking.findings.breaches
     mends = remedies(set(breaches))
     image = checking.image
     return {
@@ -160,7 +160,7 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
         for problem in stream:
             shown_now.setdefault(problem.breach, []).append(problem)
     counts = checking.count()
-    breaches = checking.survey.breaches
+    breaches = checking.findings.breaches
     mends = remedies(set(breaches))
     for breach in Breach:
         if breaches[breach]:
@@ -171,7 +171,7 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
 def _print_kind(
     checking: _Checking, breach: Breach, problems: list[Problem], remedy: Remedy
 ) -> None:
-    count = checking.survey.breaches[breach]
+    count = checking.findings.breaches[breach]
     out.print(Text.assemble((breach, "bold red"), f"  {count:,}" if count > 1 else ""))
     for problem in problems:
         out.print(Text(f"  {_line(checking.image, problem)}"))
@@ -201,11 +201,11 @@ def _print_counts(checking: _Checking, counts: Counts) -> None:
                 f"changed, when looked at again"
             )
         )
-    found = sum(checking.survey.breaches.values())
+    found = sum(checking.findings.breaches.values())
     name = escaped(checking.name)
     if not found:
         out.print(Text(f"{name}: no problems"))
-    elif set(checking.survey.breaches) <= {Breach.NOT_CLOSED, Breach.GROWTH_LOST}:
+    elif set(checking.findings.breaches) <= {Breach.NOT_CLOSED, Breach.GROWTH_LOST}:
         out.print(
             Text(
                 f"{name}: was not closed, and nothing else is wrong: the next opening rebuilds the "

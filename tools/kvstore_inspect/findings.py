@@ -79,7 +79,7 @@ class Counts:
 _Told = tuple[bytes, int]
 
 
-class Survey:
+class Findings:
     """The problems of an image, then its records.
 
     Args:
