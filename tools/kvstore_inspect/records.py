@@ -247,7 +247,7 @@ class Records:
         return _record(key, value, created_at, expires, offset, slot)
 
     def _without_slot(self, extent: int, seen: bytearray) -> Iterator[Found]:
-        """Yield whole records of an extent whose keys no slot leads to."""
+        """Yield whole records of an extent that were not seen, but for older ones of a key."""
         base = extent << EXTENT_SHIFT
         contents = self._image.extent(extent)
         for position in magics(contents):
@@ -256,7 +256,9 @@ class Records:
                 continue
             if is_whole(contents, position, base, self._image.seed):
                 key, _ = _key_and_value(contents, position)
-                if not isinstance(self._look_up(key), Record):
+                found = self._look_up(key)
+                # One that is found was passed over with the damaged segment that its slot is in.
+                if not isinstance(found, Record) or found.offset == base + position:
                     yield _unpack(contents, position, base)
 
     def _look_up(self, key: bytes) -> Found | None:
