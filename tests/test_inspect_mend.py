@@ -41,6 +41,8 @@ from kvstore.layout import (
 from kvstore.problem import Breach
 from kvstore_inspect import mending
 from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
+from kvstore_inspect.image import open_image
+from kvstore_inspect.records import Record, Records
 from kvstore_inspect.terminal import escaped
 
 KEYS: Final = 60
@@ -350,6 +352,20 @@ def test_verify_unlocked_of_a_file_that_nobody_has_open_any_more(whole: Truth, p
     ran = Ran("verify", "--unlocked", path)
     assert ran.status == 1
     assert b"was not closed" in ran.output
+
+
+# --- what the other commands read --------------------------------------------------------------
+
+
+def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, path: Path) -> None:
+    """Its other pages lead to their records still; these were neither listed nor left over."""
+    contents = whole.original.contents
+    for position in range(0, DIRECTORY_SIZE, DIRECTORY_SIZE // 16):
+        (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + position)
+        damaged(whole, path, ((extent << EXTENT_SHIFT) + 4 * 4_096, bytes(4_096)))
+        with open_image(path) as image:
+            found = [each for each in Records(image, NOW_MS) if isinstance(each, Record)]
+        assert sorted(each.key for each in found) == sorted(whole.live)
 
 
 # --- repair ------------------------------------------------------------------------------------
