@@ -213,7 +213,7 @@ class Trying:
             json.loads(ran.output)
 
     def keys(self) -> None:
-        self.run("keys", self.path)
+        self.run("keys", "--unlocked", self.path)
         ran = self.run("keys", "--json", self.path)
         listed = [json.loads(line)["key"] for line in ran.output.splitlines()]
         assert len(listed) == len(set(listed)), "a key came twice"
@@ -274,6 +274,9 @@ class Trying:
         self.run("verify", "--all", self.path)
         ran = self.run("verify", "--json", *self.rng.choice(((), ("--all",))), self.path)
         assert (ran.status == 0) == self.fine, ran.what
+        if self.rng.random() < 0.3:
+            unlocked = self.run("verify", "--unlocked", self.path)
+            assert (unlocked.status == 0) == self.fine, unlocked.what
         if ran.status < 2 and self.truth.has_identity(self.contents):
             found = json.loads(ran.output)
             assert found["fine"] == self.fine
