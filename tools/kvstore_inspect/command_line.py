@@ -24,7 +24,7 @@ PROBLEMS: Final = 1
 WRONG_USAGE: Final = 2
 LOCKED: Final = 3
 
-_COMMANDS: Final = ("get", "verify", "repair")
+_COMMANDS: Final = ("get", "verify", "repair", "report")
 
 
 class _Commands(click.Group):

@@ -1,0 +1,86 @@
+"""`report`: an HTML page of its own, with pictures."""
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import click
+from jinja2 import Environment, StrictUndefined
+
+from kvstore import __version__
+from kvstore.layout import KIND_SEGMENT
+from kvstore_inspect.image import Image
+from kvstore_inspect.pictures import pictures
+from kvstore_inspect.survey import NEVER, Survey, advice, survey
+from kvstore_inspect.terminal import escaped, moment, progress, say, size
+
+from .common import DONE, PROBLEMS, now_ms, opened, reading
+
+
+@click.command(
+    "report",
+    epilog="Example: kvstore-inspect report data.kvs -o data.html",
+    help="Write an HTML page about the file, with pictures: readable offline, on a phone, in the "
+    "dark.",
+)
+@reading
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Where to write it, - for standard output.  [default: FILE.html, in this folder]",
+)
+def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int:
+    """Write the page; exit 1 where anything is damaged."""
+    target = Path(f"{file.name}.html") if output is None else output
+    if target.exists() and os.path.samefile(target, file):
+        raise click.UsageError(f"{target} is the store itself")
+    with opened(file, wait, unlocked) as image:
+        with progress("looking at every record") as show:
+            found = survey(image, now_ms(), show)
+        page = render(image, found)
+    if str(target) == "-":
+        sys.stdout.write(page)
+    else:
+        target.write_text(page, encoding="utf-8")
+        say(f"{target}: {len(page):,} characters")
+    return PROBLEMS if found.damage_count or found.orphans else DONE
+
+
+def render(image: Image, found: Survey) -> str:
+    """Return the page."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(
+        files("kvstore_inspect").joinpath("templates/report.html.j2").read_text("utf-8")
+    )
+    return template.render(
+        name=escaped(image.path.name),
+        version=__version__,
+        looked_at=moment(found.now_ms),
+        in_use=image.in_use,
+        advice=advice(found, image),
+        numbers=_numbers(image, found),
+        pictures=pictures(found),
+        damage=found.damage,
+        damage_count=found.damage_count,
+        escaped=escaped,
+    )
+
+
+def _numbers(image: Image, found: Survey) -> list[tuple[str, str]]:
+    loads = found.loads
+    return [
+        ("records", f"{found.records - found.expired:,}"),
+        ("expired, not yet taken back", f"{found.expired:,}"),
+        ("with a time-to-live", f"{found.records - found.lifetimes[NEVER]:,}"),
+        ("file", size(len(image))),
+        ("free in it", size(max(0, found.free_bytes))),
+        ("padding", size(found.padding)),
+        ("segments", f"{found.count(KIND_SEGMENT):,}"),
+        ("mean load", f"{sum(loads) / len(loads):.0%}" if loads else "no table"),
+        ("created", moment(image.identity.created_at)),
+        ("closed in order", "yes" if image.state.clean else "no"),
+    ]
