@@ -1,22 +1,48 @@
 """What is printed, and how: tables and progress for people, JSON for programs."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_UNLIMITED_WIDTH: Final = 10_000  # where lines do not wrap: in a pipe, or a file
+
+
+class _Console(Console):
+    """One that leaves it to the command line what a closed pipe ends in."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out = _Console(highlight=False, soft_wrap=True)
+errors = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print a line on standard error, as it is."""
-    errors.print(message, markup=False)
+    """Print a line on standard error, what is unprintable in it as escapes."""
+    errors.print(Text("".join(map(_shown, message))))
+
+
+def show_table(table: Table) -> None:
+    """Print a table on standard output, as wide as it is where that is no terminal."""
+    if out.is_terminal:
+        out.print(table, soft_wrap=False)
+        return
+    console = _Console(file=sys.stdout, highlight=False, width=_UNLIMITED_WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        sys.stdout.write(f"{line.rstrip()}\n")
 
 
 def print_json(value: Any) -> None:
@@ -35,12 +61,26 @@ def write_json(*pieces: bytes) -> None:
 
 def escaped(text: str) -> str:
     """Return `text` so that a terminal shows it and does nothing else: unprintable as escapes."""
-    return "".join(
-        character
-        if character.isprintable() and character != "\\"
-        else character.encode("unicode_escape", "backslashreplace").decode()
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join("\\\\" if character == "\\" else _shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def show_json_text(text: str) -> None:
+    """Print JSON in colours, what is unprintable in it as JSON's own escapes."""
+    shown = "".join(
+        character if character.isprintable() or character == "\n" else _json_escape(character)
         for character in text
     )
+    out.print(JSONHighlighter()(Text(shown)))
+
+
+def _json_escape(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def moment(milliseconds: int) -> str:
