@@ -8,10 +8,11 @@ def main() -> int:
     try:
         from .command_line import main as run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("click", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("click", "rich"):
             raise
         print(
-            f"kvstore-inspect: {error.name} is missing; pip install 'kvstore[inspect]' brings it",
+            f"kvstore-inspect: {missing} is missing; pip install 'kvstore[inspect]' brings it",
             file=sys.stderr,
         )
         return 2
