@@ -9,7 +9,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from time import sleep
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -38,6 +39,9 @@ from kvstore.layout import (
     map_entry_offset,
     pack_state,
 )
+
+_LOOKS: Final = 5  # at what does not fit in a file in use
+_PAUSE_SECONDS: Final = 0.001
 
 
 class Identity(NamedTuple):
@@ -84,9 +88,24 @@ class Image:
     def __init__(self, path: Path, fd: int, *, in_use: bool) -> None:
         self.path = path
         self.in_use = in_use
-        self.problems: list[str] = []
         self._fd = fd
-        self._size = os.fstat(fd).st_size
+        self.look_again()
+        for _ in range(_LOOKS):
+            # What is wrong with a file in use may be a change half made.
+            if not (in_use and self.problems):
+                break
+            sleep(_PAUSE_SECONDS)
+            self.look_again()
+        self.trusted = (
+            self.state.clean
+            and self.extent_count == self.state.extent_count
+            and self.state.index_checksum == self.index_checksum()
+        )
+
+    def look_again(self) -> None:
+        """Learn length and superblock anew, of a file that may have grown since."""
+        self.problems: list[str] = []
+        self._size = os.fstat(self._fd).st_size
         self.identity = self._load_identity()
         self.seed = self.identity.hash_seed
         self.state = self._load_state()
@@ -94,11 +113,6 @@ class Image:
         extents = self._size + EXTENT_SIZE - 1 >> EXTENT_SHIFT
         self.extent_count = min(extents, self._known_extents(), MAX_EXTENTS)
         self._compare_lengths()
-        self.trusted = (
-            self.state.clean
-            and self.extent_count == self.state.extent_count
-            and self.state.index_checksum == self.index_checksum()
-        )
 
     def __len__(self) -> int:
         return self._size
@@ -116,6 +130,10 @@ class Image:
         """Return the sixteen bytes of the extent map on that extent."""
         offset = map_entry_offset(extent)
         return self[offset : offset + SLAB_ENTRY.size]
+
+    def status(self) -> os.stat_result:
+        """Return what the operating system says of the file."""
+        return os.fstat(self._fd)
 
     def holder(self) -> int:
         """Return the process id that is written in the file; 0 where it was closed."""
@@ -155,7 +173,9 @@ class Image:
                     f"{self.path}: both copies of the identity are damaged; without the hash seed "
                     f"in them no record can be told from garbage"
                 )
-            raise UnsupportedFormatError(f"{self.path}: not a kvstore file")
+            raise UnsupportedFormatError(
+                f"{self.path}: not a kvstore file" + ("" if self._size else ": it is empty")
+            )
         if (found.version, found.extent_size) != (FORMAT_VERSION, EXTENT_SIZE):
             raise UnsupportedFormatError(
                 f"{self.path}: format version {found.version} with extents of "

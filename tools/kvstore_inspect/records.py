@@ -56,6 +56,7 @@ from .image import Image
 
 _LOOKS: Final = 5  # at what does not fit in a file in use
 _PAUSE_SECONDS: Final = 0.001
+_PATIENCE: Final = 1_000  # pauses, without one that helped
 _PLACE_BITS: Final = 25
 _PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
 _PARTS: Final = 256
@@ -112,6 +113,9 @@ class Records:
         self._image = image
         self._now_ms = now_ms
         self._progress = progress
+        self._patience = _PATIENCE
+        if image.in_use and not image.trusted:
+            image.look_again()  # somebody may have begun to change it since
         self.by_index = image.trusted or (image.in_use and not image.state.clean)
         self.outdated = 0
         self._slab_extents = range(FIXED_EXTENTS, image.extent_count)
@@ -143,7 +147,8 @@ class Records:
                 found = self._record_of(slot, packed)
                 if isinstance(found, Record):
                     place = found.offset // BLOCK_ALIGNMENT
-                    seen[place >> 3] |= 1 << (place & 7)
+                    if place >> 3 < len(seen):
+                        seen[place >> 3] |= 1 << (place & 7)
                 if found is not None:
                     yield found
         if not image.in_use:
@@ -167,7 +172,7 @@ class Records:
                     damage is None and contents == self._image.extent(extent)
                 ):
                     break
-                sleep(_PAUSE_SECONDS)
+                self._wait_for_change()
             if extent in seen:
                 damage = damage or Damage(
                     DIRECTORY_OFFSET + 2 * position,
@@ -181,6 +186,13 @@ class Records:
                 position += segment_run(depth)
             else:
                 position = self._end_of_run(position, extent)
+
+    def _wait_for_change(self) -> None:
+        """Let a change be completed, but not for long where it is damage that there is a lot of."""
+        if self._patience:
+            self._patience -= 1
+            sleep(_PAUSE_SECONDS)
+            self._image.look_again()
 
     def _directory_entry(self, position: int) -> int:
         offset = DIRECTORY_OFFSET + 2 * position
@@ -213,11 +225,12 @@ class Records:
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
         """Return the record that a slot tells of, or what is wrong; None: it was just deleted."""
-        for _ in range(_LOOKS):
+        for look in range(_LOOKS):
             found = self._record_at(slot, packed)
             if isinstance(found, Record) or not self._image.in_use:
+                self._patience = _PATIENCE if look else self._patience
                 return found
-            sleep(_PAUSE_SECONDS)
+            self._wait_for_change()
             packed = self._image[slot : slot + SLOT_SIZE]
             bucket = slot & -BUCKET_SIZE
             index = (slot - slot_offset(bucket, 0)) // SLOT_SIZE
@@ -268,7 +281,7 @@ class Records:
             found = self._probe(key, hash_of_key)
             if isinstance(found, Record) or not self._image.in_use:
                 break
-            sleep(_PAUSE_SECONDS)
+            self._wait_for_change()
         return found
 
     def _probe(self, key: bytes, hash_of_key: int) -> Found | None:
