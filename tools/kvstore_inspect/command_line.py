@@ -26,7 +26,16 @@ PROBLEMS: Final = 1
 WRONG_USAGE: Final = 2
 LOCKED: Final = 3
 
-_COMMANDS: Final = ("get", "verify", "repair", "report")
+_COMMANDS: Final = (
+    "info",
+    "keys",
+    "get",
+    "slots",
+    "verify",
+    "repair",
+    "report",
+    "completion",
+)
 
 
 class _Commands(click.Group):

@@ -1,0 +1,212 @@
+"""`keys`: the keys of a store, with size, TTL left and time of creation."""
+
+import heapq
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
+from fnmatch import translate
+from itertools import islice
+from pathlib import Path
+from re import compile as compile_pattern
+from tempfile import TemporaryFile
+from typing import IO, Final, NamedTuple
+
+import click
+import orjson
+
+from kvstore.layout import NEVER, TIME_LIMIT
+from kvstore_inspect.records import Damage, Record, Records
+from kvstore_inspect.terminal import duration, escaped, moment, progress, say
+
+from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
+
+_RUN_LENGTH: Final = 30_000
+_LINES_AT_ONCE: Final = 256
+_HELP = """List the keys with the size of their values, the time they have left, and their creation.
+
+The order is the file's own, and the first lines come at once, unless --sort asks for another order.
+Keys that have expired are not listed, only counted. What is damaged is named on standard error, and
+the exit status is 1.
+
+With --sort and without --top, a large store is sorted in a temporary file.
+
+\b
+--json prints JSON lines, one object for each key:
+  key         text
+  value_size  bytes of JSON
+  created_at  ms since 1970 UTC
+  expires_at  likewise; null where the key has no TTL
+"""
+
+
+class Listed(NamedTuple):
+    """What is listed of a key; times as in the file."""
+
+    key: str
+    value_size: int
+    created_at: int
+    expires_at: int
+
+
+_Order = Callable[[Listed], int]
+# The least comes first: the largest, the one that expires next, the newest.
+_ORDERS: Final[dict[str, _Order]] = {
+    "size": lambda listed: -listed.value_size,
+    "ttl": lambda listed: TIME_LIMIT if listed.expires_at == NEVER else listed.expires_at,
+    "created": lambda listed: -listed.created_at,
+}
+
+
+@click.command(
+    "keys",
+    help=_HELP,
+    epilog="Example: kvstore-inspect keys data.kvs --prefix user: --sort size --top 10",
+)
+@reading
+@click.option("--prefix", default="", metavar="TEXT", help="Only keys that begin so.")
+@click.option(
+    "--match", "glob", metavar="GLOB", help="Only keys that match: * any text, ? one character."
+)
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(list(_ORDERS)),
+    help="Largest value, least time left, or newest first.",
+)
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N.")
+@json_option
+def command(
+    file: Path,
+    wait: float,
+    unlocked: bool,
+    prefix: str,
+    glob: str | None,
+    order: str | None,
+    top: int | None,
+    as_json: bool,
+) -> int:
+    """Print the keys; exit 1 where something is damaged."""
+    # A bar between lines of a listing would garble it.
+    streams = order is None and sys.stdout.isatty()
+    with (
+        ExitStack() as files,
+        opened(file, wait, unlocked) as image,
+        nullcontext(_no_progress) if streams else progress("listing") as show,
+    ):
+        listing = _Listing(file, Records(image, now_ms(), show), _wanted(prefix, glob))
+        listed: Iterable[Listed] = listing
+        if order is not None:
+            listed = _sorted(listing, _ORDERS[order], top, files)
+        lines = _json_lines(listed) if as_json else _lines(listed)
+        heading = 0 if as_json else 1
+        _write(islice(lines, None if top is None else top + heading))
+    if listing.expired:
+        say(f"{listing.expired:,} expired, not listed: their space is taken back when it is needed")
+    return PROBLEMS if listing.damaged else DONE
+
+
+def _no_progress(_done: int, _whole: int) -> None:
+    pass
+
+
+def _wanted(prefix: str, glob: str | None) -> Callable[[str], bool]:
+    """Return whether to list a key."""
+    if glob is None:
+        return lambda key: key.startswith(prefix)
+    matches = compile_pattern(translate(glob)).match
+    return lambda key: key.startswith(prefix) and matches(key) is not None
+
+
+class _Listing:
+    """The keys that are wanted and not expired; counts the others, names what is damaged."""
+
+    def __init__(self, file: Path, records: Records, wanted: Callable[[str], bool]) -> None:
+        self._file = file
+        self._records = records
+        self._wanted = wanted
+        self.expired = 0
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[Listed]:
+        wanted, now = self._wanted, now_ms()
+        for found in self._records:
+            if isinstance(found, Damage):
+                self._name(found)
+            elif wanted(found.key):
+                if NEVER < found.expires_at <= now:
+                    self.expired += 1
+                else:
+                    yield _listed(found)
+
+    def _name(self, damage: Damage) -> None:
+        self.damaged += 1
+        key = "" if damage.key is None else f"key {escaped(damage.key)}: "
+        say(f"{self._file}: byte {damage.offset:,}: {key}{damage.message}")
+
+
+def _listed(record: Record) -> Listed:
+    return Listed(record.key, len(record.value), record.created_at, record.expires_at)
+
+
+# --- in order ------------------------------------------------------------------------------------
+
+
+def _sorted(
+    listed: Iterable[Listed], order: _Order, top: int | None, files: ExitStack
+) -> Iterable[Listed]:
+    """Return the keys in that order, by key where it leaves that open.
+
+    In memory are no more than `top` of them, or a run; each run is in a temporary file of its own.
+    """
+    if top is not None and top <= _RUN_LENGTH:
+        return heapq.nsmallest(top, listed, key=lambda each: (order(each), each.key))
+    runs: list[IO[bytes]] = []
+    remaining = iter(listed)
+    while run := sorted((order(each), *each) for each in islice(remaining, _RUN_LENGTH)):
+        if len(run) < _RUN_LENGTH and not runs:
+            return (Listed(*each[1:]) for each in run)
+        file = files.enter_context(TemporaryFile())  # noqa: SIM115 - `files` closes it
+        file.writelines(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in run)
+        file.seek(0)
+        runs.append(file)
+    merged = heapq.merge(*(map(orjson.loads, run) for run in runs))
+    return (Listed(*each[1:]) for each in merged)
+
+
+# --- as lines ------------------------------------------------------------------------------------
+
+
+def _write(lines: Iterator[bytes]) -> None:
+    """Write the lines: a few at once, the first at once."""
+    write, flush = sys.stdout.buffer.write, sys.stdout.buffer.flush
+    several = 1
+    while chunk := b"".join(islice(lines, several)):
+        write(chunk)
+        flush()
+        several = min(2 * several, _LINES_AT_ONCE)
+
+
+def _json_lines(listed: Iterable[Listed]) -> Iterator[bytes]:
+    for key, value_size, created_at, expires_at in listed:
+        yield orjson.dumps(
+            {
+                "key": key,
+                "value_size": value_size,
+                "created_at": created_at,
+                "expires_at": expires_at or None,
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+
+def _lines(listed: Iterable[Listed]) -> Iterator[bytes]:
+    yield b"  size  left            created                  key\n"
+    now = now_ms()
+    encoding = sys.stdout.encoding
+    second, created = -1, ""
+    for key, value_size, created_at, expires_at in listed:
+        if created_at // 1000 != second:
+            second, created = created_at // 1000, moment(created_at)
+        left = "no TTL" if expires_at == NEVER else duration(expires_at - now)
+        line = f"{value_size:6,}  {left:14}  {created:23}  {escaped(key)}\n"
+        yield line.encode(encoding, "backslashreplace")

@@ -1,0 +1,326 @@
+"""`slots`: the table's segments, and the raw bytes of what a key or an offset leads to."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from time import sleep
+from typing import Final
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from kvstore.codec import encode_key
+from kvstore.layout import (
+    BLOCK_SIZES,
+    BUCKET_COUNT,
+    BUCKET_HEADER,
+    BUCKET_HEADER_SIZE,
+    BUCKET_SIZE,
+    CONTROL_EMPTY,
+    CONTROL_TOMBSTONE,
+    EXTENT_SHIFT,
+    FIXED_EXTENTS,
+    KIND_SEGMENT,
+    KIND_SLAB,
+    SEGMENT_ENTRY,
+    SEGMENT_SLOTS,
+    SLAB_ENTRY,
+    SLOT_COUNT,
+    SLOT_SIZE,
+    bucket_marker,
+    segment_run,
+)
+from kvstore.segment import live_slots
+from kvstore_inspect.anatomy import (
+    Piece,
+    blocks,
+    bucket_piece,
+    lookup,
+    map_piece,
+    record_pieces,
+    slot_piece,
+    superblock,
+)
+from kvstore_inspect.fields import (
+    SLOT_STRUCTURE,
+    Field,
+    hexadecimal,
+    lines,
+    printable,
+)
+from kvstore_inspect.image import Image
+from kvstore_inspect.records import Records
+from kvstore_inspect.terminal import out, say, show_table
+
+from .common import DONE, PROBLEMS, now_ms, opened, reading
+
+_LOOKS: Final = 5
+_PAUSE_SECONDS: Final = 0.001
+_DUMP_SIZE: Final = 256
+_FIELD_LINE_SIZE: Final = 8
+_BAR_SIZE: Final = 20
+_HELP = """Show the raw bytes of the file with every field named, and what does not fit.
+
+Without an option: the segments of the table, and how full they are. A segment is an extent of the
+file; --segment takes its number, and shows a slab's blocks or the superblock (0) just as well.
+--key shows the whole way of a lookup: hash, directory, bucket, slot, record.
+
+The format of the file, with an example, is described in kvstore/layout.py: "python -m pydoc
+kvstore.layout". Exit status 1 where something does not fit, or the key is absent.
+"""
+
+
+@click.command(
+    "slots",
+    help=_HELP,
+    epilog="Example: kvstore-inspect slots data.kvs --key user:1",
+)
+@reading
+@click.option("--key", metavar="KEY", help="The way of a lookup of this key.")
+@click.option(
+    "--segment",
+    "--extent",
+    "extent",
+    type=click.IntRange(0),
+    metavar="N",
+    help="The segment in extent N: its buckets and live slots.",
+)
+@click.option(
+    "--bucket",
+    type=click.IntRange(0, BUCKET_COUNT - 1),
+    metavar="B",
+    help="Of that segment only bucket B, each field of each live slot.",
+)
+@click.option("--slot", type=click.IntRange(0), metavar="OFFSET", help="The slot at this byte.")
+@click.option("--record", type=click.IntRange(0), metavar="OFFSET", help="The record at this byte.")
+@click.option("--full", is_flag=True, help="Values to their end, not their first 256 bytes.")
+def command(
+    file: Path,
+    wait: float,
+    unlocked: bool,
+    key: str | None,
+    extent: int | None,
+    bucket: int | None,
+    slot: int | None,
+    record: int | None,
+    full: bool,
+) -> int:
+    """Print what was asked for; exit 1 where something of it does not fit."""
+    if sum(each is not None for each in (key, extent, slot, record)) > 1:
+        raise click.UsageError("--key, --segment, --slot and --record exclude each other")
+    if bucket is not None and extent is None:
+        raise click.UsageError("--bucket needs --segment")
+    encoded = None if key is None else encode_key(key)
+    with opened(file, wait, unlocked) as image:
+        for problem in image.problems:
+            say(f"{file}: {problem}")
+        _warn_of_index(image)
+        if encoded is not None:
+            wrong = _show(image, lambda: lookup(image, encoded, now_ms()), full)
+        elif slot is not None:
+            wrong = _show(image, lambda: _slot_pieces(image, _within(image, slot)), full)
+        elif record is not None:
+            offset = _within(image, record)
+            wrong = _show(image, lambda: record_pieces(image, offset, now_ms()), full)
+        elif extent is not None:
+            wrong = _show_extent(image, extent, bucket, full)
+        else:
+            wrong = _list_segments(image)
+        return PROBLEMS if wrong or image.problems else DONE
+
+
+def _warn_of_index(image: Image) -> None:
+    if not image.trusted and not image.in_use:
+        say("the file was not closed in order or has changed since: its index may be out of date")
+
+
+def _within(image: Image, offset: int) -> int:
+    if offset >= len(image):
+        raise click.UsageError(f"byte {offset:,} is past the end of the file, {len(image):,} bytes")
+    return offset
+
+
+def _slot_pieces(image: Image, slot: int) -> Iterator[Piece]:
+    yield map_piece(image, slot >> EXTENT_SHIFT, KIND_SEGMENT)
+    yield slot_piece(image, slot)
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def _show(image: Image, look: Callable[[], Iterable[Piece]], full: bool) -> bool:
+    """Print pieces; return whether something in them does not fit."""
+    pieces = list(look())
+    for _ in range(_LOOKS):
+        if not (image.in_use and any(piece.problems for piece in pieces)):
+            break
+        # It may just be changing.
+        sleep(_PAUSE_SECONDS)
+        image.look_again()
+        pieces = list(look())
+    for number, piece in enumerate(pieces):
+        if number:
+            out.print()
+        _show_piece(piece, full)
+    return any(piece.problems for piece in pieces)
+
+
+def _show_piece(piece: Piece, full: bool) -> None:
+    out.print(Text(piece.title, style="bold"))
+    if piece.fields:
+        show_table(_field_table(piece.fields))
+    if piece.dump:
+        _show_dump(*piece.dump, full)
+    for note in piece.notes:
+        out.print(Text(f"  {note}"))
+    for problem in piece.problems:
+        out.print(Text(f"  ! {problem}", style="red"))
+
+
+def _field_table(fields: Iterable[Field]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(justify="right", no_wrap=True, min_width=13)
+    table.add_column(no_wrap=True, min_width=3 * _FIELD_LINE_SIZE - 1)
+    table.add_column(no_wrap=True, style="cyan", min_width=15)
+    table.add_column(overflow="fold")
+    for each in fields:
+        raw = "\n".join(hexadecimal(line) for _, line in lines(each.raw, 0, _FIELD_LINE_SIZE))
+        table.add_row(f"{each.offset:,}", raw, each.name or "(unnamed)", Text(each.meaning))
+    return table
+
+
+def _show_dump(offset: int, raw: bytes, full: bool) -> None:
+    shown = raw if full else raw[:_DUMP_SIZE]
+    for start, line in lines(shown, offset):
+        out.print(Text(f"{start:13,}  {hexadecimal(line):47}  {printable(line)}"))
+    if len(shown) < len(raw):
+        out.print(Text(f"  {len(raw) - len(shown):,} more bytes; --full shows them"))
+
+
+# --- segments ------------------------------------------------------------------------------------
+
+
+def _list_segments(image: Image) -> bool:
+    """Print a line for each segment that the directory leads to."""
+    _write("extent           byte  directory      depth  live  dead    load")
+    wrong = False
+    for position, extent, contents, damage in Records(image, now_ms()).segments():
+        if damage is not None:
+            wrong = True
+            say(f"{image.path}: byte {damage.offset:,}: {damage.message}")
+            continue
+        live = dead = 0
+        for start in range(0, len(contents), BUCKET_SIZE):
+            control = BUCKET_HEADER.unpack_from(contents, start)[-1]
+            dead += control.count(CONTROL_TOMBSTONE)
+            live += SLOT_COUNT - control.count(CONTROL_EMPTY) - control.count(CONTROL_TOMBSTONE)
+        depth = BUCKET_HEADER.unpack_from(contents)[2]
+        run = f"{position}..{position + segment_run(depth) - 1}"
+        bar = "#" * round(_BAR_SIZE * live / SEGMENT_SLOTS)
+        _write(
+            f"{extent:6}  {extent << EXTENT_SHIFT:13,}  {run:13}  {depth:5}  {live:4}  {dead:4}  "
+            f"{live / SEGMENT_SLOTS:6.1%}  {bar}"
+        )
+    return wrong
+
+
+def _show_extent(image: Image, extent: int, bucket: int | None, full: bool) -> bool:
+    if extent >= image.extent_count:
+        raise click.UsageError(f"the file has extents 0 to {image.extent_count - 1:,}")
+    if extent == 0 and bucket is None:
+        return _show(image, lambda: superblock(image), full)
+    contents = image.extent(extent)
+    marked = contents[:8] == bucket_marker(extent << EXTENT_SHIFT).to_bytes(8, "little")
+    kind = image.map_entry(extent)[:1]
+    if bucket is not None:
+        offset = (extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE
+        return _show(image, lambda: _bucket_pieces(image, offset), full)
+    segment = marked or kind == bytes([KIND_SEGMENT])
+    wrong = _show(
+        image, lambda: [map_piece(image, extent, KIND_SEGMENT if segment else None)], full
+    )
+    _write("")
+    if segment:
+        return _show_segment(image, extent, contents) or wrong
+    if kind == bytes([KIND_SLAB]):
+        return _show_slab(image, extent) or wrong
+    _write(
+        "Directory (1) and extent map (2 to 5) are tables of all other extents."
+        if extent < FIXED_EXTENTS
+        else "Nothing is in this extent."
+    )
+    return wrong
+
+
+def _bucket_pieces(image: Image, bucket: int) -> Iterator[Piece]:
+    page = image[bucket : bucket + BUCKET_SIZE]
+    yield bucket_piece(page, bucket)
+    if len(page) == BUCKET_SIZE:
+        for index, _, _ in live_slots(page):
+            yield slot_piece(image, bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+
+
+def _show_segment(image: Image, extent: int, contents: bytes) -> bool:
+    """Print the buckets of a segment, then each live slot."""
+    wrong = False
+    pages = []
+    live_found = 0
+    _write("bucket           byte  live  dead  empty  load    earliest expiry")
+    for number in range(BUCKET_COUNT):
+        offset = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
+        page = contents[number * BUCKET_SIZE : (number + 1) * BUCKET_SIZE]
+        piece = bucket_piece(page, offset)
+        for problem in piece.problems:
+            wrong = True
+            say(f"{image.path}: byte {offset:,}: bucket {number}: {problem}")
+        if len(page) < BUCKET_SIZE:
+            continue
+        pages.append((number, offset, page))
+        control = BUCKET_HEADER.unpack_from(page)[-1]
+        empty, dead = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
+        live = SLOT_COUNT - empty - dead
+        live_found += live
+        earliest = next(each.meaning for each in piece.fields if each.name == "earliest_expiry")
+        _write(
+            f"{number:6}  {offset:13,}  {live:4}  {dead:4}  {empty:5}  {live / SLOT_COUNT:4.0%}    "
+            f"{earliest}"
+        )
+    live_told = SEGMENT_ENTRY.unpack(image.map_entry(extent))[2]
+    if live_told != live_found and not image.in_use:
+        wrong = True
+        say(f"{image.path}: extent {extent}: {live_told} live slots by the map, {live_found} found")
+    for number, offset, page in pages:
+        for index, _, packed in live_slots(page):
+            control_byte = BUCKET_HEADER.unpack_from(page)[-1][index]
+            _write(f"\nslot {index} of bucket {number}, control byte {control_byte:02X}")
+            _write_slot(packed, offset + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+    return wrong
+
+
+def _write_slot(packed: bytes, slot: int) -> None:
+    """Print the bytes of a slot in lines of sixteen, beside each what begins in it."""
+    fields = list(SLOT_STRUCTURE.fields(packed, slot))
+    for start, raw in lines(packed, slot):
+        beside = [
+            f"{each.name} {each.meaning}"
+            for each in fields
+            if each.name and start <= each.offset < start + len(raw)
+        ]
+        _write(f"{start:13,}  {hexadecimal(raw)}  {', '.join(beside)}".rstrip())
+
+
+def _show_slab(image: Image, extent: int) -> bool:
+    size_class = SLAB_ENTRY.unpack(image.map_entry(extent))[1]
+    if size_class >= len(BLOCK_SIZES):
+        say(f"{image.path}: extent {extent}: there is no size class {size_class}")
+        return True
+    wrong = False
+    for offset, what, header in blocks(image, extent):
+        wrong |= what in ("cut off", "neither a record nor a free block")
+        _write(f"{offset:13,}  {hexadecimal(header[:8]):23}  {what}")
+    return wrong and not image.in_use
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

@@ -1,0 +1,250 @@
+"""Bytes of the file beside their meaning: each structure's fields by the names of the layout.
+
+Trusts nothing: what is cut off, or is not what it should be there, is shown as it is, and named.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from struct import Struct, calcsize
+from typing import Final, NamedTuple
+
+from kvstore.layout import (
+    BLOCK_SIZES,
+    BUCKET_HEADER,
+    BUCKET_HEADER_FIELDS,
+    CONTROL_EMPTY,
+    CONTROL_TOMBSTONE,
+    EXTENT_SHIFT,
+    FREE_BLOCK,
+    FREE_BLOCK_FIELDS,
+    FREE_MAGIC,
+    IDENTITY,
+    IDENTITY_FIELDS,
+    KIND_FIXED,
+    KIND_FREE,
+    KIND_SEGMENT,
+    KIND_SLAB,
+    NEVER,
+    NO_BLOCK,
+    NO_EXPIRY,
+    NO_EXTENT,
+    RECORD,
+    RECORD_FIELDS,
+    RECORD_MAGIC,
+    SEGMENT_ENTRY,
+    SEGMENT_ENTRY_FIELDS,
+    SLAB_ENTRY,
+    SLAB_ENTRY_FIELDS,
+    SLOT,
+    SLOT_FIELDS,
+    STATE,
+    STATE_FIELDS,
+    U16,
+    bucket_marker,
+    segment_run,
+)
+
+from .terminal import escaped, moment
+
+_TOKEN: Final = re.compile(r"(\d*)([a-zA-Z?])")
+_LINE_SIZE: Final = 16
+KIND_NAMES: Final = {
+    KIND_FREE: "free, or never used",
+    KIND_FIXED: "fixed",
+    KIND_SEGMENT: "a segment of the table",
+    KIND_SLAB: "a slab, cut into blocks",
+}
+
+
+class Field(NamedTuple):
+    """A field of a structure in the file; `name` is empty for bytes that no field names."""
+
+    name: str
+    offset: int
+    raw: bytes
+    value: int | bytes
+    meaning: str
+
+
+Meaning = Callable[[int, int], str]
+"""What a number means, given it and the offset of the structure that it is in."""
+
+
+class Structure(NamedTuple):
+    """A struct of the layout with its fields' names, and what the numbers in them mean."""
+
+    packing: Struct
+    names: tuple[str, ...]
+    meanings: Mapping[str, Meaning]
+
+    def fields(self, contents: bytes, offset: int) -> Iterator[Field]:
+        """Yield the fields of `contents`, which begin at file offset `offset`.
+
+        Those that are cut off are not there.
+        """
+        names = iter(self.names)
+        for position, size, code in _spans(self.packing.format):
+            raw = contents[position : position + size]
+            if len(raw) < size:
+                return
+            name = "" if code == "x" else next(names)
+            value = raw if code in "sx" else int.from_bytes(raw, "little")
+            yield Field(name, offset + position, raw, value, self._meaning(name, value, offset))
+
+    def _meaning(self, name: str, value: int | bytes, offset: int) -> str:
+        if name in ("", "zero"):
+            wrong = any(value) if isinstance(value, bytes) else value
+            return "should be zero" if wrong else ""
+        if isinstance(value, bytes):
+            return escaped(value.rstrip(b"\0").decode(errors="replace")) if name == "key" else ""
+        explain = self.meanings.get(name)
+        return explain(value, offset) if explain else f"{value:,}"
+
+
+def _spans(packing: str) -> Iterator[tuple[int, int, str]]:
+    """Yield offset, size and code of each field that a struct's format names, one number each."""
+    position = 0
+    for count, code in _TOKEN.findall(packing):
+        repeats, unit = (1, f"<{count}{code}") if code in "sx" else (int(count or 1), f"<{code}")
+        for _ in range(repeats):
+            yield position, calcsize(unit), code
+            position += calcsize(unit)
+
+
+# --- what numbers mean ---------------------------------------------------------------------------
+
+
+def _expiry(value: int, _offset: int) -> str:
+    return "never" if value == NEVER else moment(value)
+
+
+def _earliest(value: int, _offset: int) -> str:
+    return "nothing in it expires" if value == NO_EXPIRY else f"nothing before {moment(value)}"
+
+
+def _magic(expected: int, name: str) -> Meaning:
+    return lambda value, _: f"of a {name}" if value == expected else f"NOT that of a {name}"
+
+
+def _marker(value: int, offset: int) -> str:
+    expected = bucket_marker(offset)
+    page = value & 0xFFFF_FFFF
+    return f"of page {page:,}" if value == expected else f"WRONG: that of this page is {expected:X}"
+
+
+def _extent(value: int, _offset: int) -> str:
+    return "none" if value == NO_EXTENT else f"extent {value:,}"
+
+
+def _block(value: int, _offset: int) -> str:
+    return "none" if value == NO_BLOCK else f"block {value:,}"
+
+
+def _kind(value: int, _offset: int) -> str:
+    return f"{value}: {KIND_NAMES.get(value, 'NOT a kind that there is')}"
+
+
+def _size_class(value: int, _offset: int) -> str:
+    if value >= len(BLOCK_SIZES):
+        return f"{value}: NOT a class that there is"
+    return f"{value}: blocks of {BLOCK_SIZES[value]:,} bytes"
+
+
+def _hexadecimal(value: int, _offset: int) -> str:
+    return f"0x{value:016X}"
+
+
+def _moment(value: int, _offset: int) -> str:
+    return moment(value)
+
+
+def _size(value: int, _offset: int) -> str:
+    return f"{value:,} bytes"
+
+
+def _record(value: int, _offset: int) -> str:
+    return f"at byte {value:,}, in extent {value >> EXTENT_SHIFT:,}"
+
+
+def _depth(value: int, _offset: int) -> str:
+    return f"{value}: owns {segment_run(value):,} directory entries" if value <= 15 else f"{value}"
+
+
+def _fresh(value: int, _offset: int) -> str:
+    return f"block {value:,}, and all after it, were never used"
+
+
+_SIZES: Final[dict[str, Meaning]] = {
+    "value_size": _size,
+    "key_size": _size,
+    "expires_at": _expiry,
+}
+IDENTITY_STRUCTURE: Final = Structure(
+    IDENTITY,
+    IDENTITY_FIELDS,
+    {"hash_seed": _hexadecimal, "created_at": _moment, "checksum": _hexadecimal},
+)
+STATE_STRUCTURE: Final = Structure(
+    STATE, STATE_FIELDS, {"index_checksum": _hexadecimal, "checksum": _hexadecimal}
+)
+DIRECTORY_STRUCTURE: Final = Structure(U16, ("extent",), {"extent": _extent})
+SEGMENT_ENTRY_STRUCTURE: Final = Structure(
+    SEGMENT_ENTRY, SEGMENT_ENTRY_FIELDS, {"kind": _kind, "earliest_expiry": _earliest}
+)
+SLAB_ENTRY_STRUCTURE: Final = Structure(
+    SLAB_ENTRY,
+    SLAB_ENTRY_FIELDS,
+    {
+        "kind": _kind,
+        "size_class": _size_class,
+        "first_free": _block,
+        "fresh": _fresh,
+        "previous": _extent,
+        "next": _extent,
+    },
+)
+BUCKET_STRUCTURE: Final = Structure(
+    BUCKET_HEADER,
+    BUCKET_HEADER_FIELDS,
+    {"marker": _marker, "earliest_expiry": _earliest, "depth": _depth},
+)
+SLOT_STRUCTURE: Final = Structure(SLOT, SLOT_FIELDS, {"record": _record, **_SIZES})
+RECORD_STRUCTURE: Final = Structure(
+    RECORD,
+    RECORD_FIELDS,
+    {
+        "magic": _magic(RECORD_MAGIC, "record"),
+        "created_at": _moment,
+        "checksum": _hexadecimal,
+        **_SIZES,
+    },
+)
+FREE_BLOCK_STRUCTURE: Final = Structure(
+    FREE_BLOCK, FREE_BLOCK_FIELDS, {"magic": _magic(FREE_MAGIC, "free block"), "next": _block}
+)
+
+
+# --- bytes ---------------------------------------------------------------------------------------
+
+
+def hexadecimal(raw: bytes) -> str:
+    """Return bytes as hex, two digits each."""
+    return raw.hex(" ").upper()
+
+
+def lines(raw: bytes, offset: int, size: int = _LINE_SIZE) -> Iterator[tuple[int, bytes]]:
+    """Yield bytes `size` at a time, each with the file offset of the first."""
+    for position in range(0, len(raw), size):
+        yield offset + position, raw[position : position + size]
+
+
+def printable(raw: bytes) -> str:
+    """Return bytes as ASCII, a dot for each that has no sign of its own."""
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in raw)
+
+
+def control_meaning(control: int) -> str:
+    """Return what a control byte says of its slot."""
+    if control == CONTROL_EMPTY:
+        return "empty"
+    return "a tombstone" if control == CONTROL_TOMBSTONE else "live, this is its fingerprint"
