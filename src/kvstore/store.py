@@ -160,7 +160,32 @@ class KVStore(Mapping[str, Value]):
         if self._durable:
             self._file.flush()
 
-    def _create(self, key: str, encoded_key: bytes, encoded: bytes, lifetime: int) -> None:
+    def _restore(self, key: str, encoded: bytes, created_at: int, expires_at: int) -> None:
+        """Create a key whose value is encoded already, with the times that it had elsewhere.
+
+        For tools that carry records from file to file. Raises as `create`.
+        """
+        self._create(key, encode_key(key), encoded, 0, (created_at, expires_at))
+
+    def _whole(self, key: str) -> tuple[bytes, int, int]:
+        """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
+        value = self.read_bytes(key)
+        encoded_key = key.encode()
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            slot = self._table.find(key_hash, encoded_key)
+            header, _ = self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])
+        _, created_at, expires_at, _ = header
+        return value, created_at, expires_at
+
+    def _create(
+        self,
+        key: str,
+        encoded_key: bytes,
+        encoded: bytes,
+        lifetime: int,
+        times: tuple[int, int] | None = None,
+    ) -> None:
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         table, slab = self._table, self._slab
         if self._file.pristine:
@@ -180,6 +205,8 @@ class KVStore(Mapping[str, Value]):
                 if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
                     slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
                 expires_at = now_ms + lifetime if lifetime else 0
+                if times is not None:
+                    now_ms, expires_at = times
                 record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
                 try:
                     slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)

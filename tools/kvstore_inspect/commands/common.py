@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from kvstore_inspect.image import Image, open_image
-from kvstore_inspect.terminal import say
+from kvstore_inspect.records import Damage
+from kvstore_inspect.terminal import escaped, say
 
 DONE, PROBLEMS = 0, 1
 
@@ -50,3 +51,9 @@ def opened(file: Path, wait: float, unlocked: bool) -> Iterator[Image]:
 def now_ms() -> int:
     """Return the time as the file has it."""
     return max(0, time.time_ns() // 1_000_000)
+
+
+def name_damage(file: Path, damage: Damage) -> None:
+    """Say on standard error what is damaged, and of which key."""
+    whose = "" if damage.key is None else f" key {escaped(damage.key)}:"
+    say(f"{file}:{whose} {damage.message} (byte {damage.offset:,})")

@@ -1,0 +1,115 @@
+"""`copy`: a compact copy, verified, flushed and renamed into place."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+from xxhash import xxh3_128_intdigest
+
+from kvstore import KVStore, KVStoreError
+from kvstore.check import check_file
+from kvstore.disk import flush_folder
+from kvstore_inspect.image import Image
+from kvstore_inspect.lines import to_line
+from kvstore_inspect.records import Damage, Progress, Record, Records
+from kvstore_inspect.terminal import progress, say, size
+
+from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
+
+
+class _DiffersError(KVStoreError):
+    """The copy that was written does not hold what was read."""
+
+
+@click.command(
+    "copy",
+    epilog="Example: kvstore-inspect copy data.kvs smaller.kvs",
+    help="Write a compact copy of FILE to OUT: all whole records that have not expired, with their "
+    "times. It is checked, compared, flushed, and only then named OUT. What is damaged is named on "
+    "standard error and left out, and the exit status is 1.",
+)
+@reading
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+def command(file: Path, wait: float, unlocked: bool, out: Path, force: bool) -> int:
+    """Write the copy; exit 1 where anything is damaged."""
+    if out.exists():
+        if os.path.samefile(file, out):
+            raise click.UsageError(f"{out} is the file that is to be copied")
+        if not force:
+            raise click.UsageError(f"{out} exists; --force replaces it")
+    with opened(file, wait, unlocked) as image, _temporary(out) as temporary:
+        with progress("copying") as show:
+            count, damaged, digest = _write(image, file, temporary, show)
+        with progress("comparing") as show:
+            _compare(temporary, count, digest, show)
+        _name(temporary, out, force)
+    flush_folder(os.path.abspath(out))
+    saved = f"{size(len(image))} -> {size(out.stat().st_size)}"
+    left_out = f", {damaged:,} damaged places left out" if damaged else ""
+    say(f"{out}: {count:,} records, {saved}{left_out}")
+    return PROBLEMS if damaged else DONE
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """Give the name of an empty file beside `out`, which is gone in the end."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _write(image: Image, file: Path, temporary: Path, show: Progress) -> tuple[int, int, int]:
+    """Write all live records; return their number, that of damaged places, and a digest."""
+    count = damaged = digest = 0
+    now = now_ms()
+    with KVStore(temporary) as store:
+        for found in Records(image, now, show):
+            if isinstance(found, Damage):
+                damaged += 1
+                name_damage(file, found)
+            elif not 0 < found.expires_at <= now:
+                store._restore(found.key, found.value, found.created_at, found.expires_at)
+                count += 1
+                digest += _digest(found)
+    return count, damaged, digest
+
+
+def _compare(temporary: Path, count: int, digest: int, show: Progress) -> None:
+    """Raise where the copy is not whole, or does not hold exactly these records."""
+    problems = check_file(temporary)
+    if problems:
+        raise _DiffersError(f"{temporary}: the copy is damaged: {problems[0]}")
+    with opened(temporary, 0, unlocked=False) as image:
+        for found in Records(image, 0, show):
+            if isinstance(found, Damage):
+                raise _DiffersError(f"{temporary}: the copy is damaged: {found.message}")
+            count -= 1
+            digest -= _digest(found)
+    if count or digest:
+        raise _DiffersError(f"{temporary}: the copy does not hold what was read; it is removed")
+
+
+def _digest(record: Record) -> int:
+    # Summed up, so that the order does not matter.
+    return xxh3_128_intdigest(to_line(record))
+
+
+def _name(temporary: Path, out: Path, force: bool) -> None:
+    """Give the copy its name, over another file only where that is wanted."""
+    if force:
+        temporary.replace(out)
+        return
+    try:
+        os.link(temporary, out)
+    except FileExistsError:
+        raise click.UsageError(f"{out} exists by now; --force replaces it") from None
+    except OSError:  # a file system without hard links
+        temporary.rename(out)

@@ -1,0 +1,154 @@
+"""`load`: what `dump` wrote, into a new or an existing store."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import click
+
+from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
+from kvstore.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
+from kvstore_inspect.lines import LONGEST_LINE, Line, MalformedLineError, from_line
+from kvstore_inspect.terminal import escaped, progress, say
+
+from .common import DONE, PROBLEMS, file_argument, now_ms, wait_option
+
+_MOST_NAMED: Final = 100
+_STEP: Final = 1_000  # lines between two looks at the progress
+
+
+class _StopError(Exception):
+    """Nothing more is loaded: why, in a sentence without its beginning."""
+
+
+@click.command(
+    "load",
+    epilog="Example: kvstore-inspect load copy.kvs data.jsonl --on-exists skip",
+    help="Read what dump wrote, from INPUT or standard input, into FILE, which is created if it is "
+    "missing. Times are kept as they are. Loading stops at a line that is malformed, and where the "
+    "store is full; what came before it stays. The exit status is 1 where anything was not loaded.",
+)
+@file_argument
+@click.argument("source", metavar="[INPUT]", type=click.File("rb"), default="-")
+@click.option(
+    "--on-exists",
+    type=click.Choice(["error", "skip", "replace"]),
+    default="error",
+    help="What to do with a key that the store holds already: stop there, leave the one in the "
+    "store, or replace it.  [default: error]",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(MIN_MAX_BYTES, MAX_FILE_SIZE),
+    default=MAX_FILE_SIZE,
+    metavar="BYTES",
+    help="What the file may grow to.  [default: 1,000,000,000]",
+)
+@wait_option
+def command(file: Path, source: IO[bytes], on_exists: str, max_bytes: int, wait: float) -> int:
+    """Load the lines; exit 1 where any was not loaded."""
+    with KVStore(file, max_bytes=max_bytes, timeout=wait) as store:
+        loading = _Loading(store, on_exists)
+        with _progress(source) as show:
+            stopped = loading.run(source, show)
+    loading.report(file)
+    if stopped:
+        say(f"{file}: {stopped}")
+    return PROBLEMS if stopped or loading.counts["loaded"] < loading.counts["lines"] else DONE
+
+
+class _Loading:
+    """A load under way: what became of the lines so far."""
+
+    def __init__(self, store: KVStore, on_exists: str) -> None:
+        self._store = store
+        self._on_exists = on_exists
+        self._now_ms = now_ms()
+        self.counts: Counter[str] = Counter()
+
+    def run(self, source: IO[bytes], show: Callable[[], object]) -> str:
+        """Load all lines; return why it stopped before their end, or nothing."""
+        number = 0
+        while line := source.readline(LONGEST_LINE + 1):
+            number += 1
+            if number % _STEP == 0:
+                show()
+            if not line.strip():
+                continue
+            self.counts["lines"] += 1
+            try:
+                self._load(from_line(line, self._now_ms))
+            except (_StopError, MalformedLineError) as error:
+                return f"stopped at line {number:,}, which is the first not loaded: {error}"
+        return ""
+
+    def _load(self, line: Line) -> None:
+        if 0 < line.expires_at <= self._now_ms:
+            self._name("expired", line.key, "has expired")
+            return
+        try:
+            self._create(line)
+        except KeyExistsError as error:
+            if self._on_exists == "error":
+                raise _StopError(str(error)) from None
+            if self._on_exists == "skip":
+                self._name("exist already", line.key, "exists already")
+                return
+            self._replace(line)
+        self.counts["loaded"] += 1
+
+    def _create(self, line: Line) -> None:
+        try:
+            self._store._restore(line.key, line.value, line.created_at, line.expires_at)
+        except StoreFullError:
+            self._store.purge_expired()
+            try:
+                self._store._restore(line.key, line.value, line.created_at, line.expires_at)
+            except StoreFullError as error:
+                raise _StopError(str(error)) from error
+
+    def _replace(self, line: Line) -> None:
+        """Put a line in the place of what is there, which stays where there is no room."""
+        try:
+            old = self._store._whole(line.key)
+        except CorruptStoreError:
+            old = None
+        self._store.delete(line.key)
+        try:
+            self._create(line)
+        except _StopError:
+            if old is not None:
+                self._store._restore(line.key, *old)
+            raise
+        self.counts["replaced"] += 1
+
+    def _name(self, what: str, key: str, message: str) -> None:
+        self.counts[what] += 1
+        if self.counts[what] <= _MOST_NAMED:
+            say(f"key {escaped(key)}: {message}, not loaded")
+
+    def report(self, file: Path) -> None:
+        """Say what was loaded and what was not."""
+        counts = self.counts
+        parts = [f"{counts['loaded']:,} of {counts['lines']:,} lines loaded"]
+        parts += [
+            f"{counts[what]:,} {what}"
+            for what in ("replaced", "exist already", "expired")
+            if counts[what]
+        ]
+        say(f"{file}: {', '.join(parts)}")
+
+
+@contextmanager
+def _progress(source: IO[bytes]) -> Iterator[Callable[[], object]]:
+    """Give a function that shows how much of the input is read, where its length is known."""
+    status = os.fstat(source.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        yield lambda: None
+        return
+    with progress("loading") as show:
+        yield lambda: show(source.tell(), status.st_size)

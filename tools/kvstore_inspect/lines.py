@@ -1,0 +1,100 @@
+"""A record as a line of JSON, and back: what `dump` writes and `load` reads.
+
+A line is an object of `key`, `value`, and the two times in whole milliseconds since 1970 UTC:
+`created_at`, and `expires_at`, which is null where the record does not expire. `load` takes a line
+without `created_at` for one created now, and one without `expires_at` for one that does not expire.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from kvstore import KVStoreError
+from kvstore.codec import encode_key, encode_value
+from kvstore.layout import TIME_LIMIT
+
+from .records import Record
+
+LONGEST_LINE: Final = 1024 * 1024
+_FIELDS: Final = frozenset({"key", "value", "created_at", "expires_at"})
+# orjson makes a float of an integer out of its range, so the slower parser has to tell.
+_LONG_INTEGER: Final = re.compile(rb"\d{19}")
+
+
+class MalformedLineError(ValueError):
+    """A line is not what `dump` writes. The message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A record read from a line; `value` is checked, and compact JSON."""
+
+    key: str
+    value: bytes
+    created_at: int
+    expires_at: int
+
+
+def to_line(record: Record) -> bytes:
+    """Return the line of a record."""
+    return b'{"key":%b,"value":%b,"created_at":%d,"expires_at":%b}\n' % (
+        orjson.dumps(record.key),
+        record.value,
+        record.created_at,
+        b"%d" % record.expires_at if record.expires_at else b"null",
+    )
+
+
+def to_resp(record: Record) -> bytes:
+    """Return the Redis command that sets the record: ``SET key json``, ``PXAT ms`` if it expires.
+
+    https://redis.io/docs/latest/develop/reference/protocol-spec/
+    """
+    parts = [b"SET", record.key.encode(), record.value]
+    if record.expires_at:
+        parts += [b"PXAT", b"%d" % record.expires_at]
+    strings = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+    return b"*%d\r\n%b" % (len(parts), strings)
+
+
+def from_line(line: bytes, now_ms: int) -> Line:
+    """Return the record of a line.
+
+    Raises:
+        MalformedLineError: it is not JSON, has other fields, or what the store does not take.
+    """
+    if len(line) > LONGEST_LINE:
+        raise MalformedLineError(f"longer than {LONGEST_LINE:,} bytes")
+    try:
+        fields = (json if _LONG_INTEGER.search(line) else orjson).loads(line)
+    except (ValueError, RecursionError) as error:
+        raise MalformedLineError(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise MalformedLineError("not a JSON object")
+    if not {"key", "value"} <= fields.keys() <= _FIELDS:
+        names = ", ".join(sorted(fields)) or "none"
+        raise MalformedLineError(
+            f"its fields are {names[:200]}; expected are key, value, created_at, expires_at"
+        )
+    try:
+        encode_key(fields["key"])
+        value = encode_value(fields["key"], fields["value"])
+    except KVStoreError as error:
+        raise MalformedLineError(str(error)) from error
+    created_at = _time(fields, "created_at")
+    expires_at = _time(fields, "expires_at")
+    return Line(fields["key"], value, now_ms if created_at is None else created_at, expires_at or 0)
+
+
+def _time(fields: dict[str, Any], name: str) -> int | None:
+    time = fields.get(name)
+    if time is None:
+        return None
+    if type(time) is not int or not (name == "expires_at") <= time < TIME_LIMIT:
+        raise MalformedLineError(
+            f"{name} is {str(time)[:40]}, allowed are whole milliseconds since 1970, below 2**48"
+        )
+    return time
