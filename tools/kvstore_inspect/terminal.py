@@ -127,6 +127,10 @@ def progress(label: str) -> Iterator[Callable[[int, int], object]]:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    # Standard output is left alone: bytes are written to it, and it may be no terminal.
+    bar = Progress(
+        *columns, console=errors, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with bar:
         task = bar.add_task(label, total=None)
         yield lambda done, whole: bar.update(task, completed=done, total=whole)
