@@ -86,20 +86,17 @@ def command(
     as_json: bool,
 ) -> int:
     """Print the keys; exit 1 where something is damaged."""
-    # A bar between lines of a listing would garble it.
+    # A bar between the lines of a listing would garble it.
     streams = order is None and sys.stdout.isatty()
-    with (
-        ExitStack() as files,
-        opened(file, wait, unlocked) as image,
-        nullcontext(_no_progress) if streams else progress("listing") as show,
-    ):
-        listing = _Listing(file, Records(image, now_ms(), show), _wanted(prefix, glob))
-        listed: Iterable[Listed] = listing
+    with ExitStack() as files, opened(file, wait, unlocked) as image:
+        with nullcontext(_no_progress) if streams else progress("listing") as show:
+            listing = _Listing(file, Records(image, now_ms(), show), _wanted(prefix, glob))
+            if order is None:
+                _write(listing, top, as_json)
+            else:
+                listed = _sorted(listing, _ORDERS[order], top, files)
         if order is not None:
-            listed = _sorted(listing, _ORDERS[order], top, files)
-        lines = _json_lines(listed) if as_json else _lines(listed)
-        heading = 0 if as_json else 1
-        _write(islice(lines, None if top is None else top + heading))
+            _write(listed, top, as_json)
     if listing.expired:
         say(f"{listing.expired:,} expired, not listed: their space is taken back when it is needed")
     return PROBLEMS if listing.damaged else DONE
@@ -176,8 +173,10 @@ def _sorted(
 # --- as lines ------------------------------------------------------------------------------------
 
 
-def _write(lines: Iterator[bytes]) -> None:
-    """Write the lines: a few at once, the first at once."""
+def _write(listed: Iterable[Listed], top: int | None, as_json: bool) -> None:
+    """Write the first `top` keys, a line each: several at a time, but the first at once."""
+    first = islice(listed, top)
+    lines = _json_lines(first) if as_json else _lines(first)
     write, flush = sys.stdout.buffer.write, sys.stdout.buffer.flush
     several = 1
     while chunk := b"".join(islice(lines, several)):
