@@ -153,7 +153,8 @@ def _search(
         for index in indices:
             slot = slot_offset(bucket, index)
             yield slot_piece(image, slot)
-            start, _, offset, _, key_size = SLOT.unpack(image[slot : slot + SLOT_SIZE])
+            packed = image[slot : slot + SLOT_SIZE]
+            start, _, offset, _, key_size = SLOT.unpack(packed)
             if (start, key_size) != (_start(key), len(key)):
                 yield Piece("Not the key's slot", notes=["another key with the same fingerprint"])
                 continue
@@ -161,6 +162,7 @@ def _search(
             rest = image[offset + RECORD_HEADER_SIZE :][: len(key)] if len(key) > 32 else key
             if rest == key or any(each.problems for each in pieces):
                 yield from pieces
+                yield from _compared(packed, image[offset : offset + RECORD.size])
                 return
             yield Piece("Not the key's record", notes=["another key that begins alike"])
         if CONTROL_EMPTY in control:
@@ -170,6 +172,15 @@ def _search(
         notes=["a bucket with an empty slot ends it, or the sixteenth"],
         problems=["the key is absent"],
     )
+
+
+def _compared(slot: bytes, header: bytes) -> Iterator[Piece]:
+    """Yield in what a slot and the record that it points to do not agree."""
+    if len(header) == RECORD.size:
+        _, slot_expires, _, *slot_sizes = SLOT.unpack(slot)
+        _, value_size, key_size, _, _, expires_at, _ = RECORD.unpack(header)
+        if (slot_expires, *slot_sizes) != (expires_at, value_size, key_size):
+            yield Piece("The slot and its record", problems=["they differ in expiry or sizes"])
 
 
 def _start(key: bytes) -> bytes:
