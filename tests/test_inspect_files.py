@@ -3,6 +3,7 @@
 Whatever it looks at, it does not change a byte of it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -297,6 +298,30 @@ def test_output_that_cannot_be_written_is_said_once(filled: Path) -> None:
         _, err = child.communicate(timeout=PATIENCE_SECONDS)
     assert child.returncode == WRONG_USAGE
     assert err.splitlines() == ["kvstore-inspect: [Errno 28] No space left on device"]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no pseudo-terminals")
+def test_on_a_terminal_a_bar_is_gone_before_the_lines_come(filled: Path) -> None:
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvstore_inspect", "keys", str(filled), "--sort", "size"],
+        env=inspector(TERM="xterm", NO_COLOR="1"),
+        stdout=theirs,
+        stderr=theirs,
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a pseudo-terminal tells that it was closed
+            while some := os.read(ours, 65_536):
+                shown += some
+        os.close(ours)
+    assert child.returncode == DONE
+    bar, heading, lines = shown.decode().partition("  size  left")
+    assert "listing" in bar
+    assert bar.endswith("\x1b[2K")
+    assert heading
+    assert "\x1b" not in lines
+    assert len(lines.splitlines()) == 1 + len(KEYS)
 
 
 def test_a_key_can_be_shown_in_any_encoding(filled: Path) -> None:

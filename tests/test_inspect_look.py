@@ -36,6 +36,7 @@ from kvstore.layout import (
     RECORD_HEADER_SIZE,
     SEGMENT_ENTRY_FIELDS,
     SLAB_ENTRY_FIELDS,
+    SLOT_EXPIRES_OFFSET,
     SLOT_FIELDS,
     SLOT_SIZE,
     STATE_FIELDS,
@@ -480,6 +481,13 @@ def test_slots_of_a_damaged_file_shows_what_is_there(filled: Path, inspect: Insp
     assert result.status == PROBLEMS
     assert "user:4" in result.out
     assert "marker" in result.err
+
+
+def test_slots_of_a_key_says_that_slot_and_record_differ(filled: Path, inspect: Inspect) -> None:
+    slot = place(inspect, filled, "user:4", "slot_offset")
+    flip(filled, slot + SLOT_EXPIRES_OFFSET)
+    result = inspect("slots", filled, "--key", "user:4")
+    assert (result.status, "they differ in expiry" in result.out) == (PROBLEMS, True)
 
 
 def test_options_of_slots_that_make_no_sense_are_wrong_usage(
