@@ -120,7 +120,11 @@ class Image:
     def __getitem__(self, where: slice) -> bytes:
         """Return bytes of the file; fewer where it ends."""
         start, stop, _ = where.indices(self._size)
-        return os.pread(self._fd, max(0, stop - start), start)
+        return self.read(start, stop - start)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on; fewer where the file ends."""
+        return os.pread(self._fd, max(0, min(size, self._size - offset)), offset)
 
     def extent(self, number: int) -> bytes:
         """Return all bytes of an extent."""

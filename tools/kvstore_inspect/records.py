@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import sleep
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -62,8 +62,7 @@ _PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
 _PARTS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A whole record. Times are milliseconds since 1970 UTC; `expires_at` is 0 for never.
 
     `slot` is the offset of the slot that points to it; 0 where none does, or none was looked for.
@@ -241,23 +240,25 @@ class Records:
 
     def _record_at(self, slot: int, packed: bytes) -> Found:
         start, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
-        short = start[:key_size].decode(errors="replace") if key_size <= SLOT_KEY_SIZE else None
         size = RECORD_HEADER_SIZE + key_size + value_size
-        contents = self._image[offset : offset + size]
+        contents = self._image.read(offset, size)
         if offset < FIXED_EXTENTS * EXTENT_SIZE or len(contents) < size or not key_size:
-            return Damage(slot, short, f"its slot points to byte {offset:,}, which no record is at")
+            message = f"its slot points to byte {offset:,}, which no record is at"
+            return Damage(slot, _legible(start, key_size, b""), message)
         magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
         value = contents[RECORD_HEADER_SIZE + key_size :]
-        long = key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None
-        if (magic, values, keys, flags) != (RECORD_MAGIC, value_size, key_size, 0):
-            return Damage(offset, short or long, "its record's magic or sizes are damaged")
-        if key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") != start or expires != expires_at:
-            return Damage(offset, short or long, "its slot and its record do not agree")
-        hash_of_key = key_hash(key, self._image.seed)
-        if checksum != record_checksum(value, hash_of_key, created_at, expires, offset):
-            return Damage(offset, short or long, "its record fails its checksum")
-        return _record(key, value, created_at, expires, offset, slot)
+        if magic != RECORD_MAGIC or values != value_size or keys != key_size or flags:
+            message = "its record's magic or sizes are damaged"
+        elif key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") != start or expires != expires_at:
+            message = "its slot and its record do not agree"
+        elif checksum != record_checksum(
+            value, key_hash(key, self._image.seed), created_at, expires, offset
+        ):
+            message = "its record fails its checksum"
+        else:
+            return _record(key, value, created_at, expires, offset, slot)
+        return Damage(offset, _legible(start, key_size, key), message)
 
     def _without_slot(self, extent: int, seen: bytearray) -> Iterator[Found]:
         """Yield whole records of an extent that were not seen, but for older ones of a key."""
@@ -374,6 +375,13 @@ def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
         page = contents[number * BUCKET_SIZE : (number + 1) * BUCKET_SIZE]
         for index, _, packed in live_slots(page):
             yield slot_offset(bucket, index), packed
+
+
+def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
+    """Return the key of a slot, whose record has `key`; None where it is too long to be told."""
+    if key_size <= SLOT_KEY_SIZE:
+        return start[:key_size].decode(errors="replace")
+    return key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None
 
 
 def _is_bucket(page: bytes, bucket: int) -> bool:
