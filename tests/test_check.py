@@ -562,6 +562,15 @@ def test_record_that_fails_its_checksum(plant: Plant, offset: int) -> None:
     assert_only(plant.sign(), record, "record", "fails its checksum")
 
 
+def test_record_of_garbage_is_not_called_misplaced_too(plant: Plant) -> None:
+    record = plant.record(b"small 1")
+    plant.put(record + 32, b"another")
+    assert [each.breach for each in problems(plant.sign())] == [
+        Breach.RECORD_KEY,
+        Breach.RECORD_CHECKSUM,
+    ]
+
+
 def test_record_in_a_block_larger_than_it_needs(plant: Plant) -> None:
     """It is whole, but recovery would take its extent for one of another class."""
     key = b"large 1"

@@ -137,8 +137,8 @@ def test_where_the_next_opening_rebuilds_the_index_nothing_is_to_be_done() -> No
 
 
 def test_where_the_store_does_not_open_opening_is_no_advice() -> None:
-    found = {Breach.NOT_CLOSED, Breach.FILE_CUT_OFF, Breach.SLAB_COUNT}
-    assert Remedy.OPEN not in remedies(found).values()
+    found = {Breach.NOT_CLOSED, Breach.FILE_CUT_OFF, Breach.SLAB_COUNT, Breach.RECORD_CHECKSUM}
+    assert set(remedies(found).values()) == {Remedy.REPAIR, Remedy.RESTORE}
 
 
 # --- verify ------------------------------------------------------------------------------------

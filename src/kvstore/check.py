@@ -415,7 +415,8 @@ class _Check:
             yield Problem(record, "record", message, Breach.RECORD_HEADER, offset)
             return None
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
-        if start != key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") or expires != expires_at:
+        of_slot = start == key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
+        if not of_slot or expires != expires_at:
             message = f"key or expiry differs from its slot at {offset:,}"
             yield Problem(record, "record", message, Breach.RECORD_KEY, offset)
         hash_of_key = key_hash(key, self._seed)
@@ -423,6 +424,8 @@ class _Check:
         if checksum != record_checksum(value, hash_of_key, created_at, expires, record):
             message = "fails its checksum"
             yield Problem(record, "record", message, Breach.RECORD_CHECKSUM, offset)
+            if not of_slot:
+                return None  # nobody knows the key, and so where its slot should be
         if SIZE_CLASSES[size + 31 >> 5] != size_class:
             message = f"takes {size:,} bytes in a block of {block_size:,}"
             yield Problem(record, "record", message, Breach.RECORD_CLASS, offset)

@@ -232,5 +232,6 @@ def remedies(found: set[Breach]) -> dict[Breach, Remedy]:
         kept = (Remedy.OPEN, Remedy.RESTORE)
         return {b: r if r in kept else Remedy.OPEN for b, r in chosen.items()}
     if not found.isdisjoint(_REFUSED):
-        return {b: Remedy.REPAIR if r is Remedy.OPEN else r for b, r in chosen.items()}
+        kept = (Remedy.REPAIR, Remedy.RESTORE)
+        return {b: r if r in kept else Remedy.REPAIR for b, r in chosen.items()}
     return chosen

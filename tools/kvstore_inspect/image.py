@@ -131,9 +131,8 @@ class Image:
         return self[number << EXTENT_SHIFT : (number + 1) << EXTENT_SHIFT]
 
     def map_entry(self, extent: int) -> bytes:
-        """Return the sixteen bytes of the extent map on that extent."""
-        offset = map_entry_offset(extent)
-        return self[offset : offset + SLAB_ENTRY.size]
+        """Return the sixteen bytes of the extent map on that extent; zeros past the file's end."""
+        return self._exactly(map_entry_offset(extent), SLAB_ENTRY.size)
 
     def status(self) -> os.stat_result:
         """Return what the operating system says of the file."""
