@@ -101,6 +101,8 @@ class Image:
             and self.extent_count == self.state.extent_count
             and self.state.index_checksum == self.index_checksum()
         )
+        if self.state.clean and not self.problems and not self.trusted and not in_use:
+            self.problems.append("the index is not as it was when the file was closed")
 
     def look_again(self) -> None:
         """Learn length and superblock anew, of a file that may have grown since."""
