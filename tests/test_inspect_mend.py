@@ -23,7 +23,10 @@ from kvstore.check import check_file
 from kvstore.datafile import DataFile
 from kvstore.layout import (
     BUCKET_COUNT,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
     DIRECTORY_OFFSET,
+    DIRECTORY_SHIFT,
     DIRECTORY_SIZE,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -32,9 +35,11 @@ from kvstore.layout import (
     IDENTITY,
     IDENTITY_OFFSETS,
     RECORD_HEADER_SIZE,
+    SLOT_COUNT,
     STATE,
     STATE_OFFSET,
     U16,
+    key_hash,
     pack_identity,
     pack_state,
 )
@@ -366,6 +371,25 @@ def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, pa
         with open_image(path) as image:
             found = [each for each in Records(image, NOW_MS) if isinstance(each, Record)]
         assert sorted(each.key for each in found) == sorted(whole.live)
+
+
+def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Path) -> None:
+    """With the index unusable, or with its slot gone, nothing names a record without its magic."""
+    place = whole.places["1"]
+    seed = IDENTITY.unpack_from(whole.original.contents)[4]
+    (extent,) = U16.unpack_from(
+        whole.original.contents, DIRECTORY_OFFSET + 2 * (key_hash(b"1", seed) >> DIRECTORY_SHIFT)
+    )
+    bucket = (extent << EXTENT_SHIFT) + BUCKET_SIZE * (key_hash(b"1", seed) & BUCKET_COUNT - 1)
+    no_record = (place.start, bytes(4))
+    no_slots = (bucket + CONTROL_OFFSET, bytes(SLOT_COUNT))
+    for other in ((DIRECTORY_OFFSET, bytes(2)), no_slots):
+        damaged(whole, path, no_record, other)
+        with open_image(path) as image:
+            found = list(Records(image, NOW_MS))
+        keys = {each.key for each in found if isinstance(each, Record)}
+        assert keys == whole.live.keys() - {"1"}
+        assert len(found) == len(keys) + 1
 
 
 # --- repair ------------------------------------------------------------------------------------

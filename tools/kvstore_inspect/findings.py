@@ -19,13 +19,11 @@ from kvstore.filelock import is_alive
 from kvstore.layout import (
     BLOCK_ALIGNMENT,
     EXTENT_SIZE,
-    KIND_SLAB,
     MAX_EXTENTS,
     MAX_KEY_SIZE,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
-    SLAB_ENTRY,
     SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
@@ -33,7 +31,7 @@ from kvstore.layout import (
 from kvstore.problem import Breach, Problem
 
 from .image import Image
-from .records import Damage, Progress, Record, Records, slots_of
+from .records import Damage, Progress, Record, Records, records_at_close, slots_of
 
 MOST_NAMED: Final = 100_000
 _LOOKS: Final = 5
@@ -163,7 +161,7 @@ class Findings:
                 self._count_damage(found)
         counts.outdated = records.outdated
         counts.damaged = len(self.lost) + self._more_lost
-        at_close = _records_at_close(self._image)
+        at_close = records_at_close(self._image)
         if at_close is not None:
             missing = at_close - counts.keys - counts.expired - counts.outdated
             if missing <= 0:  # what looks lost are slots, whose records are all there
@@ -212,17 +210,6 @@ class Findings:
         counts.orphaned = sum(self.breaches[breach] for breach in _UNSLOTTED)
         counts.damaged = sum(self.breaches[breach] for breach in _NO_RECORD)
         return counts
-
-
-def _records_at_close(image: Image) -> int | None:
-    """Return how many records the file had when it was closed; None where it does not say."""
-    if not image.state.clean or image.state.index_checksum != image.index_checksum():
-        return None
-    count = 0
-    for extent in range(image.state.extent_count):
-        kind, _, live, *_ = SLAB_ENTRY.unpack(image.map_entry(extent))
-        count += live if kind == KIND_SLAB else 0
-    return count
 
 
 def lasting_problems(

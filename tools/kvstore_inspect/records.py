@@ -28,17 +28,20 @@ from kvstore.layout import (
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
+    KIND_SLAB,
     MAX_DEPTH,
     MAX_KEY_SIZE,
     MIN_DEPTH,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    SLAB_ENTRY,
     SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
@@ -122,7 +125,18 @@ class Records:
     def __iter__(self) -> Iterator[Found]:
         for problem in self._image.problems:
             yield Damage(0, None, problem)
-        yield from self._by_index() if self.by_index else self._without_index()
+        if not self.by_index:
+            yield from self._without_index()
+            return
+        whole = damaged = 0
+        for found in self._by_index():
+            whole += isinstance(found, Record)
+            damaged += isinstance(found, Damage)
+            yield found
+        # A record may be lost with its slot, and then nothing names it.
+        count = None if self._image.in_use or damaged else records_at_close(self._image)
+        if count is not None and whole < count:
+            yield Damage(EXTENT_MAP_OFFSET, None, f"{count - whole:,} records are nowhere")
 
     def find(self, key: str) -> Found | None:
         """Return the record of `key`, or what is damaged of it; None where it is absent."""
@@ -366,6 +380,17 @@ class Records:
         theirs = newest.setdefault(key, mine)
         newest[key] = max(mine, theirs)
         return set() if theirs == mine else {min(mine, theirs)[1]}
+
+
+def records_at_close(image: Image) -> int | None:
+    """Return how many records the file had when it was closed; None where it does not say."""
+    if not image.state.clean or image.state.index_checksum != image.index_checksum():
+        return None
+    count = 0
+    for extent in range(image.state.extent_count):
+        kind, _, live, *_ = SLAB_ENTRY.unpack(image.map_entry(extent))
+        count += live if kind == KIND_SLAB else 0
+    return count
 
 
 def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
