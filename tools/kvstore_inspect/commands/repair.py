@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from kvstore import CorruptStoreError, KVStoreError
@@ -186,7 +185,6 @@ def _print(outcome: Outcome) -> None:
     if not outcome.changed:
         out.print(Text(f"{name}: no problems, nothing to do; {outcome.kept:,} keys"))
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for label, number, explained in (
         ("kept", outcome.kept, f"keys, {counts.expiring:,} of them expiring"),
         ("brought back", counts.orphaned, "of them, which no slot led to"),
@@ -194,8 +192,7 @@ def _print(outcome: Outcome) -> None:
         ("duplicates", counts.outdated, "dropped: older records of keys that have a newer one"),
         ("damaged", counts.damaged, "dropped"),
     ):
-        table.add_row(label, Text(f"{number:,}", justify="right"), explained)
-    out.print(table)
+        out.print(Text(f"{label:12} {number:10,}  {explained}"))
     for offset, key in islice(sorted(outcome.lost.items()), MOST_SHOWN):
         out.print(Text(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}"))
     if counts.damaged > MOST_SHOWN:

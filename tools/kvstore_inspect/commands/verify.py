@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import click
 import orjson
-from rich.table import Table
 from rich.text import Text
 
 from kvstore import CorruptStoreError
@@ -189,11 +188,11 @@ def _line(image: Image, problem: Problem) -> str:
 
 
 def _print_counts(checking: _Checking, counts: Counts) -> None:
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for name in asdict(counts):
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{number:,}" for number in asdict(counts).values()))
-    out.print(table)
+    columns = [(name, f"{number:,}") for name, number in asdict(counts).items()]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        out.print(Text("   ".join(cells)))
     if checking.gone > 0:
         out.print(
             Text(
