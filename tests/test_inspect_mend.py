@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 import pytest
 from faults.inspector import Ran, Truth, garble_all_but_records
+from support.disks import SHARING, fill, mounted
 from support.parts import NOW_MS, open_parts
 from xxhash import xxh3_64_intdigest
 
@@ -612,6 +613,41 @@ def test_repair_without_room_for_a_copy_leaves_the_file_as_it_is(
     assert "--no-backup" in ran.errors
     assert list(path.parent.iterdir()) == [path]
     assert Ran("repair", "--no-backup", path).status == 0
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_repair_keeps_a_copy_that_shares_blocks_where_the_disk_can(
+    whole: Truth, tmp_path: Path, kind: str
+) -> None:
+    with mounted(kind, tmp_path) as disk:
+        path = disk / "data.kvs"
+        KVStore(path).close()  # as the store makes its files there
+        with path.open("r+b") as file:
+            file.write(whole.original.contents)
+            (extent,) = U16.unpack_from(whole.original.contents, DIRECTORY_OFFSET)
+            file.seek(extent << EXTENT_SHIFT)
+            file.write(bytes(EXTENT_SIZE))
+        before = path.read_bytes()
+        with os.fdopen(os.open(path, os.O_RDWR), "rb") as source, (disk / "x").open("wb") as copy:
+            assert mending._share_blocks(source.fileno(), copy.fileno())
+        assert Ran("repair", path).status == 0
+        assert backups(path)[0].read_bytes() == before
+        assert contents_of(path) == whole.live
+
+
+def test_repair_on_a_full_disk_is_refused_unless_no_copy_is_wanted(
+    whole: Truth, tmp_path: Path
+) -> None:
+    with mounted("tmpfs", tmp_path) as disk:
+        path = disk / "data.kvs"
+        before = damaged(whole, path, zeroed_table(whole))
+        fill(disk)
+        ran = Ran("repair", path)
+        assert (ran.status, path.read_bytes()) == (1, before)
+        assert "No space left on device" in ran.errors
+        assert backups(path) == []
+        assert Ran("repair", "--no-backup", path).status == 0
+        assert contents_of(path) == whole.live
 
 
 def test_repair_never_writes_over_an_older_copy(whole: Truth, path: Path) -> None:

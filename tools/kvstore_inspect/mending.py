@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from kvstore.datafile import DataFile
-from kvstore.disk import flush_file, flush_folder, reserve, write_at
+from kvstore.disk import ask_to_overwrite_in_place, flush_file, flush_folder, reserve, write_at
 from kvstore.extents import Extents
 from kvstore.filelock import FileLock
 from kvstore.layout import (
@@ -103,6 +103,11 @@ def _share_blocks(fd: int, copy: int) -> bool:
     if sys.platform == "linux":
         import fcntl  # portalocker has it loaded
 
+        with suppress(OSError):
+            fcntl.ioctl(copy, _FICLONE, fd)
+            return True
+        # btrfs shares between two files only where both are overwritten in place, or neither.
+        ask_to_overwrite_in_place(copy)
         with suppress(OSError):
             fcntl.ioctl(copy, _FICLONE, fd)
             return True
