@@ -1,0 +1,579 @@
+"""`kvstore-inspect dump`, `load`, `copy` and `diff`: records carried from place to place."""
+
+import itertools
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from support import MIB
+from support.clock import FakeClock
+from support.inspecting import (
+    DONE,
+    LOCKED,
+    PROBLEMS,
+    WRONG_USAGE,
+    Inspect,
+    Result,
+    fingerprint,
+    flip,
+    inspector,
+    killed_copy,
+    run_inspector,
+)
+from support.whole import assert_whole
+
+from kvstore import KVStore
+from kvstore_inspect import command_line
+from kvstore_inspect.commands import copy as copying
+from kvstore_inspect.commands import diff as diffing
+
+KEYS = 300
+
+
+@pytest.fixture
+def inspect(capfdbinary: pytest.CaptureFixture[bytes]) -> Inspect:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        capfdbinary.readouterr()
+        status = command_line.main([str(each) for each in arguments])
+        out, err = capfdbinary.readouterr()
+        return Result(status, out.decode(), err.decode())
+
+    return run
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> FakeClock:
+    """The clock of stores and inspector, in the test's hands."""
+    for module in ("common", "load", "dump", "copy", "diff"):
+        name = f"kvstore_inspect.commands.{module}.now_ms"
+        monkeypatch.setattr(name, lambda: clock.now_ms)
+    return clock
+
+
+@pytest.fixture
+def filled(path: Path, now: FakeClock) -> Path:
+    """A closed store of keys of all kinds, a third of which expire, created at many moments."""
+    rng = random.Random(3)
+    with KVStore(path) as store:
+        for number in range(KEYS):
+            key = ("é" * 16 + str(number), f"{number}", f'"\\\n\x1b{number}', f"鍵🗝{number}")[
+                number % 4
+            ]
+            value = {
+                "n": number,
+                "text": "ä\u2028" * rng.randrange(200),
+                "deep": [[1.5, -(2**63), 2**64 - 1, None, True]],
+            }
+            store.create(key, value, ttl=None if number % 3 else 1_000 + number)
+            now.advance(0.001 * number)
+    return path
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in result.out.split("\n") if line]
+
+
+def contents(path: Path) -> dict[str, Any]:
+    with KVStore(path) as store:
+        return dict(store)
+
+
+# --- dump --------------------------------------------------------------------------------------
+
+
+def test_dump_writes_each_record_on_a_line_with_its_times(filled: Path, inspect: Inspect) -> None:
+    before = fingerprint(filled)
+    result = inspect("dump", filled)
+    assert result.status == DONE
+    assert result.err == ""
+    assert fingerprint(filled) == before
+    assert result.out.count("\n") == KEYS
+    assert {line["key"]: line["value"] for line in lines_of(result)} == contents(filled)
+    for line in lines_of(result):
+        assert list(line) == ["key", "value", "created_at", "expires_at"]
+        ttl = None if line["value"]["n"] % 3 else 1_000 + line["value"]["n"]
+        assert line["expires_at"] == (None if ttl is None else line["created_at"] + ttl * 1_000)
+
+
+def test_dump_leaves_out_what_has_expired_unless_it_is_asked_for(
+    filled: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    now.advance(1_100)
+    live = lines_of(inspect("dump", filled))
+    everything = lines_of(inspect("dump", filled, "--expired"))
+    assert 0 < len(live) < len(everything) == KEYS
+    assert all(line["expires_at"] is None or line["expires_at"] > now.now_ms for line in live)
+
+
+def test_dump_of_a_file_that_was_not_closed_holds_every_record(
+    open_store: Callable[..., KVStore], tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    store = open_store()
+    for number in range(500):
+        store.create(f"{number}", {"n": number})
+    for number in range(0, 500, 5):
+        store.delete(f"{number}")
+    copy = killed_copy(store, tmp_path / "killed.kvs")
+    result = inspect("dump", copy)
+    assert result.status == DONE
+    assert {line["key"]: line["value"] for line in lines_of(result)} == dict(store)
+
+
+def test_dump_goes_on_past_damage_names_it_and_ends_in_1(filled: Path, inspect: Inspect) -> None:
+    whole = contents(filled)
+    flip(filled, filled.read_bytes().index(b'1{"n":1,') + 5)
+    result = inspect("dump", filled)
+    assert result.status == PROBLEMS
+    del whole["1"]
+    assert {line["key"]: line["value"] for line in lines_of(result)} == whole
+    assert "key 1: its record fails its checksum" in result.err
+
+
+def test_dump_ends_cleanly_where_nobody_reads_on(filled: Path, tmp_path: Path) -> None:
+    with KVStore(filled) as store:
+        for number in range(2_000):
+            store.create(f"more {number}", {"text": "x" * 1_000})
+    shell = subprocess.run(
+        ["sh", "-c", '"$@" | head -n 1', "-", *_command("dump", filled)],
+        capture_output=True,
+        env=_environment(),
+        check=True,
+        timeout=120,
+    )
+    assert shell.stdout.count(b"\n") == 1
+    assert shell.stderr == b""
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "kvstore_inspect", *map(str, arguments)]
+
+
+def _environment() -> dict[str, str]:
+    return inspector()
+
+
+# --- load --------------------------------------------------------------------------------------
+
+
+def test_dump_load_dump_gives_the_same_lines(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    first = inspect("dump", filled).out
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(first, encoding="utf-8")
+    now.advance(5)
+    loaded = tmp_path / "loaded.kvs"
+    result = inspect("load", loaded, lines)
+    assert result.status == DONE, result.err
+    assert f"{KEYS:,} of {KEYS:,} lines loaded" in result.err
+    second = inspect("dump", loaded).out
+    assert sorted(second.split("\n")) == sorted(first.split("\n"))
+    assert_whole(loaded)
+
+
+def test_load_reads_standard_input(filled: Path, tmp_path: Path, now: FakeClock) -> None:
+    loaded = tmp_path / "loaded.kvs"
+    line = '"$0" -m kvstore_inspect dump --expired "$1" | "$0" -m kvstore_inspect load "$2"'
+    shell = subprocess.run(
+        ["sh", "-c", line, _command()[0], str(filled), str(loaded)],
+        capture_output=True,
+        env=_environment(),
+        check=False,
+        timeout=120,
+    )
+    # By the true clock of these processes the third with a time-to-live has expired long ago.
+    assert shell.returncode == PROBLEMS
+    assert f"200 of {KEYS} lines loaded, 100 expired".encode() in shell.stderr
+    assert len(contents(loaded)) == 200
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{bad", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"key":"a"}', "its fields are key"),
+        ('{"key":"a","value":{},"more":1}', "its fields are key, more, value"),
+        ('{"key":5,"value":{}}', "key 5: int"),
+        ('{"key":"","value":{}}', "0 characters"),
+        (json.dumps({"key": "k" * 33, "value": {}}), "33 characters"),
+        ('{"key":"a","value":[]}', "is a list"),
+        ('{"key":"a","value":{"n":18446744073709551616}}', "an integer of 65 bits"),
+        ('{"key":"a","value":{"n":1e999}}', "a"),
+        (json.dumps({"key": "a", "value": {"t": "x" * 17_000}}), "limit 16,384"),
+        ('{"key":"a","value":{},"created_at":-1}', "created_at is -1"),
+        ('{"key":"a","value":{},"expires_at":0}', "expires_at is 0"),
+        ('{"key":"a","value":{},"expires_at":1.5}', "expires_at is 1.5"),
+        ('{"key":"a","value":{},"expires_at":281474976710656}', "expires_at is 281474976710656"),
+        ('{"key":"a","value":' + '{"v":' * 200 + "1" + "}" * 200 + "}", "deep"),
+        (json.dumps({"key": "a", "value": {"t": "x" * 2 * MIB}}), "longer than 1,048,576 bytes"),
+    ],
+)
+def test_load_names_a_malformed_line_and_keeps_what_came_before(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, line: str, problem: str
+) -> None:
+    source = tmp_path / "lines.jsonl"
+    first = '{"key":"before","value":{"n":1}}\n\n'
+    source.write_text(f'{first}{line}\n{{"key":"after","value":{{}}}}\n')
+    result = inspect("load", path, source)
+    assert result.status == PROBLEMS
+    assert "stopped at line 3, which is the first not loaded" in result.err
+    assert problem in result.err
+    assert contents(path) == {"before": {"n": 1}}
+    assert_whole(path)
+
+
+def test_load_takes_lines_without_times(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    source = tmp_path / "lines.jsonl"
+    source.write_text('{"value":{"n":1},"key":"a"}\n')
+    assert inspect("load", path, source).status == DONE
+    (line,) = lines_of(inspect("dump", path))
+    assert line == {"key": "a", "value": {"n": 1}, "created_at": now.now_ms, "expires_at": None}
+
+
+def existing(path: Path, tmp_path: Path) -> Path:
+    """Make a store that holds b, and lines for a, b and c."""
+    with KVStore(path) as store:
+        store.create("b", {"old": True})
+    source = tmp_path / "lines.jsonl"
+    source.write_text("".join(f'{{"key":"{key}","value":{{"new":1}}}}\n' for key in "abc"))
+    return source
+
+
+def test_load_stops_at_a_key_that_exists(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    result = inspect("load", path, existing(path, tmp_path))
+    assert result.status == PROBLEMS
+    assert "stopped at line 2" in result.err
+    assert "key 'b': exists already" in result.err
+    assert contents(path) == {"a": {"new": 1}, "b": {"old": True}}
+
+
+def test_load_skips_keys_that_exist_and_names_them(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    result = inspect("load", path, existing(path, tmp_path), "--on-exists", "skip")
+    assert result.status == PROBLEMS
+    assert "key b: exists already, not loaded" in result.err
+    assert "2 of 3 lines loaded, 1 exist already" in result.err
+    assert contents(path) == {"a": {"new": 1}, "b": {"old": True}, "c": {"new": 1}}
+
+
+def test_load_replaces_keys_that_exist(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    result = inspect("load", path, existing(path, tmp_path), "--on-exists", "replace")
+    assert result.status == DONE
+    assert "3 of 3 lines loaded, 1 replaced" in result.err
+    assert contents(path) == {key: {"new": 1} for key in "abc"}
+
+
+def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        store.create("small", {"old": True}, ttl=500)
+        created_at = now.now_ms
+        number = 0
+        size = 16_000
+        while size:
+            try:
+                store.create(f"{number}", {"t": "x" * size})
+                number += 1
+            except Exception:
+                size //= 2
+        before = dict(store)
+    now.advance(1)
+    source = tmp_path / "lines.jsonl"
+    source.write_text(json.dumps({"key": "small", "value": {"t": "x" * 16_000}}) + "\n")
+    result = inspect("load", path, source, "--on-exists", "replace", "--max-bytes", 4 * MIB)
+    assert result.status == PROBLEMS
+    assert "0 of 1 lines loaded" in result.err
+    assert "stopped at line 1" in result.err
+    assert contents(path) == before
+    (line,) = [line for line in lines_of(inspect("dump", path)) if line["key"] == "small"]
+    assert (line["created_at"], line["expires_at"]) == (created_at, created_at + 500_000)
+
+
+def test_load_into_a_store_that_is_too_small_says_what_was_loaded(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    source = tmp_path / "lines.jsonl"
+    with source.open("w") as file:
+        for number in range(400):
+            file.write(json.dumps({"key": f"{number}", "value": {"t": "x" * 15_000}}) + "\n")
+    result = inspect("load", path, source, "--max-bytes", 4 * MIB)
+    assert result.status == PROBLEMS
+    count = len(contents(path))
+    assert 0 < count < 400
+    assert f"stopped at line {count + 1:,}, which is the first not loaded" in result.err
+    assert f"{count:,} of {count + 1:,} lines loaded" in result.err
+    assert contents(path).keys() == {str(number) for number in range(count)}
+
+
+def test_load_takes_back_what_has_expired_when_it_needs_room(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    lines = [{"key": f"{number}", "value": {"t": "x" * 15_000}} for number in range(200)]
+    source = tmp_path / "lines.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        for number in range(150):
+            store.create(f"old {number}", {"t": "x" * 15_000}, ttl=10)
+        room = store.stats().records
+    assert room == 150
+    now.advance(20)
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines[:150]))
+    assert inspect("load", path, source, "--max-bytes", 4 * MIB).status == DONE
+    assert len(contents(path)) == 150
+
+
+def test_load_into_a_store_in_use_is_locked(
+    store: KVStore, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    source = tmp_path / "lines.jsonl"
+    source.write_text("")
+    assert inspect("load", store.path, source).status == LOCKED
+
+
+def test_load_of_a_missing_input_or_into_what_is_no_store_is_wrong_usage(
+    path: Path, tmp_path: Path, inspect: Inspect
+) -> None:
+    assert inspect("load", path, tmp_path / "missing").status == WRONG_USAGE
+    assert not path.exists()
+    path.write_text("not a store")
+    source = tmp_path / "lines.jsonl"
+    source.write_text("")
+    assert inspect("load", path, source).status == WRONG_USAGE
+    assert path.read_text() == "not a store"
+
+
+# --- copy --------------------------------------------------------------------------------------
+
+
+def test_copy_is_compact_and_holds_the_same_with_its_times(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    with KVStore(filled) as store:
+        for number in range(1_000):
+            store.create(f"gone {number}", {"t": "x" * 10_000})
+        for number in range(1_000):
+            store.delete(f"gone {number}")
+    before = fingerprint(filled)
+    out = tmp_path / "copy.kvs"
+    result = inspect("copy", filled, out)
+    assert result.status == DONE, result.err
+    assert f"{KEYS} records" in result.err
+    assert fingerprint(filled) == before
+    assert out.stat().st_size < filled.stat().st_size // 2
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert_whole(out)
+    carried = (inspect("dump", each).out.split("\n") for each in (out, filled))
+    assert len({tuple(sorted(lines)) for lines in carried}) == 1
+    assert inspect("diff", filled, out, "--created").status == DONE
+    assert sorted(tmp_path.iterdir()) == sorted([filled, out])
+
+
+def test_copy_overwrites_only_what_it_is_told_to(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("precious")
+    assert inspect("copy", filled, out).status == WRONG_USAGE
+    assert out.read_text() == "precious"
+    assert inspect("copy", filled, filled, "--force").status == WRONG_USAGE
+    assert inspect("copy", filled, out, "--force").status == DONE
+    assert contents(out) == contents(filled)
+
+
+def test_copy_of_a_damaged_file_leaves_out_the_damage(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    whole = contents(filled)
+    flip(filled, filled.read_bytes().index(b'1{"n":1,') + 5)
+    out = tmp_path / "copy.kvs"
+    result = inspect("copy", filled, out)
+    assert result.status == PROBLEMS
+    assert "1 damaged places left out" in result.err
+    del whole["1"]
+    assert contents(out) == whole
+    assert_whole(out)
+
+
+def test_copy_that_fails_leaves_nothing_behind(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = itertools.count()
+    monkeypatch.setattr(copying, "_digest", lambda _record: next(count))
+    result = inspect("copy", filled, tmp_path / "copy.kvs")
+    assert result.status == PROBLEMS
+    assert "does not hold what was read" in result.err
+    assert list(tmp_path.iterdir()) == [filled]
+
+
+# --- diff --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys_at_a_time", [250_000, 7])
+def test_diff_names_every_key_that_differs(
+    path: Path,
+    tmp_path: Path,
+    now: FakeClock,
+    inspect: Inspect,
+    monkeypatch: pytest.MonkeyPatch,
+    keys_at_a_time: int,
+) -> None:
+    monkeypatch.setattr(diffing, "_MOST_KEYS", keys_at_a_time)
+    other = tmp_path / "other.kvs"
+    with KVStore(path) as a, KVStore(other) as b:
+        for number in range(50):
+            for store in (a, b):
+                store.create(f"same {number}", {"n": number}, ttl=100)
+        a.create("only\na", {})
+        b.create("only b", {})
+        for store, value, ttl in ((a, 1, 50), (b, 2, None)):
+            store.create("both", {"n": value}, ttl=ttl)
+            store.create("value", {"n": value})
+            store.create("ttl", {"n": 0}, ttl=ttl)
+        a.create("expired", {}, ttl=1)
+    now.advance(2)
+    result = inspect("diff", path, other)
+    assert result.status == PROBLEMS
+    assert sorted(result.out.splitlines()) == [
+        "+ only b",
+        "- only\\na",
+        "~ both  value, expires_at",
+        "~ ttl  expires_at",
+        "~ value  value",
+    ]
+    as_json = lines_of(inspect("diff", path, other, "--json"))
+    assert {(each["key"], each["in"], *each["differs"]) for each in as_json} == {
+        ("only b", "b"),
+        ("only\na", "a"),
+        ("both", "both", "value", "expires_at"),
+        ("ttl", "both", "expires_at"),
+        ("value", "both", "value"),
+    }
+
+
+def test_diff_of_equal_stores_is_silent_and_times_of_creation_count_if_asked(
+    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+) -> None:
+    other = tmp_path / "other.kvs"
+    for each in (path, other):
+        with KVStore(each) as store:
+            store.create("key", {"n": 1})
+        now.advance(1)
+    assert inspect("diff", path, other) == Result(DONE, "", "")
+    result = inspect("diff", path, other, "--created")
+    assert (result.status, result.out) == (PROBLEMS, "~ key  created_at\n")
+    assert inspect("diff", path, path).status == WRONG_USAGE
+
+
+def test_diff_names_damage_once_and_ends_in_1(
+    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffing, "_MOST_KEYS", 50)
+    other = tmp_path / "other.kvs"
+    shutil.copyfile(filled, other)
+    flip(other, other.read_bytes().index(b'1{"n":1,') + 5)
+    result = inspect("diff", filled, other)
+    assert result.status == PROBLEMS
+    assert result.out == "- 1\n"
+    assert result.err.count("fails its checksum") == 1
+
+
+# --- a Redis server ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a Redis or Valkey server of this test's own, which keeps nothing on disk."""
+    server = shutil.which("redis-server") or shutil.which("valkey-server")
+    if server is None or _client() is None:
+        pytest.skip("no Redis or Valkey server is installed")
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    address = folder / "socket"
+    options = ["--port", "0", "--unixsocket", "socket", "--save", "", "--dir", str(folder)]
+    with subprocess.Popen([server, *options], stdout=subprocess.PIPE, cwd=folder) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if b"eady to accept connections" in line:
+                    break
+            yield address
+        finally:
+            process.terminate()
+            process.stdout.read()
+
+
+def _client() -> str | None:
+    return shutil.which("redis-cli") or shutil.which("valkey-cli")
+
+
+def _ask(address: Path, *command: str) -> bytes:
+    """Send a command to the server and return the bytes of its answer."""
+    parts = [part.encode() for part in command]
+    request = b"*%d\r\n" % len(parts)
+    request += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(address))
+        connection.sendall(request)
+        answer = connection.makefile("rb")
+        head = answer.readline()
+        if head.startswith(b"$") and head != b"$-1\r\n":
+            return answer.read(int(head[1:]))
+        return head[1:-2]
+
+
+def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
+    path: Path, redis: Path, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {}
+    with KVStore(path) as store:
+        for number in range(10_000):
+            key = (f"user:{number}", f"Ключ {number}", f"鍵🗝\r\n{number}")[number % 3]
+            values[key] = {"n": number, "text": "ä\r\n$3\r\n" * (number % 7)}
+            store.create(key, values[key], ttl=None if number % 2 else 100_000 + number)
+    client = _client()
+    assert client is not None
+    line = '"$0" -m kvstore_inspect dump --format resp "$1" | "$2" -s "$3" --pipe'
+    shell = subprocess.run(
+        ["sh", "-c", line, _command()[0], str(path), client, str(redis)],
+        capture_output=True,
+        env=_environment(),
+        check=False,
+        timeout=120,
+    )
+    assert shell.returncode == 0, shell.stderr
+    assert b"errors: 0, replies: 10000" in shell.stdout
+    assert _ask(redis, "DBSIZE") == b"10000"
+    with KVStore(path) as store:
+        for key in random.Random(1).sample(sorted(values), 500):
+            assert orjson.loads(_ask(redis, "GET", key)) == values[key]
+            left = int(_ask(redis, "PTTL", key))
+            expected = store.ttl(key)
+            if expected is None:
+                assert left == -1
+            else:
+                assert expected * 1_000 - 60_000 < left <= expected * 1_000 + 60_000
+    absolute = run_inspector("get", path, "user:0", "--json")
+    expires_at = orjson.loads(absolute.out)["expires_at"]
+    assert int(_ask(redis, "PTTL", "user:0")) == pytest.approx(
+        expires_at - time.time() * 1_000, abs=60_000
+    )
