@@ -40,6 +40,8 @@ from kvstore.layout import (
     U64,
 )
 from kvstore_inspect import command_line
+from kvstore_inspect.image import open_image
+from kvstore_inspect.records import Damage, Record, Records
 
 KEYS: Final = {f"user:{number}": {"n": number, "text": "é" * number} for number in range(50)}
 COMMANDS: Final = [
@@ -251,6 +253,33 @@ def test_a_file_in_use_is_looked_at_only_without_its_lock(path: Path, inspect: I
             assert shown["records"]["count"] >= len(KEYS) + 100
             assert inspect(("slots",), path, "--unlocked").status == DONE
             assert inspect(("slots", "--segment", "6"), path, "--unlocked").status == DONE
+
+
+def test_a_file_that_grows_while_it_is_looked_at_is_followed(
+    path: Path, open_store: OpenStore
+) -> None:
+    store = open_store()
+    store.create("first", {})
+    with open_image(path, unlocked=True) as image:
+        length, records = len(image), Records(image, 0)
+        for number in range(100):
+            store.create(str(number), {"text": "x" * 16_000})
+        found = list(records)
+        assert len(image) == store.stats().file_size > length
+    assert [each for each in found if isinstance(each, Damage)] == []
+    assert {each.key for each in found if isinstance(each, Record)} == set(store)
+
+
+def test_a_state_that_is_just_being_written_is_looked_at_again(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(filled, STATE_OFFSET)
+    monkeypatch.setattr("kvstore_inspect.image.sleep", lambda _: flip(filled, STATE_OFFSET))
+    with open_image(filled, unlocked=True) as image:
+        assert (image.problems, image.trusted) == ([], True)
+    flip(filled, STATE_OFFSET)
+    with open_image(filled) as image:
+        assert image.problems != []
 
 
 def test_a_store_open_in_this_very_process_is_in_use_too(

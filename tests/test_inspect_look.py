@@ -27,6 +27,7 @@ from support.values import sized_value
 from kvstore import KVStore
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
+    BUCKET_COUNT,
     BUCKET_HEADER_FIELDS,
     BUCKET_SIZE,
     EXTENT_SIZE,
@@ -44,6 +45,8 @@ from kvstore.layout import (
 )
 from kvstore_inspect import command_line
 from kvstore_inspect.commands import keys as keys_module
+from kvstore_inspect.image import open_image
+from kvstore_inspect.records import Record, Records
 
 LONG_KEY: Final = "ключ" * 8
 HOUR: Final = 3600
@@ -395,6 +398,28 @@ def test_slots_of_a_key_names_every_field_on_the_way(
     for what in ("slot_offset", "record_offset"):
         assert f"{place(inspect, filled, key, what):,}" in result.out
     assert "the record is whole" in result.out
+
+
+def test_slots_of_a_key_that_its_home_had_no_room_for(
+    path: Path, inspect: Inspect, tmp_path: Path
+) -> None:
+    with KVStore(path) as store:
+        for number in range(16_000):
+            store.create(str(number), {})
+    with open_image(path) as image:
+        displaced = next(
+            found.key
+            for found in Records(image, 0)
+            if isinstance(found, Record)
+            and found.slot % EXTENT_SIZE // BUCKET_SIZE
+            != key_hash(found.key.encode(), image.seed) % BUCKET_COUNT
+        )
+    result = inspect("slots", path, "--key", displaced)
+    assert (result.status, "the record is whole" in result.out) == (DONE, True)
+    assert ", the home bucket\n" in result.out
+    assert ", the next one\n" in result.out
+    nowhere = inspect("slots", path, "--key", "nobody")
+    assert "the key is absent" in nowhere.out
 
 
 def test_slots_of_an_absent_key_shows_where_the_way_ends(filled: Path, inspect: Inspect) -> None:
