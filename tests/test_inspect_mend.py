@@ -374,6 +374,18 @@ def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, pa
         assert sorted(each.key for each in found) == sorted(whole.live)
 
 
+@pytest.mark.parametrize("size", [DIRECTORY_OFFSET + 20_001, DIRECTORY_OFFSET + 1, 4_096 + 56])
+def test_a_file_cut_off_within_a_directory_entry_is_read_to_its_end(
+    whole: Truth, path: Path, size: int
+) -> None:
+    """The walk over the directory stood still at the half of an entry."""
+    path.write_bytes(whole.original.contents[:size])
+    with open_image(path) as image:
+        records = Records(image, NOW_MS)
+        assert all(damage is not None for *_, damage in records.segments())
+        assert not any(isinstance(each, Record) for each in records)
+
+
 def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Path) -> None:
     """With the index unusable, or with its slot gone, nothing names a record without its magic."""
     place = whole.places["1"]

@@ -214,6 +214,7 @@ class Records:
     def _end_of_run(self, position: int, extent: int) -> int:
         directory = self._image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
         wanted = extent.to_bytes(2, "little")
+        position += 1  # also where the file ends within the entry
         while directory[2 * position : 2 * position + 2] == wanted:
             position += 1
         return position if directory[2 * position :] else DIRECTORY_ENTRIES
