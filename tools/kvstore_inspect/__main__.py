@@ -7,16 +7,17 @@ def main() -> int:
     """Run `kvstore-inspect` and return its exit status."""
     try:
         from .command_line import main as run
+
+        return run()
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("click", "rich"):
+        if missing not in ("click", "jinja2", "matplotlib", "rich"):
             raise
         print(
             f"kvstore-inspect: {missing} is missing; pip install 'kvstore[inspect]' brings it",
             file=sys.stderr,
         )
         return 2
-    return run()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import click
-from jinja2 import Environment, StrictUndefined
 
 from kvstore import __version__
 from kvstore.layout import KIND_SEGMENT
 from kvstore_inspect.image import Image
-from kvstore_inspect.pictures import pictures
 from kvstore_inspect.survey import NEVER, Survey, advice, survey
 from kvstore_inspect.terminal import escaped, moment, progress, say, size
 
@@ -50,6 +48,11 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
 
 def render(image: Image, found: Survey) -> str:
     """Return the page."""
+    # Large libraries, which neither `--help` nor completion should wait for.
+    from jinja2 import Environment, StrictUndefined
+
+    from kvstore_inspect.pictures import pictures
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
