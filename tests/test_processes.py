@@ -27,6 +27,8 @@ from kvstore import (
     StoreLockedError,
     UnsupportedFormatError,
 )
+from kvstore.datafile import DataFile
+from kvstore.filelock import FileLock
 from kvstore.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
@@ -961,3 +963,58 @@ def test_truncated_store_is_refused_and_left_byte_for_byte(path: Path, fraction:
     with KVStore(path) as store:
         assert len(store) == 2_000
     assert_whole(path)
+
+
+# --- opening and closing that are interrupted ----------------------------------------------------
+
+
+def test_close_that_is_interrupted_is_ended_by_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KVStore(path)
+    store.create("key", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(store._file, "close", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.close()
+    assert store.closed
+    store.close()
+    with KVStore(path) as store:
+        assert dict(store) == {"key": {}}
+
+
+def test_close_lets_go_of_the_lock_whatever_interrupts_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KVStore(path)
+    store.create("key", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(store._file, "_close_contents", _interrupted)
+        patch.setattr(store._file, "_close_descriptor", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.close()
+    with KVStore(path) as other:
+        assert dict(other) == {"key": {}}
+    store.close()
+
+
+def test_opening_that_is_interrupted_keeps_no_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is after the lock was taken, and before anyone has it in hand."""
+    KVStore(path).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "_path_names_it", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            KVStore(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(DataFile, "_index_checksum", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            KVStore(path)
+    lock = FileLock(str(path), 0)
+    del lock
+    KVStore(path).close()
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 import kvstore.datafile
 from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.check import check_file
+from kvstore.datafile import Undo
 from kvstore.layout import (
     BUCKET_SIZE,
     CONTROL_EMPTY,
@@ -720,3 +721,27 @@ def try_to_go_on(store: KVStore) -> None:
     except CorruptStoreError:
         with pytest.raises(CorruptStoreError, match="could not be undone"):
             store.create("to go on", {})
+
+
+def test_split_that_is_interrupted_at_its_very_end_keeps_both_halves(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new extent went back to the pool, although the directory led to it by then."""
+    with open_parts(path) as parts:
+        several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 4, long=False)
+        keys = [next(several) for _ in range(SPLIT_AT)]
+        for key in keys:
+            parts.store(key, VALUE)
+        ends = iter((False, True))
+
+        def end(_undo: Undo, kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None and next(ends, False):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Undo, "__exit__", end)
+            with pytest.raises(KeyboardInterrupt):
+                parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        assert len(list(parts.table.segments(4))) == 2
+        assert_holds(parts, dict.fromkeys(keys, VALUE), iter(()))
+    assert_whole(path)

@@ -102,6 +102,7 @@ class DataFile:
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
+        let_go: `close` has come to its end.
         trusted: the index on disk was found clean and whole; else it must be rebuilt before use.
 
     Raises:
@@ -119,27 +120,34 @@ class DataFile:
         self._identity: bytes = b""
         self.hash_seed: int = 0
         try:
-            self._fd = self._lock.open_again()
-            self.in_place = overwrites_in_place(self._fd)
-            self.private = not self.in_place and may_be_mapped_privately(self._fd)
-            if not self._load_identity():
-                self._create(now_ms)
-            self._load_state()
-            self._reserve_all()
-            self._map(max_bytes)
+            self._open(max_bytes, now_ms)
         except BaseException as error:
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._lock.release()
+            try:
+                self._close_descriptor()
+            finally:
+                self._lock.release()
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = path
             raise
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def _open(self, max_bytes: int, now_ms: int) -> None:
+        self._fd = self._lock.open_again()
+        self.in_place = overwrites_in_place(self._fd)
+        self.private = not self.in_place and may_be_mapped_privately(self._fd)
+        if not self._load_identity():
+            self._create(now_ms)
+        self._load_state()
+        self._reserve_all()
+        self._map(max_bytes)
         self.write: Callable[[int, bytes], None] = (
             _map_writer(self.map) if self.in_place else self._pwrite
         )
         self._state_lock = threading.Lock()
         self._flush_shared = SharedFlush(self._flush)
         self.closed = False
+        self.let_go = False
         self.refuses = False
         self.in_memory = False
         self._leave_unclean = False
@@ -149,8 +157,6 @@ class DataFile:
         # The number is only for another opener's message.
         with suppress(StoreFullError, OSError):
             self.write(HOLDER_OFFSET, HOLDER.pack(os.getpid()))
-
-    # --- opening -------------------------------------------------------------------------------
 
     def _load_identity(self) -> bool:
         """Find a valid identity. False: the file is empty or holds nothing but zeros."""
@@ -487,24 +493,30 @@ class DataFile:
     def close(self) -> None:
         """Flush, mark the index clean, unmap, and let go of the lock, whatever fails on the way.
 
-        The caller has made sure that nothing reads or writes any more.
+        The caller has made sure that nothing reads or writes any more. A second call goes on where
+        a first one was interrupted.
 
         Raises:
             OSError: a flush failed, or the path no longer names the file; all else was done.
         """
         with self._state_lock:
-            self.closed = True
+            was_closed, self.closed = self.closed, True
+        # One in the other: what interrupts a step does not keep the next from being taken.
         try:
-            self._close_contents()
-            self._lock.check_path()
+            if not was_closed:
+                self._close_contents()
+                self._lock.check_path()
         finally:
-            self.directory.release()
-            self.words.release()
-            self.shorts.release()
-            self._views.release()
-            self.map.close()
-            self._close_descriptor()
-            self._lock.release()
+            try:
+                for view in (self.directory, self.words, self.shorts, self._views):
+                    view.release()
+                self.map.close()
+            finally:
+                try:
+                    self._close_descriptor()
+                finally:
+                    self._lock.release()
+            self.let_go = True
 
     def _close_contents(self) -> None:
         try:

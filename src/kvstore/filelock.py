@@ -19,7 +19,7 @@ from collections.abc import Callable
 from errno import EINVAL, ENOLCK, ENOSPC, ESTALE
 from time import monotonic, sleep
 from typing import Final
-from weakref import WeakMethod
+from weakref import WeakMethod, WeakValueDictionary
 
 import portalocker
 
@@ -32,7 +32,8 @@ _FLAGS: Final = os.O_RDWR | _COMMON_FLAGS
 
 # Reentrant: a garbage-collected store may be closed by the thread that is opening another.
 _guard = threading.RLock()
-_held: dict[tuple[int, int], "FileLock"] = {}
+# Weak: one that an interrupt let no one keep, lets go of the file as it is collected.
+_held: "WeakValueDictionary[tuple[int, int], FileLock]" = WeakValueDictionary()
 
 
 class FileLock:
@@ -51,6 +52,7 @@ class FileLock:
 
     def __init__(self, path: str, timeout: float, *, read_only: bool = False) -> None:
         self.path = path
+        self.fd = -1
         self._pid = os.getpid()
         self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS | os.O_CREAT
         self._after_fork: WeakMethod[Callable[[], None]] | None = None
@@ -76,10 +78,10 @@ class FileLock:
                 self._identity = (status.st_dev, status.st_ino)
                 locked = self._lock(deadline)
             except BaseException:
-                os.close(self.fd)
+                self._close()
                 raise
             if not locked:
-                os.close(self.fd)
+                self._close()
             return locked
 
     def _lock(self, deadline: float) -> bool:
@@ -142,11 +144,23 @@ class FileLock:
         """Let go of the lock. Idempotent; does nothing in a forked child."""
         with _guard:
             if _held.get(self._identity) is self:
-                del _held[self._identity]
                 try:
-                    portalocker.unlock(self.fd)
+                    if self.fd >= 0:
+                        portalocker.unlock(self.fd)
                 finally:
-                    os.close(self.fd)
+                    try:
+                        self._close()
+                    finally:
+                        del _held[self._identity]
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        # Forgotten first: the number may be another file's by the time of a second call.
+        descriptor, self.fd = self.fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _holder(fd: int) -> str:
@@ -191,7 +205,7 @@ def _forget_in_child() -> None:
     locks = list(_held.values())
     _held.clear()
     for lock in locks:
-        os.close(lock.fd)
+        lock._close()
         owner = lock._after_fork and lock._after_fork()
         if owner is not None:
             owner()

@@ -527,10 +527,14 @@ class KVStore(Mapping[str, Value]):
             # had registered to run in forked children before it imported this package.
             self._abandon()
         with self._closing:
-            if self._closed:
+            # One that was interrupted on its way is ended by the next.
+            if self._closed and (self._file.let_go or self._file.is_parents):
                 return
-            self._with_all_stripes(self._set_closed)
-            self._file.close()
+            try:
+                self._with_all_stripes(self._set_closed)
+            finally:
+                if self._closed:
+                    self._file.close()
 
     def _set_closed(self) -> None:
         self._closed = True

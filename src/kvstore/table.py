@@ -358,10 +358,10 @@ class Table:
                 map_entry_offset(upper_extent),
                 SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
             )
+        half = segment_run(depth + 1)
+        upper_prefix = prefix + half
+        boundary = upper_prefix << DIRECTORY_SHIFT
         try:
-            half = segment_run(depth + 1)
-            upper_prefix = prefix + half
-            boundary = upper_prefix << DIRECTORY_SHIFT
             upper = [member for member in members if member[0] >= boundary]
             lower = [member for member in members if member[0] < boundary]
             with Undo(self._file) as undo:
@@ -369,8 +369,10 @@ class Table:
                 undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
                 self._write_segment(extent, depth + 1, prefix, lower, undo)
         except BaseException:
-            with self._extents.lock, Undo(self._file) as undo:
-                self._extents.give(upper_extent, undo)
+            # Cut short after the last write, the split is complete.
+            if self._directory[upper_prefix] != upper_extent:
+                with self._extents.lock, Undo(self._file) as undo:
+                    self._extents.give(upper_extent, undo)
             raise
 
     def _write_segment(

@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 import kvstore.check
 import kvstore.layout
 import kvstore.recovery
+import kvstore.scan
 import kvstore.slab
 import kvstore.store
 import kvstore.table
@@ -129,7 +130,7 @@ def forced(prefix: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kvstore.store, "xxh3_64_intdigest", of_key)
         patch.setattr(kvstore.recovery, "xxh3_64_intdigest", in_recovery)
-        for module in (kvstore.table, kvstore.recovery, kvstore.check, kvstore.slab):
+        for module in (kvstore.table, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)
         yield
 

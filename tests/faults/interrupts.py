@@ -15,10 +15,12 @@ once the file has been closed and opened again nothing of it is missing or leake
 """
 
 import dis
+import gc
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import count, islice
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -26,6 +28,7 @@ from typing import Any, Final
 from support.clock import FakeClock
 from support.threads import run_together
 from support.whole import assert_whole
+from support.workload import Value, make_value
 
 import kvstore.store
 from kvstore import KVStore
@@ -37,9 +40,6 @@ from .laboratory import Experiment
 POINTS: Final = 60  # a trial, spread evenly over those of one case
 _POINTS_OF_LONG_CASES: Final = 6
 _LONG: Final = 20_000  # points
-
-# Not yet closing, nor opening: an interrupted one of these may keep the file for itself.
-_CASES: Final = tuple(case for case in CASES if case.act is not KVStore.close)
 
 _TESTS: Final = str(Path(__file__).resolve().parent.parent)
 # Instructions that move references about, and can fail for no want of memory.
@@ -121,6 +121,9 @@ class Injection:
 
     def run(self, act: Callable[[], object]) -> None:
         """Call `act`, and end quietly where it raises what was injected."""
+        # What is raised while garbage is collected, the interpreter only prints.
+        gc.collect()
+        gc.disable()
         if self._error is not MemoryError:
             sys.setprofile(self._profile)
         sys.settrace(self._call)
@@ -132,6 +135,7 @@ class Injection:
         finally:
             sys.settrace(None)
             sys.setprofile(None)
+            gc.enable()
 
     def _point(self, frame: FrameType, what: str) -> None:
         self.points += 1
@@ -198,7 +202,7 @@ def _interrupt_points(code: CodeType) -> dict[int, str]:
 
 def interrupt(error: type[BaseException], folder: Path, rng: random.Random) -> int:
     """Choose a case and raise `error` at some of its points."""
-    case = rng.choice(_CASES)
+    case = rng.choice(CASES)
     return interrupt_case(error, case, folder, rng)
 
 
@@ -217,11 +221,8 @@ def interrupt_case(
         counting.run(partial(case.run, store))
         store.close()
         assert _contents(file) == prepared.after, "without any fault"
-        if counting.points > _LONG:
-            most = min(most, _POINTS_OF_LONG_CASES)
-        stride = max(1, counting.points // most)
         tried = 0
-        for at in range(rng.randrange(stride) + 1, counting.points + 1, stride):
+        for at in _points(counting, most, rng):
             injection = Injection(error, at)
             try:
                 _interrupt_once(prepared, file, injection, durable)
@@ -234,6 +235,14 @@ def interrupt_case(
             tried += bool(injection.where)
     assert tried, "no point was met"
     return tried
+
+
+def _points(counted: Injection, most: int, rng: random.Random) -> range:
+    """Return some of the points that a call came to, spread evenly over them."""
+    if counted.points > _LONG:
+        most = min(most, _POINTS_OF_LONG_CASES)
+    stride = max(1, counted.points // most)
+    return range(rng.randrange(stride) + 1, counted.points + 1, stride)
 
 
 def _interrupt_once(prepared: Prepared, file: Path, injection: Injection, durable: bool) -> None:
@@ -251,6 +260,55 @@ def _interrupt_once(prepared: Prepared, file: Path, injection: Injection, durabl
         raise AssertionError(f"closed clean, but: {problems[:5]}")
     found = _contents(file)
     assert found == contents, _difference(found, contents)
+
+
+# --- an opening interrupted at every point -------------------------------------------------------
+
+
+def interrupt_opening(error: type[BaseException], folder: Path, rng: random.Random) -> int:
+    """Raise `error` while a file is created, opened, or opened and recovered."""
+    setattr(kvstore.store, "time_ns", FakeClock())  # noqa: B010 - as above
+    file = folder / "test.kvs"
+    tried = 0
+    with door(rng.random() < 0.7):
+        with KVStore(file, max_bytes=MAX_BYTES) as store:
+            state = dict(islice(_records(), rng.randrange(1, 200)))
+            for key, value in state.items():
+                store.create(key, value)
+            unclean = file.read_bytes()
+        for start, expected in ((None, {}), (file.read_bytes(), state), (unclean, state)):
+            counting = Injection(error)
+            _open_interrupted(file, start, counting)
+            for at in _points(counting, POINTS // 3, rng):
+                injection = Injection(error, at)
+                try:
+                    _open_interrupted(file, start, injection)
+                    assert _contents(file) == expected
+                except BaseException as failure:
+                    failure.add_note(
+                        f"{error.__name__} at point {at} of {counting.points}: {injection.where}"
+                    )
+                    raise
+                tried += bool(injection.where)
+    return tried
+
+
+def _records() -> Iterator[tuple[str, Value]]:
+    for number in count():
+        yield f"key {number}", make_value("key", number, 20 * number)
+
+
+def _open_interrupted(file: Path, start: bytes | None, injection: Injection) -> None:
+    """Open a file with these bytes; let go of it, as a program that gives up or goes on."""
+    file.unlink(missing_ok=True)
+    if start is not None:
+        file.write_bytes(start)
+    opened: list[KVStore] = []
+    injection.run(lambda: opened.append(KVStore(file, max_bytes=MAX_BYTES)))
+    for store in opened:
+        store.close()
+    opened.clear()
+    gc.collect()
 
 
 def _use_on(store: KVStore, prepared: Prepared) -> None:
@@ -290,11 +348,15 @@ def _difference(found: State, expected: State) -> str:
 
 EXPERIMENTS = tuple(
     Experiment(
-        f"{name}-anywhere",
-        f"{error.__name__} raised at any instruction of an operation where it can come up",
+        f"{name}-{where}",
+        f"{error.__name__} raised at any instruction of {what} where it can come up",
         "errors",
-        partial(interrupt, error),
+        partial(trial, error),
         1,
     )
     for name, error in (("no-memory", MemoryError), ("interrupts", KeyboardInterrupt))
+    for where, what, trial in (
+        ("anywhere", "an operation, or of closing,", interrupt),
+        ("at-opening", "opening, creation or recovery", interrupt_opening),
+    )
 )
