@@ -1,5 +1,7 @@
 """Fixtures. Every store that a test opens is closed and checked as the test ends."""
 
+import os
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +27,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("kvstore")
+
+
+@pytest.fixture(autouse=True)
+def same_files_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a test make files with the same hash seeds each time it runs, unless told otherwise."""
+    if SEED != "random":
+        seeded = random.Random(f"{SEED}/{request.node.nodeid}")
+        monkeypatch.setattr(os, "urandom", seeded.randbytes)
 
 
 @pytest.fixture

@@ -89,8 +89,10 @@ def torn_record(whole: Truth, key: str) -> tuple[int, bytes]:
 
 
 def zeroed_table(whole: Truth) -> tuple[int, bytes]:
-    """Return the change that makes the pages of the first segment zeros."""
-    (extent,) = U16.unpack_from(whole.original.contents, DIRECTORY_OFFSET)
+    """Return the change that makes the pages of a segment zeros, one that has a key."""
+    contents = whole.original.contents
+    entry = key_hash(b"4", IDENTITY.unpack_from(contents)[4]) >> DIRECTORY_SHIFT
+    (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + 2 * entry)
     return extent << EXTENT_SHIFT, bytes(EXTENT_SIZE)
 
 
