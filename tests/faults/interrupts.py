@@ -126,6 +126,8 @@ class Injection:
         gc.disable()
         if self._error is not MemoryError:
             sys.setprofile(self._profile)
+        # Python 3.12 tells of instructions only where some frame has asked for them before.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._call)
         try:
             act()
