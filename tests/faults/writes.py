@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from unittest import mock
 
 from support.clock import FakeClock
@@ -25,8 +25,6 @@ from kvstore import KVStore
 
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from .laboratory import Experiment
-
-CASES_A_TRIAL: Final = 4
 
 
 class Trace:
@@ -75,10 +73,9 @@ def _module(name: str) -> Any:
     return {"kvstore.disk": kvstore.disk, "kvstore.datafile": kvstore.datafile, "os": os}[name]
 
 
-def kill_after_every_write(folder: Path, rng: random.Random) -> int:
-    """Choose some cases, in either way of writing, and kill each after every write."""
-    chosen = rng.sample(CASES, CASES_A_TRIAL)
-    return sum(kill_in_case(case, folder, rng.random() < 0.5) for case in chosen)
+def kill_after_every_write(in_place: bool, folder: Path, _rng: random.Random) -> int:
+    """Kill each case after every write, through the map or by `pwrite`."""
+    return sum(kill_in_case(case, folder, in_place) for case in CASES)
 
 
 def kill_in_case(case: Case, folder: Path, in_place: bool) -> int:
@@ -159,12 +156,14 @@ def _judge_one(file: Path, allowed: list[State], probes: bool) -> None:
 
 
 EXPERIMENTS = (
-    Experiment(
-        "kills-after-writes",
-        "a kill after each single write of an operation",
-        "kills",
-        kill_after_every_write,
-        4,
+    *(
+        Experiment(
+            f"kills-after-{name}",
+            f"a kill after each single {what} of each operation",
+            "kills",
+            partial(kill_after_every_write, in_place),
+        )
+        for name, what, in_place in (("stores", "store", True), ("writes", "pwrite", False))
     ),
     Experiment(
         "kills-after-writes-of-openings",
