@@ -76,8 +76,9 @@ def _make_value(size: int, rng: random.Random) -> dict[str, Any]:
     while missing > 160:
         field = f"{rng.choice(_WORDS)}_{len(value)}"
         text = _text(rng.randrange(10, 120), rng)
-        value[field] = rng.choice([rng.randrange(10**9), rng.random() < 0.5, text, text])
-        missing = size - len(orjson.dumps(value))
+        member = {field: rng.choice([rng.randrange(10**9), rng.random() < 0.5, text, text])}
+        value |= member
+        missing -= len(orjson.dumps(member)) - 1  # its braces, less a comma
     value["note"] = _text(missing, rng)
     if len(orjson.dumps(value)) != size:
         raise AssertionError(f"made a value of another size than {size:,} bytes: {value!r}")

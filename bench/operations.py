@@ -1,0 +1,169 @@
+"""`operations`: the time of create, read, a missed read and delete, for values of some sizes.
+
+In each round each engine does for each size, on a new file: create all keys, read all in random
+order, read as many absent keys, delete all in another random order. One pair of clock readings
+surrounds each loop; the cost of the loop itself is the same for all. Garbage collection is on, as
+by default. Keys and values are made before.
+"""
+
+import gc
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from engines import Engine, OpenEngine
+from workers import Plan, Say, Worker, in_turns, ratios, show_spread, spread
+
+from harness import make_keys, make_values, markdown_table
+
+OPERATIONS: Final = ("create", "read", "miss", "delete")
+RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of value
+QUICK_RECORDS: Final = {100: 5000, 1000: 5000, 16_000: 1000}
+ROUNDS: Final = 5
+DISTINCT_VALUES: Final = 1000
+TTL: Final = 3600
+
+
+def run_cycle(
+    open_engine: OpenEngine, say: Say, directory: Path, size: int, records: int, seed: int
+) -> dict[str, float]:
+    """Task: do each operation for all keys on a new store; return the seconds of each."""
+    say(f"values of {size:,} bytes")
+    keys = make_keys(records)
+    absent = make_keys(records, first=records)
+    values = make_values(size, min(DISTINCT_VALUES, records))
+    directory.mkdir()
+    try:
+        store = open_engine(directory)
+        try:
+            return time_cycle(store, keys, absent, values, TTL, random.Random(seed))
+        finally:
+            store.close()
+    finally:
+        shutil.rmtree(directory)
+
+
+def time_cycle(
+    store: Engine,
+    keys: list[str],
+    absent: list[str],
+    values: list[dict[str, Any]],
+    ttl: int | None,
+    rng: random.Random,
+) -> dict[str, float]:
+    """Return the seconds that each operation took for all keys."""
+    create, read, delete = store.create, store.read, store.delete
+    shuffled = rng.sample(keys, len(keys))
+    seconds: dict[str, float] = {}
+
+    gc.collect()
+    begin = perf_counter()
+    for key, value in zip(keys, cycle(values)):
+        create(key, value, ttl)
+    seconds["create"] = perf_counter() - begin
+
+    gc.collect()
+    begin = perf_counter()
+    for key in shuffled:
+        read(key)
+    seconds["read"] = perf_counter() - begin
+
+    hits = 0
+    gc.collect()
+    begin = perf_counter()
+    for key in absent:
+        try:
+            read(key)
+            hits += 1
+        except KeyError:
+            pass
+    seconds["miss"] = perf_counter() - begin
+
+    _check_work(store, keys, values, hits)
+    rng.shuffle(shuffled)
+    gc.collect()
+    begin = perf_counter()
+    for key in shuffled:
+        delete(key)
+    seconds["delete"] = perf_counter() - begin
+    _expect(KeyError, read, keys[0])
+    _expect(KeyError, delete, keys[0])
+    return seconds
+
+
+def _check_work(store: Engine, keys: list[str], values: list[dict[str, Any]], hits: int) -> None:
+    """See that the store has done what was timed."""
+    last = len(keys) - 1
+    if hits or store.read(keys[last]) != values[last % len(values)]:
+        raise AssertionError(f"{type(store).__name__} does not hold what was stored")
+    _expect(Exception, store.create, keys[0], values[0], None)
+
+
+def _expect(kind: type[Exception], function: Callable[..., object], *arguments: object) -> None:
+    try:
+        function(*arguments)
+    except kind:
+        return
+    raise AssertionError(f"{function} of {arguments[0]!r} raised nothing")
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
+    sizes = QUICK_RECORDS if plan.quick else RECORDS
+    rounds = plan.rounds or (2 if plan.quick else ROUNDS)
+    micros: dict[tuple[int, str], dict[str, list[float]]] = {}
+    with ExitStack() as stack:
+        workers = {
+            engine: stack.enter_context(Worker(engine, plan.progress)) for engine in plan.engines
+        }
+        for size, records in sizes.items():
+            for number, engine in in_turns(plan.engines, rounds):
+                seconds = workers[engine].call(
+                    run_cycle, plan.place / "cycle", size, records, number
+                )
+                for operation in OPERATIONS:
+                    by_engine = micros.setdefault((size, operation), {})
+                    by_engine.setdefault(engine, []).append(seconds[operation] / records * 1e6)
+    return {
+        "rounds": rounds,
+        "ttl": TTL,
+        "rows": [
+            {
+                "value_size": size,
+                "records": sizes[size],
+                "operation": operation,
+                "microseconds": {engine: spread(each) for engine, each in by_engine.items()},
+                "ratio_to_kvstore": ratios(by_engine),
+                "rounds": by_engine,
+            }
+            for (size, operation), by_engine in micros.items()
+        ],
+    }
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    engines = list(result["rows"][0]["microseconds"])
+    others = list(result["rows"][0]["ratio_to_kvstore"])
+    return markdown_table(
+        [
+            "value",
+            "operation",
+            *(f"{engine}, µs" for engine in engines),
+            *(f"{other} / kvstore" for other in others),
+        ],
+        [
+            [
+                f"{row['value_size']:,} B",
+                row["operation"],
+                *(show_spread(row["microseconds"][engine]) for engine in engines),
+                *(f"{row['ratio_to_kvstore'][other]:.2f}" for other in others),
+            ]
+            for row in result["rows"]
+        ],
+    )

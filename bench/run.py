@@ -1,0 +1,101 @@
+"""kvstore beside what its user would pick instead: measures, prints and saves the figures.
+
+    python bench/run.py --quick                     all of it, small, in under three minutes
+    python bench/run.py                             all of it, in under an hour
+    python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
+
+Each experiment is a module beside this one; what it measured goes to `bench/results/NAME.json`.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import operations
+from engines import ENGINES, importable
+from workers import Plan
+
+from harness import RESULTS, Progress, describe_machine, machine_line
+
+
+class Experiment(NamedTuple):
+    """What a module of the same name measures."""
+
+    measure: Callable[[Plan], dict[str, Any]]
+    format_result: Callable[[dict[str, Any]], str]
+
+
+EXPERIMENTS: Final = {
+    "operations": Experiment(operations.measure, operations.format_result),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what the command line says, checked."""
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py",
+        description=__doc__.partition("\n")[0],
+        epilog=f"experiments: {', '.join(EXPERIMENTS)}; engines: {', '.join(ENGINES)}",
+    )
+    parser.add_argument("--quick", action="store_true", help="small and short; see if it works")
+    parser.add_argument("--only", type=_names_of(EXPERIMENTS), help="experiments, with commas")
+    parser.add_argument("--engines", type=_names_of(ENGINES), help="engines, with commas")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured")
+    parser.add_argument(
+        "--dir", type=Path, help="folder for the stores (default: the temporary folder)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder for the figures (default: bench/results, with --quick none)",
+    )
+    return parser.parse_args()
+
+
+def _names_of(known: dict[str, Any]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        given = text.split(",")
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(unknown)}: unknown, there are {', '.join(known)}"
+            )
+        return given
+
+    return names
+
+
+def main() -> None:
+    """Measure, print and save."""
+    arguments = parse_arguments()
+    asked = arguments.engines or list(ENGINES)
+    engines = importable(asked)
+    if missing := [engine for engine in asked if engine not in engines]:
+        print(f"left out, not installed (extra `bench`): {', '.join(missing)}", file=sys.stderr)
+    results = arguments.results or (None if arguments.quick else RESULTS)
+    progress = Progress()
+    for name in arguments.only or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
+            machine = describe_machine(
+                Path(place), sorted({ENGINES[engine].library for engine in engines})
+            )
+            plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
+            result = experiment.measure(plan)
+        seconds = time.monotonic() - started
+        progress.clear()
+        print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
+        print(experiment.format_result(result), end="\n\n", flush=True)
+        if results is not None:
+            results.mkdir(parents=True, exist_ok=True)
+            saved = {"machine": machine, "quick": arguments.quick, "seconds": seconds, **result}
+            (results / f"{name}.json").write_text(json.dumps(saved, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
