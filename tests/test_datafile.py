@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB
-from support.parts import NOW_MS, FaultyDoor, Parts, open_parts
+from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
 import kvstore.datafile
 import kvstore.disk
@@ -647,7 +647,7 @@ def test_undo_takes_back_in_reverse_what_a_block_wrote_that_raised(
             written.append((offset - SCRATCH, data))
             real(offset, data)
 
-        file.write = note
+        replace_door(file, note)
         with pytest.raises(type(error)), Undo(file) as undo:
             undo.write(SCRATCH, b"123")
             undo.write(SCRATCH + 1, b"45")
@@ -662,13 +662,13 @@ def test_undo_takes_back_the_write_that_failed_half_way(path: Path) -> None:
         real = file.write
 
         def half(offset: int, data: bytes) -> None:
-            file.write = real
+            replace_door(file, real)
             real(offset, data[:2])
             raise StoreFullError("full")
 
         with pytest.raises(StoreFullError), Undo(file) as undo:
             undo.write(SCRATCH, b"abc")
-            file.write = half
+            replace_door(file, half)
             undo.write(SCRATCH + 8, b"defg")
         assert not any(file.map[SCRATCH : SCRATCH + 16])
 

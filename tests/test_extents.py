@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB
-from support.parts import FaultyDoor, Parts, open_parts
+from support.parts import FaultyDoor, Parts, open_parts, replace_door
 
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.check import check_file
@@ -107,7 +107,7 @@ def test_take_and_give_cut_short_anywhere_change_nothing(path: Path, error: Base
                 with pytest.raises(type(error)):
                     act()
                 assert door.reached
-                parts.file.write = write
+                replace_door(parts.file, write)
                 assert parts.file.map[: FIXED_EXTENTS * EXTENT_SIZE] == before
         give(parts, second)
     assert [str(problem) for problem in check_file(path)] == []

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from faults.inspector import Ran, Truth, garble_all_but_records
 from support.disks import SHARING, fill, mounted
-from support.parts import NOW_MS, open_parts
+from support.parts import NOW_MS, open_parts, replace_door
 from xxhash import xxh3_64_intdigest
 
 import kvstore_inspect.commands.repair as repair_command
@@ -588,7 +588,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
             action()
             real_write(offset, data)
 
-        file.write = write
+        replace_door(file, write)
         real_begin(file)
 
     monkeypatch.setattr("kvstore_inspect.mending.write_at", write_at)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB, seeded_random
-from support.parts import NOW_MS, FaultyDoor, Parts, open_parts
+from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
 import kvstore.datafile
 from kvstore import CorruptStoreError, StoreFullError
@@ -340,7 +340,7 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
                 except type(error):
                     fail_at += 1
                 finally:
-                    parts.file.write = write
+                    replace_door(parts.file, write)
                 assert done != door.reached
                 live = sum(
                     entry(parts, extent)[2]

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
-from support.parts import NOW_MS, FaultyDoor, Parts, open_parts
+from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 from xxhash import xxh3_64_intdigest
 
 import kvstore.datafile
@@ -669,7 +669,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
         note = f"write {fail_at}: {outcome}"
         assert reached or outcome == "done"
         if store._file.write is fault:  # else nothing may be written any more
-            store._file.write = write
+            replace_door(store._file, write)
         after = dict(store)
         in_doubt = {
             key for key in before.keys() | after.keys() if before.get(key) != after.get(key)

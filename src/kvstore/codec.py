@@ -55,17 +55,17 @@ def encode_key(key: object) -> bytes:
     Raises:
         InvalidKeyError: it is not a string of 1 to 32 characters that UTF-8 can express.
     """
-    if type(key) is not str and isinstance(key, str):
-        key = str.__str__(key)  # a subclass may tell another length
-    if type(key) is str:
-        if 0 < len(key) <= MAX_KEY_CHARACTERS:
-            try:
-                return str.encode(key)
-            except UnicodeEncodeError as error:
-                raise InvalidKeyError(
-                    f"key {key!r}: character {error.start} is a lone surrogate "
-                    f"(U+{ord(key[error.start]):04X}), which UTF-8 cannot express"
-                ) from None
+    if type(key) is str and 0 < len(key) <= MAX_KEY_CHARACTERS:
+        try:
+            return key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidKeyError(
+                f"key {key!r}: character {error.start} is a lone surrogate "
+                f"(U+{ord(key[error.start]):04X}), which UTF-8 cannot express"
+            ) from None
+    if isinstance(key, str):
+        if type(key) is not str:
+            return encode_key(str.__str__(key))  # a subclass may tell another length
         raise InvalidKeyError(
             f"key {key[:40]!r}{'…' if len(key) > 40 else ''}: {len(key):,} characters, "
             f"allowed are 1 to {MAX_KEY_CHARACTERS}"
@@ -82,7 +82,7 @@ def check_ttl(key: str, ttl: object) -> int:
     Raises:
         InvalidTTLError: it is not an int from 1 to 10**10 seconds.
     """
-    if isinstance(ttl, int) and not isinstance(ttl, bool) and 1 <= ttl <= MAX_TTL_SECONDS:
+    if type(ttl) is not bool and isinstance(ttl, int) and 1 <= ttl <= MAX_TTL_SECONDS:
         return int(ttl) * 1000
     raise InvalidTTLError(
         f"key {key!r}: time-to-live is {_shown(ttl)} ({type(ttl).__name__}), "

@@ -374,6 +374,7 @@ RECORD_WORDS: Final = Struct("<4Q")
 FREE_BLOCK: Final = Struct("<IHH")
 FREE_BLOCK_FIELDS: Final = ("magic", "next", "zero")
 FREE_MAGIC: Final = 0x464B_FEFF
+FREE_NEXT_SHIFT: Final = 32  # in the block as one word
 
 BLOCK_SIZES: Final[tuple[int, ...]] = (
     *range(64, 513, 32),

@@ -31,8 +31,8 @@ from .layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIXED_EXTENTS,
-    FREE_BLOCK,
     FREE_MAGIC,
+    FREE_NEXT_SHIFT,
     KIND_SLAB,
     NO_BLOCK,
     NO_EXTENT,
@@ -58,6 +58,8 @@ from .layout import (
 
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
+# The upper half of an entry's first word where no block of its class is left.
+_FULL: Final = tuple(count << 16 | NO_BLOCK for count in BLOCKS_PER_EXTENT)
 # An entry's first word without its first free block.
 _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 
@@ -84,7 +86,6 @@ class Slab:
             StoreFullError: no block, no free extent, and the file cannot grow.
         """
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
-        full = BLOCKS_PER_EXTENT[size_class] << 16 | NO_BLOCK
         with self._lock:
             while True:
                 extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
@@ -102,12 +103,12 @@ class Slab:
                         self._abandon_free_list(extent, entry, size_class)
                         continue
                     after = (entry & _REST) + ENTRY_LIVE_ONE + (rest << ENTRY_FIRST_FREE_SHIFT)
-                if after >> ENTRY_FIRST_FREE_SHIFT == full:
+                if after >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]:
                     with Undo(self._file) as undo:
                         undo.write(entry_offset, U64.pack(after))
                         self._unlink(extent, size_class, undo)
                 else:
-                    self._file.write(entry_offset, U64.pack(after))
+                    self._file.write_word(entry_offset >> 3, after)
                 return (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
 
     def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
@@ -115,7 +116,7 @@ class Slab:
         fresh = entry >> ENTRY_FRESH_SHIFT
         if block < fresh:
             link = self._words[(extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class] >> 3]
-            rest = link >> 32
+            rest = link >> FREE_NEXT_SHIFT
             if link & 0xFFFF_FFFF == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
                 return rest
         return -1
@@ -145,12 +146,10 @@ class Slab:
             was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
             block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
             after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
-            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == (
-                BLOCKS_PER_EXTENT[size_class] << 16 | NO_BLOCK
-            )
+            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
             is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
             head = self._words[offset >> 3]
-            link = FREE_BLOCK.pack(FREE_MAGIC, was_first, 0)
+            link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
             # The link last: it ends the record. A disk that refuses a write before it, and then
             # the undoing too, has not taken the record away.
             if was_full or is_unused:
@@ -162,11 +161,11 @@ class Slab:
                         self._extents.give(extent, undo)
                     else:
                         self._link(extent, size_class, undo)
-                    undo.write(offset, link)
+                    undo.write(offset, U64.pack(link))
                 return
             try:
-                self._file.write(entry_offset, U64.pack(after))
-                self._file.write(offset, link)
+                self._file.write_word(entry_offset >> 3, after)
+                self._file.write_word(offset >> 3, link)
             except BaseException:
                 self._file.restore(offset, U64.pack(head))
                 self._file.restore(entry_offset, U64.pack(entry))

@@ -317,8 +317,11 @@ class KVStore(Mapping[str, Value]):
             slot = self._table.find(key_hash, encoded_key)
             if slot <= 0:
                 raise KeyNotFoundError(f"key {key!r}: not in the store")
-            if self._words[slot + SLOT_EXPIRES_OFFSET >> 3] and self._table.is_expired(
-                slot, _now_ms()
+            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+            if (
+                expires_at
+                and expires_at <= time_ns() // 1_000_000
+                and self._table.is_expired(slot, _now_ms())
             ):
                 raise KeyNotFoundError(f"key {key!r}: has expired")
             try:

@@ -11,7 +11,6 @@ entries in the directory, and the records its slots point to. Unless they say ot
 of these functions holds it.
 """
 
-import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -164,33 +163,25 @@ class Table:
 
         Where it raises, the slot is either untouched or whole; `is_live` tells.
         """
-        write = self._file.write
-        write(slot, SLOT.pack(key, expires_at, record, value_size, len(key)))
+        words, file = self._words, self._file
+        file.write(slot, SLOT.pack(key, expires_at, record, value_size, len(key)))
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
         if expires_at:
-            bucket = slot & -BUCKET_SIZE
-            entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
-            if expires_at < self._words[bucket + EARLIEST_OFFSET >> 3]:
-                write(bucket + EARLIEST_OFFSET, U64.pack(expires_at))
-            if expires_at < self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3]:
-                write(entry_offset + SEGMENT_EARLIEST_OFFSET, U64.pack(expires_at))
-        self._publish(slot, FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
-
-    def _publish(self, slot: int, fingerprint: bytes) -> None:
-        """Set the control byte of a slot that is otherwise whole, and count it.
-
-        Where it raises, the slot is either as it was or published; `is_live` tells.
-        """
+            earliest = (slot & -BUCKET_SIZE) + EARLIEST_OFFSET >> 3
+            if expires_at < words[earliest]:
+                file.write_word(earliest, expires_at)
+            earliest = entry_offset + SEGMENT_EARLIEST_OFFSET >> 3
+            if expires_at < words[earliest]:
+                file.write_word(earliest, expires_at)
         control_offset = _control_offset(slot)
         control = self._map[control_offset]
-        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
-        entry = self._words[entry_offset >> 3]
+        entry = words[entry_offset >> 3]
         one = ENTRY_LIVE_ONE if control else ENTRY_LIVE_ONE + ENTRY_USED_ONE
-        write = self._file.write
         try:
-            write(entry_offset, U64.pack(entry + one))
+            file.write_word(entry_offset >> 3, entry + one)
             # Last: until now a reader ignores the slot. A crash just before this leaves a record
             # that no slot points to, and recovery adopts it.
-            write(control_offset, fingerprint)
+            file.write(control_offset, FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
         except BaseException:
             self._file.restore(control_offset, bytes([control]))
             self._file.restore(entry_offset, U64.pack(entry))
@@ -207,8 +198,6 @@ class Table:
             self._file.leave_unclean()
             self.remove(slot)
             return
-        control_offset = _control_offset(slot)
-        fingerprint = self._map[control_offset : control_offset + 1]
         record = tail & SLOT_RECORD_MASK
         try:
             self.remove(slot)
@@ -217,7 +206,7 @@ class Table:
             # A record without a slot must not outlive this: the next rebuild would adopt it,
             # although its key may have been created and deleted again meanwhile.
             if not self.is_live(slot) and self._slab.is_record(record):
-                self._put_back(slot, fingerprint)
+                self._put_back(slot, key)
             raise
 
     def remove(self, slot: int) -> None:
@@ -230,33 +219,35 @@ class Table:
         controls = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
         entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
         entry = self._words[entry_offset >> 3]
-        write = self._file.write
         if controls.find(EMPTY_BYTE) >= 0:  # no probe has gone past this bucket
-            control, one = EMPTY_BYTE, ENTRY_LIVE_ONE + ENTRY_USED_ONE
+            control, after = EMPTY_BYTE, entry - (ENTRY_LIVE_ONE + ENTRY_USED_ONE)
         else:
-            control, one = TOMBSTONE_BYTE, ENTRY_LIVE_ONE
-        was = self._map[control_offset : control_offset + 1]
-        try:
-            write(control_offset, control)
-            write(entry_offset, U64.pack(entry - one))
-        except struct.error:
+            control, after = TOMBSTONE_BYTE, entry - ENTRY_LIVE_ONE
+        if after < 0:
             # Damage: the counts say that there is no such slot. They are made anew at the next
             # opening, or when the segment is next rewritten.
             self._file.leave_unclean()
+            after = entry
+        try:
+            self._file.write(control_offset, control)
+            self._file.write_word(entry_offset >> 3, after)
         except BaseException:
             self._file.restore(entry_offset, U64.pack(entry))
-            self._file.restore(control_offset, was)
+            self._file.restore(
+                control_offset, controls[control_offset - bucket - CONTROL_OFFSET :][:1]
+            )
             raise
 
-    def _put_back(self, slot: int, fingerprint: bytes) -> None:
+    def _put_back(self, slot: int, key: bytes) -> None:
         """Take back what `remove` did; where the disk refuses, as `DataFile.restore` does."""
+        hash_of_key = key_hash(key, self._file.hash_seed)
         control_offset = _control_offset(slot)
         entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
         entry = self._words[entry_offset >> 3]
         is_tombstone = self._map[control_offset]
         one = ENTRY_LIVE_ONE if is_tombstone else ENTRY_LIVE_ONE + ENTRY_USED_ONE
         self._file.restore(entry_offset, U64.pack(entry + one))
-        self._file.restore(control_offset, fingerprint)
+        self._file.restore(control_offset, FINGERPRINTS[hash_of_key >> FINGERPRINT_SHIFT & 0xFF])
 
     def hide(self, slot: int) -> None:
         """Have readers not find a live slot that could not be removed.

@@ -34,7 +34,7 @@ import kvstore.store
 from kvstore import KVStore, StoreFullError
 from kvstore.datafile import DataFile
 from kvstore.disk import reserve, write_at
-from kvstore.layout import STRIPE_SHIFT, key_hash
+from kvstore.layout import STRIPE_SHIFT, U64, key_hash
 
 from .laboratory import Experiment
 
@@ -194,6 +194,7 @@ class Disk:
 def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
     """Have `disk` hear of each change of the one file that is open meanwhile."""
     make_writer, pwrite = kvstore.datafile._map_writer, DataFile._pwrite
+    make_word_writer = kvstore.datafile._word_writer
     ftruncate = os.ftruncate
 
     def recording_writer(mapped: Any) -> Callable[[int, bytes], None]:
@@ -202,6 +203,15 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         def record(offset: int, data: bytes) -> None:
             disk.write(offset, data)
             write(offset, data)
+
+        return record
+
+    def recording_word_writer(words: Any) -> Callable[[int, int], None]:
+        write_word = make_word_writer(words)
+
+        def record(index: int, word: int) -> None:
+            disk.write(index << 3, U64.pack(word))
+            write_word(index, word)
 
         return record
 
@@ -223,6 +233,7 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kvstore.datafile, "_map_writer", recording_writer)
+        patch.setattr(kvstore.datafile, "_word_writer", recording_word_writer)
         patch.setattr(DataFile, "_pwrite", record_pwrite)
         patch.setattr(kvstore.datafile, "reserve", record_reserve)
         patch.setattr(kvstore.datafile, "write_at", record_write_at)

@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 from support import MIB
 from support.clock import FakeClock
-from support.parts import FaultyDoor
+from support.parts import FaultyDoor, replace_door
 from support.whole import assert_whole
 from support.workload import Value, make_value, random_size
 from xxhash import xxh3_64_intdigest
@@ -329,7 +329,7 @@ class Original:
         if not store._file.in_place:
             return refusals.reached, raised
         if store._file.write is door:
-            store._file.write = write
+            replace_door(store._file, write)
         return door.reached, raised
 
     def _assert_holds(self, store: KVStore, state: State) -> None:

@@ -54,13 +54,14 @@ class Trace:
                 module, _, function = name.rpartition(".")
                 real = getattr(_module(module), function)
                 patches.enter_context(mock.patch(name, partial(self._call, real)))
-            real_writer = kvstore.datafile._map_writer
-            patches.enter_context(
-                mock.patch(
-                    "kvstore.datafile._map_writer",
-                    lambda mapped: partial(self._call, real_writer(mapped)),
+            for writer in ("_map_writer", "_word_writer"):
+                real_writer = getattr(kvstore.datafile, writer)
+                patches.enter_context(
+                    mock.patch(
+                        f"kvstore.datafile.{writer}",
+                        lambda view, real=real_writer: partial(self._call, real(view)),
+                    )
                 )
-            )
             yield
 
     def _call(self, real: Callable[..., Any], *arguments: Any) -> Any:

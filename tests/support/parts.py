@@ -2,14 +2,14 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from kvstore.datafile import DataFile
 from kvstore.extents import Extents
-from kvstore.layout import RECORD_HEADER_SIZE, key_hash
+from kvstore.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.recovery import rebuild
 from kvstore.slab import Slab
 from kvstore.soundness import is_sound
@@ -68,6 +68,15 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
         file.close()
 
 
+def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:
+    """Have every change of `file` go through `write`, those of single words too."""
+
+    def write_word(index: int, word: int) -> None:
+        write(index << 3, U64.pack(word))
+
+    file.write, file.write_word = write, write_word
+
+
 class FaultyDoor:
     """Stands in for the `write` of a data file and raises at one of the calls.
 
@@ -86,7 +95,7 @@ class FaultyDoor:
         self._error = error
         self._lasting = lasting
         self.calls = 0
-        file.write = self
+        replace_door(file, self)
 
     def __call__(self, offset: int, data: bytes) -> None:
         self.calls += 1
