@@ -341,9 +341,12 @@ FINGERPRINTS: Final = tuple(bytes([code]) for code in FINGERPRINT_CODES)
 SLOT: Final = Struct("<32sQIHBx")
 SLOT_FIELDS: Final = ("key", "expires_at", "record", "value_size", "key_size")
 SLOT_SIZE: Final = 48
+SLOT_WHOLE: Final = Struct("48s")  # for going through the slots of a bucket, as is the next
+SLOT_EXPIRY: Final = Struct("<32xQ8x")
 SLOT_KEY_SIZE: Final = 32
 SLOT_EXPIRES_OFFSET: Final = 32  # in the slot
 SLOT_RECORD_OFFSET: Final = 40  # in the slot
+SLOT_KEY_SIZE_OFFSET: Final = 46  # in the slot
 # SLOT with its last eight bytes as one word.
 SLOT_WORDS: Final = Struct("<32sQQ")
 SLOT_RECORD_MASK: Final = 0xFFFF_FFFF

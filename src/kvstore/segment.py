@@ -13,16 +13,13 @@ from .layout import (
     BUCKET_SIZE,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
-    EARLIEST_OFFSET,
     EXTENT_SHIFT,
     FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
-    NEVER,
     NO_EXPIRY,
     SLOT_COUNT,
-    SLOT_EXPIRES_OFFSET,
-    SLOT_SIZE,
-    U64,
+    SLOT_EXPIRY,
+    SLOT_WHOLE,
     bucket_marker,
 )
 
@@ -35,16 +32,16 @@ Member = tuple[int, int, bytes]
 
 def live_slots(bucket: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield index in the bucket, expires_at and the 48 bytes of each live slot of a page."""
-    # Most buckets hold nothing that expires; then no slot has to be looked into.
-    (earliest,) = U64.unpack_from(bucket, EARLIEST_OFFSET)
-    expires_at = NEVER
-    start = BUCKET_HEADER_SIZE
-    for index, control in enumerate(bucket[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT]):
+    slots = bucket[BUCKET_HEADER_SIZE:]
+    for index, control, (slot,), (expires_at,) in zip(
+        range(SLOT_COUNT),
+        bucket[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT],
+        SLOT_WHOLE.iter_unpack(slots),
+        SLOT_EXPIRY.iter_unpack(slots),
+        strict=True,
+    ):
         if control > CONTROL_TOMBSTONE:
-            if earliest != NO_EXPIRY:
-                (expires_at,) = U64.unpack_from(bucket, start + SLOT_EXPIRES_OFFSET)
-            yield index, expires_at, bucket[start : start + SLOT_SIZE]
-        start += SLOT_SIZE
+            yield index, expires_at, slot
 
 
 def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[bytes, int]:
@@ -55,10 +52,11 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
     slots: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
     fingerprints = [bytearray() for _ in range(BUCKET_COUNT)]
     earliest = [NO_EXPIRY] * BUCKET_COUNT
+    last_bucket, fingerprint_shift = BUCKET_COUNT - 1, FINGERPRINT_SHIFT
     for key_hash, expires_at, slot in members:
-        bucket = key_hash & BUCKET_COUNT - 1
+        bucket = key_hash & last_bucket
         slots[bucket].append(slot)
-        fingerprints[bucket].append(key_hash >> FINGERPRINT_SHIFT & 0xFF)
+        fingerprints[bucket].append(key_hash >> fingerprint_shift & 0xFF)
         if expires_at and expires_at < earliest[bucket]:
             earliest[bucket] = expires_at
     _spill(slots, fingerprints, earliest)

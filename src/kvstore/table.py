@@ -14,6 +14,8 @@ of these functions holds it.
 from collections.abc import Iterator
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 from .datafile import DataFile, Undo
 from .errors import CorruptStoreError, StoreFullError
 from .extents import Extents
@@ -26,7 +28,6 @@ from .layout import (
     BUCKET_SIZE,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
-    DIRECTORY_BITS,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
@@ -55,6 +56,7 @@ from .layout import (
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
     SLOT_KEY_SIZE,
+    SLOT_KEY_SIZE_OFFSET,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
@@ -291,41 +293,41 @@ class Table:
         depth, prefix = self._depth_and_prefix(extent, position)
         if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
             return False
-        members: list[Member] = []
+        halves: tuple[list[Member], list[Member]] = [], []
         expired: list[bytes] = []
         lost = 0
+        # This loop is what the slowest creates take their time for.
+        digest, seed = xxh3_64_intdigest, self._file.hash_seed
+        run = segment_run(depth) << DIRECTORY_SHIFT
+        first = prefix << DIRECTORY_SHIFT
+        middle, end = first + run // 2, first + run
         for bucket in self._buckets(extent):
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
-                if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
+                if 0 < expires_at <= now_ms and self.is_expired(slot_offset(bucket, index), now_ms):
                     expired.append(slot)
                     continue
-                member_hash = key_hash(self._slot_key(slot), self._file.hash_seed)
-                if (
-                    member_hash
-                    >> DIRECTORY_SHIFT
-                    >> DIRECTORY_BITS - depth
-                    << (DIRECTORY_BITS - depth)
-                    == prefix
-                ):
-                    members.append((member_hash, expires_at, slot))
+                member_hash = digest(self._slot_key(slot), seed)
+                if first <= member_hash < end:
+                    halves[member_hash >= middle].append((member_hash, expires_at, slot))
                 else:
                     lost += 1
         if lost:
             # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
             # when the index is next rebuilt.
             self._file.leave_unclean()
-        if len(members) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
+        lower, upper = halves
+        if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
             try:
-                self._split(extent, depth, prefix, members)
+                self._split(extent, depth, prefix, lower, upper)
             except StoreFullError:
                 pass
             else:
                 self._free_records(expired)
                 return True
-        if len(members) >= self.used(extent << EXTENT_SHIFT):
+        if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
             return False
         with Undo(self._file) as undo:
-            self._write_segment(extent, depth, prefix, members, undo)
+            self._write_segment(extent, depth, prefix, lower + upper, undo)
         self._free_records(expired)
         return True
 
@@ -337,8 +339,10 @@ class Table:
         )
         return bool(live != used or earliest <= now_ms)
 
-    def _split(self, extent: int, depth: int, prefix: int, members: list[Member]) -> None:
-        """Give the upper half of a segment's hashes to a new one.
+    def _split(
+        self, extent: int, depth: int, prefix: int, lower: list[Member], upper: list[Member]
+    ) -> None:
+        """Give the members with the upper half of a segment's hashes to a new one.
 
         Raises:
             StoreFullError: there is no extent for it; nothing has changed.
@@ -351,10 +355,7 @@ class Table:
             )
         half = segment_run(depth + 1)
         upper_prefix = prefix + half
-        boundary = upper_prefix << DIRECTORY_SHIFT
         try:
-            upper = [member for member in members if member[0] >= boundary]
-            lower = [member for member in members if member[0] < boundary]
             with Undo(self._file) as undo:
                 self._write_segment(upper_extent, depth + 1, upper_prefix, upper, undo)
                 undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
@@ -379,10 +380,11 @@ class Table:
 
     def _slot_key(self, slot: bytes) -> bytes:
         """Return the key of a live slot, whose end may be in its record."""
-        key, _, record, _, size = SLOT.unpack(slot)
+        size = slot[SLOT_KEY_SIZE_OFFSET]
         if size > SLOT_KEY_SIZE:
-            return self._slab.key_at(record, size)
-        return bytes(key[:size])
+            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+            return self._slab.key_at(tail & SLOT_RECORD_MASK, size)
+        return slot[:size]
 
     def _free_records(self, slots: list[bytes]) -> None:
         """Free the records of slots that are no longer in the table."""

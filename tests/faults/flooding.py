@@ -128,7 +128,8 @@ def forced(prefix: int) -> Iterator[None]:
         return of_key(data, seed) if seed in seeds else real(data, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvstore.store, "xxh3_64_intdigest", of_key)
+        for module in (kvstore.store, kvstore.table):
+            patch.setattr(module, "xxh3_64_intdigest", of_key)
         patch.setattr(kvstore.recovery, "xxh3_64_intdigest", in_recovery)
         for module in (kvstore.table, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)
