@@ -24,6 +24,7 @@ from harness import make_keys, make_values, markdown_table
 OPERATIONS: Final = ("create", "read", "miss", "delete")
 RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of value
 QUICK_RECORDS: Final = {100: 5000, 1000: 5000, 16_000: 1000}
+TINY_RECORDS: Final = {100: 500}
 ROUNDS: Final = 5
 DISTINCT_VALUES: Final = 1000  # and no more than 2 MB of them: to make 16 MB takes seconds
 TTL: Final = 3600
@@ -114,7 +115,7 @@ def _expect(kind: type[Exception], function: Callable[..., object], *arguments: 
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
-    sizes = QUICK_RECORDS if plan.quick else RECORDS
+    sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
     micros: dict[tuple[int, str], dict[str, list[float]]] = {}
     with ExitStack() as stack:

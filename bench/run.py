@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog=f"experiments: {', '.join(EXPERIMENTS)}; engines: {', '.join(ENGINES)}",
     )
     parser.add_argument("--quick", action="store_true", help="small and short; see if it works")
+    parser.add_argument("--tiny", action="store_true", help="smaller still, for a test of this")
     parser.add_argument("--only", type=_names_of(EXPERIMENTS), help="experiments, with commas")
     parser.add_argument("--engines", type=_names_of(ENGINES), help="engines, with commas")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")
@@ -76,14 +77,15 @@ def main() -> None:
     engines = importable(asked)
     if missing := [engine for engine in asked if engine not in engines]:
         print(f"left out, not installed (extra `bench`): {', '.join(missing)}", file=sys.stderr)
-    results = arguments.results or (None if arguments.quick else RESULTS)
+    quick = arguments.quick or arguments.tiny
+    results = arguments.results or (None if quick else RESULTS)
     progress = Progress()
     for name in arguments.only or EXPERIMENTS:
         experiment = EXPERIMENTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
             machine = describe_machine(Path(place), ["orjson"], versions(engines))
-            plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
+            plan = Plan(Path(place), engines, quick, arguments.tiny, arguments.rounds, progress)
             result = experiment.measure(plan)
         seconds = time.monotonic() - started
         progress.clear()
@@ -91,7 +93,7 @@ def main() -> None:
         print(experiment.format_result(result), end="\n\n", flush=True)
         if results is not None:
             results.mkdir(parents=True, exist_ok=True)
-            saved = {"machine": machine, "quick": arguments.quick, "seconds": seconds, **result}
+            saved = {"machine": machine, "quick": quick, "seconds": seconds, **result}
             (results / f"{name}.json").write_text(json.dumps(saved, indent=2) + "\n")
 
 

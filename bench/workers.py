@@ -45,6 +45,8 @@ class Plan:
     """Which of `ENGINES`, each of which can be imported."""
     quick: bool
     """Whether small and short figures, that mean nothing, are wanted."""
+    tiny: bool
+    """Whether they are to be smaller still, for a test of the harness; `quick` then too."""
     rounds: int | None
     """How often everything is to be measured, if not as often as the experiment has it."""
     progress: Progress
