@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import operations
-from engines import ENGINES, importable
+from engines import ENGINES, importable, versions
 from workers import Plan
 
 from harness import RESULTS, Progress, describe_machine, machine_line
@@ -82,9 +82,7 @@ def main() -> None:
         experiment = EXPERIMENTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
-            machine = describe_machine(
-                Path(place), sorted({ENGINES[engine].library for engine in engines})
-            )
+            machine = describe_machine(Path(place), ["orjson"], versions(engines))
             plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
             result = experiment.measure(plan)
         seconds = time.monotonic() - started
