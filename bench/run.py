@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import growth
 import mixes
 import operations
 from engines import ENGINES, importable, versions
@@ -34,6 +35,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
+    "growth": Experiment(growth.measure, growth.format_result),
 }
 
 
