@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import growth
+import latency
 import mixes
 import operations
 from engines import ENGINES, importable, versions
@@ -36,6 +37,7 @@ EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),
+    "latency": Experiment(latency.measure, latency.format_result),
 }
 
 
