@@ -20,6 +20,7 @@ import growth
 import latency
 import mixes
 import operations
+import threads
 from engines import ENGINES, importable, versions
 from workers import Plan
 
@@ -38,6 +39,7 @@ EXPERIMENTS: Final = {
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),
     "latency": Experiment(latency.measure, latency.format_result),
+    "threads": Experiment(threads.measure, threads.format_result),
 }
 
 
