@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import durable
 import growth
 import latency
 import mixes
@@ -40,6 +41,7 @@ EXPERIMENTS: Final = {
     "growth": Experiment(growth.measure, growth.format_result),
     "latency": Experiment(latency.measure, latency.format_result),
     "threads": Experiment(threads.measure, threads.format_result),
+    "durable": Experiment(durable.measure, durable.format_result),
 }
 
 
