@@ -16,7 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import durable
+import growth
+import latency
+import mixes
 import operations
+import threads
 from engines import ENGINES, importable, versions
 from workers import Plan
 
@@ -32,6 +37,11 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "mixes": Experiment(mixes.measure, mixes.format_result),
+    "growth": Experiment(growth.measure, growth.format_result),
+    "latency": Experiment(latency.measure, latency.format_result),
+    "threads": Experiment(threads.measure, threads.format_result),
+    "durable": Experiment(durable.measure, durable.format_result),
 }
 
 
@@ -85,7 +95,7 @@ def main() -> None:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
             machine = describe_machine(Path(place), ["orjson"], versions(engines))
-            plan = Plan(Path(place), engines, quick, arguments.tiny, arguments.rounds, progress)
+            plan = Plan(Path(place), engines, quick, arguments.rounds, progress, arguments.tiny)
             result = experiment.measure(plan)
         seconds = time.monotonic() - started
         progress.clear()
