@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import opening
 import operations
 from engines import ENGINES, importable
 from workers import Plan
@@ -32,6 +33,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "opening": Experiment(opening.measure, opening.format_result),
 }
 
 

@@ -10,7 +10,7 @@ import os
 import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,6 +57,20 @@ class WorkerError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
 
+    @property
+    def brief(self) -> str:
+        """What happened, in one line for a table."""
+        return str(self).strip().splitlines()[-1]
+
+
+@contextmanager
+def noting_failure(errors: dict[str, str], what: str) -> Iterator[None]:
+    """Go on where an engine fails, with an entry in `errors` of what it was to do."""
+    try:
+        yield
+    except WorkerError as error:
+        errors[what] = error.brief
+
 
 class Worker:
     """A process that works with one engine, started afresh: nothing of the parent is in it.
@@ -64,12 +78,16 @@ class Worker:
     Args:
         engine: one of `ENGINES`.
         progress: where to show what tasks tell; None: nowhere.
+        patience: seconds without a word from a task until it is given up, and the process killed.
     """
 
-    def __init__(self, engine: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, engine: str, progress: Progress | None = None, patience: float | None = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.engine = engine
         self._progress = progress
+        self._patience = patience
         self._pipe, far_end = context.Pipe()
         environment = ENGINES[engine].environment
         before = {name: os.environ.get(name) for name in environment}
@@ -103,11 +121,14 @@ class Worker:
         """Have the process do `task`, and return what that returns.
 
         Raises:
-            WorkerError: it raised something, or the process died of it.
+            WorkerError: it raised something, the process died of it, or it was not heard of.
         """
         self._pipe.send((task, args, kwargs))
         while True:
             try:
+                if not self._pipe.poll(self._patience):
+                    self.kill()
+                    raise WorkerError(f"{self.engine}: no sign of life in {self._patience:g} s")
                 kind, told = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._process.join()
