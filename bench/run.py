@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import memory
 import opening
 import operations
 from engines import ENGINES, importable
-from workers import Plan
+from workers import Plan, Skipped
 
 from harness import RESULTS, Progress, describe_machine, machine_line
 
@@ -33,6 +34,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "memory": Experiment(memory.measure, memory.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
 }
 
@@ -88,7 +90,11 @@ def main() -> None:
                 Path(place), sorted({ENGINES[engine].library for engine in engines})
             )
             plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
-            result = experiment.measure(plan)
+            try:
+                result = experiment.measure(plan)
+            except Skipped as reason:
+                print(f"## {name}\n\nskipped: {reason}\n", flush=True)
+                continue
         seconds = time.monotonic() - started
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")

@@ -50,6 +50,10 @@ class Plan:
     progress: Progress
 
 
+class Skipped(Exception):
+    """An experiment cannot be done here; the message says why."""
+
+
 class WorkerError(Exception):
     """A task raised something, or its process died: `exit_code` is then that, or minus a signal."""
 
