@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import anatomy
 import memory
 import opening
 import operations
@@ -36,6 +37,7 @@ EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
     "memory": Experiment(memory.measure, memory.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
+    "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
 
