@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anatomy
+import limited
 import memory
 import opening
 import operations
@@ -36,6 +37,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
     "memory": Experiment(memory.measure, memory.format_result),
+    "limited": Experiment(limited.measure, limited.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
     "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
