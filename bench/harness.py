@@ -12,7 +12,7 @@ import random
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,6 +23,7 @@ import orjson
 
 KEY_SIZE: Final = 20  # bytes, and characters
 RESULTS: Final = Path(__file__).resolve().parent / "results"
+RESULT_FORMAT: Final = 1  # of the files there: add one where figures come under another name
 
 _KEY_BITS: Final = KEY_SIZE * 4
 _KEY_MASK: Final = (1 << _KEY_BITS) - 1
@@ -111,7 +112,7 @@ def describe_machine(directory: Path, libraries: Iterable[str]) -> dict[str, Any
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """Return the record of `describe_machine` as a line of text."""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     return (

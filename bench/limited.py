@@ -186,7 +186,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         "limit_bytes": LIMIT,
         "value_size": VALUE_SIZE,
         "records": records,
-        "seconds": seconds,
+        "allowances_seconds": seconds,
         "read_ahead_bytes": _read_ahead(plan.place),
         "engines": engines,
     }

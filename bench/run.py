@@ -24,7 +24,7 @@ import operations
 from engines import ENGINES, importable
 from workers import Plan, Skipped
 
-from harness import RESULTS, Progress, describe_machine, machine_line
+from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
 
 
 class Experiment(NamedTuple):
@@ -100,13 +100,21 @@ def main() -> None:
                 print(f"## {name}\n\nskipped: {reason}\n", flush=True)
                 continue
         seconds = time.monotonic() - started
+        saved = {
+            "format": RESULT_FORMAT,
+            "machine": machine,
+            "quick": arguments.quick,
+            "seconds": seconds,
+            **result,
+        }
+        text = json.dumps(saved, indent=2) + "\n"
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
-        print(experiment.format_result(result), end="\n\n", flush=True)
+        # As it reads back, numbers that were keys being strings then: so will the report have it.
+        print(experiment.format_result(json.loads(text)), end="\n\n", flush=True)
         if results is not None:
             results.mkdir(parents=True, exist_ok=True)
-            saved = {"machine": machine, "quick": arguments.quick, "seconds": seconds, **result}
-            (results / f"{name}.json").write_text(json.dumps(saved, indent=2) + "\n")
+            (results / f"{name}.json").write_text(text)
 
 
 if __name__ == "__main__":
