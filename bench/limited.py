@@ -26,7 +26,7 @@ VALUE_SIZE: Final = 1000
 RECORDS: Final = 500_000
 QUICK_RECORDS: Final = 20_000
 SECONDS: Final = (25.0, 6.0)  # to create, to read
-QUICK_SECONDS: Final = (1.0, 0.2)
+QUICK_SECONDS: Final = (0.3, 0.1)
 PATIENCE: Final = 60.0
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")

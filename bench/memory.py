@@ -17,10 +17,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from engines import ENGINES, OpenEngine
+from engines import ENGINES, Kind, OpenEngine
 from filling import Records
 from workers import Plan, Say, Skipped, Worker, in_turns, noting_failure, show_spread, spread
 
@@ -31,13 +32,14 @@ FIRST_RECORDS: Final = 1000
 RECORDS: Final = 1_000_000
 QUICK_RECORDS: Final = 20_000
 ALLOWANCE: Final = 35.0  # seconds to create them
-QUICK_ALLOWANCE: Final = 1.5
+QUICK_ALLOWANCE: Final = 0.5
 ROUNDS: Final = 11  # of imports
 PATIENCE: Final = 120.0
 KVSTORE_LIBRARIES: Final = ("mmap", "orjson", "portalocker", "xxhash")
 
 # Imports nothing that an engine would have to bring. The first look at the memory makes what
-# looking takes. Arguments: libraries that are to be there, module, file for a store or nothing.
+# looking takes. Arguments: libraries that are to be there, module, one more folder to find it in or
+# nothing, file for a store or nothing.
 _IMPORT_PROGRAM: Final = """
 import sys
 from time import perf_counter
@@ -48,9 +50,11 @@ def anonymous():
             if line.startswith(b"Anonymous:"):
                 total += int(line.split()[1]) * 1024
     return total
-libraries, module, path = sys.argv[1:]
+libraries, module, folder, path = sys.argv[1:]
 for library in libraries.split():
     __import__(library)
+if folder:
+    sys.path.append(folder)
 anonymous()
 before, modules = anonymous(), len(sys.modules)
 begin = perf_counter()
@@ -132,7 +136,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 def _measure_imports(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what importing each engine adds to nothing, and each kvstore to its libraries."""
     rounds = plan.rounds or (1 if plan.quick else ROUNDS)
-    own = [engine for engine in plan.engines if ENGINES[engine].library == "kvstore"]
+    own = [engine for engine in plan.engines if ENGINES[engine].module == "kvstore"]
     alone: dict[str, list[list[float]]] = {engine: [] for engine in plan.engines}
     beyond: dict[str, list[list[float]]] = {engine: [] for engine in own}
     store = plan.place / "new"
@@ -166,15 +170,23 @@ def _import(
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": str(plan.place / "compiled"),
     }
-    command = [sys.executable, "-c", _IMPORT_PROGRAM]
     done = subprocess.run(
-        [*command, " ".join(libraries), kind.module, str(store or "")],
+        [
+            *(sys.executable, "-c", _IMPORT_PROGRAM),
+            *(" ".join(libraries), kind.module, _folder_of(kind), str(store or "")),
+        ],
         stdout=subprocess.PIPE,
         check=True,
         env={**os.environ, **compiled, **kind.environment},
     )
     figures: list[float] = json.loads(done.stdout)
     return figures
+
+
+def _folder_of(kind: Kind) -> str:
+    """Return the folder of a module that is not to be found by its name alone, else nothing."""
+    spec = None if kind.find is find_spec else kind.find(kind.module)
+    return str(Path(spec.origin).parent) if spec is not None and spec.origin else ""
 
 
 def format_result(result: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from harness import key_of, markdown_table
 
 VALUE_SIZE: Final = 100
 RECORDS: Final = 1_000_000
-QUICK_RECORDS: Final = 5000
+QUICK_RECORDS: Final = 2000
 ALLOWANCE: Final = 25.0  # seconds to load a store; who does not end in it has fewer records
 ROUNDS: Final = 5
 ROUNDS_OF_OTHERS: Final = 2
@@ -109,10 +109,10 @@ def _worker(plan: Plan, engine: str) -> Worker:
 
 def _open_in_turns(plan: Plan, results: dict[str, dict[str, Any]], how: str) -> None:
     """Add the seconds of opening, by rounds, under `how` the stores were left."""
-    rounds = plan.rounds or (2 if plan.quick else ROUNDS)
+    rounds = plan.rounds or (1 if plan.quick else ROUNDS)
     copy, other = plan.place / "copy", plan.place / "other"
     for number, engine in in_turns(list(results), rounds):
-        few = ENGINES[engine].library != "kvstore"
+        few = ENGINES[engine].module != "kvstore"
         if how in results[engine]["errors"] or (few and number >= ROUNDS_OF_OTHERS):
             continue
         directory = plan.place / engine

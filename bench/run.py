@@ -21,7 +21,7 @@ import limited
 import memory
 import opening
 import operations
-from engines import ENGINES, importable
+from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
 
 from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
@@ -90,9 +90,7 @@ def main() -> None:
         experiment = EXPERIMENTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
-            machine = describe_machine(
-                Path(place), sorted({ENGINES[engine].library for engine in engines})
-            )
+            machine = describe_machine(Path(place), ["orjson"], versions(engines))
             plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
             try:
                 result = experiment.measure(plan)
