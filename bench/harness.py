@@ -111,7 +111,7 @@ def describe_machine(
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "file_system": _file_system(directory),
+        "file_system": file_system(directory),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libraries": {name: _version(name) for name in libraries},
         "engines": engines or {},
@@ -145,7 +145,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _file_system(directory: Path) -> str:
+def file_system(directory: Path) -> str:
     """Return the type of the file system that `directory` is on, where Linux tells it."""
     try:
         mounts = Path("/proc/mounts").read_text().splitlines()

@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anatomy
+import durable
+import growth
+import latency
 import limited
 import memory
+import mixes
 import opening
 import operations
+import threads
 from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
 
@@ -36,6 +41,11 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "mixes": Experiment(mixes.measure, mixes.format_result),
+    "growth": Experiment(growth.measure, growth.format_result),
+    "latency": Experiment(latency.measure, latency.format_result),
+    "threads": Experiment(threads.measure, threads.format_result),
+    "durable": Experiment(durable.measure, durable.format_result),
     "memory": Experiment(memory.measure, memory.format_result),
     "limited": Experiment(limited.measure, limited.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
