@@ -11,7 +11,7 @@ import platform
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +22,7 @@ import orjson
 
 KEY_SIZE: Final = 20  # bytes, and characters
 RESULTS: Final = Path(__file__).resolve().parent / "results"
+RESULT_FORMAT: Final = 1  # of the files there: add one where figures come under another name
 
 _KEY_BITS: Final = KEY_SIZE * 4
 _KEY_MASK: Final = (1 << _KEY_BITS) - 1
@@ -117,7 +118,7 @@ def describe_machine(
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """Return the record of `describe_machine` as a line of text."""
     versions = [f"{name} {version}" for name, version in machine["libraries"].items()]
     versions += dict.fromkeys(machine["engines"].values())

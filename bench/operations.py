@@ -128,8 +128,10 @@ def measure(plan: Plan) -> dict[str, Any]:
                     run_cycle, plan.place / "cycle", size, records, number
                 )
                 for operation in OPERATIONS:
-                    by_engine = micros.setdefault((size, operation), {})
-                    by_engine.setdefault(engine, []).append(seconds[operation] / records * 1e6)
+                    by_engine = micros.setdefault(
+                        (size, operation), {each: [] for each in plan.engines}
+                    )
+                    by_engine[engine].append(seconds[operation] / records * 1e6)
     return {
         "rounds": rounds,
         "ttl": TTL,
@@ -148,23 +150,26 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Return the figures as a table."""
-    engines = list(result["rows"][0]["microseconds"])
-    others = list(result["rows"][0]["ratio_to_kvstore"])
-    return markdown_table(
-        [
-            "value",
-            "operation",
-            *(f"{engine}, µs" for engine in engines),
-            *(f"{other} / kvstore" for other in others),
-        ],
-        [
+    """Return the figures as a table for each size of value."""
+    tables = []
+    for size in dict.fromkeys(row["value_size"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["value_size"] == size]
+        operations = [row["operation"] for row in rows]
+        others = rows[0]["ratio_to_kvstore"]
+        table = markdown_table(
             [
-                f"{row['value_size']:,} B",
-                row["operation"],
-                *(show_spread(row["microseconds"][engine]) for engine in engines),
-                *(f"{row['ratio_to_kvstore'][other]:.2f}" for other in others),
-            ]
-            for row in result["rows"]
-        ],
-    )
+                f"µs, {size:,} B",
+                *operations,
+                *(f"{operation} / kvstore" for operation in operations if others),
+            ],
+            [
+                [
+                    engine,
+                    *(show_spread(row["microseconds"][engine]) for row in rows),
+                    *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
+                ]
+                for engine in rows[0]["microseconds"]
+            ],
+        )
+        tables.append(table)
+    return "\n\n".join(tables)

@@ -16,16 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import anatomy
 import durable
 import growth
 import latency
+import limited
+import memory
 import mixes
+import opening
 import operations
 import threads
 from engines import ENGINES, importable, versions
-from workers import Plan
+from workers import Plan, Skipped
 
-from harness import RESULTS, Progress, describe_machine, machine_line
+from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
 
 
 class Experiment(NamedTuple):
@@ -42,6 +46,10 @@ EXPERIMENTS: Final = {
     "latency": Experiment(latency.measure, latency.format_result),
     "threads": Experiment(threads.measure, threads.format_result),
     "durable": Experiment(durable.measure, durable.format_result),
+    "memory": Experiment(memory.measure, memory.format_result),
+    "limited": Experiment(limited.measure, limited.format_result),
+    "opening": Experiment(opening.measure, opening.format_result),
+    "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
 
@@ -96,15 +104,27 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
             machine = describe_machine(Path(place), ["orjson"], versions(engines))
             plan = Plan(Path(place), engines, quick, arguments.rounds, progress, arguments.tiny)
-            result = experiment.measure(plan)
+            try:
+                result = experiment.measure(plan)
+            except Skipped as reason:
+                print(f"## {name}\n\nskipped: {reason}\n", flush=True)
+                continue
         seconds = time.monotonic() - started
+        saved = {
+            "format": RESULT_FORMAT,
+            "machine": machine,
+            "quick": quick,
+            "seconds": seconds,
+            **result,
+        }
+        text = json.dumps(saved, indent=2) + "\n"
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
-        print(experiment.format_result(result), end="\n\n", flush=True)
+        # As it reads back, numbers that were keys being strings then: so will the report have it.
+        print(experiment.format_result(json.loads(text)), end="\n\n", flush=True)
         if results is not None:
             results.mkdir(parents=True, exist_ok=True)
-            saved = {"machine": machine, "quick": quick, "seconds": seconds, **result}
-            (results / f"{name}.json").write_text(json.dumps(saved, indent=2) + "\n")
+            (results / f"{name}.json").write_text(text)
 
 
 if __name__ == "__main__":

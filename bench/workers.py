@@ -12,7 +12,7 @@ import random
 import shutil
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +36,7 @@ class Say(Protocol):
 
 Task = Callable[Concatenate[OpenEngine, Say, Arguments], Result]
 
-PATIENCE: Final = 600  # seconds that a task may go on without a word
+PATIENCE: Final = 600.0  # seconds that a task may go on without a word
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,30 @@ class Plan:
         return replace(self, engines=engines)
 
 
+class Skipped(Exception):
+    """An experiment cannot be done here; the message says why."""
+
+
 class WorkerError(Exception):
     """A task raised something, or its process died: `exit_code` is then that, or minus a signal."""
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+    @property
+    def brief(self) -> str:
+        """What happened, in one line for a table."""
+        return str(self).strip().splitlines()[-1]
+
+
+@contextmanager
+def noting_failure(errors: dict[str, str], what: str) -> Iterator[None]:
+    """Go on where an engine fails, with an entry in `errors` of what it was to do."""
+    try:
+        yield
+    except WorkerError as error:
+        errors[what] = error.brief
 
 
 class Worker:
@@ -74,12 +92,16 @@ class Worker:
     Args:
         engine: one of `ENGINES`.
         progress: where to show what tasks tell; None: nowhere.
+        patience: seconds without a word from a task until it is given up, and the process killed.
     """
 
-    def __init__(self, engine: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, engine: str, progress: Progress | None = None, patience: float = PATIENCE
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.engine = engine
         self._progress = progress
+        self._patience = patience
         self._pipe, far_end = context.Pipe()
         environment = ENGINES[engine].environment
         before = {name: os.environ.get(name) for name in environment}
@@ -113,7 +135,7 @@ class Worker:
         """Have the process do `task`, and return what that returns.
 
         Raises:
-            WorkerError: it raised something, or the process died of it.
+            WorkerError: it raised something, the process died of it, or it was not heard of.
         """
         self._send((task, args, kwargs))
         result: Result = self._answer()[1]
@@ -154,9 +176,9 @@ class Worker:
         """Return what the process comes to: that it has "done" its task, or "yielded" something."""
         while True:
             try:
-                if not self._pipe.poll(PATIENCE):
+                if not self._pipe.poll(self._patience):
                     self.kill()
-                    raise WorkerError(f"{self.engine}: nothing heard for {PATIENCE} s, killed")
+                    raise WorkerError(f"{self.engine}: no sign of life in {self._patience:g} s")
                 kind, told = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._process.join()
@@ -264,7 +286,7 @@ def steps_in_turns(
                     pass
                 except WorkerError as error:
                     # Of a traceback the last line.
-                    failure = str(error).rstrip().rpartition("\n")[2].removeprefix(f"{engine}: ")
+                    failure = error.brief.removeprefix(f"{engine}: ")
                 del running[engine]
                 courses[engine] = Course(items, failure)
                 shutil.rmtree(plan.place / engine, ignore_errors=True)
