@@ -9,10 +9,9 @@ import json
 import os
 import platform
 import random
-import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,6 +22,7 @@ import orjson
 
 KEY_SIZE: Final = 20  # bytes, and characters
 RESULTS: Final = Path(__file__).resolve().parent / "results"
+RESULT_FORMAT: Final = 1  # of the files there: add one where figures come under another name
 
 _KEY_BITS: Final = KEY_SIZE * 4
 _KEY_MASK: Final = (1 << _KEY_BITS) - 1
@@ -33,6 +33,7 @@ _WORDS: Final = (
     *("juniper", "kettle", "lagoon", "meadow", "nectar", "orchard", "prairie", "quartz", "river"),
     *("summit", "timber", "upland", "valley", "willow", "yarrow", "zephyr"),
 )
+_SHORTEST_WORD: Final = min(map(len, _WORDS))
 
 
 # --- keys and values -----------------------------------------------------------------------------
@@ -87,36 +88,43 @@ def _make_value(size: int, rng: random.Random) -> dict[str, Any]:
 
 def _text(length: int, rng: random.Random) -> str:
     """Return `length` characters of words."""
-    words: list[str] = []
-    while sum(map(len, words)) + len(words) < length:
-        words.append(rng.choice(_WORDS))
-    return " ".join(words)[:length].ljust(length, "s")
+    words = rng.choices(_WORDS, k=length // _SHORTEST_WORD + 1)
+    return " ".join(words)[:length]
 
 
 # --- the machine ---------------------------------------------------------------------------------
 
 
-def describe_machine(directory: Path, libraries: Iterable[str]) -> dict[str, Any]:
-    """Return what figures depend on: machine, Python, versions, file system of a folder."""
+def describe_machine(
+    directory: Path, libraries: Iterable[str], engines: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what figures depend on: machine, Python, versions, file system of a folder.
+
+    Args:
+        directory: the folder.
+        libraries: names of packages.
+        engines: what stores each engine's records, with its version.
+    """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "file_system": _file_system(directory),
+        "file_system": file_system(directory),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "sqlite": sqlite3.sqlite_version,
         "libraries": {name: _version(name) for name in libraries},
+        "engines": engines or {},
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """Return the record of `describe_machine` as a line of text."""
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    versions = [f"{name} {version}" for name, version in machine["libraries"].items()]
+    versions += dict.fromkeys(machine["engines"].values())
     return (
         f"{machine['date']}: {machine['cpu']}, {machine['cpu_count']} CPUs, {machine['system']}, "
-        f"{machine['file_system']}; {machine['python']}, SQLite {machine['sqlite']}, {libraries}"
+        f"{machine['file_system']}; {machine['python']}, {', '.join(versions)}"
     )
 
 
@@ -137,7 +145,7 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _file_system(directory: Path) -> str:
+def file_system(directory: Path) -> str:
     """Return the type of the file system that `directory` is on, where Linux tells it."""
     try:
         mounts = Path("/proc/mounts").read_text().splitlines()

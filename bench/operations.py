@@ -24,8 +24,9 @@ from harness import make_keys, make_values, markdown_table
 OPERATIONS: Final = ("create", "read", "miss", "delete")
 RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of value
 QUICK_RECORDS: Final = {100: 5000, 1000: 5000, 16_000: 1000}
+TINY_RECORDS: Final = {100: 500}
 ROUNDS: Final = 5
-DISTINCT_VALUES: Final = 1000
+DISTINCT_VALUES: Final = 1000  # and no more than 2 MB of them: to make 16 MB takes seconds
 TTL: Final = 3600
 
 
@@ -36,7 +37,7 @@ def run_cycle(
     say(f"values of {size:,} bytes")
     keys = make_keys(records)
     absent = make_keys(records, first=records)
-    values = make_values(size, min(DISTINCT_VALUES, records))
+    values = make_values(size, min(DISTINCT_VALUES, 2_000_000 // size))
     directory.mkdir()
     try:
         store = open_engine(directory)
@@ -114,7 +115,7 @@ def _expect(kind: type[Exception], function: Callable[..., object], *arguments: 
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
-    sizes = QUICK_RECORDS if plan.quick else RECORDS
+    sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
     micros: dict[tuple[int, str], dict[str, list[float]]] = {}
     with ExitStack() as stack:
@@ -127,8 +128,10 @@ def measure(plan: Plan) -> dict[str, Any]:
                     run_cycle, plan.place / "cycle", size, records, number
                 )
                 for operation in OPERATIONS:
-                    by_engine = micros.setdefault((size, operation), {})
-                    by_engine.setdefault(engine, []).append(seconds[operation] / records * 1e6)
+                    by_engine = micros.setdefault(
+                        (size, operation), {each: [] for each in plan.engines}
+                    )
+                    by_engine[engine].append(seconds[operation] / records * 1e6)
     return {
         "rounds": rounds,
         "ttl": TTL,
@@ -147,23 +150,26 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Return the figures as a table."""
-    engines = list(result["rows"][0]["microseconds"])
-    others = list(result["rows"][0]["ratio_to_kvstore"])
-    return markdown_table(
-        [
-            "value",
-            "operation",
-            *(f"{engine}, µs" for engine in engines),
-            *(f"{other} / kvstore" for other in others),
-        ],
-        [
+    """Return the figures as a table for each size of value."""
+    tables = []
+    for size in dict.fromkeys(row["value_size"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["value_size"] == size]
+        operations = [row["operation"] for row in rows]
+        others = rows[0]["ratio_to_kvstore"]
+        table = markdown_table(
             [
-                f"{row['value_size']:,} B",
-                row["operation"],
-                *(show_spread(row["microseconds"][engine]) for engine in engines),
-                *(f"{row['ratio_to_kvstore'][other]:.2f}" for other in others),
-            ]
-            for row in result["rows"]
-        ],
-    )
+                f"µs, {size:,} B",
+                *operations,
+                *(f"{operation} / kvstore" for operation in operations if others),
+            ],
+            [
+                [
+                    engine,
+                    *(show_spread(row["microseconds"][engine]) for row in rows),
+                    *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
+                ]
+                for engine in rows[0]["microseconds"]
+            ],
+        )
+        tables.append(table)
+    return "\n\n".join(tables)

@@ -16,11 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import anatomy
+import durable
+import growth
+import latency
+import limited
+import memory
+import mixes
+import opening
 import operations
-from engines import ENGINES, importable
-from workers import Plan
+import threads
+from engines import ENGINES, importable, versions
+from workers import Plan, Skipped
 
-from harness import RESULTS, Progress, describe_machine, machine_line
+from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
 
 
 class Experiment(NamedTuple):
@@ -32,6 +41,15 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "mixes": Experiment(mixes.measure, mixes.format_result),
+    "growth": Experiment(growth.measure, growth.format_result),
+    "latency": Experiment(latency.measure, latency.format_result),
+    "threads": Experiment(threads.measure, threads.format_result),
+    "durable": Experiment(durable.measure, durable.format_result),
+    "memory": Experiment(memory.measure, memory.format_result),
+    "limited": Experiment(limited.measure, limited.format_result),
+    "opening": Experiment(opening.measure, opening.format_result),
+    "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
 
@@ -43,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog=f"experiments: {', '.join(EXPERIMENTS)}; engines: {', '.join(ENGINES)}",
     )
     parser.add_argument("--quick", action="store_true", help="small and short; see if it works")
+    parser.add_argument("--tiny", action="store_true", help="smaller still, for a test of this")
     parser.add_argument("--only", type=_names_of(EXPERIMENTS), help="experiments, with commas")
     parser.add_argument("--engines", type=_names_of(ENGINES), help="engines, with commas")
     parser.add_argument("--rounds", type=int, help="how often everything is measured")
@@ -76,25 +95,36 @@ def main() -> None:
     engines = importable(asked)
     if missing := [engine for engine in asked if engine not in engines]:
         print(f"left out, not installed (extra `bench`): {', '.join(missing)}", file=sys.stderr)
-    results = arguments.results or (None if arguments.quick else RESULTS)
+    quick = arguments.quick or arguments.tiny
+    results = arguments.results or (None if quick else RESULTS)
     progress = Progress()
     for name in arguments.only or EXPERIMENTS:
         experiment = EXPERIMENTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
-            machine = describe_machine(
-                Path(place), sorted({ENGINES[engine].library for engine in engines})
-            )
-            plan = Plan(Path(place), engines, arguments.quick, arguments.rounds, progress)
-            result = experiment.measure(plan)
+            machine = describe_machine(Path(place), ["orjson"], versions(engines))
+            plan = Plan(Path(place), engines, quick, arguments.rounds, progress, arguments.tiny)
+            try:
+                result = experiment.measure(plan)
+            except Skipped as reason:
+                print(f"## {name}\n\nskipped: {reason}\n", flush=True)
+                continue
         seconds = time.monotonic() - started
+        saved = {
+            "format": RESULT_FORMAT,
+            "machine": machine,
+            "quick": quick,
+            "seconds": seconds,
+            **result,
+        }
+        text = json.dumps(saved, indent=2) + "\n"
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
-        print(experiment.format_result(result), end="\n\n", flush=True)
+        # As it reads back, numbers that were keys being strings then: so will the report have it.
+        print(experiment.format_result(json.loads(text)), end="\n\n", flush=True)
         if results is not None:
             results.mkdir(parents=True, exist_ok=True)
-            saved = {"machine": machine, "quick": arguments.quick, "seconds": seconds, **result}
-            (results / f"{name}.json").write_text(json.dumps(saved, indent=2) + "\n")
+            (results / f"{name}.json").write_text(text)
 
 
 if __name__ == "__main__":

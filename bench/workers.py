@@ -2,21 +2,23 @@
 
 A task is a function of a module that gets what opens its engine, what tells of its progress, and
 arguments that can be pickled; so can what it returns. Engines take turns in shuffled order, never
-two at a time: what slows the machine for a while slows each of them as often.
+two at a time: what slows the machine for a while slows each of them as often. A task that keeps a
+store open from turn to turn is a generator: it does a step a turn, and yields what that measured.
 """
 
 import multiprocessing
 import os
 import random
+import shutil
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from engines import ENGINES, OpenEngine
 
@@ -34,6 +36,8 @@ class Say(Protocol):
 
 Task = Callable[Concatenate[OpenEngine, Say, Arguments], Result]
 
+PATIENCE: Final = 600.0  # seconds that a task may go on without a word
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +52,16 @@ class Plan:
     rounds: int | None
     """How often everything is to be measured, if not as often as the experiment has it."""
     progress: Progress
+    tiny: bool = False
+    """Whether they are to be smaller still, for a test of the harness; `quick` then too."""
+
+    def only(self, engines: list[str]) -> "Plan":
+        """Return the same plan for other engines."""
+        return replace(self, engines=engines)
+
+
+class Skipped(Exception):
+    """An experiment cannot be done here; the message says why."""
 
 
 class WorkerError(Exception):
@@ -57,6 +71,20 @@ class WorkerError(Exception):
         super().__init__(message)
         self.exit_code = exit_code
 
+    @property
+    def brief(self) -> str:
+        """What happened, in one line for a table."""
+        return str(self).strip().splitlines()[-1]
+
+
+@contextmanager
+def noting_failure(errors: dict[str, str], what: str) -> Iterator[None]:
+    """Go on where an engine fails, with an entry in `errors` of what it was to do."""
+    try:
+        yield
+    except WorkerError as error:
+        errors[what] = error.brief
+
 
 class Worker:
     """A process that works with one engine, started afresh: nothing of the parent is in it.
@@ -64,12 +92,16 @@ class Worker:
     Args:
         engine: one of `ENGINES`.
         progress: where to show what tasks tell; None: nowhere.
+        patience: seconds without a word from a task until it is given up, and the process killed.
     """
 
-    def __init__(self, engine: str, progress: Progress | None = None) -> None:
+    def __init__(
+        self, engine: str, progress: Progress | None = None, patience: float = PATIENCE
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.engine = engine
         self._progress = progress
+        self._patience = patience
         self._pipe, far_end = context.Pipe()
         environment = ENGINES[engine].environment
         before = {name: os.environ.get(name) for name in environment}
@@ -103,11 +135,50 @@ class Worker:
         """Have the process do `task`, and return what that returns.
 
         Raises:
+            WorkerError: it raised something, the process died of it, or it was not heard of.
+        """
+        self._send((task, args, kwargs))
+        result: Result = self._answer()[1]
+        return result
+
+    def steps(
+        self,
+        task: Callable[Concatenate[OpenEngine, Say, Arguments], Iterator[Result]],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Iterator[Result]:
+        """Have the process do `task`, a generator: a step each time that the next item is wanted.
+
+        Ended early, it is ended there too; then the worker is free for another task.
+
+        Raises:
             WorkerError: it raised something, or the process died of it.
         """
-        self._pipe.send((task, args, kwargs))
+        self._send((task, args, kwargs))
+        goes_on = False
+        try:
+            while (answer := self._answer())[0] == "yielded":
+                goes_on = True
+                yield answer[1]
+                goes_on = False
+                self._send(True)
+        finally:
+            if goes_on:
+                with suppress(OSError, WorkerError):  # it may be gone by now
+                    self._send(False)
+                    self._answer()
+
+    def _send(self, message: object) -> None:
+        with suppress(BrokenPipeError):  # of a dead process: reading from it tells how it died
+            self._pipe.send(message)
+
+    def _answer(self) -> tuple[str, Any]:
+        """Return what the process comes to: that it has "done" its task, or "yielded" something."""
         while True:
             try:
+                if not self._pipe.poll(self._patience):
+                    self.kill()
+                    raise WorkerError(f"{self.engine}: no sign of life in {self._patience:g} s")
                 kind, told = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._process.join()
@@ -119,8 +190,7 @@ class Worker:
             elif kind == "raised":
                 raise WorkerError(f"{self.engine}: {told}")
             else:
-                result: Result = told
-                return result
+                return kind, told
 
     def kill(self) -> None:
         """End the process as it is, by SIGKILL."""
@@ -151,10 +221,88 @@ def _serve(engine: str, pipe: Connection) -> None:
         task, args, kwargs = order
         try:
             result = task(ENGINES[engine].open, say, *args, **kwargs)
+            if isinstance(result, Generator):
+                _step(result, pipe)
+                result = None
         except BaseException:
             pipe.send(("raised", traceback.format_exc()))
         else:
             pipe.send(("done", result))
+
+
+def _step(steps: Generator[Any, None, None], pipe: Connection) -> None:
+    """In the child: do a step as often as the parent says so."""
+    with closing(steps):
+        for item in steps:
+            pipe.send(("yielded", item))
+            if not pipe.recv():
+                return
+
+
+@dataclass(frozen=True)
+class Course(Generic[Result]):
+    """How the steps of a task went with one engine."""
+
+    items: list[Result]
+    """What they yielded."""
+    failure: str | None
+    """Why there are no more of them, where that is no good reason."""
+
+
+def steps_in_turns(
+    plan: Plan,
+    task: Callable[Concatenate[OpenEngine, Say, Path, Arguments], Iterator[Result]],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> dict[str, Course[Result]]:
+    """Have each engine, in a process and a folder of its own, do the steps of `task` in turns.
+
+    An engine that fails is out, and the others go on.
+
+    Args:
+        plan: which engines, and where.
+        task: gets, after what every task does, the folder, which is new and is removed at the end.
+        *args: what else it gets.
+        **kwargs: likewise, by name.
+    """
+    courses: dict[str, Course[Result]] = {}
+    with ExitStack() as stack:
+        running: dict[str, tuple[Iterator[Result], list[Result]]] = {}
+        for engine in plan.engines:
+            folder = plan.place / engine
+            folder.mkdir()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            worker = stack.enter_context(Worker(engine, plan.progress))
+            running[engine] = worker.steps(task, folder, *args, **kwargs), []
+        rng = random.Random(2)
+        while running:
+            for engine in rng.sample(list(running), len(running)):
+                steps, items = running[engine]
+                failure = None
+                try:
+                    items.append(next(steps))
+                    continue
+                except StopIteration:
+                    pass
+                except WorkerError as error:
+                    # Of a traceback the last line.
+                    failure = error.brief.removeprefix(f"{engine}: ")
+                del running[engine]
+                courses[engine] = Course(items, failure)
+                shutil.rmtree(plan.place / engine, ignore_errors=True)
+    return {engine: courses[engine] for engine in plan.engines}
+
+
+def failures(courses: dict[str, Course[Any]]) -> dict[str, str]:
+    """Return why the engines that failed did."""
+    return {
+        engine: course.failure for engine, course in courses.items() if course.failure is not None
+    }
+
+
+def failed_rows(reasons: dict[str, str], columns: int) -> list[list[str]]:
+    """Return rows of a table of so many columns, for what `failures` returned."""
+    return [[engine, why, *[""] * (columns - 2)] for engine, why in reasons.items()]
 
 
 def in_turns(engines: Sequence[str], rounds: int, seed: int = 2) -> Iterator[tuple[int, str]]:

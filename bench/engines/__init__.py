@@ -1,0 +1,136 @@
+"""The stores that are compared, each made to do the same work.
+
+`create` fails where the key is there and has not expired, `read` checks the expiry and parses,
+`delete` fails where the key is absent; JSON is made and parsed by orjson. Each may be used by
+several threads, and is used as its documentation recommends for speed. None waits for the disk,
+unless it is asked to be durable.
+"""
+
+import platform
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import import_module, metadata
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
+
+from engines.atomic import (
+    LmdbEngine,
+    find_extension,
+    load_extension,
+    open_kyotocabinet,
+    open_tkrzw,
+)
+from engines.locked import (
+    DictEngine,
+    open_plyvel,
+    open_rocksdict,
+    open_semidbm,
+    open_unqlite,
+)
+from engines.sql import DiskcacheEngine, SqliteEngine
+
+
+class Engine(Protocol):
+    """What the benchmark asks of a store. An absent key is a KeyError."""
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...  # noqa: D102
+    def read(self, key: str) -> dict[str, Any]: ...  # noqa: D102
+    def delete(self, key: str) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class OpenEngine(Protocol):
+    """Opens a store in a folder of its own, new or as it was left there.
+
+    With `durable`, what was acknowledged is on stable storage.
+    """
+
+    def __call__(self, directory: Path, *, durable: bool = False) -> Engine: ...  # noqa: D102
+
+
+def _open_kvstore(directory: Path, *, durable: bool = False) -> Engine:
+    from kvstore import KVStore
+
+    return KVStore(directory / "store.kvs", durable=durable)
+
+
+class Kind(NamedTuple):
+    """What the harness knows of an engine."""
+
+    open: OpenEngine
+    module: str
+    """What has to be importable."""
+    version: Callable[[], str]
+    can_be_durable: bool = False
+    keeps_a_file: bool = True
+    find: Callable[[str], ModuleSpec | None] = find_spec
+    """Finds the module."""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """What the process of this engine is started with."""
+
+
+def _installed(package: str) -> Callable[[], str]:
+    return lambda: f"{package} {metadata.version(package)}"
+
+
+def _kvstore_version() -> str:
+    return f"kvstore {import_module('kvstore').__version__}"
+
+
+def _dict_version() -> str:
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+def _sqlite_version() -> str:
+    return f"SQLite {sqlite3.sqlite_version}"
+
+
+def _lmdb_version() -> str:
+    major, minor, patch = import_module("lmdb").version()
+    return f"{_installed('lmdb')()} (LMDB {major}.{minor}.{patch})"
+
+
+def _plyvel_version() -> str:
+    return f"{_installed('plyvel')()} (LevelDB {import_module('plyvel').__leveldb_version__})"
+
+
+def _tkrzw_version() -> str:
+    return f"Tkrzw {load_extension('tkrzw').Utility.VERSION}"
+
+
+def _kyotocabinet_version() -> str:
+    return f"Kyoto Cabinet {load_extension('kyotocabinet').VERSION}"
+
+
+ENGINES: Final[dict[str, Kind]] = {
+    "kvstore": Kind(_open_kvstore, "kvstore", _kvstore_version, can_be_durable=True),
+    "dict": Kind(DictEngine, "builtins", _dict_version, keeps_a_file=False),
+    "sqlite3": Kind(SqliteEngine, "sqlite3", _sqlite_version, can_be_durable=True),
+    "sqlite3-tuned": Kind(
+        partial(SqliteEngine, tuned=True), "sqlite3", _sqlite_version, can_be_durable=True
+    ),
+    "lmdb": Kind(LmdbEngine, "lmdb", _lmdb_version, can_be_durable=True),
+    "diskcache": Kind(DiskcacheEngine, "diskcache", _installed("diskcache"), can_be_durable=True),
+    "rocksdict": Kind(open_rocksdict, "rocksdict", _installed("rocksdict"), can_be_durable=True),
+    "plyvel": Kind(open_plyvel, "plyvel", _plyvel_version, can_be_durable=True),
+    "semidbm": Kind(open_semidbm, "semidbm", _installed("semidbm")),
+    "unqlite": Kind(open_unqlite, "unqlite", _installed("unqlite"), can_be_durable=True),
+    "tkrzw": Kind(open_tkrzw, "tkrzw", _tkrzw_version, find=find_extension),
+    "kyotocabinet": Kind(
+        open_kyotocabinet, "kyotocabinet", _kyotocabinet_version, find=find_extension
+    ),
+}
+
+
+def importable(names: Iterable[str]) -> list[str]:
+    """Return those of some engines whose library is installed."""
+    return [name for name in names if ENGINES[name].find(ENGINES[name].module) is not None]
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Return what some engines are, each of which can be imported."""
+    return {name: ENGINES[name].version() for name in names}

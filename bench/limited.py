@@ -1,0 +1,236 @@
+"""`limited`: 500 MB of data in a process that may use 64 MiB, page cache included.
+
+A memory cgroup holds each engine's process, from before its library is imported; what Python and
+the harness had taken by then is subtracted from its limit. It creates the records, then reads some
+at random, each for as long as the time allows. The kernel takes page cache back where it can, and
+ends the process where that is not enough.
+"""
+
+import json
+import os
+import random
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Self
+
+from engines import OpenEngine
+from filling import CHUNK, Records
+from workers import Plan, Say, Skipped, Worker, WorkerError
+
+from harness import describe_machine, key_of, markdown_table
+
+LIMIT: Final = 64 << 20  # bytes
+VALUE_SIZE: Final = 1000
+RECORDS: Final = 500_000
+QUICK_RECORDS: Final = 20_000
+SECONDS: Final = (25.0, 6.0)  # to create, to read
+QUICK_SECONDS: Final = (0.3, 0.1)
+PATIENCE: Final = 60.0
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+class MemoryGroup:
+    """A control group for memory, of version 1 or 2, near the one that this process is in.
+
+    Raises:
+        OSError: there are none here, or this process may not make one.
+    """
+
+    def __init__(self) -> None:
+        parent, self._version = _find_parent()
+        self._folder = parent / f"kvstore-bench-{os.getpid()}"
+        self._folder.mkdir()
+
+    def hold(self, pid: int, limit: int) -> None:
+        """Take in a process, and let it have so many bytes, and no swap."""
+        first, *others = (
+            ("memory.max", "memory.swap.max")
+            if self._version == 2
+            else ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness")
+        )
+        self._write(first, limit)
+        for name in others:
+            with suppress(OSError):  # not there without swap
+                self._write(name, limit if "memsw" in name else 0)
+        self._write("cgroup.procs", pid)
+
+    @property
+    def kills(self) -> int:
+        """How many processes the kernel has ended here for want of memory."""
+        name = "memory.events" if self._version == 2 else "memory.oom_control"
+        lines = (self._folder / name).read_text().splitlines()
+        return int(dict(line.split() for line in lines).get("oom_kill", 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.rmdir()
+
+    def _write(self, name: str, value: int) -> None:
+        (self._folder / name).write_text(str(value))
+
+
+def _find_parent() -> tuple[Path, int]:
+    """Return the folder to make a group in, and the version of control groups."""
+    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    for _, controllers, group in groups:
+        if "memory" in controllers.split(","):
+            return _CGROUPS / "memory" / group.lstrip("/"), 1
+    for _, controllers, group in groups:
+        # A group of version 2 hands on the controller of memory only while it has no processes of
+        # its own: so not the one that this process is in, but one above it.
+        own = _CGROUPS / group.lstrip("/")
+        for folder in () if controllers else (own, *own.parents):
+            handed_on = folder / "cgroup.subtree_control"
+            if handed_on.is_file() and "memory" in handed_on.read_text().split():
+                return folder, 2
+    raise FileNotFoundError("no controller of memory is there")
+
+
+def own_memory() -> int:
+    """Return the bytes of anonymous memory of this process (RssAnon)."""
+    with open("/proc/self/status", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def get_ready(_open: OpenEngine, _say: Say) -> int:
+    """Task: return the memory that the process has before its work."""
+    return own_memory()
+
+
+class Notes:
+    """Figures that outlive the process: a file, replaced each time they are set."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._figures: dict[str, float] = {"peak_anonymous_bytes": 0}
+
+    def set(self, **figures: float) -> None:
+        """Set these, and look at the memory."""
+        peak = max(self._figures["peak_anonymous_bytes"], own_memory())
+        self._figures |= {**figures, "peak_anonymous_bytes": peak}
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(self._figures))
+        new.replace(self._path)
+
+
+def create_and_read(
+    open_engine: OpenEngine,
+    say: Say,
+    directory: Path,
+    notes_path: Path,
+    records: int,
+    seconds: tuple[float, float],
+) -> None:
+    """Task: create records, read at random, both as the time allows; note how far it is."""
+    directory.mkdir()
+    notes = Notes(notes_path)
+    known = Records(VALUE_SIZE)
+    to_create, to_read = seconds
+    begin = perf_counter()
+    store = open_engine(directory)
+    created = known.fill(
+        store,
+        range(records),
+        to_create,
+        say,
+        lambda done: notes.set(created=done, create_seconds=perf_counter() - begin),
+    )
+    rng = random.Random(6)
+    read, taken = 0, 0.0
+    begin = perf_counter()
+    while taken < to_read:
+        for _ in range(CHUNK // 10):
+            store.read(key_of(rng.randrange(created)))
+        read += CHUNK // 10
+        taken = perf_counter() - begin
+        say(f"{read:,} read")
+        notes.set(read=read, read_seconds=taken)
+    store.close()
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Give each engine its group.
+
+    Raises:
+        Skipped: no group can be made here, or files in the folder are memory themselves.
+    """
+    file_system = describe_machine(plan.place, ())["file_system"]
+    if file_system in ("tmpfs", "ramfs"):
+        raise Skipped(f"files in {plan.place} are in memory ({file_system}): see --dir")
+    records = QUICK_RECORDS if plan.quick else RECORDS
+    seconds = QUICK_SECONDS if plan.quick else SECONDS
+    engines: dict[str, dict[str, Any]] = {}
+    for engine in plan.engines:
+        notes_path = plan.place / f"{engine}.json"
+        try:
+            group = MemoryGroup()
+        except OSError as error:
+            raise Skipped(f"no memory cgroup can be made: {error}") from error
+        with group:
+            outcome = "fine"
+            try:
+                with Worker(engine, plan.progress, PATIENCE) as worker:
+                    group.hold(worker.pid, LIMIT - worker.call(get_ready))
+                    worker.call(create_and_read, plan.place / engine, notes_path, records, seconds)
+            except WorkerError as error:
+                outcome = "killed for want of memory" if group.kills else error.brief
+        figures = json.loads(notes_path.read_text()) if notes_path.exists() else {}
+        engines[engine] = {"outcome": outcome, **figures}
+        shutil.rmtree(plan.place / engine, ignore_errors=True)
+    return {
+        "limit_bytes": LIMIT,
+        "value_size": VALUE_SIZE,
+        "records": records,
+        "allowances_seconds": seconds,
+        "read_ahead_bytes": _read_ahead(plan.place),
+        "engines": engines,
+    }
+
+
+def _read_ahead(directory: Path) -> int | None:
+    """Return how much the disk under `directory` reads at once where a mapped page is missing."""
+    device = directory.stat().st_dev
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    try:
+        return int((folder / "bdi/read_ahead_kb").read_text()) * 1024
+    except (OSError, ValueError):
+        return None
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """Return the figures as a table."""
+    table = markdown_table(
+        [
+            "engine",
+            "records created",
+            "creates a second",
+            "reads a second",
+            "most private memory, MiB",
+            "outcome",
+        ],
+        [
+            [
+                engine,
+                f"{each.get('created', 0):,}",
+                _rate(each.get("created"), each.get("create_seconds")),
+                _rate(each.get("read"), each.get("read_seconds")),
+                f"{each['peak_anonymous_bytes'] / (1 << 20):.1f}"
+                if "peak_anonymous_bytes" in each
+                else "–",
+                each["outcome"],
+            ]
+            for engine, each in result["engines"].items()
+        ],
+    )
+    if not result["read_ahead_bytes"]:
+        return table
+    return f"{table}\n\nThe disk reads ahead up to {result['read_ahead_bytes']:,} bytes."
+
+
+def _rate(count: int | None, seconds: float | None) -> str:
+    return f"{count / seconds:,.0f}" if count and seconds else "–"
