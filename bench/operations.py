@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from engines import Engine, OpenEngine
-from workers import Plan, Say, Worker, in_turns, ratios, show_spread, spread
+from workers import Plan, Say, Worker, in_turns, noting_failure, ratios, show_spread, spread
 
 from harness import make_keys, make_values, markdown_table
 
@@ -118,23 +118,29 @@ def measure(plan: Plan) -> dict[str, Any]:
     sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
     micros: dict[tuple[int, str], dict[str, list[float]]] = {}
+    failures: dict[str, str] = {}
     with ExitStack() as stack:
         workers = {
             engine: stack.enter_context(Worker(engine, plan.progress)) for engine in plan.engines
         }
         for size, records in sizes.items():
+            for operation in OPERATIONS:
+                micros[size, operation] = {engine: [] for engine in plan.engines}
             for number, engine in in_turns(plan.engines, rounds):
-                seconds = workers[engine].call(
-                    run_cycle, plan.place / "cycle", size, records, number
-                )
-                for operation in OPERATIONS:
-                    by_engine = micros.setdefault(
-                        (size, operation), {each: [] for each in plan.engines}
-                    )
-                    by_engine[engine].append(seconds[operation] / records * 1e6)
+                if engine in failures:
+                    continue
+                folder = plan.place / f"{engine}-{size}-{number}"
+                with noting_failure(failures, engine):
+                    seconds = workers[engine].call(run_cycle, folder, size, records, number)
+                    for operation in OPERATIONS:
+                        micros[size, operation][engine].append(seconds[operation] / records * 1e6)
+    for by_engine in micros.values():
+        for engine in failures:
+            del by_engine[engine]
     return {
         "rounds": rounds,
         "ttl": TTL,
+        "failures": failures,
         "rows": [
             {
                 "value_size": size,
@@ -172,4 +178,5 @@ def format_result(result: dict[str, Any]) -> str:
             ],
         )
         tables.append(table)
+    tables += [f"{engine} failed: {why}" for engine, why in result["failures"].items()]
     return "\n\n".join(tables)
