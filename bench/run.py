@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anatomy
+import dataset
 import durable
 import growth
 import latency
@@ -41,6 +42,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "dataset": Experiment(dataset.measure, dataset.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),
     "latency": Experiment(latency.measure, latency.format_result),

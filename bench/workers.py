@@ -305,6 +305,11 @@ def failed_rows(reasons: dict[str, str], columns: int) -> list[list[str]]:
     return [[engine, why, *[""] * (columns - 2)] for engine, why in reasons.items()]
 
 
+def failure_lines(reasons: dict[str, str]) -> list[str]:
+    """Return lines for below a table of the engines that did not fail."""
+    return [f"{engine} failed: {why}" for engine, why in reasons.items()]
+
+
 def in_turns(engines: Sequence[str], rounds: int, seed: int = 2) -> Iterator[tuple[int, str]]:
     """Yield the number of a round and an engine: in each round all of them, in shuffled order."""
     rng = random.Random(seed)
