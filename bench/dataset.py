@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from cities import absent_names, read_cities, write_cities
 from engines import OpenEngine
-from operations import TTL, format_rows, rows_of, run_cycle
-from workers import Plan, Say, failure_lines, failures, steps_in_turns
+from operations import TTL, failure_lines, format_rows, rows_of, run_cycle
+from workers import Plan, Say, failures, steps_in_turns
 
 CITIES: Final = 100_000
 ROUNDS: Final = 3

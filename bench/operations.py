@@ -20,7 +20,6 @@ from engines import Engine, OpenEngine
 from workers import (
     Plan,
     Say,
-    failure_lines,
     failures,
     ratios,
     show_spread,
@@ -179,7 +178,7 @@ def format_result(result: dict[str, Any]) -> str:
         format_rows(f"µs, {size:,} B", [row for row in rows if row["value_size"] == size])
         for size in sizes
     ]
-    return "\n\n".join([*tables, *failure_lines(result["failures"])])
+    return "\n\n".join(tables + failure_lines(result["failures"]))
 
 
 def format_rows(heading: str, rows: list[dict[str, Any]]) -> str:
@@ -201,3 +200,8 @@ def format_rows(heading: str, rows: list[dict[str, Any]]) -> str:
             for engine in rows[0]["microseconds"]
         ],
     )
+
+
+def failure_lines(failed: dict[str, str]) -> list[str]:
+    """Return lines for below the tables: who failed, and why."""
+    return [f"{engine} failed: {why}" for engine, why in failed.items()]

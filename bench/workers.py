@@ -67,14 +67,11 @@ class Skipped(Exception):
 class WorkerError(Exception):
     """A task raised something, or its process died: `exit_code` is then that, or minus a signal."""
 
-    def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    @property
-    def brief(self) -> str:
+    def __init__(self, engine: str, what: str, exit_code: int | None = None) -> None:
+        super().__init__(f"{engine}: {what}")
+        self.brief = what.rstrip().splitlines()[-1]  # of a traceback the error itself
         """What happened, in one line for a table."""
-        return str(self).strip().splitlines()[-1]
+        self.exit_code = exit_code
 
 
 @contextmanager
@@ -178,17 +175,17 @@ class Worker:
             try:
                 if not self._pipe.poll(self._patience):
                     self.kill()
-                    raise WorkerError(f"{self.engine}: no sign of life in {self._patience:g} s")
+                    raise WorkerError(self.engine, f"no sign of life in {self._patience:g} s")
                 kind, told = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 self._process.join()
                 code = self._process.exitcode
-                raise WorkerError(f"{self.engine}: died, exit code {code}", code) from None
+                raise WorkerError(self.engine, f"died, exit code {code}", code) from None
             if kind == "said":
                 if self._progress is not None:
                     self._progress.show(f"{self.engine}: {told}")
             elif kind == "raised":
-                raise WorkerError(f"{self.engine}: {told}")
+                raise WorkerError(self.engine, told)
             else:
                 return kind, told
 
@@ -285,8 +282,7 @@ def steps_in_turns(
                 except StopIteration:
                     pass
                 except WorkerError as error:
-                    # Of a traceback the last line.
-                    failure = error.brief.removeprefix(f"{engine}: ")
+                    failure = error.brief
                 del running[engine]
                 courses[engine] = Course(items, failure)
                 shutil.rmtree(plan.place / engine, ignore_errors=True)
@@ -303,11 +299,6 @@ def failures(courses: dict[str, Course[Any]]) -> dict[str, str]:
 def failed_rows(reasons: dict[str, str], columns: int) -> list[list[str]]:
     """Return rows of a table of so many columns, for what `failures` returned."""
     return [[engine, why, *[""] * (columns - 2)] for engine, why in reasons.items()]
-
-
-def failure_lines(reasons: dict[str, str]) -> list[str]:
-    """Return lines for below a table of the engines that did not fail."""
-    return [f"{engine} failed: {why}" for engine, why in reasons.items()]
 
 
 def in_turns(engines: Sequence[str], rounds: int, seed: int = 2) -> Iterator[tuple[int, str]]:

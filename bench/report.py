@@ -1,0 +1,237 @@
+"""The pages and charts that tell what bench/run.py measured, made from bench/results alone.
+
+    python bench/report.py
+
+Writes charts beside the results, bench/README.md, and the part of the project's README between its
+two markers. Run again on the same results it changes nothing.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from demands import judge
+from pictures import Picture, draw
+from run import EXPERIMENTS
+
+from harness import RESULT_FORMAT, machine_line, markdown_table
+
+BEGIN: Final = "<!-- figures: begin, made by bench/report.py -->"
+END: Final = "<!-- figures: end -->"
+SHOWN: Final = ("operations-100.svg", "growth.svg")  # in the project's README
+# Places in the project, which are also links in its README.
+RESULTS: Final = "bench/results"
+PAGE: Final = "bench/README.md"
+
+Results = Mapping[str, dict[str, Any]]
+
+METHOD: Final = """
+`python bench/run.py` measures all of this in under an hour, `--quick` tries all of it in three
+minutes, and `python bench/report.py` makes this page and its charts from
+[the figures](results). `pip install '.[bench]'` brings the other engines; Tkrzw and Kyoto Cabinet
+are taken from the system's Python where it has them.
+
+- **The same work for all**: values are encoded and parsed by orjson; an expiry is stored with each
+  and checked on reading; `create` fails where the key is there, `delete` where it is not; any
+  thread may call. What an engine lacks, its adapter in `engines` adds, in as few lines as it takes.
+- **No engine is tuned more than another**: each is used as its documentation says for speed, and
+  does not wait for the disk but where that is what is measured. `sqlite3-tuned` is what more
+  could be had from SQLite by settings that not every program can have.
+- **Each in a process of its own**, started afresh, on the same disk; never two at a time. They take
+  turns in shuffled order, so that what slows the machine for a while slows each as often.
+- **Medians and extremes** of several rounds. Ratios in the tables are medians of the rounds'
+  ratios.
+- **What fails is told**: an engine that dies, hangs or does not come to an end in its time has a
+  line that says so.
+- Keys are 20 hexadecimal digits in no order, values flat objects of words and numbers.
+"""
+
+CAVEATS: Final = """
+- They are those of one machine, whose owner shares it with others: its speed changes from minute to
+  minute. Ratios of figures taken in turns mean something; microseconds by themselves, and the
+  extremes, mean little.
+- The files are in the page cache but for `limited`: no figure says how long a disk takes to read.
+- All engines are called from Python, by adapters in Python, and most of the time is Python's: JSON,
+  locks, calls. Between engines written in C the gaps would be others, and wider.
+- One process has the store to itself. SQLite and LMDB let several processes share one, and pay for
+  it; kvstore does not.
+- Some engines keep more than is asked for here (order of keys, transactions over many, queries),
+  others promise less: what survives a kill or a damaged disk is in the tables, not in the times.
+- Values are made of a few words, so engines that compress them save more than they might elsewhere.
+"""
+
+
+def read_results(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the results of experiments, and of those without any, why."""
+    results: dict[str, dict[str, Any]] = {}
+    missing: dict[str, str] = {}
+    for name in EXPERIMENTS:
+        try:
+            result = json.loads((folder / f"{name}.json").read_text())
+        except FileNotFoundError:
+            missing[name] = "not measured"
+            continue
+        if result.get("format") != RESULT_FORMAT:
+            missing[name] = f"of format {result.get('format')}, {RESULT_FORMAT} is expected"
+        elif result["quick"]:
+            missing[name] = "from a quick run, whose figures mean nothing"
+        else:
+            results[name] = result
+    return results, missing
+
+
+def draw_all(results: Results, folder: Path) -> dict[str, list[Picture]]:
+    """Draw the charts of all experiments into `folder`, and remove others from there."""
+    pictures = {name: draw(name, result, folder) for name, result in results.items()}
+    drawn = {picture.path for each in pictures.values() for picture in each}
+    for path in folder.glob("*.svg"):
+        if path not in drawn:
+            path.unlink()
+    return pictures
+
+
+def make_page(
+    results: Results, missing: Mapping[str, str], pictures: Mapping[str, list[Picture]]
+) -> str:
+    """Return the full page, which is to be beside the folder of the results."""
+    parts = ["# Figures", METHOD.strip()]
+    if results:
+        parts.append(f"Machine and versions: {machine_line(_first_machine(results))}.")
+    if demands := demands_table(results):
+        parts += ["## What was asked for", demands]
+    for name, result in results.items():
+        experiment = EXPERIMENTS[name]
+        # What an experiment does, its module says: "`name`: how long …".
+        about = sys.modules[experiment.measure.__module__].__doc__ or ""
+        about = about.strip().removeprefix(f"`{name}`: ")
+        parts += [
+            f"## {name.capitalize()}",
+            about[:1].upper() + about[1:],
+            *(_show(each, Path(RESULTS).name) for each in pictures[name]),
+            experiment.format_result(result),
+            _how_measured(name, result),
+        ]
+    parts += ["## What the figures do not say", CAVEATS.strip()]
+    if missing:
+        reasons = "; ".join(f"{name}, {why}" for name, why in missing.items())
+        parts.append(f"Left out: {reasons}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _show(picture: Picture, folder: str) -> str:
+    return f"![{picture.shows}]({folder}/{picture.path.name})"
+
+
+def _how_measured(name: str, result: Mapping[str, Any]) -> str:
+    minutes, date = result["seconds"] / 60, result["machine"]["date"]
+    return f"`python bench/run.py --only {name}`, {minutes:.1f} minutes, {date}."
+
+
+def _first_machine(results: Results) -> Mapping[str, Any]:
+    machine: Mapping[str, Any] = next(iter(results.values()))["machine"]
+    return machine
+
+
+def demands_table(results: Results) -> str:
+    """Return what was asked of kvstore and what it did, as a table; empty where nothing was."""
+    demands = judge(results)
+    if not demands:
+        return ""
+    return markdown_table(
+        ["what", "asked for", "measured", "holds"],
+        [
+            [each.what, each.wanted, each.measured, "yes" if each.holds else "**no**"]
+            for each in demands
+        ],
+    )
+
+
+def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
+    """Return the part of the project's README."""
+    parts = []
+    if results:
+        machine = _first_machine(results)
+        parts.append(
+            f"Measured on a shared {machine['cpu_count']}-core machine ({machine['cpu']}, "
+            f"{machine['system']}, {machine['file_system']}, {machine['python']})."
+        )
+    parts.append(f"Method, all tables and charts, and what they do not say: [{PAGE}]({PAGE}).")
+    if "operations" in results:
+        parts += [
+            "Microseconds an operation takes, and how many times as long as kvstore's:",
+            _short_table(results["operations"]),
+        ]
+    parts += [
+        _show(picture, RESULTS)
+        for each in pictures.values()
+        for picture in each
+        if picture.path.name in SHOWN
+    ]
+    if demands := demands_table(results):
+        parts += ["What was asked for, as ratios of medians:", demands]
+    return "\n\n".join(parts)
+
+
+def _short_table(result: Mapping[str, Any]) -> str:
+    """Return the times of the smallest values, and how many times as fast kvstore is."""
+    size = min(row["value_size"] for row in result["rows"])
+    medians = {
+        row["operation"]: {name: each["median"] for name, each in row["microseconds"].items()}
+        for row in result["rows"]
+        if row["value_size"] == size
+    }
+    engines = list(next(iter(medians.values())))
+    return markdown_table(
+        [f"values of {size:,} B", *medians],
+        [[engine, *(_beside(engine, each) for each in medians.values())] for engine in engines],
+    )
+
+
+def _beside(engine: str, medians: Mapping[str, float]) -> str:
+    figure = f"{medians[engine]:.1f}"
+    if engine == "kvstore" or "kvstore" not in medians:
+        return figure
+    return f"{figure} ({medians[engine] / medians['kvstore']:.2f}×)"
+
+
+def put_between_markers(text: str, part: str) -> str:
+    """Return `text` with `part` between its two markers.
+
+    Raises:
+        ValueError: it does not have both of them, once, in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise ValueError(f"expected {BEGIN!r} and then {END!r}, once each")
+    return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
+
+
+def make_report(root: Path) -> dict[str, str]:
+    """Write charts and pages of the project in a folder; return what was left out, and why."""
+    results, missing = read_results(root / RESULTS)
+    pictures = draw_all(results, root / RESULTS)
+    (root / PAGE).write_text(make_page(results, missing, pictures))
+    readme = root / "README.md"
+    readme.write_text(put_between_markers(readme.read_text(), make_short(results, pictures)))
+    return missing
+
+
+def main() -> None:
+    """Write charts and pages."""
+    parser = argparse.ArgumentParser(prog="bench/report.py", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(__file__).resolve().parent.parent,
+        help="folder of the project (default: the one that this file is in)",
+    )
+    for name, why in make_report(parser.parse_args().root).items():
+        print(f"left out: {name}, {why}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

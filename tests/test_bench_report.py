@@ -1,0 +1,246 @@
+"""The report of the benchmarks, made from results that are made up."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+import pytest
+import report
+from demands import judge
+from histogram import Histogram
+from run import EXPERIMENTS
+from workers import spread
+
+from harness import RESULT_FORMAT
+
+Result = dict[str, Any]
+
+# How many times as long as kvstore each takes.
+ENGINES: Final = {"kvstore": 1.0, "sqlite3": 2.0, "lmdb": 0.5, "diskcache": 9.0}
+OPERATIONS: Final = ("create", "read", "miss", "delete")
+MACHINE: Final = {
+    "date": "2001-02-03T04:05:06+00:00",
+    "cpu": "Abacus",
+    "cpu_count": 3,
+    "system": "Linux",
+    "file_system": "ext4",
+    "python": "CPython 3",
+    "libraries": {"orjson": "1"},
+    "engines": {"kvstore": "kvstore 7"},
+}
+
+
+def figures_of(time: float) -> dict[str, dict[str, float]]:
+    """Return figures of all engines, of which kvstore takes `time`."""
+    return {
+        engine: spread([time * factor * noise for noise in (0.9, 1.0, 1.2)])
+        for engine, factor in ENGINES.items()
+    }
+
+
+def operations() -> Result:
+    return {
+        "failures": {"semidbm": "died, exit code -11"},
+        "rows": [
+            {
+                "value_size": size,
+                "records": 1000,
+                "operation": operation,
+                "microseconds": figures_of(10.0 + place),
+                "ratio_to_kvstore": {name: each for name, each in ENGINES.items() if each != 1},
+            }
+            for size in (100, 1000)
+            for place, operation in enumerate(OPERATIONS)
+        ],
+    }
+
+
+def growth() -> Result:
+    return {
+        "value_size": 100,
+        "base": 100_000,
+        "failures": {"diskcache": "1,000 records when the time was used up"},
+        "rows": [
+            {
+                "engine": engine,
+                "records": records,
+                "microseconds": {each: figures_of(10.0)[engine] for each in ("grow", *OPERATIONS)},
+                "own_cost": {each: 1.7 for each in ("grow", *OPERATIONS) if records > 100_000},
+            }
+            for engine in ("kvstore", "lmdb")
+            for records in (10_000, 100_000, 3_000_000)
+        ],
+    }
+
+
+def latency() -> Result:
+    histogram = Histogram()
+    histogram.add(range(1000, 1_000_000, 7))
+    seen = {
+        "records": 1_000_000,
+        "microseconds": {name: histogram.summary() for name in ("create", "read", "control")},
+        "histograms": {name: histogram.to_json() for name in ("create", "read", "control")},
+        "longest_creates": [{"record": 5, "microseconds": 1000.0}],
+    }
+    return {
+        "records": 1_000_000,
+        "failures": {},
+        "engines": {"kvstore": seen, "sqlite3": seen},
+    }
+
+
+def opening() -> Result:
+    def engine(killed: list[float], came_back: int) -> Result:
+        return {
+            "records": 1000,
+            "killed": killed,
+            "closed": [0.001, 0.002],
+            "came_back": came_back,
+            "wrong": 0,
+            "errors": {},
+        }
+
+    return {
+        "records": 1000,
+        "engines": {"kvstore": engine([0.002, 0.0025], 1000), "lmdb": engine([0.001], 900)},
+    }
+
+
+MADE_UP: Final = {
+    "operations": operations,
+    "growth": growth,
+    "latency": latency,
+    "opening": opening,
+}
+
+
+def make_project(root: Path, *names: str) -> Path:
+    """Make a project of results of some experiments, and a README with nothing between markers."""
+    (root / report.RESULTS).mkdir(parents=True)
+    for name in names:
+        save(root, name, MADE_UP[name]())
+    (root / "README.md").write_text(
+        f"# Before\n\n{report.BEGIN}\nold figures\n{report.END}\n\nAfter.\n"
+    )
+    return root
+
+
+def save(root: Path, name: str, result: Result, **header: Any) -> None:
+    header = {"format": RESULT_FORMAT, "machine": MACHINE, "quick": False, "seconds": 90} | header
+    (root / report.RESULTS / f"{name}.json").write_text(json.dumps({**header, **result}))
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with results of all experiments, and the report of them. Not to be changed."""
+    root = make_project(tmp_path_factory.mktemp("project"), *MADE_UP)
+    report.make_report(root)
+    return root
+
+
+def test_page_holds_the_figures_of_each_experiment(reported: Path) -> None:
+    page = (reported / report.PAGE).read_text()
+    assert "10.00 (9.00–12.00)" in page  # kvstore's create
+    assert "1,000 records when the time was used up" in page
+    assert "semidbm failed: died, exit code -11" in page
+    assert "Abacus" in page
+    assert "kvstore 7" in page
+    assert "## What the figures do not say" in page
+
+
+def test_charts_are_xml_and_shown_in_the_page(reported: Path) -> None:
+    charts = sorted((reported / report.RESULTS).glob("*.svg"))
+    assert [chart.stem for chart in charts] == [
+        *("growth", "latency", "opening", "operations-100", "operations-1000")
+    ]
+    for chart in charts:
+        element = ElementTree.parse(chart).getroot()
+        assert element.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "kvstore" in "".join(element.itertext())
+        assert f"](results/{chart.name})" in (reported / report.PAGE).read_text()
+
+
+def test_a_second_run_changes_nothing(reported: Path) -> None:
+    before = files_of(reported)
+    report.make_report(reported)
+    assert files_of(reported) == before
+
+
+def test_readme_keeps_what_is_around_the_markers(reported: Path) -> None:
+    text = (reported / "README.md").read_text()
+    assert text.startswith(f"# Before\n\n{report.BEGIN}\n")
+    assert text.endswith(f"\n{report.END}\n\nAfter.\n")
+    assert "old figures" not in text
+    assert "](bench/results/operations-100.svg)" in text
+    assert "20.0 (2.00×)" in text  # sqlite3's create
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", report.BEGIN, report.END + report.BEGIN, report.BEGIN + report.END + report.END],
+)
+def test_readme_without_its_markers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="once each"):
+        report.put_between_markers(text, "part")
+
+
+def test_experiment_without_results_is_left_out_with_a_word(tmp_path: Path) -> None:
+    missing = report.make_report(make_project(tmp_path))
+    assert missing.keys() == EXPERIMENTS.keys()
+    page = (tmp_path / report.PAGE).read_text()
+    assert "## Growth" not in page
+    assert "growth, not measured" in page
+
+
+def test_result_of_another_format_is_left_out(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    save(tmp_path, "growth", {"rows": "as they once were"}, format=RESULT_FORMAT - 1)
+    results, missing = report.read_results(tmp_path / report.RESULTS)
+    assert "growth" not in results
+    assert missing["growth"] == f"of format {RESULT_FORMAT - 1}, {RESULT_FORMAT} is expected"
+
+
+def test_quick_result_is_left_out(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    save(tmp_path, "growth", growth(), quick=True)
+    results, missing = report.read_results(tmp_path / report.RESULTS)
+    assert "growth" not in results
+    assert missing["growth"] == "from a quick run, whose figures mean nothing"
+
+
+def test_chart_of_a_result_that_is_gone_is_removed(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    chart = tmp_path / report.RESULTS / "growth.svg"
+    chart.write_text("<svg/>")
+    report.make_report(tmp_path)
+    assert not chart.exists()
+
+
+def test_demands_are_judged_by_the_medians() -> None:
+    demands = judge({name: make_result() for name, make_result in MADE_UP.items()})
+    judged = {each.what: (each.measured, each.holds) for each in demands}
+    everything = "create, read, miss and delete, 100 and 1,000 B"
+    assert judged[f"speed against sqlite3: {everything}"] == (
+        "2.00× (create, 100 B) to 2.00×",
+        True,
+    )
+    assert judged["speed against lmdb: create, 100 B"] == ("0.50×", True)
+    assert judged["speed against lmdb: create, 1,000 B"] == ("0.50×", False)
+    assert judged["recovery of 1,000 records after SIGKILL"] == ("2.25 µs a record", True)
+    assert judged["p99.99 of create while growing to 1,000,000 records"] == ("1.00 ms", True)
+    assert judged["the same, beside sqlite3's"] == ("1.00 ms", False)  # it is the same
+    (own_cost,) = (each for each in demands if each.what.startswith("own cost"))
+    assert "create 1.70×" in own_cost.measured
+    assert not own_cost.holds
+
+
+def test_demand_says_where_not_all_of_it_was_measured() -> None:
+    result = operations()
+    del result["rows"][0]["microseconds"]["diskcache"]
+    (demand,) = (each for each in judge({"operations": result}) if "diskcache" in each.what)
+    assert demand.measured.endswith("; 7 of 8 were measured")
