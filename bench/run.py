@@ -20,12 +20,14 @@ import anatomy
 import dataset
 import durable
 import growth
+import harm
 import latency
 import limited
 import memory
 import mixes
 import opening
 import operations
+import space
 import threads
 from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
@@ -51,6 +53,8 @@ EXPERIMENTS: Final = {
     "memory": Experiment(memory.measure, memory.format_result),
     "limited": Experiment(limited.measure, limited.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
+    "space": Experiment(space.measure, space.format_result),
+    "harm": Experiment(harm.measure, harm.format_result),
     "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
