@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anatomy
+import dataset
 import durable
 import growth
+import harm
 import latency
 import limited
 import memory
 import mixes
 import opening
 import operations
+import space
 import threads
 from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
@@ -41,6 +44,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "dataset": Experiment(dataset.measure, dataset.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),
     "latency": Experiment(latency.measure, latency.format_result),
@@ -49,6 +53,8 @@ EXPERIMENTS: Final = {
     "memory": Experiment(memory.measure, memory.format_result),
     "limited": Experiment(limited.measure, limited.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
+    "space": Experiment(space.measure, space.format_result),
+    "harm": Experiment(harm.measure, harm.format_result),
     "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
