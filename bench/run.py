@@ -32,7 +32,7 @@ import threads
 from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
 
-from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
+from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line, to_json
 
 
 class Experiment(NamedTuple):
@@ -123,7 +123,7 @@ def main() -> None:
             "seconds": seconds,
             **result,
         }
-        text = json.dumps(saved, indent=2) + "\n"
+        text = to_json(saved) + "\n"
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
         # As it reads back, numbers that were keys being strings then: so will the report have it.
