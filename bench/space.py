@@ -7,8 +7,8 @@ system has allocated to its files: the file of LMDB is a map of 8 GiB with holes
 
 How many records fit is, for kvstore, found by filling it (see `capacity`). For the others, and
 beside that for kvstore too, it is what follows from the bytes of these records, less those of an
-empty store. The values are made of a few words: engines that compress them save more than they
-might elsewhere.
+empty store; the two figures of kvstore show how rough that is. The values are made of a few words:
+engines that compress them save more than they might elsewhere.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from shutil import rmtree
 from typing import Any, Final
 
 import orjson
-from capacity import format_capacity, measure_capacity
+from capacity import QUICK_SIZES, SIZES, format_capacity, measure_capacity
 from cities import read_cities, write_cities
 from engines import ENGINES, OpenEngine
 from files import allocated
@@ -35,8 +35,6 @@ ALLOWANCE: Final = 6.0  # seconds for the records of one size
 FULL: Final = 1_000_000_000  # bytes
 QUICK_FULL: Final = 8 << 20
 TINY_FULL: Final = 4 << 20
-CAPACITY_SIZES: Final = (100, 1000, 16_000, 16_384)
-QUICK_CAPACITY_SIZES: Final = (16_384,)
 CITIES: Final = "cities"
 
 Figures = dict[str, Any]
@@ -142,8 +140,8 @@ def _measure_capacity(plan: Plan) -> Iterator[dict[str, Any]]:
     folder = plan.place / "capacity"
     folder.mkdir()
     with Worker("kvstore", plan.progress) as worker:
-        for size in QUICK_CAPACITY_SIZES if plan.quick else CAPACITY_SIZES:
-            yield worker.call(measure_capacity, folder, size, max_bytes)
+        for size, twice in (QUICK_SIZES if plan.quick else SIZES).items():
+            yield worker.call(measure_capacity, folder, size, max_bytes, twice)
 
 
 def format_result(result: dict[str, Any]) -> str:
