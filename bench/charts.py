@@ -99,12 +99,17 @@ def draw_dots(
 
 
 def _by_rank(panels: Mapping[str, Mapping[str, Range]], more_is_better: bool) -> list[str]:
-    """Return all engines, by the mean of their figures' logarithms."""
+    """Return all engines, by the mean of their figures' logarithms; last those that lack some."""
     logarithms: dict[str, list[float]] = {}
     for figures in panels.values():
         for engine, figure in figures.items():
             logarithms.setdefault(engine, []).append(log10(figure.median))
-    return sorted(logarithms, key=lambda each: fmean(logarithms[each]), reverse=more_is_better)
+    sign = -1 if more_is_better else 1
+
+    def rank(engine: str) -> tuple[int, float]:
+        return -len(logarithms[engine]), sign * fmean(logarithms[engine])
+
+    return sorted(logarithms, key=rank)
 
 
 def _draw_panel_of_dots(axes: Axes, engines: Sequence[str], figures: Mapping[str, Range]) -> None:

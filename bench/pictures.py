@@ -143,15 +143,16 @@ def _memory(result: Result, folder: Path) -> Iterable[Picture]:
 
 
 def _limited(result: Result, folder: Path) -> Iterable[Picture]:
-    shows = f"Throughput in {result['limit_bytes'] // _MEBIBYTE} MiB of memory"
+    limit = result["limit_bytes"] // _MEBIBYTE
+    shows = f"Throughput in {limit} MiB of memory, of those that lived"
     path = folder / "limited.svg"
     panels = {
-        f"{what}s": {
-            engine: _single(each[done] / each[f"{what}_seconds"])
+        f"{task}s": {
+            engine: _single(each[task]["count"] / each[task]["seconds"])
             for engine, each in result["engines"].items()
-            if each.get(done)
+            if each.get(task, {}).get("outcome") == "fine"
         }
-        for what, done in (("create", "created"), ("read", "read"))
+        for task in ("create", "read")
     }
     draw_dots(path, shows, panels, "operations a second", more_is_better=True)
     yield Picture(path, shows)

@@ -213,16 +213,17 @@ class _Rebuild:
         # Local names, here and in `_members`: these two loops are all that recovery costs.
         seed, now_ms, digest = self._file.hash_seed, self._now_ms, xxh3_64_intdigest
         header_size, part_shift, hash_bits = RECORD_HEADER_SIZE, _PART_SHIFT, ~_PLACE_MASK
+        alignment_shift = _ALIGNMENT_SHIFT
         notes = [part.append for part in self._parts]
-        place, places = base >> _ALIGNMENT_SHIFT, block_size >> _ALIGNMENT_SHIFT
         heads = words[0::step].tolist()
         expiries = words[2::step].tolist()
         self._any_expires = self._any_expires or any(expiries)
         # Few different pairs of sizes occur: what follows from a header's first word is kept.
         shapes = {head: _shape(head, least, block_size) for head in set(heads)}
         positions = []
-        for position, head, created_at, expires_at, checksum in zip(
+        for position, offset, head, created_at, expires_at, checksum in zip(
             range(0, end_of_blocks, block_size),
+            range(base, base + end_of_blocks, block_size),
             heads,
             words[1::step].tolist(),
             expiries,
@@ -233,13 +234,14 @@ class _Rebuild:
             if end:
                 value_start += position
                 key_hash = digest(contents[position + header_size : value_start], seed)
-                if checksum == digest(
-                    contents[value_start : position + end],
-                    key_hash ^ created_at ^ expires_at << 16 ^ base + position,
-                ) and (not expires_at or now_ms < expires_at < TIME_LIMIT):
+                checksum_seed = key_hash ^ created_at ^ offset
+                if expires_at:
+                    if not now_ms < expires_at < TIME_LIMIT:
+                        continue
+                    checksum_seed ^= expires_at << 16
+                if checksum == digest(contents[value_start : position + end], checksum_seed):
                     positions.append(position)
-                    notes[key_hash >> part_shift](key_hash & hash_bits | place)
-            place += places
+                    notes[key_hash >> part_shift](key_hash & hash_bits | offset >> alignment_shift)
         return positions
 
     def _clear_losers(self, contents: bytes, base: int) -> int:

@@ -276,10 +276,9 @@ class Slab:
     def holds(self, slot_tail: int, key: bytes) -> bool:
         """Tell whether the block that a slot's last word tells of holds a record of `key`."""
         offset = slot_tail & SLOT_RECORD_MASK
-        extent = offset >> EXTENT_SHIFT
-        if not FIXED_EXTENTS <= extent < self._file.extent_count:
+        if not _FIRST_RECORD <= offset < self._file.size:
             return False
-        entry = self._words[map_entry_offset(extent) >> 3]
+        entry = self._words[EXTENT_MAP_OFFSET + (offset >> EXTENT_SHIFT << 4) >> 3]
         size_class = entry >> 8 & 0xFF
         return (
             entry & ENTRY_KIND_MASK == KIND_SLAB
