@@ -9,7 +9,6 @@ tmpfs they mean nothing.
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -34,7 +33,7 @@ ROUNDS: Final = 5
 QUICK_RECORDS: Final = 100
 QUICK_SECONDS: Final = 0.05
 QUICK_ROUNDS: Final = 1
-MOST_OPERATIONS: Final = 20_000  # of a thread in one go
+MOST_OPERATIONS: Final = 10_000  # of a thread in one go
 
 # Nanoseconds that each operation took, for each thread; and the seconds for all of them.
 Took = tuple[float, list[list[int]]]
@@ -55,6 +54,10 @@ def run_durable(
     finally:
         store.close()
     store = open_engine(folder, durable=True)
+
+    def create(key: str) -> None:
+        store.create(key, values[int(key, 16) % len(values)], TTL)
+
     try:
         yield {}
         for number in range(rounds):
@@ -63,36 +66,31 @@ def run_durable(
                 say(f"{threads} threads, round {number + 1} of {rounds}")
                 keys = make_keys(MOST_OPERATIONS * threads, first=records)
                 parts = [keys[first::threads] for first in range(threads)]
-                creates = [
-                    [partial(store.create, *each, TTL) for each in zip(part, cycle(values))]
-                    for part in parts
-                ]
-                created = cases["create", threads] = time_until(seconds, creates)
-                deletes = [
-                    [partial(store.delete, key) for key in part[: len(took)]]
-                    for part, took in zip(parts, created[1], strict=True)
-                ]
-                deleted = cases["delete", threads] = time_until(seconds, deletes)
-                for part, took in zip(deletes, deleted[1], strict=True):
-                    for delete in part[len(took) :]:
-                        delete()
+                created = cases["create", threads] = time_until(seconds, create, parts)
+                parts = [part[: len(took)] for part, took in zip(parts, created[1], strict=True)]
+                deleted = cases["delete", threads] = time_until(seconds, store.delete, parts)
+                for part, took in zip(parts, deleted[1], strict=True):
+                    for key in part[len(took) :]:
+                        store.delete(key)
             yield cases
     finally:
         store.close()
 
 
-def time_until(seconds: float, parts: Sequence[Sequence[Callable[[], object]]]) -> Took:
-    """Have a thread for each part do its operations, in order, until the time is over."""
+def time_until(
+    seconds: float, operation: Callable[[str], object], parts: Sequence[Sequence[str]]
+) -> Took:
+    """Have a thread for each part do the operation for its keys, until the time is over."""
     gc.collect()
-    end = perf_counter_ns() + round(seconds * 1e9)
 
-    def work(part: Sequence[Callable[[], object]]) -> list[int]:
+    def work(keys: Sequence[str]) -> list[int]:
         took: list[int] = []
         begin = perf_counter_ns()
-        for operation in part:
+        end = begin + round(seconds * 1e9)
+        for key in keys:
             if begin >= end:
                 break
-            operation()
+            operation(key)
             now = perf_counter_ns()
             took.append(now - begin)
             begin = now

@@ -1,7 +1,7 @@
 """Flushes shared between threads: who leads, who follows, and what a failure means for all.
 
 Nothing here waits for time to pass. A flush is a function that stops at a gate, and a thread is
-known to wait for its turn once it has gone to sleep on the condition that all of them share.
+known to wait for its turn once it has found a lock taken.
 """
 
 import errno
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+import kvstore.flushing
 from kvstore.flushing import SharedFlush
 
 PATIENCE_SECONDS = 60
@@ -22,9 +23,12 @@ class Disk:
         self.started = threading.Semaphore(0)
         self._gates: list[threading.Event] = []
         self._outcomes: list[BaseException | None] = []
+        self._stops = True
 
     def __call__(self) -> None:
         gate = threading.Event()
+        if not self._stops:
+            gate.set()
         self._gates.append(gate)
         self._outcomes.append(None)
         number = len(self._gates) - 1
@@ -48,18 +52,41 @@ class Disk:
         self._outcomes[-1] = outcome
         self._gates[-1].set()
 
+    def end_all(self) -> None:
+        """Let the newest flush end, and all to come at once."""
+        self._stops = False
+        self.end()
 
-class Waiters(threading.Condition):
-    """The condition of a `SharedFlush` that tells when threads have gone to sleep on it."""
 
-    def __init__(self, lock: threading.Lock) -> None:
-        super().__init__(lock)
+class Waiters:
+    """Tells when threads have gone to sleep, and may interrupt the next that would."""
+
+    def __init__(self) -> None:
         self.asleep = threading.Semaphore(0)
+        self.interrupt: BaseException | None = None
 
-    def wait(self, timeout: float | None = None) -> bool:
-        # Whoever is told so has to take the lock to disturb us, and that `super().wait` lets go of.
-        self.asleep.release()
-        return super().wait(timeout)
+    def make_lock(self) -> "ToldLock":
+        return ToldLock(self)
+
+
+class ToldLock:
+    """A lock that tells when somebody finds it taken."""
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._waiters.asleep.release()
+            self._lock.acquire()
+            if self._waiters.interrupt is not None:
+                self._lock.release()
+                interrupt, self._waiters.interrupt = self._waiters.interrupt, None
+                raise interrupt
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Callers:
@@ -107,16 +134,18 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def shared(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> SharedFlush:
-    flush = SharedFlush(disk)
-    monkeypatch.setattr(flush, "_turn", Waiters(flush._lock))
-    return flush
+def waiters() -> Waiters:
+    return Waiters()
 
 
 @pytest.fixture
-def callers(shared: SharedFlush) -> Callers:
-    waiters = shared._turn
-    assert isinstance(waiters, Waiters)
+def shared(disk: Disk, waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> SharedFlush:
+    monkeypatch.setattr(kvstore.flushing, "Lock", waiters.make_lock)
+    return SharedFlush(disk)
+
+
+@pytest.fixture
+def callers(shared: SharedFlush, waiters: Waiters) -> Callers:
     return Callers(shared, waiters)
 
 
@@ -148,7 +177,6 @@ def test_followers_share_the_next_flush(callers: Callers, disk: Disk) -> None:
         callers.call(f"follower {number}", and_sleep=True)
     disk.end()
     disk.wait_for_start()
-    callers.wait_for_sleepers(6)  # one leads, the other six have gone to sleep again
     disk.end()
     outcomes = callers.join()
     assert len(outcomes) == 8
@@ -218,7 +246,6 @@ def test_interrupted_flush_is_no_failure_and_its_followers_flush_again(
     callers.call("follower 2", and_sleep=True)
     disk.end(interrupt)
     disk.wait_for_start()
-    callers.wait_for_sleepers(1)
     assert callers.outcomes == {"leader": interrupt}
     disk.end()
     assert callers.join() == {"leader": interrupt, "follower 1": None, "follower 2": None}
@@ -236,7 +263,6 @@ def test_followers_of_an_interrupted_second_flush_flush_once_more(
     callers.call("another", and_sleep=True)
     disk.end()
     disk.wait_for_start()
-    callers.wait_for_sleepers(1)
     disk.end(interrupt)
     disk.wait_for_start()
     assert len(callers.outcomes.keys() & {"one", "another"}) <= 1
@@ -245,6 +271,29 @@ def test_followers_of_an_interrupted_second_flush_flush_once_more(
     assert outcomes.pop("first") is None
     assert set(outcomes.values()) == {interrupt, None}
     assert disk.flushes == 3
+
+
+def test_followers_of_a_leader_interrupted_before_its_flush_have_another_lead(
+    callers: Callers, disk: Disk, waiters: Waiters
+) -> None:
+    interrupt = KeyboardInterrupt()
+    callers.call("first", and_sleep=False)
+    disk.wait_for_start()
+    callers.call("leader", and_sleep=True)
+    callers.call("follower 1", and_sleep=True)
+    callers.call("follower 2", and_sleep=True)
+    waiters.interrupt = interrupt
+    disk.end()
+    disk.wait_for_start()
+    callers.call("late", and_sleep=True)
+    disk.end_all()
+    assert callers.join() == {
+        "first": None,
+        "leader": interrupt,
+        "follower 1": None,
+        "follower 2": None,
+        "late": None,
+    }
 
 
 def test_calls_after_the_end_return_at_once(disk: Disk, shared: SharedFlush) -> None:

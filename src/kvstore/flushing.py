@@ -1,15 +1,32 @@
 """Shared flushes: threads that wait for stable storage at the same time share one flush.
 
 A flush covers what was written before it *started*. So a thread that arrives while one runs waits
-for the next; the first to find none running leads it, and all who wait by then follow (the group
-commit of databases).
+for the next: the first to arrive leads that one, and all who arrive until it starts follow (the
+group commit of databases).
+
+The followers of a flush pass its gate one by one, each letting in the next. Woken all at once, as
+by a condition, they would mostly queue for the interpreter's lock, and for the condition's own:
+with eight threads and a fast disk that cost more than the flushes did (`bench/durable.py`).
 
 Invariant: after a flush has failed, no later one is trusted. The kernel may have dropped the pages
 that it could not write and would call the next flush a success.
 """
 
-import threading
 from collections.abc import Callable
+from threading import Lock
+from typing import Final
+
+_NEXT: Final = "next"
+
+
+class _Flush:
+    """A flush that may be joined, or runs, or has ended: then its gate is open."""
+
+    __slots__ = ("gate", "succeeded")
+
+    def __init__(self) -> None:
+        self.gate = Lock()
+        self.succeeded = False
 
 
 class SharedFlush:
@@ -17,13 +34,12 @@ class SharedFlush:
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
-        # Taken as it is: a condition's own `with` is two functions in Python, and an exception at
-        # the start of one of them, as a signal may raise it, would leave the lock held for good.
-        self._lock = threading.Lock()
-        self._turn = threading.Condition(self._lock)
-        self._started = 0  # number of the newest flush
-        self._succeeded = 0  # number of the newest one that succeeded
-        self._running = False
+        # Locks are taken as they are, by `with`: what wraps one in functions of Python may be
+        # interrupted by a signal between them, and leave it held for good.
+        self._disk = Lock()  # held by the leader that flushes
+        # Under `_NEXT` the flush that may be joined, if any. A dict, for its `setdefault` is one
+        # step: of those who find none, one leads.
+        self._joinable: dict[str, _Flush] = {}
         self._error: OSError | None = None
         self._ended = False
 
@@ -35,39 +51,46 @@ class SharedFlush:
         Raises:
             OSError: that flush, or any before it, failed.
         """
-        number = 0  # of the flush that this call leads
-        try:
-            with self._lock:
-                # A running flush may have started before our writes: only the one after it will do.
-                wanted = self._started + 1
-                while self._running and self._succeeded < wanted and not self._ended:
-                    self._turn.wait()
-                self._raise_failure()
-                if self._ended or self._succeeded >= wanted:
-                    return
-                number = self._started + 1
-                self._started = number
-                self._running = True
-            self._flush()
-            self._succeeded = number
-        except OSError as failure:
-            self._error = self._error or failure
-            raise
-        finally:
-            # An interrupted flush did not succeed, and did not fail: its followers start the next.
-            if number:
-                # Before the lock is taken, which may fail for want of memory.
-                self._running = False
-                with self._lock:
-                    self._turn.notify_all()
+        while not self._take_part():
+            pass
+
+    def _take_part(self) -> bool:
+        """Lead the next flush, or follow it; return False where its leader was interrupted."""
+        own = _Flush()
+        with own.gate:
+            flush = self._joinable.setdefault(_NEXT, own)
+            if flush is own:
+                with self._disk:
+                    # What is written from here on, this flush may not cover.
+                    self._joinable.pop(_NEXT, None)
+                    self._lead()
+                    own.succeeded = True
+        if flush is own:
+            return True
+        with flush.gate:
+            pass
+        if flush.succeeded:
+            return True
+        self._raise_failure()
+        # Interrupted, its leader may have left it there. Should this take away another one, that
+        # one is joined by nobody else, and no harm is done.
+        self._joinable.pop(_NEXT, None)
+        return False
+
+    def _lead(self) -> None:
+        self._raise_failure()
+        if not self._ended:
+            try:
+                self._flush()
+            except OSError as failure:
+                self._error = failure
+                raise
 
     def end(self) -> None:
         """Wait for the running flush, if any; from now on calls return at once."""
-        with self._lock:
-            while self._running:
-                self._turn.wait()
-            self._ended = True
-            self._turn.notify_all()
+        self._ended = True
+        with self._disk:
+            pass
 
     def _raise_failure(self) -> None:
         if self._error is not None:
