@@ -23,8 +23,7 @@ from pathlib import Path
 from statistics import median
 from textwrap import indent
 from time import perf_counter_ns, time_ns
-from typing import Any, Final, NamedTuple
-from unittest import mock
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 from engines import OpenEngine
@@ -32,7 +31,10 @@ from workers import Plan, Say, Skipped, Worker, spread
 from xxhash import xxh3_64_intdigest
 
 from harness import key_of, make_keys, make_values, markdown_table
-from kvstore import KVStore, codec, layout, slab
+
+# Every process of a benchmark imports this module; only its own task is to bring kvstore along.
+if TYPE_CHECKING:
+    from kvstore import KVStore
 
 VALUE_SIZE: Final = 100
 DISTINCT_VALUES: Final = 1000
@@ -155,8 +157,10 @@ def _samples(make: Callable[[], tuple[str, Any]]) -> Iterator[Pairs]:
         yield [make() for _ in range(KEYS)]
 
 
-def _names(store: KVStore) -> dict[str, Any]:
+def _names(store: "KVStore") -> dict[str, Any]:
     """Return what the statements call and use."""
+    from kvstore import codec, layout, slab
+
     return {
         **vars(layout),
         **vars(codec),
@@ -185,6 +189,8 @@ def take_apart(
     Returns:
         By operation, for each round what each loop took; and what is seldom done, by record.
     """
+    from kvstore import KVStore
+
     directory.mkdir()
     values = make_values(VALUE_SIZE, DISTINCT_VALUES)
     encoded = [bytearray(orjson.dumps(value)) for value in values]
@@ -236,8 +242,11 @@ def _timing(owner: object, method: str) -> Iterator[list[int]]:
         finally:
             taken.append(perf_counter_ns() - begin)
 
-    with mock.patch.object(owner, method, timed):
+    setattr(owner, method, timed)
+    try:
         yield taken
+    finally:
+        delattr(owner, method)
 
 
 def measure(plan: Plan) -> dict[str, Any]:

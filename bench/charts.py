@@ -77,7 +77,6 @@ def draw_dots(
         unit: of the figures.
         more_is_better: which is the best.
     """
-    panels = {name: figures for name, figures in panels.items() if figures}
     engines = _by_rank(panels, more_is_better)
     height = 0.95 + 0.235 * len(engines)
     with mpl.rc_context(_SETTINGS):
@@ -99,12 +98,17 @@ def draw_dots(
 
 
 def _by_rank(panels: Mapping[str, Mapping[str, Range]], more_is_better: bool) -> list[str]:
-    """Return all engines, by the mean of their figures' logarithms."""
+    """Return all engines, by the mean of their figures' logarithms; last those that lack some."""
     logarithms: dict[str, list[float]] = {}
     for figures in panels.values():
         for engine, figure in figures.items():
             logarithms.setdefault(engine, []).append(log10(figure.median))
-    return sorted(logarithms, key=lambda each: fmean(logarithms[each]), reverse=more_is_better)
+    sign = -1 if more_is_better else 1
+
+    def rank(engine: str) -> tuple[int, float]:
+        return -len(logarithms[engine]), sign * fmean(logarithms[engine])
+
+    return sorted(logarithms, key=rank)
 
 
 def _draw_panel_of_dots(axes: Axes, engines: Sequence[str], figures: Mapping[str, Range]) -> None:
@@ -157,19 +161,21 @@ def draw_lines(
         panels: lines by engine, by what they are of.
         labels: of the axes, x and y.
         ticks: what to write at which x; None: at each x of the lines, the number.
-        columns: how many panels are side by side; all rows are full.
+        columns: how many panels are side by side.
     """
     engines = list(dict.fromkeys(engine for lines in panels.values() for engine in lines))
     if ticks is None:
         every = sorted({x for lines in panels.values() for line in lines.values() for x, _ in line})
         ticks = {x: show_number(x) for x in every}
-    rows = len(panels) // columns
+    rows = ceil(len(panels) / columns)
     legend_rows = ceil(len(engines) / 6)
     height = 0.95 + (2.15 if rows > 1 else 3.0) * rows + 0.22 * legend_rows
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height))
         grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-        for axes, (name, lines) in zip(grid.flat, panels.items(), strict=True):
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
             axes.set_title(name, loc="left", pad=4)
             _draw_panel_of_lines(axes, lines, ticks)
         for axes in grid[-1]:
@@ -178,7 +184,7 @@ def draw_lines(
             axes.set_ylabel(labels[1])
         figure.subplots_adjust(
             left=0.72 / _WIDTH, right=1 - 0.15 / _WIDTH, top=1 - 0.55 / height,
-            bottom=(0.55 + 0.22 * legend_rows) / height, wspace=0.14, hspace=0.24,
+            bottom=(0.55 + 0.22 * legend_rows) / height, wspace=0.08 * columns, hspace=0.24,
         )  # fmt: skip
         handles, names = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="lower center", ncols=6, columnspacing=1.2)

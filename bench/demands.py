@@ -46,6 +46,28 @@ def judge(results: Results) -> list[Demand]:
     ]
 
 
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Return what else a user of kvstore would know: what it is, and the figure."""
+    told = []
+    if "space" in results:
+        held = ", ".join(
+            f"{each['records']:,} of {each['value_size']:,} B"
+            for each in results["space"]["capacity"]
+            if each["max_bytes"] == results["space"]["full_bytes"]
+        )
+        if held:
+            told.append((f"records in {results['space']['full_bytes']:,} bytes of file", held))
+    if closed := results.get("opening", {}).get("engines", {}).get("kvstore", {}).get("closed"):
+        records = results["opening"]["engines"]["kvstore"]["records"]
+        what = f"opening a closed store of {records:,} records"
+        told.append((what, f"{median(closed) * 1e3:.1f} ms"))
+    if own := results.get("memory", {}).get("imports", {}).get("kvstore"):
+        told.append(
+            ("importing kvstore, beyond orjson", f"{own['seconds']['median'] * 1e3:.0f} ms")
+        )
+    return told
+
+
 def _speeds(result: Mapping[str, Any]) -> Iterator[Demand]:
     medians = {
         (row["operation"], row["value_size"]): {

@@ -4,15 +4,13 @@ Keys and values are functions of their number, so that every process of a benchm
 ones without being sent them, and none has to be kept.
 """
 
-import argparse
 import json
 import os
 import platform
 import random
+import re
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -170,37 +168,12 @@ def _version(library: str) -> str:
 # --- running -------------------------------------------------------------------------------------
 
 
-def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
-    parser = argparse.ArgumentParser(prog=f"bench/{name}.py", description=description)
-    parser.add_argument("--quick", action="store_true", help="small and short; see if it works")
-    parser.add_argument(
-        "--dir", type=Path, help="folder for the files (default: the temporary folder)"
+def to_json(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON to be kept: indented, but with each list of numbers on one line."""
+    text = json.dumps(result, indent=2)
+    return re.sub(
+        r"\[\n\s+([-+.\deE,\s]+?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"JSON file to write (default: bench/results/{name}.json, with --quick none)",
-    )
-    return parser
-
-
-@contextmanager
-def scratch_directory(parent: Path | None) -> Iterator[Path]:
-    """Make a new folder under `parent`, or under the temporary folder; remove it at the end."""
-    with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=parent) as name:
-        yield Path(name)
-
-
-def save(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Write `result` where the arguments of the benchmark say."""
-    path: Path | None = arguments.output
-    if path is None:
-        if arguments.quick:
-            return
-        path = RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 class Progress:
@@ -233,8 +206,3 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
         + " |"
         for line in [lines[0], rule, *lines[1:]]
     )
-
-
-def percentile(ordered: Sequence[int], share: float) -> int:
-    """Return the member of a sorted sequence that `share` (0 to 1) of the members do not exceed."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

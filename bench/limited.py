@@ -1,23 +1,25 @@
 """`limited`: 500 MB of data in a process that may use 64 MiB, page cache included.
 
-A memory cgroup holds each engine's process, from before its library is imported; what Python and
-the harness had taken by then is subtracted from its limit. It creates the records, then reads some
-at random, each for as long as the time allows. The kernel takes page cache back where it can, and
-ends the process where that is not enough.
+A memory cgroup holds the process, from before the engine's library is imported; what Python and the
+harness have taken by then is subtracted from its limit. One process creates records, as many as the
+time allows. Then the records are made without a limit, all of them or as many as a longer time
+allows, are dropped from the page cache, and another process reads some at random. The kernel takes
+page cache back where it can, and ends the process where that is not enough.
 """
 
 import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Self
 
-from engines import OpenEngine
-from filling import CHUNK, Records
-from workers import Plan, Say, Skipped, Worker, WorkerError
+from engines import ENGINES, OpenEngine
+from filling import Records
+from workers import Plan, Say, Skipped, Worker, WorkerError, noting_failure
 
 from harness import describe_machine, key_of, markdown_table
 
@@ -25,8 +27,9 @@ LIMIT: Final = 64 << 20  # bytes
 VALUE_SIZE: Final = 1000
 RECORDS: Final = 500_000
 QUICK_RECORDS: Final = 20_000
-SECONDS: Final = (25.0, 6.0)  # to create, to read
-QUICK_SECONDS: Final = (0.3, 0.1)
+SECONDS: Final = (12.0, 30.0, 6.0)  # to create with little memory, to create with all, to read
+QUICK_SECONDS: Final = (0.3, 0.3, 0.1)
+READS: Final = 100  # between two looks at the clock
 PATIENCE: Final = 60.0
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -118,43 +121,62 @@ class Notes:
         new.replace(self._path)
 
 
-def create_and_read(
+def create(
     open_engine: OpenEngine,
     say: Say,
     directory: Path,
     notes_path: Path,
     records: int,
-    seconds: tuple[float, float],
+    seconds: float,
 ) -> None:
-    """Task: create records, read at random, both as the time allows; note how far it is."""
-    directory.mkdir()
+    """Task: create records, as many as the time allows; note how far it is."""
     notes = Notes(notes_path)
-    known = Records(VALUE_SIZE)
-    to_create, to_read = seconds
     begin = perf_counter()
     store = open_engine(directory)
-    created = known.fill(
+    Records(VALUE_SIZE).fill(
         store,
         range(records),
-        to_create,
+        seconds,
         say,
-        lambda done: notes.set(created=done, create_seconds=perf_counter() - begin),
+        lambda done: notes.set(count=done, seconds=perf_counter() - begin),
     )
-    rng = random.Random(6)
-    read, taken = 0, 0.0
-    begin = perf_counter()
-    while taken < to_read:
-        for _ in range(CHUNK // 10):
-            store.read(key_of(rng.randrange(created)))
-        read += CHUNK // 10
-        taken = perf_counter() - begin
-        say(f"{read:,} read")
-        notes.set(read=read, read_seconds=taken)
     store.close()
 
 
+def read(
+    open_engine: OpenEngine,
+    say: Say,
+    directory: Path,
+    notes_path: Path,
+    records: int,
+    seconds: float,
+) -> None:
+    """Task: read random ones of so many records, for some time; note how far it is."""
+    notes = Notes(notes_path)
+    rng = random.Random(6)
+    store = open_engine(directory)
+    count, taken = 0, 0.0
+    begin = perf_counter()
+    while taken < seconds:
+        for _ in range(READS):
+            store.read(key_of(rng.randrange(records)))
+        count += READS
+        taken = perf_counter() - begin
+        say(f"{count:,} read")
+        notes.set(count=count, seconds=taken)
+    store.close()
+
+
+def load(open_engine: OpenEngine, say: Say, directory: Path, records: int, seconds: float) -> int:
+    """Task: create records, as many as the time allows; return their number."""
+    store = open_engine(directory)
+    created = Records(VALUE_SIZE).fill(store, range(records), seconds, say)
+    store.close()
+    return created
+
+
 def measure(plan: Plan) -> dict[str, Any]:
-    """Give each engine its group.
+    """Let each engine create and read in groups of its own.
 
     Raises:
         Skipped: no group can be made here, or files in the folder are memory themselves.
@@ -163,33 +185,67 @@ def measure(plan: Plan) -> dict[str, Any]:
     if file_system in ("tmpfs", "ramfs"):
         raise Skipped(f"files in {plan.place} are in memory ({file_system}): see --dir")
     records = QUICK_RECORDS if plan.quick else RECORDS
-    seconds = QUICK_SECONDS if plan.quick else SECONDS
+    to_create, to_load, to_read = QUICK_SECONDS if plan.quick else SECONDS
     engines: dict[str, dict[str, Any]] = {}
     for engine in plan.engines:
-        notes_path = plan.place / f"{engine}.json"
-        try:
-            group = MemoryGroup()
-        except OSError as error:
-            raise Skipped(f"no memory cgroup can be made: {error}") from error
-        with group:
-            outcome = "fine"
-            try:
-                with Worker(engine, plan.progress, PATIENCE) as worker:
-                    group.hold(worker.pid, LIMIT - worker.call(get_ready))
-                    worker.call(create_and_read, plan.place / engine, notes_path, records, seconds)
-            except WorkerError as error:
-                outcome = "killed for want of memory" if group.kills else error.brief
-        figures = json.loads(notes_path.read_text()) if notes_path.exists() else {}
-        engines[engine] = {"outcome": outcome, **figures}
-        shutil.rmtree(plan.place / engine, ignore_errors=True)
+        directory = plan.place / engine
+        directory.mkdir()
+        engines[engine] = {"create": _in_group(plan, engine, create, records, to_create)}
+        shutil.rmtree(directory)
+        if not ENGINES[engine].keeps_a_file:
+            continue
+        directory.mkdir()
+        errors: dict[str, str] = {}
+        with noting_failure(errors, "load"), Worker(engine, plan.progress, PATIENCE) as worker:
+            loaded = worker.call(load, directory, records, to_load)
+            engines[engine]["loaded"] = loaded
+        if errors:
+            engines[engine]["read"] = {"outcome": errors["load"]}
+        else:
+            _drop_from_cache(directory)
+            engines[engine]["read"] = _in_group(plan, engine, read, loaded, to_read)
+        shutil.rmtree(directory)
     return {
         "limit_bytes": LIMIT,
         "value_size": VALUE_SIZE,
         "records": records,
-        "allowances_seconds": seconds,
         "read_ahead_bytes": _read_ahead(plan.place),
         "engines": engines,
     }
+
+
+def _in_group(
+    plan: Plan,
+    engine: str,
+    task: Callable[[OpenEngine, Say, Path, Path, int, float], None],
+    records: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Have a process with little memory do a task; return its figures, and its outcome."""
+    notes_path = plan.place / "notes.json"
+    notes_path.write_text("{}")
+    try:
+        group = MemoryGroup()
+    except OSError as error:
+        raise Skipped(f"no memory cgroup can be made: {error}") from error
+    outcome = "fine"
+    with group:
+        try:
+            with Worker(engine, plan.progress, PATIENCE) as worker:
+                group.hold(worker.pid, LIMIT - worker.call(get_ready))
+                worker.call(task, plan.place / engine, notes_path, records, seconds)
+        except WorkerError as error:
+            outcome = "killed for want of memory" if group.kills else error.brief
+    return {"outcome": outcome, **json.loads(notes_path.read_text())}
+
+
+def _drop_from_cache(directory: Path) -> None:
+    """Leave nothing of a folder's files in memory: what is there is counted as that of another."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_ahead(directory: Path) -> int | None:
@@ -204,33 +260,37 @@ def _read_ahead(directory: Path) -> int | None:
 
 def format_result(result: dict[str, Any]) -> str:
     """Return the figures as a table."""
-    table = markdown_table(
-        [
-            "engine",
-            "records created",
-            "creates a second",
-            "reads a second",
-            "most private memory, MiB",
-            "outcome",
-        ],
-        [
+    headings = [
+        *("engine", "created", "creates a second", "private, MiB", "outcome"),
+        *("reads of", "reads a second", "private, MiB", "outcome"),
+    ]
+    rows = []
+    for engine, figures in result["engines"].items():
+        created, seen = figures["create"], figures.get("read", {})
+        rows.append(
             [
                 engine,
-                f"{each.get('created', 0):,}",
-                _rate(each.get("created"), each.get("create_seconds")),
-                _rate(each.get("read"), each.get("read_seconds")),
-                f"{each['peak_anonymous_bytes'] / (1 << 20):.1f}"
-                if "peak_anonymous_bytes" in each
-                else "–",
-                each["outcome"],
+                _count(created.get("count")),
+                *_cells(created),
+                _count(figures.get("loaded")),
+                *_cells(seen),
             ]
-            for engine, each in result["engines"].items()
-        ],
-    )
+        )
+    table = markdown_table(headings, rows)
     if not result["read_ahead_bytes"]:
         return table
     return f"{table}\n\nThe disk reads ahead up to {result['read_ahead_bytes']:,} bytes."
 
 
-def _rate(count: int | None, seconds: float | None) -> str:
-    return f"{count / seconds:,.0f}" if count and seconds else "–"
+def _cells(figures: dict[str, Any]) -> list[str]:
+    """Return rate, most private memory, and outcome of a task."""
+    count, peak = figures.get("count"), figures.get("peak_anonymous_bytes")
+    return [
+        f"{count / figures['seconds']:,.0f}" if count else "–",
+        f"{peak / (1 << 20):.1f}" if peak else "–",
+        figures.get("outcome", "–"),
+    ]
+
+
+def _count(count: int | None) -> str:
+    return f"{count:,}" if count else "–"

@@ -10,9 +10,7 @@ then. Libraries are imported, and another store has been opened, before. Opening
 includes the recovery, and the flush to the disk that an engine may end it with.
 """
 
-import errno
 import logging
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from engines import ENGINES, Engine, OpenEngine
+from files import copy_folder
 from filling import Records
 from workers import Plan, Say, Worker, in_turns, noting_failure, show_spread, spread
 
@@ -117,7 +116,7 @@ def _open_in_turns(plan: Plan, results: dict[str, dict[str, Any]], how: str) -> 
             continue
         directory = plan.place / engine
         if how == "killed":
-            _copy_folder(directory, copy)
+            copy_folder(directory, copy, flush=True)
             directory = copy
         with (
             noting_failure(results[engine]["errors"], how),
@@ -126,30 +125,6 @@ def _open_in_turns(plan: Plan, results: dict[str, dict[str, Any]], how: str) -> 
             results[engine][how].append(worker.call(time_opening, directory, other))
         for folder in (copy, other):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy all files, holes as holes (one of them is gigabytes of these), and flush them."""
-    shutil.copytree(source, target, copy_function=_copy_file)
-
-
-def _copy_file(source: str, target: str) -> None:
-    with open(source, "rb") as old, open(target, "xb") as new:
-        size = os.fstat(old.fileno()).st_size
-        os.truncate(new.fileno(), size)
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(old.fileno(), end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break  # nothing but a hole is left
-            end = os.lseek(old.fileno(), start, os.SEEK_HOLE)
-            os.lseek(new.fileno(), start, os.SEEK_SET)
-            while start < end:
-                start += os.sendfile(new.fileno(), old.fileno(), start, end - start)
-        os.fsync(new.fileno())
 
 
 def format_result(result: dict[str, Any]) -> str:

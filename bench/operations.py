@@ -9,44 +9,63 @@ by default. Keys and values are made before.
 import gc
 import random
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
 from engines import Engine, OpenEngine
-from workers import Plan, Say, Worker, in_turns, noting_failure, ratios, show_spread, spread
+from workers import (
+    Plan,
+    Say,
+    failures,
+    ratios,
+    show_spread,
+    spread,
+    steps_in_turns,
+)
 
 from harness import make_keys, make_values, markdown_table
 
 OPERATIONS: Final = ("create", "read", "miss", "delete")
 RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of value
-QUICK_RECORDS: Final = {100: 5000, 1000: 5000, 16_000: 1000}
+QUICK_RECORDS: Final = {100: 2000, 1000: 2000, 16_000: 400}
 TINY_RECORDS: Final = {100: 500}
 ROUNDS: Final = 5
 DISTINCT_VALUES: Final = 1000  # and no more than 2 MB of them: to make 16 MB takes seconds
 TTL: Final = 3600
 
 
+def run_cycles(
+    open_engine: OpenEngine, say: Say, folder: Path, sizes: dict[int, int], rounds: int
+) -> Iterator[dict[str, float]]:
+    """Task: for each size, in each round, do each operation for all keys; yield the seconds."""
+    for size, records in sizes.items():
+        say(f"values of {size:,} bytes")
+        keys = make_keys(records)
+        absent = make_keys(records, first=records)
+        values = make_values(size, min(DISTINCT_VALUES, 2_000_000 // size))
+        for number in range(rounds):
+            yield run_cycle(open_engine, folder / "cycle", keys, absent, values, number)
+
+
 def run_cycle(
-    open_engine: OpenEngine, say: Say, directory: Path, size: int, records: int, seed: int
+    open_engine: OpenEngine,
+    folder: Path,
+    keys: list[str],
+    absent: list[str],
+    values: list[dict[str, Any]],
+    seed: int,
 ) -> dict[str, float]:
-    """Task: do each operation for all keys on a new store; return the seconds of each."""
-    say(f"values of {size:,} bytes")
-    keys = make_keys(records)
-    absent = make_keys(records, first=records)
-    values = make_values(size, min(DISTINCT_VALUES, 2_000_000 // size))
-    directory.mkdir()
+    """Return the seconds that each operation took for all keys of a new store in that folder."""
+    folder.mkdir()
     try:
-        store = open_engine(directory)
-        try:
+        with closing(open_engine(folder)) as store:
             return time_cycle(store, keys, absent, values, TTL, random.Random(seed))
-        finally:
-            store.close()
     finally:
-        shutil.rmtree(directory)
+        shutil.rmtree(folder)
 
 
 def time_cycle(
@@ -117,66 +136,72 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
     sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
-    micros: dict[tuple[int, str], dict[str, list[float]]] = {}
-    failures: dict[str, str] = {}
-    with ExitStack() as stack:
-        workers = {
-            engine: stack.enter_context(Worker(engine, plan.progress)) for engine in plan.engines
+    courses = steps_in_turns(plan, run_cycles, sizes, rounds)
+    rows: list[dict[str, Any]] = []
+    for number, (size, records) in enumerate(sizes.items()):
+        cycles = {
+            engine: course.items[number * rounds : (number + 1) * rounds]
+            for engine, course in courses.items()
         }
-        for size, records in sizes.items():
-            for operation in OPERATIONS:
-                micros[size, operation] = {engine: [] for engine in plan.engines}
-            for number, engine in in_turns(plan.engines, rounds):
-                if engine in failures:
-                    continue
-                folder = plan.place / f"{engine}-{size}-{number}"
-                with noting_failure(failures, engine):
-                    seconds = workers[engine].call(run_cycle, folder, size, records, number)
-                    for operation in OPERATIONS:
-                        micros[size, operation][engine].append(seconds[operation] / records * 1e6)
-    for by_engine in micros.values():
-        for engine in failures:
-            del by_engine[engine]
-    return {
-        "rounds": rounds,
-        "ttl": TTL,
-        "failures": failures,
-        "rows": [
+        rows += [{"value_size": size, **row} for row in rows_of(cycles, records, rounds)]
+    return {"rounds": rounds, "ttl": TTL, "failures": failures(courses), "rows": rows}
+
+
+def rows_of(
+    cycles: dict[str, list[dict[str, float]]], records: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Return a row for each operation, in microseconds, of the engines that did all rounds."""
+    rows = []
+    for operation in OPERATIONS:
+        micros = {
+            engine: [seconds[operation] / records * 1e6 for seconds in each]
+            for engine, each in cycles.items()
+            if len(each) == rounds
+        }
+        rows.append(
             {
-                "value_size": size,
-                "records": sizes[size],
+                "records": records,
                 "operation": operation,
-                "microseconds": {engine: spread(each) for engine, each in by_engine.items()},
-                "ratio_to_kvstore": ratios(by_engine),
-                "rounds": by_engine,
+                "microseconds": {engine: spread(each) for engine, each in micros.items()},
+                "ratio_to_kvstore": ratios(micros),
+                "rounds": micros,
             }
-            for (size, operation), by_engine in micros.items()
-        ],
-    }
+        )
+    return rows
 
 
 def format_result(result: dict[str, Any]) -> str:
     """Return the figures as a table for each size of value."""
-    tables = []
-    for size in dict.fromkeys(row["value_size"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["value_size"] == size]
-        operations = [row["operation"] for row in rows]
-        others = rows[0]["ratio_to_kvstore"]
-        table = markdown_table(
+    rows = result["rows"]
+    sizes = dict.fromkeys(row["value_size"] for row in rows)
+    tables = [
+        format_rows(f"µs, {size:,} B", [row for row in rows if row["value_size"] == size])
+        for size in sizes
+    ]
+    return "\n\n".join(tables + failure_lines(result["failures"]))
+
+
+def format_rows(heading: str, rows: list[dict[str, Any]]) -> str:
+    """Return what `rows_of` returned as a table, with a line for each engine."""
+    operations = [row["operation"] for row in rows]
+    others = rows[0]["ratio_to_kvstore"]
+    return markdown_table(
+        [
+            heading,
+            *operations,
+            *(f"{operation} / kvstore" for operation in operations if others),
+        ],
+        [
             [
-                f"µs, {size:,} B",
-                *operations,
-                *(f"{operation} / kvstore" for operation in operations if others),
-            ],
-            [
-                [
-                    engine,
-                    *(show_spread(row["microseconds"][engine]) for row in rows),
-                    *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
-                ]
-                for engine in rows[0]["microseconds"]
-            ],
-        )
-        tables.append(table)
-    tables += [f"{engine} failed: {why}" for engine, why in result["failures"].items()]
-    return "\n\n".join(tables)
+                engine,
+                *(show_spread(row["microseconds"][engine]) for row in rows),
+                *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
+            ]
+            for engine in rows[0]["microseconds"]
+        ],
+    )
+
+
+def failure_lines(failed: dict[str, str]) -> list[str]:
+    """Return lines for below the tables: who failed, and why."""
+    return [f"{engine} failed: {why}" for engine, why in failed.items()]

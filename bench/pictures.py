@@ -1,6 +1,6 @@
 """Which figures of which experiment are drawn, and how."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +20,7 @@ _GROWTH_PANELS: Final = {
     "delete": "delete",
 }
 _MEBIBYTE: Final = 1 << 20
+_MICROSECONDS: Final = "µs: median and extremes"
 
 
 class Picture(NamedTuple):
@@ -30,38 +31,70 @@ class Picture(NamedTuple):
     """In words, for those who do not see it."""
 
 
+class _Chart(NamedTuple):
+    """A chart that is to be drawn."""
+
+    name: str
+    shows: str
+    panels: Mapping[str, Mapping[str, Any]]
+    """Figures or lines by engine, by what they are of."""
+    draw: Callable[..., None]
+    options: dict[str, Any]
+
+
 Result = Mapping[str, Any]
 
 
 def draw(name: str, result: Result, folder: Path) -> list[Picture]:
     """Draw the charts of an experiment, none for some, into `folder`."""
-    return list(_DRAWINGS[name](result, folder)) if name in _DRAWINGS else []
+    pictures = []
+    for chart in _CHARTS[name](result) if name in _CHARTS else ():
+        panels = {title: figures for title, figures in chart.panels.items() if figures}
+        if panels:
+            picture = Picture(folder / f"{chart.name}.svg", chart.shows)
+            chart.draw(picture.path, chart.shows, panels, **chart.options)
+            pictures.append(picture)
+    return pictures
 
 
-def _operations(result: Result, folder: Path) -> Iterable[Picture]:
+def _dots(
+    name: str, shows: str, panels: Mapping[str, Mapping[str, Range]], unit: str, **options: Any
+) -> _Chart:
+    return _Chart(name, shows, panels, draw_dots, {"unit": unit, **options})
+
+
+def _lines(
+    name: str, shows: str, panels: Mapping[str, Mapping[str, Line]], **options: Any
+) -> _Chart:
+    return _Chart(name, shows, panels, draw_lines, options)
+
+
+# --- the experiments -----------------------------------------------------------------------------
+
+
+def _operations(result: Result) -> Iterator[_Chart]:
     for size in dict.fromkeys(row["value_size"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["value_size"] == size]
         shows = f"Time of an operation, values of {size:,} bytes, {rows[0]['records']:,} records"
-        path = folder / f"operations-{size}.svg"
-        panels = {row["operation"]: _ranges(row["microseconds"]) for row in rows}
-        draw_dots(path, shows, panels, "µs: median and extremes")
-        yield Picture(path, shows)
+        yield _dots(f"operations-{size}", shows, _by_operation(rows), _MICROSECONDS)
 
 
-def _mixes(result: Result, folder: Path) -> Iterable[Picture]:
+def _dataset(result: Result) -> Iterator[_Chart]:
+    shows = f"Time of an operation with real data, {result['rows'][0]['records']:,} cities"
+    yield _dots("dataset", shows, _by_operation(result["rows"]), _MICROSECONDS)
+
+
+def _mixes(result: Result) -> Iterator[_Chart]:
     shows = f"Time of an operation in mixes of them, values of {result['value_size']:,} bytes"
-    path = folder / "mixes.svg"
     panels = {
         f"{row['mix']}: {row['share_of_reads']:.0%} reads": _ranges(row["microseconds"])
         for row in result["rows"]
     }
-    draw_dots(path, shows, panels, "µs: median and extremes")
-    yield Picture(path, shows)
+    yield _dots("mixes", shows, panels, _MICROSECONDS)
 
 
-def _growth(result: Result, folder: Path) -> Iterable[Picture]:
+def _growth(result: Result) -> Iterator[_Chart]:
     shows = f"Time of an operation in a store of so many records of {result['value_size']:,} bytes"
-    path = folder / "growth.svg"
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {
         title: {} for title in _GROWTH_PANELS.values()
     }
@@ -69,25 +102,22 @@ def _growth(result: Result, folder: Path) -> Iterable[Picture]:
         for operation, title in _GROWTH_PANELS.items():
             line = panels[title].setdefault(row["engine"], [])
             line.append((row["records"], row["microseconds"][operation]["median"]))
-    draw_lines(path, shows, panels, ("records", "µs"))
-    yield Picture(path, shows)
+    yield _lines("growth", shows, panels, labels=("records", "µs"))
 
 
-def _latency(result: Result, folder: Path) -> Iterable[Picture]:
+def _latency(result: Result) -> Iterator[_Chart]:
     shows = f"How long single operations take while a store grows to {result['records']:,} records"
-    path = folder / "latency.svg"
-    panels: dict[str, dict[str, Line]] = {
+    share = (
+        "share of operations that take no longer (the last mark of a line is the longest of all)"
+    )
+    panels = {
         operation: {
             engine: _percentiles(seen["histograms"][operation])
             for engine, seen in result["engines"].items()
         }
         for operation in ("create", "read")
     }
-    share = (
-        "share of operations that take no longer (the last mark of a line is the longest of all)"
-    )
-    draw_lines(path, shows, panels, (share, "µs"), _SHARE_TICKS, columns=1)
-    yield Picture(path, shows)
+    yield _lines("latency", shows, panels, labels=(share, "µs"), ticks=_SHARE_TICKS, columns=1)
 
 
 def _percentiles(stored: Any) -> Line:
@@ -98,34 +128,30 @@ def _percentiles(stored: Any) -> Line:
     return [*line, (histogram.total, histogram.largest / 1000)]
 
 
-def _threads(result: Result, folder: Path) -> Iterable[Picture]:
+def _threads(result: Result) -> Iterator[_Chart]:
     shows = f"Throughput of threads together, values of {result['value_size']:,} bytes"
-    path = folder / "threads.svg"
     panels: dict[str, dict[str, Line]] = {}
     for row in result["rows"]:
         panels.setdefault(row["load"], {})[row["engine"]] = [
             (int(threads), figures["median"])
             for threads, figures in row["operations_per_second"].items()
         ]
-    draw_lines(path, shows, panels, ("threads", "operations a second"), columns=len(panels))
-    yield Picture(path, shows)
+    labels = ("threads", "operations a second")
+    yield _lines("threads", shows, panels, labels=labels, columns=len(panels))
 
 
-def _durable(result: Result, folder: Path) -> Iterable[Picture]:
-    shows = "Operations a second that are on stable storage, by threads"
-    path = folder / "durable.svg"
+def _durable(result: Result) -> Iterator[_Chart]:
     panels: dict[str, dict[str, Range]] = {}
     for row in result["rows"]:
         for threads, figures in row["operations_per_second"].items():
             name = f"{row['operation']}, {threads} thread{'s' * (threads != '1')}"
             panels.setdefault(name, {})[row["engine"]] = _range(figures)
-    draw_dots(path, shows, panels, "operations a second", more_is_better=True)
-    yield Picture(path, shows)
+    shows = "Throughput of operations that are on stable storage"
+    yield _dots("durable", shows, panels, "a second: median and extremes", more_is_better=True)
 
 
-def _memory(result: Result, folder: Path) -> Iterable[Picture]:
+def _memory(result: Result) -> Iterator[_Chart]:
     shows = "Private memory: what an import adds, and with records of 100 bytes in the store"
-    path = folder / "memory.svg"
     panels = {
         "import, beyond orjson": {
             engine: _range(each["bytes"], 1 / _MEBIBYTE)
@@ -138,30 +164,31 @@ def _memory(result: Result, folder: Path) -> Iterable[Picture]:
             if each["records"] == result["records"]
         },
     }
-    draw_dots(path, shows, panels, "MiB")
-    yield Picture(path, shows)
+    yield _dots("memory", shows, panels, "MiB")
 
 
-def _limited(result: Result, folder: Path) -> Iterable[Picture]:
-    shows = f"Throughput in {result['limit_bytes'] // _MEBIBYTE} MiB of memory"
-    path = folder / "limited.svg"
+def _limited(result: Result) -> Iterator[_Chart]:
+    limit = result["limit_bytes"] // _MEBIBYTE
+    shows = f"Throughput in {limit} MiB of memory, of those that lived"
     panels = {
-        f"{what}s": {
-            engine: _single(each[done] / each[f"{what}_seconds"])
+        f"{task}s": {
+            engine: _single(each[task]["count"] / each[task]["seconds"])
             for engine, each in result["engines"].items()
-            if each.get(done)
+            if each.get(task, {}).get("outcome") == "fine"
         }
-        for what, done in (("create", "created"), ("read", "read"))
+        for task in ("create", "read")
     }
-    draw_dots(path, shows, panels, "operations a second", more_is_better=True)
-    yield Picture(path, shows)
+    yield _dots("limited", shows, panels, "operations a second", more_is_better=True)
 
 
-def _opening(result: Result, folder: Path) -> Iterable[Picture]:
+def _opening(result: Result) -> Iterator[_Chart]:
     shows = f"Time to open a store of up to {result['records']:,} records"
-    path = folder / "opening.svg"
     engines = result["engines"]
-    whole = [engine for engine, each in engines.items() if each.get("came_back") == each["records"]]
+    whole = [
+        name
+        for name, each in engines.items()
+        if "came_back" in each and each["came_back"] == each["records"]
+    ]
     panels = {
         title: {
             engine: _range(spread(engines[engine][how]), 1e3)
@@ -173,8 +200,41 @@ def _opening(result: Result, folder: Path) -> Iterable[Picture]:
             ("killed", "after SIGKILL, where all came back", whole),
         )
     }
-    draw_dots(path, shows, panels, "ms: median and extremes")
-    yield Picture(path, shows)
+    yield _dots("opening", shows, panels, "ms: median and extremes")
+
+
+def _space(result: Result) -> Iterator[_Chart]:
+    panels = {
+        f"{int(kind):,} B" if kind.isdecimal() else f"{kind}, {stored:.0f} B": {
+            engine: _single(each[kind]["bytes_per_record"])
+            for engine, each in result["engines"].items()
+            if kind in each
+        }
+        for kind, stored in result["key_and_value_bytes"].items()
+    }
+    yield _dots("space", "Space in the file for each record, by its value", panels, "bytes")
+
+
+_CHARTS: Final[dict[str, Callable[[Result], Iterable[_Chart]]]] = {
+    "operations": _operations,
+    "dataset": _dataset,
+    "mixes": _mixes,
+    "growth": _growth,
+    "latency": _latency,
+    "threads": _threads,
+    "durable": _durable,
+    "memory": _memory,
+    "limited": _limited,
+    "opening": _opening,
+    "space": _space,
+}
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def _by_operation(rows: Iterable[Result]) -> dict[str, dict[str, Range]]:
+    return {row["operation"]: _ranges(row["microseconds"]) for row in rows}
 
 
 def _ranges(by_engine: Mapping[str, Mapping[str, float]]) -> dict[str, Range]:
@@ -187,16 +247,3 @@ def _range(figures: Mapping[str, float], factor: float = 1) -> Range:
 
 def _single(figure: float) -> Range:
     return Range(figure, figure, figure)
-
-
-_DRAWINGS: Final[dict[str, Callable[[Result, Path], Iterable[Picture]]]] = {
-    "operations": _operations,
-    "mixes": _mixes,
-    "growth": _growth,
-    "latency": _latency,
-    "threads": _threads,
-    "durable": _durable,
-    "memory": _memory,
-    "limited": _limited,
-    "opening": _opening,
-}

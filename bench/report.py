@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from demands import judge
+from demands import facts, judge
 from pictures import Picture, draw
 from run import EXPERIMENTS
 
@@ -172,6 +172,8 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
     ]
     if demands := demands_table(results):
         parts += ["What was asked for, as ratios of medians:", demands]
+    if told := facts(results):
+        parts.append(markdown_table(["what else", "figure"], told))
     return "\n\n".join(parts)
 
 

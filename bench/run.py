@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anatomy
+import dataset
 import durable
 import growth
+import harm
 import latency
 import limited
 import memory
 import mixes
 import opening
 import operations
+import space
 import threads
 from engines import ENGINES, importable, versions
 from workers import Plan, Skipped
 
-from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line
+from harness import RESULT_FORMAT, RESULTS, Progress, describe_machine, machine_line, to_json
 
 
 class Experiment(NamedTuple):
@@ -41,6 +44,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "dataset": Experiment(dataset.measure, dataset.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),
     "latency": Experiment(latency.measure, latency.format_result),
@@ -49,6 +53,8 @@ EXPERIMENTS: Final = {
     "memory": Experiment(memory.measure, memory.format_result),
     "limited": Experiment(limited.measure, limited.format_result),
     "opening": Experiment(opening.measure, opening.format_result),
+    "space": Experiment(space.measure, space.format_result),
+    "harm": Experiment(harm.measure, harm.format_result),
     "anatomy": Experiment(anatomy.measure, anatomy.format_result),
 }
 
@@ -117,7 +123,7 @@ def main() -> None:
             "seconds": seconds,
             **result,
         }
-        text = json.dumps(saved, indent=2) + "\n"
+        text = to_json(saved) + "\n"
         progress.clear()
         print(f"## {name} ({seconds:.0f} s)\n\n{machine_line(machine)}\n")
         # As it reads back, numbers that were keys being strings then: so will the report have it.

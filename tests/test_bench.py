@@ -187,6 +187,12 @@ def test_version_of_each_engine_is_known() -> None:
         assert any(character.isdigit() for character in version), (name, version)
 
 
+def test_looking_for_engines_leaves_the_path_as_it_is() -> None:
+    before = list(sys.path)
+    assert "sqlite3" in versions(importable(ENGINES))
+    assert sys.path == before
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_measures_to_the_end(name: str, tmp_path: Path) -> None:
     results = tmp_path / "results"

@@ -12,7 +12,7 @@ from histogram import Histogram
 from run import EXPERIMENTS
 from workers import spread
 
-from harness import RESULT_FORMAT
+from harness import RESULT_FORMAT, to_json
 
 Result = dict[str, Any]
 
@@ -103,7 +103,11 @@ def opening() -> Result:
 
     return {
         "records": 1000,
-        "engines": {"kvstore": engine([0.002, 0.0025], 1000), "lmdb": engine([0.001], 900)},
+        "engines": {
+            "kvstore": engine([0.002, 0.0025], 1000),
+            "lmdb": engine([0.001], 900),
+            "sqlite3": {"killed": [], "closed": [], "errors": {"load": "died, exit code 1"}},
+        },
     }
 
 
@@ -148,6 +152,7 @@ def test_page_holds_the_figures_of_each_experiment(reported: Path) -> None:
     assert "10.00 (9.00–12.00)" in page  # kvstore's create
     assert "1,000 records when the time was used up" in page
     assert "semidbm failed: died, exit code -11" in page
+    assert "- sqlite3, load: died, exit code 1" in page
     assert "Abacus" in page
     assert "kvstore 7" in page
     assert "## What the figures do not say" in page
@@ -163,6 +168,14 @@ def test_charts_are_xml_and_shown_in_the_page(reported: Path) -> None:
         assert element.tag == "{http://www.w3.org/2000/svg}svg"
         assert "kvstore" in "".join(element.itertext())
         assert f"](results/{chart.name})" in (reported / report.PAGE).read_text()
+
+
+def test_results_are_kept_with_lists_of_numbers_on_a_line() -> None:
+    result = {"rounds": [1.5, -2e-7, 3], "words": ["[\n 1 ]", "2"], "nested": [[1, 2], [3]]}
+    text = to_json(result)
+    assert json.loads(text) == result
+    assert '"rounds": [1.5, -2e-07, 3],' in text
+    assert "\n    [1, 2]," in text
 
 
 def test_a_second_run_changes_nothing(reported: Path) -> None:

@@ -440,3 +440,20 @@ def test_recovered_file_that_was_not_closed_is_recovered_again(
         assert dict(store) == values
     assert digest(again) == before, "a file that was only read has changed"
     assert_whole(again)
+
+
+def test_disk_is_asked_to_read_ahead_while_recovery_scans_and_at_no_other_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In little memory, what is read ahead of lookups pushes out what they need."""
+    asked: list[bool] = []
+    monkeypatch.setattr("kvstore.datafile.read_ahead", lambda _map, wanted: asked.append(wanted))
+    with KVStore(path) as store:
+        create_all(store, some_values(10))
+        crashed = crash_copy(store)
+    asked.clear()
+    KVStore(path).close()
+    assert asked == [False]
+    asked.clear()
+    KVStore(crashed).close()
+    assert asked == [False, True, False]

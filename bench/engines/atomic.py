@@ -172,10 +172,9 @@ def open_kyotocabinet(directory: Path, *, durable: bool = False) -> SwappingEngi
     library = load_extension("kyotocabinet")
     store = library.DB(library.DB.GCONCURRENT | library.DB.GEXCEPTIONAL)
     path = directory / "store.kch"
-    store.open(
-        f"{path}#bnum={_RECORDS * 2}#opts=l#msiz={1 << 30}",
-        library.DB.OWRITER | library.DB.OCREATE,
-    )
+    mode = library.DB.OWRITER | library.DB.OCREATE
+    if not store.open(f"{path}#bnum={_RECORDS * 2}#opts=l#msiz={1 << 30}", mode):
+        raise store.error()
     return SwappingEngine(store.add, store.get, store.cas, store.seize, store.close)
 
 

@@ -28,7 +28,8 @@ class DictEngine:
 
     def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
         """Insert the record; where the key is there, take the place of an expired one."""
-        encoded = orjson.dumps(value)
+        # A copy: what orjson returns holds on to the 4 KiB that it was written to.
+        encoded = bytes(memoryview(orjson.dumps(value)))
         expires_at = expiry_of(ttl)
         with self._lock:
             found = self._records.get(key)

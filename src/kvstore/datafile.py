@@ -37,6 +37,7 @@ from .disk import (
     map_file,
     may_be_mapped_privately,
     overwrites_in_place,
+    read_ahead,
     read_at,
     reserve,
     write_at,
@@ -289,6 +290,7 @@ class DataFile:
             self.map, self.private = map_file(self._fd, limit << EXTENT_SHIFT, self.private)
         finally:
             os.ftruncate(self._fd, self.size)
+        self.read_ahead(False)
         self._max_extents = limit
         self._views = memoryview(self.map)
         self.words: memoryview[int] = self._views.cast("Q")
@@ -296,6 +298,10 @@ class DataFile:
         self.directory: memoryview[int] = self._views[
             DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
         ].cast("H")
+
+    def read_ahead(self, wanted: bool) -> None:
+        """Have the map read from end to end fast, or here and there, as it is after opening."""
+        read_ahead(self.map, wanted)
 
     # --- changing ------------------------------------------------------------------------------
 

@@ -115,7 +115,9 @@ def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     started = monotonic()
     file.begin_changes()
     rebuilding = _Rebuild(file, extents, slab, now_ms)
+    file.read_ahead(True)
     rebuilding.scan()
+    file.read_ahead(False)
     rebuilding.write_table()
     if not file.in_memory:
         file.flush()
