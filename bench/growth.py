@@ -35,11 +35,11 @@ SIZES: Final = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
 BASE: Final = 100_000  # records of the second store
 QUICK_SIZES: Final = (1000, 3000, 10_000)
 QUICK_BASE: Final = 3000
-ROUNDS: Final = 7
-QUICK_ROUNDS: Final = 2
-SAMPLE: Final = 3000  # of each operation in a round
-QUICK_SAMPLE: Final = 200
-ALLOWANCE: Final = 120.0  # seconds that an engine has for all of it
+ROUNDS: Final = 21
+QUICK_ROUNDS: Final = 3
+SAMPLE: Final = 1000  # of each operation in a round
+QUICK_SAMPLE: Final = 100
+ALLOWANCE: Final = 180.0  # seconds that an engine has for all of it
 CHUNK: Final = 10_000  # keys made at a time
 PART: Final = 1_000_000  # records created in one turn
 
@@ -58,6 +58,7 @@ class GrowingStore:
         self._values = make_values(VALUE_SIZE, DISTINCT_VALUES)
         self._present = array("L")  # numbers of the keys
         self._next = 0
+        self._pace = 0.0  # seconds a record, when it last grew
 
     def __len__(self) -> int:
         return len(self._present)
@@ -66,17 +67,23 @@ class GrowingStore:
         """Create records until there are `size`; return the microseconds that each took.
 
         Raises:
-            TimeoutError: it would take longer than it may.
+            TimeoutError: it took longer than it may.
         """
         began, count = perf_counter(), size - len(self)
         seconds = 0.0
         while len(self) < size:
             if perf_counter() - began > seconds_left:
-                raise TimeoutError(f"{len(self):,} records when the time was used up")
+                raise TimeoutError(f"{len(self):,} records when its time was used up")
             numbers = self._take_numbers(min(CHUNK, size - len(self)))
             seconds += self._time_creates(numbers)
             self._present.extend(numbers)
+        self._pace = (perf_counter() - began) / count
         return seconds / count * 1e6
+
+    def check_time(self, size: int, seconds_left: float) -> None:
+        """Raise TimeoutError where growing to `size`, at the pace it had, will take longer."""
+        if self._pace * (size - len(self)) > seconds_left:
+            raise TimeoutError(f"{len(self):,} records, for {size:,} its time would not do")
 
     def sample(self, count: int) -> dict[str, float]:
         """Do `count` of each operation; return the microseconds that each took. The size stays."""
@@ -153,32 +160,32 @@ def run_growth(
             grown: Figures = {"large": [], "small": []}
             while len(large) < size:
                 began = perf_counter()
+                figures: dict[str, Any] = {}
                 small = None
                 try:
+                    large.check_time(size, allowance)
                     if size > base:
-                        small = GrowingStore(open_engine, folder / "small", rng)
                         say(f"makes a store of {base:,} records")
+                        small = GrowingStore(open_engine, folder / "small", rng)
                         small.grow(base // 3, allowance)
                         grown["small"].append(small.grow(base, allowance))
                     say(f"grows from {len(large):,} to {size:,} records")
-                    step = min(size - len(large), PART)
                     left = allowance - (perf_counter() - began)
-                    try:
-                        grown["large"].append(large.grow(len(large) + step, left))
-                    except TimeoutError as error:
-                        yield {"stopped": str(error)}
-                        return
-                    figures = {}
+                    grown["large"].append(large.grow(min(size, len(large) + PART), left))
                     if len(large) == size:
                         say(f"samples {size:,} records")
                         figures = sample_both(large, small, sample, rounds)
-                        figures["large"]["grow"] = grown["large"]
-                        figures["small"]["grow"] = grown["small"]
+                        for name, micros in grown.items():
+                            figures[name]["grow"] = micros
+                except TimeoutError as error:
+                    figures = {"stopped": str(error)}
                 finally:
                     if small is not None:
                         small.close()
                 allowance -= perf_counter() - began
                 yield figures
+                if "stopped" in figures:
+                    return
     finally:
         large.close()
 

@@ -223,12 +223,22 @@ def test_growth_of_an_engine_whose_time_is_used_up_says_how_far_it_came(
 ) -> None:
     monkeypatch.setattr(growth, "CHUNK", 50)
     steps = run_growth(
-        open_slow(clock), say_nothing, tmp_path, (100, 10_000), 100, 20, 1, allowance=2e-3
+        open_slow(clock), say_nothing, tmp_path, (100, 10_000), 100, 20, 1, allowance=11e-3
     )
     reached, ended = steps
     assert "large" in reached
-    assert "records when the time was used up" in ended["stopped"]
+    assert "records when its time was used up" in ended["stopped"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_growth_ends_before_a_size_that_the_time_left_would_not_do_for(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    steps = run_growth(
+        open_slow(clock), say_nothing, tmp_path, (100, 10_000), 100, 20, 1, allowance=1e-3
+    )
+    *_, ended = steps
+    assert ended == {"stopped": "100 records, for 10,000 its time would not do"}
 
 
 def test_two_stores_are_sampled_alternately_each_first_as_often(
