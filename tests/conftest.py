@@ -14,7 +14,7 @@ from support import SEED, scaled
 from support.clock import FakeClock
 from support.stores import OpenStore
 
-import kvstore.store
+import kvstore.clock
 from kvstore import KVStore
 from kvstore.check import check_file
 
@@ -82,7 +82,7 @@ def store(open_store: OpenStore) -> KVStore:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """The clock of every store, in the test's hands."""
     fake = FakeClock()
-    monkeypatch.setattr(kvstore.store, "time_ns", fake)
+    monkeypatch.setattr(kvstore.clock, "time_ns", fake)
     return fake
 
 

@@ -18,7 +18,7 @@ import kvstore.datafile
 import kvstore.disk
 from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
 from kvstore.check import check_file
-from kvstore.datafile import DataFile, Undo
+from kvstore.datafile import DataFile
 from kvstore.layout import (
     DIRECTORY_OFFSET,
     EXTENT_SIZE,
@@ -35,6 +35,7 @@ from kvstore.layout import (
     pack_identity,
     pack_state,
 )
+from kvstore.undo import Undo
 
 FIRST_EXTENTS = FIRST_FILE_SIZE // EXTENT_SIZE
 SCRATCH = 7 * EXTENT_SIZE  # a place in a new file where nothing else is

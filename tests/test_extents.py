@@ -9,7 +9,6 @@ from support.parts import FaultyDoor, Parts, open_parts, replace_door
 
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.check import check_file
-from kvstore.datafile import Undo
 from kvstore.layout import (
     EXTENT_SIZE,
     FIXED_EXTENTS,
@@ -22,6 +21,7 @@ from kvstore.layout import (
     U16,
     map_entry_offset,
 )
+from kvstore.undo import Undo
 
 SEGMENTS = 16  # that a new file has
 

@@ -14,6 +14,10 @@ ORDER: Final = (
     "errors",
     "layout",
     "codec",
+    "clock",
+    "undo",
+    "headers",
+    "implementation",
     "filelock",
     "flushing",
     "disk",
@@ -23,6 +27,7 @@ ORDER: Final = (
     "slab",
     "scan",
     "segment",
+    "slots",
     "table",
     "recovery",
     "problem",
@@ -30,6 +35,7 @@ ORDER: Final = (
     "location",
     "stats",
     "views",
+    "operations",
     "store",
     "__main__",
 )
@@ -38,9 +44,21 @@ SOURCES: Final = sorted(PACKAGE.glob("*.py"))
 
 
 def _imported(source: Path) -> set[str]:
-    """Return the full names of the modules that this module of kvstore imports, wherever in it."""
+    """Return the full names of the modules that this module of kvstore imports, wherever in it.
+
+    Those that it only names types of are left out: they are imported by type checkers alone.
+    """
     names = set()
-    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+    tree = ast.parse(source.read_text("utf-8"))
+    for_types = {
+        statement
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -58,7 +58,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="kvstore-model-"))
         self.clock = FakeClock()
-        self.patch = mock.patch("kvstore.store.time_ns", self.clock)
+        self.patch = mock.patch("kvstore.clock.time_ns", self.clock)
         self.patch.start()
         self.file_count = 0
         self.path = self.folder / "0.kvs"

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 import kvstore.datafile
 from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.check import check_file
-from kvstore.datafile import Undo
+from kvstore.codec import Value
 from kvstore.layout import (
     BUCKET_SIZE,
     CONTROL_EMPTY,
@@ -38,7 +38,7 @@ from kvstore.layout import (
     U64,
     map_entry_offset,
 )
-from kvstore.views import Value
+from kvstore.undo import Undo
 
 VALUE: Final = b'{"b":1}'
 

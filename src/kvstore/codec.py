@@ -22,6 +22,8 @@ from .errors import (
 )
 from .layout import MAX_KEY_CHARACTERS, MAX_VALUE_SIZE
 
+Value = dict[str, Any]
+
 MAX_DEPTH: Final = 100
 MAX_TTL_SECONDS: Final = 10**10
 

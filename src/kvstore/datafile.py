@@ -25,7 +25,7 @@ from contextlib import suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from functools import partial
 from operator import setitem
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -572,32 +572,6 @@ class DataFile:
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
-
-
-class Undo:
-    """A change of several writes that happens whole or not at all, as far as this process lives.
-
-    Use as a context manager around writes that no one else can interleave with: all under one held
-    lock. Where the block raises, its writes are taken back, newest first, and the error goes on.
-    """
-
-    def __init__(self, file: DataFile) -> None:
-        self._file = file
-        self._old: list[tuple[int, bytes]] = []
-
-    def write(self, offset: int, data: bytes) -> None:
-        """As `DataFile.write`, remembering what was there."""
-        self._old.append((offset, self._file.map[offset : offset + len(data)]))
-        self._file.write(offset, data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            return
-        for offset, old in reversed(self._old):
-            self._file.restore(offset, old)
 
 
 def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:

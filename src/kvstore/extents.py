@@ -11,7 +11,7 @@ growth. It is taken after a stripe and never before one.
 
 import threading
 
-from .datafile import DataFile, Undo
+from .datafile import DataFile
 from .errors import CorruptStoreError
 from .layout import (
     FIXED_EXTENTS,
@@ -23,6 +23,7 @@ from .layout import (
     U16,
     map_entry_offset,
 )
+from .undo import Undo
 
 
 class Extents:

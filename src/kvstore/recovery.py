@@ -24,7 +24,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from .datafile import DataFile, Undo
+from .datafile import DataFile
 from .errors import StoreFullError
 from .extents import Extents
 from .layout import (
@@ -76,6 +76,7 @@ from .layout import (
 from .scan import judge, size_class_at
 from .segment import Member, build
 from .slab import Slab
+from .undo import Undo
 
 logger = logging.getLogger("kvstore")
 

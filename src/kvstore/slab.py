@@ -13,7 +13,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from .datafile import DataFile, Undo
+from .datafile import DataFile
 from .errors import CorruptStoreError, KVStoreError
 from .extents import Extents
 from .layout import (
@@ -55,6 +55,7 @@ from .layout import (
     key_hash,
     map_entry_offset,
 )
+from .undo import Undo
 
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT

@@ -4,11 +4,9 @@ Those of `collections.abc` would raise for a key deleted between being listed an
 """
 
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import Any
 
+from .codec import Value
 from .errors import KeyNotFoundError
-
-Value = dict[str, Any]
 
 
 class StoreItems(ItemsView[str, Value]):

@@ -17,7 +17,7 @@ from support.clock import START_SECONDS, FakeClock
 from support.whole import assert_whole
 from support.workload import Value, make_value
 
-import kvstore.store
+import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreFullError
 from kvstore.layout import TIME_LIMIT
 from kvstore.table import Table
@@ -47,7 +47,7 @@ class Clocks:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self._rng = rng
         self._clock = FakeClock()
-        setattr(kvstore.store, "time_ns", self._clock)  # noqa: B010 - typing
+        setattr(kvstore.clock, "time_ns", self._clock)  # noqa: B010 - typing
         self._file_count = 0
         self._folder = folder
         self._path = folder / "0.kvs"

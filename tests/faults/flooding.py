@@ -16,10 +16,11 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.check
 import kvstore.layout
+import kvstore.operations
 import kvstore.recovery
 import kvstore.scan
 import kvstore.slab
-import kvstore.store
+import kvstore.slots
 import kvstore.table
 from kvstore import KVStore, StoreFullError
 from kvstore.layout import (
@@ -128,10 +129,10 @@ def forced(prefix: int) -> Iterator[None]:
         return of_key(data, seed) if seed in seeds else real(data, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (kvstore.store, kvstore.table):
+        for module in (kvstore.operations, kvstore.slots):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
         patch.setattr(kvstore.recovery, "xxh3_64_intdigest", in_recovery)
-        for module in (kvstore.table, kvstore.scan, kvstore.check, kvstore.slab):
+        for module in (kvstore.table, kvstore.slots, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)
         yield
 

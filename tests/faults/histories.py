@@ -23,7 +23,7 @@ from support.threads import Operation, linearizable, run_together
 from support.whole import assert_whole
 from support.workload import Value, make_value
 
-import kvstore.store
+import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
 from kvstore.extents import Extents
 from kvstore.slab import Slab
@@ -249,7 +249,7 @@ def record_histories(folder: Path, rng: random.Random) -> int:
     """Work with many threads on few keys, judge each key's history; return how many calls."""
     switch_often(rng)
     clock = FakeClock()
-    setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
+    setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     path = folder / "store.kvs"
     kind = rng.choice(("small", "on the brink", "full"))
     store = KVStore(

@@ -30,7 +30,7 @@ from support.threads import run_together
 from support.whole import assert_whole
 from support.workload import Value, make_value
 
-import kvstore.store
+import kvstore.clock
 from kvstore import KVStore
 from kvstore.check import check_file
 
@@ -213,7 +213,7 @@ def interrupt_case(
 ) -> int:
     """Raise `error` at points of one case, up to about `most`; return at how many."""
     clock = FakeClock()
-    setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
+    setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     durable = rng.random() < 0.3
     with door(in_place := rng.random() < 0.7):
         prepared = Prepared(case, folder, clock)
@@ -269,7 +269,7 @@ def _interrupt_once(prepared: Prepared, file: Path, injection: Injection, durabl
 
 def interrupt_opening(error: type[BaseException], folder: Path, rng: random.Random) -> int:
     """Raise `error` while a file is created, opened, or opened and recovered."""
-    setattr(kvstore.store, "time_ns", FakeClock())  # noqa: B010 - as above
+    setattr(kvstore.clock, "time_ns", FakeClock())  # noqa: B010 - as above
     file = folder / "test.kvs"
     tried = 0
     with door(rng.random() < 0.7):

@@ -196,7 +196,7 @@ def kill_at_every_flush(folder: Path, rng: random.Random) -> int:
 def _clock_of_yesterday() -> Iterator[None]:
     """Have stores see the time of a day ago."""
     yesterday = time.time_ns() - 86_400 * 10**9
-    with mock.patch("kvstore.store.time_ns", return_value=yesterday):
+    with mock.patch("kvstore.clock.time_ns", return_value=yesterday):
         yield
 
 

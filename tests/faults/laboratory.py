@@ -235,7 +235,7 @@ def stop_clock_between_calls(start_seconds: int = 1_700_000_000) -> None:
     import kvstore.store
 
     clock = itertools.count(start_seconds * 10**9, 10**6)
-    setattr(kvstore.store, "time_ns", clock.__next__)  # noqa: B010 - a plain one is no valid typing
+    setattr(kvstore.clock, "time_ns", clock.__next__)  # noqa: B010 - a plain one is no valid typing
 
 
 def run_short_form(name: str, seed: int, scale: float) -> list[str]:

@@ -29,8 +29,8 @@ from support.images import PAGE, SECTOR, write_image
 from support.whole import assert_whole
 from support.workload import Value, make_value, random_size
 
+import kvstore.clock
 import kvstore.datafile
-import kvstore.store
 from kvstore import KVStore, StoreFullError
 from kvstore.datafile import DataFile
 from kvstore.disk import reserve, write_at
@@ -240,7 +240,7 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         patch.setattr(os, "ftruncate", record_ftruncate)
         patch.setattr(kvstore.datafile, "flush_file", lambda *_: disk.flush())
         patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: in_place)
-        patch.setattr(kvstore.store, "time_ns", clock)
+        patch.setattr(kvstore.clock, "time_ns", clock)
         yield
 
 
@@ -575,7 +575,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                     possible = last.allowed(len(last.changes) + 1)
                 break
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(kvstore.store, "time_ns", clock)
+                patch.setattr(kvstore.clock, "time_ns", clock)
                 patch.setattr(kvstore.datafile, "flush_file", lambda *_: None)
                 try:
                     image = write_image(folder / "image", contents)

@@ -25,8 +25,8 @@ from support.whole import assert_whole
 from support.workload import Value, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
+import kvstore.clock
 import kvstore.datafile
-import kvstore.store
 from kvstore import CorruptStoreError, KVStore, KVStoreError
 from kvstore.layout import EXTENT_SIZE, FIXED_EXTENTS, SPLIT_AT
 
@@ -97,7 +97,7 @@ def through(door: str) -> None:
 def stop_clock() -> FakeClock:
     """Have the store's clock stand still until it is moved."""
     clock = FakeClock()
-    setattr(kvstore.store, "time_ns", clock)  # noqa: B010
+    setattr(kvstore.clock, "time_ns", clock)  # noqa: B010
     return clock
 
 

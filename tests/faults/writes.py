@@ -18,9 +18,9 @@ from unittest import mock
 from support.clock import FakeClock
 from support.whole import assert_whole
 
+import kvstore.clock
 import kvstore.datafile
 import kvstore.disk
-import kvstore.store
 from kvstore import KVStore
 
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
@@ -82,7 +82,7 @@ def kill_after_every_write(in_place: bool, folder: Path, _rng: random.Random) ->
 def kill_in_case(case: Case, folder: Path, in_place: bool) -> int:
     """Kill the call of one case after every write; return how many there were."""
     clock = FakeClock()
-    setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
+    setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     with door(in_place):
         prepared = Prepared(case, folder, clock)
         file = folder / "test.kvs"
@@ -102,7 +102,7 @@ def kill_in_case(case: Case, folder: Path, in_place: bool) -> int:
 def kill_amid_openings(folder: Path, rng: random.Random) -> int:
     """Kill the creation, the opening and the recovery of a file after every write."""
     clock = FakeClock()
-    setattr(kvstore.store, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
+    setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     in_place = rng.random() < 0.5
     with door(in_place):
         tried = _kill_opening(folder, None, {}, True, "creation")
