@@ -17,6 +17,7 @@ ORDER: Final = (
     "clock",
     "undo",
     "headers",
+    "_hot",
     "implementation",
     "filelock",
     "flushing",

@@ -52,6 +52,7 @@ from .errors import (
 )
 from .filelock import FileLock
 from .flushing import SharedFlush
+from .implementation import compiled
 from .layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -104,6 +105,7 @@ class DataFile:
         in_place: `write` stores through the map, and cannot be refused.
         private: the map is private memory wherever it is stored to.
         in_memory: changes are for readers in this opening only: see `change_in_memory`.
+        window: the same for the compiled twin; None where the plain one runs.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
@@ -292,6 +294,7 @@ class DataFile:
             os.ftruncate(self._fd, self.size)
         self.read_ahead(False)
         self._max_extents = limit
+        self.window = None if compiled is None else compiled.Window(self.map, self.size)
         self._views = memoryview(self.map)
         self.words: memoryview[int] = self._views.cast("Q")
         self.shorts: memoryview[int] = self._views.cast("H")
@@ -441,6 +444,8 @@ class DataFile:
                 self._extent_count = count
                 raise
         self.size = self._extent_count << EXTENT_SHIFT
+        if self.window is not None:
+            self.window.size = self.size
         self._cautious = refused
         return step
 
@@ -527,6 +532,8 @@ class DataFile:
                 self._lock.check_path()
         finally:
             try:
+                if self.window is not None:
+                    self.window.close()
                 for view in (self.directory, self.words, self.shorts, self._views):
                     view.release()
                 self.map.close()
@@ -575,6 +582,10 @@ class DataFile:
 
 
 def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:
+    if compiled is not None:
+        writer: Callable[[int, bytes], None] = compiled.MapWriter(mapped)
+        return writer
+
     # A closure: one call and one slice assignment are all that most of a change costs.
     def write(offset: int, data: bytes) -> None:
         mapped[offset : offset + len(data)] = data

@@ -9,10 +9,9 @@ The space lock covers the extent map but for the counts in segments' entries, th
 growth. It is taken after a stripe and never before one.
 """
 
-import threading
-
 from .datafile import DataFile
 from .errors import CorruptStoreError
+from .implementation import Lock
 from .layout import (
     FIXED_EXTENTS,
     FREE_EXTENTS_OFFSET,
@@ -31,7 +30,7 @@ class Extents:
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
-        self.lock = threading.Lock()
+        self.lock = Lock()
 
     def take(self, undo: Undo) -> int:
         """Return the number of an extent that is nobody's. The caller holds `lock`.

@@ -6,6 +6,8 @@ the same file under the same locks. With ``KVSTORE_PURE=1`` in the environment t
 """
 
 import os
+import threading
+from collections.abc import Callable
 from types import ModuleType
 from typing import Final
 
@@ -25,4 +27,5 @@ def _load() -> ModuleType | None:
 
 
 compiled: Final = _load()
+Lock: Final[Callable[[], threading.Lock]] = threading.Lock if compiled is None else compiled.Lock
 IMPLEMENTATION: Final = "plain" if compiled is None else "compiled"

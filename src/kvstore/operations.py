@@ -7,7 +7,7 @@ nor while the disk flushes. `store` has the order of all locks.
 from abc import ABC, abstractmethod
 from pathlib import Path
 from threading import Lock
-from typing import Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, overload
 
 from xxhash import xxh3_64_intdigest
 
@@ -22,6 +22,7 @@ from .errors import (
     KVStoreError,
     StoreFullError,
 )
+from .implementation import compiled
 from .layout import (
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
@@ -91,24 +92,6 @@ class Operations(ABC):
         if self._durable:
             self._file.flush()
 
-    def _restore(self, key: str, encoded: bytes, created_at: int, expires_at: int) -> None:
-        """Create a key whose value is encoded already, with the times that it had elsewhere.
-
-        For tools that carry records from file to file. Raises as `create`.
-        """
-        self._create(key, encode_key(key), encoded, 0, (created_at, expires_at))
-
-    def _whole(self, key: str) -> tuple[bytes, int, int]:
-        """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
-        value = self.read_bytes(key)
-        encoded_key = key.encode()
-        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
-            slot = self._table.find(key_hash, encoded_key)
-            header, _ = self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])
-        _, created_at, expires_at, _ = header
-        return value, created_at, expires_at
-
     def _create(
         self,
         key: str,
@@ -129,7 +112,7 @@ class Operations(ABC):
                 slot = table.find(key_hash, encoded_key)
                 if slot > 0:
                     if not table.is_expired(slot, now_ms):
-                        raise KeyExistsError(f"key {key!r}: exists already; delete it first")
+                        raise _exists(key)
                     table.delete(slot, encoded_key)
                     slot = table.find(key_hash, encoded_key)
                 used = table.used(-slot) if slot else SEGMENT_SLOTS
@@ -200,21 +183,18 @@ class Operations(ABC):
                 self._refuse()
             slot = self._table.find(key_hash, encoded_key)
             if slot <= 0:
-                raise KeyNotFoundError(f"key {key!r}: not in the store")
+                raise _absent(key)
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
             if (
                 expires_at
                 and expires_at <= clock.time_ns() // 1_000_000
                 and self._table.is_expired(slot, clock.now_ms())
             ):
-                raise KeyNotFoundError(f"key {key!r}: has expired")
+                raise _absent(key, "has expired")
             tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
             header, encoded = self._slab.read_record(tail)
         if not verify(header, encoded, tail, expires_at, key_hash):
-            raise CorruptStoreError(
-                f"key {key!r}: the record at byte {tail & SLOT_RECORD_MASK:,} fails its checksum, "
-                f"or is not the one that its slot at byte {slot:,} tells of; delete the key"
-            )
+            raise _damaged(key, slot, tail & SLOT_RECORD_MASK)
         return encoded
 
     @overload
@@ -247,14 +227,14 @@ class Operations(ABC):
                 self._refuse()
             slot = self._table.find(key_hash, encoded_key)
             if slot <= 0:
-                raise KeyNotFoundError(f"key {key!r}: not in the store")
+                raise _absent(key)
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
             if (
                 expires_at
                 and expires_at <= clock.time_ns() // 1_000_000
                 and self._table.is_expired(slot, clock.now_ms())
             ):
-                raise KeyNotFoundError(f"key {key!r}: has expired")
+                raise _absent(key, "has expired")
             try:
                 self._table.delete(slot, encoded_key)
             except KVStoreError:
@@ -264,8 +244,6 @@ class Operations(ABC):
                 raise
         if self._durable:
             self._file.flush()
-
-    __delitem__ = delete
 
     def ttl(self, key: str) -> int | None:
         """Return the whole seconds until `key` expires, rounded up; None if it never does.
@@ -279,7 +257,7 @@ class Operations(ABC):
         """
         found = self._expiry(encode_key(key))
         if found is None:
-            raise KeyNotFoundError(f"key {key!r}: not in the store")
+            raise _absent(key)
         expires_at, now_ms = found
         return -((now_ms - expires_at) // 1000) if expires_at else None
 
@@ -307,3 +285,26 @@ class Operations(ABC):
                 return 0, 0
             now_ms = clock.now_ms()
             return None if self._table.is_expired(slot, now_ms) else (expires_at, now_ms)
+
+
+def _exists(key: str) -> KeyExistsError:
+    return KeyExistsError(f"key {key!r}: exists already; delete it first")
+
+
+def _absent(key: str, why: str = "not in the store") -> KeyNotFoundError:
+    return KeyNotFoundError(f"key {key!r}: {why}")
+
+
+def _damaged(key: str, slot: int, record: int) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"key {key!r}: the record at byte {record:,} fails its checksum, or is not the one that "
+        f"its slot at byte {slot:,} tells of; delete the key"
+    )
+
+
+if not TYPE_CHECKING and compiled is not None:
+
+    class Operations(compiled.Operations, Operations):
+        """The compiled twin. What is rare it has from the plain one."""
+
+        _exists, _absent, _damaged = map(staticmethod, (_exists, _absent, _damaged))

@@ -9,13 +9,14 @@ Invariants, under the space lock of `extents`:
 A record itself belongs to whoever holds the stripe of its key.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
 from .datafile import DataFile
 from .errors import CorruptStoreError, KVStoreError
 from .extents import Extents
+from .implementation import compiled
 from .layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
@@ -267,12 +268,14 @@ class Slab:
         start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
         if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
-            raise CorruptStoreError(
-                f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, "
-                f"records are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to "
-                f"{self._file.size:,}"
-            )
+            raise self._no_record(offset, end)
         return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
+
+    def _no_record(self, offset: int, end: int) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, records "
+            f"are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to {self._file.size:,}"
+        )
 
     def holds(self, slot_tail: int, key: bytes) -> bool:
         """Tell whether the block that a slot's last word tells of holds a record of `key`."""
@@ -333,3 +336,9 @@ def verify(
         and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
         and record_expires_at == expires_at
     )
+
+
+if not TYPE_CHECKING and compiled is not None:
+
+    class Slab(compiled.Slab, Slab):
+        """The compiled twin. What is rare it has from the plain one."""

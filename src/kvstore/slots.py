@@ -11,7 +11,7 @@ entries in the directory, and the records its slots point to. Unless they say ot
 of these functions holds it.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -19,6 +19,7 @@ from .datafile import DataFile
 from .errors import StoreFullError
 from .extents import Extents
 from .headers import buckets, depth_and_prefix, no_bucket
+from .implementation import compiled
 from .layout import (
     BUCKET_COUNT,
     BUCKET_HEADER_SIZE,
@@ -284,10 +285,32 @@ class Slots:
         depth, prefix = depth_and_prefix(self._file, extent, position)
         if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
             return False
+        lower, upper, expired = self._sort_out(extent, depth, prefix, now_ms)
+        if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
+            try:
+                self._split(extent, depth, prefix, lower, upper)
+            except StoreFullError:
+                pass
+            else:
+                self._free_records(expired)
+                return True
+        if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
+            return False
+        with Undo(self._file) as undo:
+            self._write_segment(extent, depth, prefix, lower + upper, undo)
+        self._free_records(expired)
+        return True
+
+    def _sort_out(
+        self, extent: int, depth: int, prefix: int, now_ms: int
+    ) -> tuple[list[Member], list[Member], list[bytes]]:
+        """Return a segment's members by the half of its hashes that they are in, and what expired.
+
+        This loop is what the slowest creates take their time for.
+        """
         halves: tuple[list[Member], list[Member]] = [], []
         expired: list[bytes] = []
         lost = 0
-        # This loop is what the slowest creates take their time for.
         digest, seed = xxh3_64_intdigest, self._file.hash_seed
         run = segment_run(depth) << DIRECTORY_SHIFT
         first = prefix << DIRECTORY_SHIFT
@@ -306,21 +329,7 @@ class Slots:
             # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
             # when the index is next rebuilt.
             self._file.leave_unclean()
-        lower, upper = halves
-        if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
-            try:
-                self._split(extent, depth, prefix, lower, upper)
-            except StoreFullError:
-                pass
-            else:
-                self._free_records(expired)
-                return True
-        if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
-            return False
-        with Undo(self._file) as undo:
-            self._write_segment(extent, depth, prefix, lower + upper, undo)
-        self._free_records(expired)
-        return True
+        return *halves, expired
 
     def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
         """Tell whether a segment has tombstones, or may hold expired slots, by its entry alone."""
@@ -361,13 +370,15 @@ class Slots:
     def _write_segment(
         self, extent: int, depth: int, prefix: int, members: list[Member], undo: Undo
     ) -> None:
-        image, earliest = build(extent, depth, prefix, members)
+        image, earliest = self._build(extent, depth, prefix, members)
         count = len(members)
         undo.write(extent << EXTENT_SHIFT, image)
         undo.write(
             map_entry_offset(extent),
             SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
         )
+
+    _build = staticmethod(build)
 
     def _slot_key(self, slot: bytes) -> bytes:
         """Return the key of a live slot, whose end may be in its record."""
@@ -391,3 +402,9 @@ def control_offset_of(slot: int) -> int:
     """Return the file offset of the control byte of the slot at file offset `slot`."""
     index = ((slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE) // SLOT_SIZE
     return (slot & -BUCKET_SIZE) + CONTROL_OFFSET + index
+
+
+if not TYPE_CHECKING and compiled is not None:
+
+    class Slots(compiled.Slots, Slots):
+        """The compiled twin. What is rare it has from the plain one."""

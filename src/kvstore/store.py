@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar
 from weakref import WeakSet
 
+from xxhash import xxh3_64_intdigest
+
 from . import clock
-from .codec import Value
+from .codec import Value, encode_key
 from .datafile import DataFile
 from .errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
 from .extents import Extents
-from .layout import DIRECTORY_ENTRIES, MAX_FILE_SIZE, MIN_MAX_BYTES, STRIPE_COUNT
+from .implementation import Lock
+from .layout import (
+    DIRECTORY_ENTRIES,
+    MAX_FILE_SIZE,
+    MIN_MAX_BYTES,
+    SLOT_RECORD_OFFSET,
+    STRIPE_COUNT,
+    STRIPE_SHIFT,
+)
 from .operations import Operations
 from .slab import Slab
 from .soundness import is_sound
@@ -100,10 +110,33 @@ class KVStore(Operations, Mapping[str, Value]):
         self._words = self._file.words
         self._seed = self._file.hash_seed
         self._closing = threading.Lock()
-        self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
+        self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
         self._file.call_after_fork(self._abandon)
         _stores.add(self)
         self._closed = False
+
+    def __delitem__(self, key: str) -> None:
+        self.delete(key)
+
+    # --- one key, for tools --------------------------------------------------------------------
+
+    def _restore(self, key: str, encoded: bytes, created_at: int, expires_at: int) -> None:
+        """Create a key whose value is encoded already, with the times that it had elsewhere.
+
+        For tools that carry records from file to file. Raises as `create`.
+        """
+        self._create(key, encode_key(key), encoded, 0, (created_at, expires_at))
+
+    def _whole(self, key: str) -> tuple[bytes, int, int]:
+        """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
+        value = self.read_bytes(key)
+        encoded_key = key.encode()
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            slot = self._table.find(key_hash, encoded_key)
+            header, _ = self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])
+        _, created_at, expires_at, _ = header
+        return value, created_at, expires_at
 
     # --- all keys ------------------------------------------------------------------------------
 
@@ -315,7 +348,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def _renew_locks(self) -> None:
         """In a forked child: other threads of the parent may have held these, and let go there."""
-        self._stripes = tuple(threading.Lock() for _ in range(STRIPE_COUNT))
+        self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
         self._closing = threading.Lock()
 
     def _abandon(self) -> None:

@@ -23,6 +23,7 @@ import kvstore.slab
 import kvstore.slots
 import kvstore.table
 from kvstore import KVStore, StoreFullError
+from kvstore.implementation import compiled
 from kvstore.layout import (
     BUCKET_COUNT,
     BUCKET_SHIFT,
@@ -131,6 +132,8 @@ def forced(prefix: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (kvstore.operations, kvstore.slots):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
+        if compiled is not None:
+            patch.setattr(compiled, "digest_of_key", of_key)
         patch.setattr(kvstore.recovery, "xxh3_64_intdigest", in_recovery)
         for module in (kvstore.table, kvstore.slots, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)

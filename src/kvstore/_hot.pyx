@@ -1,0 +1,469 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+"""The compiled twin of the hot path: `slab.Slab`, `slots.Slots` and `operations.Operations`.
+
+It works on the same bytes of the same file as the plain twin, under the same locks, makes the same
+changes in the same order through the same door, and raises the same errors. Each class is a base of
+the one that is used, with the plain class as the other base: what is rare (growth, damage, several
+writes that must be undone together) it finds there. Each method has the name of its counterpart,
+which tells what it does and why; one that ends in `_` is the same with arguments of C.
+
+Offsets and sizes are constants of C that `tools/build_hot.py` made of `layout`. Whatever number is
+read from the file is compared with the file's size, or with how many there can be, before it is
+followed.
+
+Locks are real ones, held exactly as long as in the plain twin. With the interpreter's lock, no
+other thread runs within a critical section but where it calls Python. Without, nothing here
+is shared but the file's bytes, which the locks cover, and three numbers of `Window`, each written
+by whoever holds the space lock or as the file is closed.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from orjson import dumps, loads
+from xxhash import xxh3_64_intdigest
+
+from . import clock, codec, layout
+from .codec import check_ttl, decode_value, encode_key, encode_value
+from .errors import CorruptStoreError, InvalidKeyError, KVStoreError, StoreFullError
+from .headers import no_bucket
+from .undo import Undo
+
+include "layout_constants.pxi"
+
+for _name, _value in BUILT_WITH.items():
+    if getattr(layout, _name, None) != _value:
+        raise ImportError(
+            f"kvstore._hot was built for a layout in which {_name} is {_value}, and kvstore.layout "
+            f"says {getattr(layout, _name, None)}; build the package anew"
+        )
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define KVSTORE_PREFETCH(address) __builtin_prefetch(address)
+    #else
+    #define KVSTORE_PREFETCH(address) ((void)(address))
+    #endif
+    """
+    void prefetch "KVSTORE_PREFETCH"(const void *address) noexcept nogil
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    const void *PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    bint PyUnicode_CheckExact(object o)
+    bint PyLong_CheckExact(object o)
+    bint PyFloat_CheckExact(object o)
+    bint PyDict_CheckExact(object o)
+    bint PyList_CheckExact(object o)
+    bint PyTuple_CheckExact(object o)
+    double PyFloat_AS_DOUBLE(object o)
+    long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
+
+# --- what `layout` has as tables, and what the plain modules have of their own ------------------
+
+cdef enum:
+    CLASSES = 64
+    RETRY_EVERY = 16
+    MOST_MEMBERS = 1280
+
+cdef uint64_t block_sizes[CLASSES]
+cdef uint64_t full_entries[CLASSES]
+cdef uint8_t size_classes[1024]
+cdef uint8_t fingerprint_codes[256]
+
+cdef int class_count = len(layout.BLOCK_SIZES)
+if class_count > CLASSES or len(layout.SIZE_CLASSES) > 1024 or SEGMENT_SLOTS != MOST_MEMBERS:
+    raise ImportError("kvstore._hot: the tables of kvstore.layout are larger than it has room for")
+
+cdef int _index
+for _index in range(class_count):
+    block_sizes[_index] = layout.BLOCK_SIZES[_index]
+    full_entries[_index] = layout.BLOCKS_PER_EXTENT[_index] << 16 | NO_BLOCK
+for _index in range(len(layout.SIZE_CLASSES)):
+    size_classes[_index] = layout.SIZE_CLASSES[_index]
+for _index in range(256):
+    fingerprint_codes[_index] = layout.FINGERPRINT_CODES[_index]
+
+cdef uint64_t first_record = FIXED_EXTENTS << EXTENT_SHIFT
+cdef uint64_t rest_mask = ~(<uint64_t>0xFFFF << ENTRY_FIRST_FREE_SHIFT)
+cdef uint64_t placing_bits = (
+    <uint64_t>0xF << STRIPE_SHIFT | <uint64_t>0xFF << FINGERPRINT_SHIFT | BUCKET_COUNT - 1
+)
+cdef uint64_t last_ms = clock.LAST_MS
+cdef int max_depth = codec.MAX_DEPTH
+cdef object json_options = codec._OPTIONS
+cdef dict clock_names = vars(clock)
+
+
+cdef inline uint64_t get_word(const uint8_t *place) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, place, 8)
+    return word
+
+
+cdef inline uint64_t get_short(const uint8_t *place) noexcept nogil:
+    cdef uint16_t short_word
+    memcpy(&short_word, place, 2)
+    return short_word
+
+
+cdef inline void set_word(uint8_t *place, uint64_t word) noexcept nogil:
+    memcpy(place, &word, 8)
+
+
+# Looked up at each call: they may be others.
+digest_of_key = digest_of_value = xxh3_64_intdigest
+
+
+cdef inline uint64_t hash_of(bytes key, object seed) except? 0:
+    """As `layout.key_hash`."""
+    return digest_of_key(key, seed)
+
+
+cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
+    return digest_of_value(value, seed)
+
+
+cdef inline uint64_t now_ms_() except? 0:
+    """As `clock.now_ms`."""
+    cdef int overflow = 0
+    cdef long long now = PyLong_AsLongLongAndOverflow(clock_names["time_ns"](), &overflow)
+    if overflow:
+        return clock.now_ms()
+    if now < 0:
+        return 0
+    now = now // 1_000_000
+    return last_ms if <uint64_t>now > last_ms else <uint64_t>now
+
+
+# One module in parts, lowest first: so that the compiler sees all of them at once.
+include "_hot_window.pxi"
+include "_hot_slab.pxi"
+include "_hot_slots.pxi"
+
+
+# --- keys and values ----------------------------------------------------------------------------
+
+cdef inline bytes encode_key_(object key):
+    """As `codec.encode_key`."""
+    cdef Py_ssize_t size
+    if PyUnicode_CheckExact(key) and PyUnicode_IS_COMPACT_ASCII(key):
+        size = PyUnicode_GET_LENGTH(key)
+        if 0 < size <= <Py_ssize_t>MAX_KEY_CHARACTERS:
+            return PyBytes_FromStringAndSize(<const char *>PyUnicode_1BYTE_DATA(key), size)
+    return encode_key(key)
+
+
+cdef bytes encode_value_(object key, object value):
+    """As `codec.encode_value`, which gets what is out of the ordinary."""
+    cdef bytes encoded
+    if PyDict_CheckExact(value) and is_usual(value, 1):
+        try:
+            encoded = dumps(value, None, json_options)
+            if <uint64_t>PyBytes_GET_SIZE(encoded) <= MAX_VALUE_SIZE:
+                return encoded
+        except (TypeError, RecursionError):
+            pass
+    return encode_value(key, value)
+
+
+cdef bint is_usual(object container, int depth) except -1:
+    """Tell whether `codec._walk` would go through a container's members without raising."""
+    if PyDict_CheckExact(container):
+        with cython.critical_section(container):
+            for member in (<dict>container).values():
+                if not is_usual_member(member, depth):
+                    return False
+    elif PyList_CheckExact(container):
+        with cython.critical_section(container):
+            for member in <list>container:
+                if not is_usual_member(member, depth):
+                    return False
+    else:
+        for member in <tuple>container:
+            if not is_usual_member(member, depth):
+                return False
+    return True
+
+
+cdef inline bint is_usual_member(object member, int depth) except -1:
+    if (
+        PyUnicode_CheckExact(member)
+        or PyLong_CheckExact(member)
+        or member is None
+        or member is True
+        or member is False
+    ):
+        return True
+    if PyFloat_CheckExact(member):
+        return isfinite(PyFloat_AS_DOUBLE(member)) != 0
+    if PyDict_CheckExact(member) or PyList_CheckExact(member) or PyTuple_CheckExact(member):
+        return depth < max_depth and is_usual(member, depth + 1)
+    return False
+
+
+# --- the operations on one key ------------------------------------------------------------------
+
+cdef class Operations:
+    """See `operations.Operations`."""
+
+    cdef public object _path
+    cdef public object _file
+    cdef public Slab _slab
+    cdef public Slots _table
+    cdef public object _words
+    cdef public object _seed
+    cdef public tuple _stripes
+    cdef public bint _durable
+    cdef public bint _closed
+    cdef bint _begun
+
+    def create(self, key, value, ttl=None):
+        """Store `value` under `key`, for `ttl` whole seconds or for good.
+
+        Raises InvalidKeyError, InvalidTTLError, InvalidValueError, ValueTooLargeError,
+        KeyExistsError, StoreFullError, StoreClosedError, OSError; see `kvstore.operations`.
+        """
+        cdef bytes encoded_key = encode_key_(key)
+        cdef uint64_t lifetime = 0 if ttl is None else check_ttl(key, ttl)
+        cdef bytes encoded = encode_value_(key, value)
+        try:
+            self._create(key, encoded_key, encoded, lifetime)
+        except StoreFullError:
+            if self._file.refuses:
+                raise
+            self._purge_for_room()
+            self._create(key, encoded_key, encoded, lifetime)
+        if self._durable:
+            self._file.flush()
+
+    cpdef _create(
+        self, object key, bytes encoded_key, bytes encoded, uint64_t lifetime, object times=None
+    ):
+        """See `operations.Operations._create`."""
+        cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
+        cdef Lock stripe
+        if not self._begun:
+            self._begin()
+        stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        stripe.take()
+        try:
+            if self._closed:
+                self._refuse()
+            try:
+                self._create_under_stripe(key, encoded_key, encoded, lifetime, times, key_hash)
+            except KVStoreError:
+                raise
+            except BaseException:
+                self._file.leave_unclean()
+                raise
+        finally:
+            stripe.let_go()
+
+    cdef int _create_under_stripe(
+        self,
+        object key,
+        bytes encoded_key,
+        bytes encoded,
+        uint64_t lifetime,
+        object times,
+        uint64_t key_hash,
+    ) except -1:
+        cdef Slots table = self._table
+        cdef Slab slab = self._slab
+        cdef uint64_t now_ms = now_ms_()
+        cdef uint64_t used, expires_at, record
+        cdef int64_t slot
+        table.window.look_at_door(self._file)
+        slot = table.find_(key_hash, encoded_key)
+        if slot > 0:
+            if not table.is_expired_(slot, now_ms):
+                raise self._exists(key)
+            table.delete_(slot, encoded_key)
+            slot = table.find_(key_hash, encoded_key)
+        used = table.used_(-slot) if slot else SEGMENT_SLOTS
+        if used >= SPLIT_AT and (not slot or used % RETRY_EVERY == 0):
+            slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+        expires_at = now_ms + lifetime if lifetime else 0
+        if times is not None:
+            now_ms, expires_at = times
+        record = slab.take_(
+            RECORD_HEADER_SIZE + PyBytes_GET_SIZE(encoded_key) + PyBytes_GET_SIZE(encoded)
+        )
+        try:
+            slab.write_record_(record, encoded_key, encoded, key_hash, now_ms, expires_at)
+            table.insert_(
+                -slot, key_hash, encoded_key, record, PyBytes_GET_SIZE(encoded), expires_at
+            )
+            if not table.window.direct and not self._file.in_place:
+                slab.finish_record(record)
+        except BaseException:
+            if not (table.is_live_(-slot) and slab.is_record_(record)):
+                self._undo_create(-slot, record)
+            raise
+        return 0
+
+    cdef int _begin(self) except -1:
+        """Begin changes, once; a file that was begun stays so."""
+        if self._file.pristine:
+            self._begin_changes()
+        self._begun = True
+        return 0
+
+    cdef bytes _value_of(self, object key, bint must_be_there):
+        """Return what `read_bytes` does; None where the key is absent and need not be there."""
+        cdef bytes encoded_key = encode_key_(key)
+        cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
+        cdef Lock stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        cdef uint64_t expires_at = 0, tail = 0
+        cdef uint64_t header[4]
+        cdef bytes encoded = None
+        cdef int64_t slot
+        stripe.take()
+        try:
+            if self._closed:
+                self._refuse()
+            slot = self._table.find_(key_hash, encoded_key)
+            if slot > 0:
+                expires_at = get_word(self._table.window.base + slot + SLOT_EXPIRES_OFFSET)
+                if not expires_at or not self._table.is_expired_(slot, now_ms_()):
+                    tail = get_word(self._table.window.base + slot + SLOT_RECORD_OFFSET)
+                    encoded = self._slab.read_record_(tail, header)
+        finally:
+            stripe.let_go()
+        if encoded is None:
+            if must_be_there:
+                raise self._absent_at(key, slot)
+        elif not verify_(header, encoded, tail, expires_at, key_hash):
+            raise self._damaged(key, slot, tail & SLOT_RECORD_MASK)
+        return encoded
+
+    cdef object _absent_at(self, object key, int64_t slot):
+        return self._absent(key, "has expired") if slot > 0 else self._absent(key)
+
+    def read(self, key):
+        """Return the value of `key` as a new dict.
+
+        Raises InvalidKeyError, KeyNotFoundError, CorruptStoreError, StoreClosedError; see
+        `kvstore.operations`.
+        """
+        return decode_value_(key, self._value_of(key, True))
+
+    def __getitem__(self, key):
+        return decode_value_(key, self._value_of(key, True))
+
+    def read_bytes(self, key):
+        """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
+        return self._value_of(key, True)
+
+    def get(self, key, default=None):
+        """Return the value of `key`, or `default` where it is absent; else raise as `read`."""
+        cdef bytes encoded = self._value_of(key, False)
+        return default if encoded is None else decode_value_(key, encoded)
+
+    def delete(self, key):
+        """Remove `key`.
+
+        Raises InvalidKeyError, KeyNotFoundError, StoreFullError, StoreClosedError, OSError; see
+        `kvstore.operations`.
+        """
+        cdef bytes encoded_key = encode_key_(key)
+        cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
+        cdef Slots table = self._table
+        cdef Lock stripe
+        cdef int64_t slot
+        cdef bint is_there
+        if not self._begun:
+            self._begin()
+        stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        stripe.take()
+        try:
+            if self._closed:
+                self._refuse()
+            slot = table.find_(key_hash, encoded_key)
+            is_there = slot > 0 and not (
+                get_word(table.window.base + slot + SLOT_EXPIRES_OFFSET)
+                and table.is_expired_(slot, now_ms_())
+            )
+            if is_there:
+                try:
+                    table.window.look_at_door(self._file)
+                    table.delete_(slot, encoded_key)
+                except KVStoreError:
+                    raise
+                except BaseException:
+                    self._file.leave_unclean()
+                    raise
+        finally:
+            stripe.let_go()
+        if not is_there:
+            raise self._absent_at(key, slot)
+        if self._durable:
+            self._file.flush()
+
+    def ttl(self, key):
+        """Return the whole seconds until `key` expires, rounded up; None if it never does.
+
+        Raises InvalidKeyError, KeyNotFoundError, StoreClosedError; see `kvstore.operations`.
+        """
+        cdef uint64_t expires_at, now_ms
+        if not self._expiry(encode_key_(key), &expires_at, &now_ms):
+            raise self._absent(key)
+        return (expires_at - now_ms + 999) // 1000 if expires_at else None
+
+    def __contains__(self, key):
+        cdef uint64_t expires_at, now_ms
+        cdef bytes encoded_key
+        try:
+            encoded_key = encode_key_(key)
+        except InvalidKeyError:
+            if self._closed:
+                self._refuse()
+            return False
+        return self._expiry(encoded_key, &expires_at, &now_ms)
+
+    cdef bint _expiry(
+        self, bytes encoded_key, uint64_t *expires_at, uint64_t *now_ms
+    ) except -1:
+        """Tell whether a key is there; set its expires_at and, where it has one, the time now."""
+        cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
+        cdef Lock stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        cdef int64_t slot
+        stripe.take()
+        try:
+            if self._closed:
+                self._refuse()
+            slot = self._table.find_(key_hash, encoded_key)
+            if slot <= 0:
+                return False
+            expires_at[0] = get_word(self._table.window.base + slot + SLOT_EXPIRES_OFFSET)
+            if expires_at[0]:
+                now_ms[0] = now_ms_()
+                return not self._table.is_expired_(slot, now_ms[0])
+            return True
+        finally:
+            stripe.let_go()
+
+
+cdef object decode_value_(object key, bytes encoded):
+    """As `codec.decode_value`, which tells what is wrong."""
+    try:
+        return loads(encoded)
+    except ValueError:
+        return decode_value(key, encoded)

@@ -1,0 +1,248 @@
+# Part of `_hot`: the twin of `slab`.
+
+cdef class Slab:
+    """See `slab.Slab`."""
+
+    cdef public object _file
+    cdef public object _extents
+    cdef public Lock _lock
+    cdef Window window
+
+    def __cinit__(self, file, extents):
+        self._file = file
+        self._extents = extents
+        self._lock = extents.lock
+        self.window = file.window
+
+    def take(self, size):
+        """See `slab.Slab.take`."""
+        self.window.check(0)
+        self.window.look_at_door(self._file)
+        return self.take_(size)
+
+    cdef uint64_t take_(self, uint64_t size) except 0:
+        if size > MAX_RECORD_SIZE:
+            raise ValueError(f"a record of {size:,} bytes, the largest has {MAX_RECORD_SIZE:,}")
+        cdef uint64_t size_class = size_classes[size + BLOCK_ALIGNMENT - 1 >> 5]
+        cdef Window window = self.window
+        cdef uint64_t extent, entry_offset, entry, block, after
+        cdef int64_t rest
+        self._lock.take()
+        try:
+            while True:
+                extent = get_short(window.base + CLASS_HEADS_OFFSET + 2 * size_class)
+                if extent == NO_EXTENT:
+                    extent = self._open_extent(size_class)
+                elif (extent + 1) << EXTENT_SHIFT > window.size:
+                    self._extents.check(extent)
+                entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+                entry = get_word(window.base + entry_offset)
+                block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+                if block == NO_BLOCK:
+                    block = entry >> ENTRY_FRESH_SHIFT
+                    after = entry + ENTRY_LIVE_ONE + ENTRY_FRESH_ONE
+                else:
+                    rest = self._after_first_free(extent, entry, block, size_class)
+                    if rest < 0:
+                        self._abandon_free_list(extent, entry, size_class)
+                        continue
+                    after = (
+                        (entry & rest_mask)
+                        + ENTRY_LIVE_ONE
+                        + (<uint64_t>rest << ENTRY_FIRST_FREE_SHIFT)
+                    )
+                if (block + 1) * block_sizes[size_class] > EXTENT_SIZE:
+                    raise CorruptStoreError(
+                        f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} "
+                        f"leads to block {block}, which is not in it"
+                    )
+                if after >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]:
+                    with Undo(self._file) as undo:
+                        undo.write(entry_offset, word_bytes(after))
+                        self._unlink(extent, size_class, undo)
+                else:
+                    window.put_word(self._file, entry_offset, after)
+                return (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
+        finally:
+            self._lock.let_go()
+
+    cdef int64_t _after_first_free(
+        self, uint64_t extent, uint64_t entry, uint64_t block, uint64_t size_class
+    ) noexcept:
+        cdef uint64_t fresh = entry >> ENTRY_FRESH_SHIFT
+        cdef uint64_t offset = block * block_sizes[size_class]
+        cdef uint64_t link, rest
+        if block < fresh and offset + 8 <= EXTENT_SIZE:
+            link = get_word(self.window.base + (extent << EXTENT_SHIFT) + offset)
+            rest = link >> FREE_NEXT_SHIFT
+            if link & 0xFFFF_FFFF == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
+                return <int64_t>rest
+        return -1
+
+    def give(self, offset):
+        """See `slab.Slab.give`."""
+        self.window.look_at_door(self._file)
+        self.give_(offset)
+
+    cdef int give_(self, uint64_t offset) except -1:
+        cdef uint64_t extent = offset >> EXTENT_SHIFT
+        cdef uint64_t entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+        cdef Window window = self.window
+        cdef uint64_t entry, size_class, was_first, block, after, head, link
+        cdef bint was_full, is_unused
+        window.check(offset)
+        self._lock.take()
+        try:
+            entry = get_word(window.base + entry_offset)
+            size_class = entry >> 8 & 0xFF
+            if size_class >= <uint64_t>class_count:
+                raise IndexError(f"size class {size_class}, there are {class_count}")
+            was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+            block = (offset & EXTENT_SIZE - 1) // block_sizes[size_class]
+            after = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
+            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]
+            is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
+            head = get_word(window.base + offset)
+            link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
+            if was_full or is_unused:
+                with Undo(self._file) as undo:
+                    undo.write(entry_offset, word_bytes(after))
+                    if is_unused:
+                        if not was_full:
+                            self._unlink(extent, size_class, undo)
+                        self._extents.give(extent, undo)
+                    else:
+                        self._link(extent, size_class, undo)
+                    undo.write(offset, word_bytes(link))
+            elif window.direct:
+                set_word(window.base + entry_offset, after)
+                set_word(window.base + offset, link)
+            else:
+                try:
+                    self._file.write_word(entry_offset >> 3, after)
+                    self._file.write_word(offset >> 3, link)
+                except BaseException:
+                    self._file.restore(offset, word_bytes(head))
+                    self._file.restore(entry_offset, word_bytes(entry))
+                    raise
+        finally:
+            self._lock.let_go()
+        return 0
+
+    def write_record(self, offset, bytes key, bytes value, key_hash, created_at, expires_at):
+        """See `slab.Slab.write_record`."""
+        self.window.look_at_door(self._file)
+        self.write_record_(offset, key, value, key_hash, created_at, expires_at)
+
+    cdef int write_record_(
+        self,
+        uint64_t offset,
+        bytes key,
+        bytes value,
+        uint64_t key_hash,
+        uint64_t created_at,
+        uint64_t expires_at,
+    ) except -1:
+        cdef uint64_t checksum = checksum_of(value, key_hash ^ created_at ^ expires_at << 16 ^ offset)
+        cdef uint64_t key_size = PyBytes_GET_SIZE(key), value_size = PyBytes_GET_SIZE(value)
+        cdef uint64_t size = RECORD_HEADER_SIZE + key_size + value_size
+        cdef Window window = self.window
+        cdef bytes record
+        cdef uint8_t *place
+        if offset + size > window.size:
+            raise IndexError(f"{size:,} bytes at {offset:,} are not in the file")
+        if window.direct:
+            place = window.base + offset
+        else:
+            record = PyBytes_FromStringAndSize(NULL, size)
+            place = <uint8_t *>PyBytes_AS_STRING(record)
+        set_word(
+            place,
+            RECORD_MAGIC
+            | value_size << SLOT_VALUE_SIZE_SHIFT
+            | key_size << SLOT_KEY_SIZE_SHIFT,
+        )
+        set_word(place + 8, created_at)
+        set_word(place + RECORD_EXPIRES_OFFSET, expires_at)
+        set_word(place + 24, checksum)
+        memcpy(place + RECORD_HEADER_SIZE, text_of(key), key_size)
+        memcpy(place + RECORD_HEADER_SIZE + key_size, text_of(value), value_size)
+        if not window.direct:
+            if self._file.in_place:
+                self._file.write(offset, record)
+            else:
+                self._file.write(offset + 4, record[4:])
+        return 0
+
+    def read_record(self, slot_tail):
+        """See `slab.Slab.read_record`."""
+        cdef uint64_t header[4]
+        cdef bytes value = self.read_record_(slot_tail, header)
+        return (header[0], header[1], header[2], header[3]), value
+
+    cdef bytes read_record_(self, uint64_t slot_tail, uint64_t *header):
+        cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
+        cdef uint64_t start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
+        cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
+        if start + size > self.window.size or offset < first_record or offset & 7:
+            raise self._no_record(offset, start + size)
+        memcpy(header, self.window.base + offset, RECORD_HEADER_SIZE)
+        return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
+
+    def holds(self, slot_tail, bytes key):
+        """See `slab.Slab.holds`."""
+        return self.holds_(slot_tail, key)
+
+    cdef bint holds_(self, uint64_t slot_tail, bytes key) noexcept:
+        cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
+        cdef uint64_t size = PyBytes_GET_SIZE(key)
+        cdef const uint8_t *base = self.window.base
+        cdef uint64_t entry, size_class
+        if offset < first_record or offset + RECORD_HEADER_SIZE + size > self.window.size:
+            return False
+        entry = get_word(base + EXTENT_MAP_OFFSET + (offset >> EXTENT_SHIFT << 4))
+        size_class = entry >> 8 & 0xFF
+        return (
+            entry & ENTRY_KIND_MASK == KIND_SLAB
+            and size_class < <uint64_t>class_count
+            and (offset & EXTENT_SIZE - 1) % block_sizes[size_class] == 0
+            and get_word(base + offset) == (slot_tail ^ offset | RECORD_MAGIC)
+            and memcmp(base + offset + RECORD_HEADER_SIZE, text_of(key), size) == 0
+        )
+
+    cdef bint is_record_(self, uint64_t offset) noexcept:
+        return (
+            offset + 8 <= self.window.size
+            and get_word(self.window.base + offset) & 0xFFFF_FFFF == RECORD_MAGIC
+        )
+
+    def expiry_at(self, offset):
+        """See `slab.Slab.expiry_at`."""
+        return self.expiry_at_(offset)
+
+    cdef uint64_t expiry_at_(self, uint64_t offset) noexcept:
+        if offset + RECORD_HEADER_SIZE > self.window.size:
+            return 0
+        return get_word(self.window.base + offset + RECORD_EXPIRES_OFFSET)
+
+    def key_at(self, offset, size):
+        """See `slab.Slab.key_at`."""
+        return self.key_at_(offset, size)
+
+    cdef bytes key_at_(self, uint64_t offset, uint64_t size):
+        cdef uint64_t start = offset + RECORD_HEADER_SIZE
+        if start + size > self.window.size:
+            return b""
+        return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
+
+
+cdef bint verify_(
+    const uint64_t *header, bytes value, uint64_t slot_tail, uint64_t expires_at, uint64_t key_hash
+) except -1:
+    """As `slab.verify`."""
+    cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
+    return (
+        header[3] == checksum_of(value, key_hash ^ header[1] ^ header[2] << 16 ^ offset)
+        and header[0] == (slot_tail ^ offset | RECORD_MAGIC)
+        and header[2] == expires_at
+    )

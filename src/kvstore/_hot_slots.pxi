@@ -1,0 +1,385 @@
+# Part of `_hot`: the twin of `slots` and of `segment.build`.
+
+cdef struct Member:
+    uint64_t key_hash
+    const uint8_t *slot
+
+
+@cython.final
+cdef class Members:
+    """Slots of one segment, where they are in the map: a list of `segment.Member`."""
+
+    cdef Member *members
+    cdef size_t count
+
+    def __cinit__(self):
+        self.members = <Member *>PyMem_Malloc(MOST_MEMBERS * sizeof(Member))
+        if self.members is NULL:
+            raise MemoryError("no memory to rewrite a segment of the table")
+
+    def __dealloc__(self):
+        PyMem_Free(self.members)
+
+    cdef inline void add(self, uint64_t key_hash, const uint8_t *slot) noexcept:
+        # No segment has more slots than there is room for.
+        self.members[self.count] = Member(key_hash, slot)
+        self.count += 1
+
+    def __len__(self):
+        return self.count
+
+    def __add__(Members self, Members other):
+        cdef Members both = Members()
+        both.count = self.count + other.count
+        if both.count > MOST_MEMBERS:
+            raise ValueError(f"{both.count:,} members, a segment has {MOST_MEMBERS:,} slots")
+        memcpy(both.members, self.members, self.count * sizeof(Member))
+        memcpy(both.members + self.count, other.members, other.count * sizeof(Member))
+        return both
+
+
+cdef inline uint64_t entry_offset_of(uint64_t slot) noexcept nogil:
+    """Return where the extent map has the entry of a slot's segment."""
+    return EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+
+
+cdef inline uint64_t control_offset_of(uint64_t slot) noexcept nogil:
+    """As `slots.control_offset_of`."""
+    cdef uint64_t index = ((slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE) // SLOT_SIZE
+    return (slot & ~(BUCKET_SIZE - 1)) + CONTROL_OFFSET + index
+
+
+cdef class Slots:
+    """See `slots.Slots`."""
+
+    cdef public object _file
+    cdef public Slab _slab
+    cdef Window window
+    cdef object _seed
+
+    def __cinit__(self, file, extents, slab):
+        self._file = file
+        self._slab = slab
+        self.window = file.window
+        self._seed = file.hash_seed
+
+    def find(self, key_hash, bytes key):
+        """See `slots.Slots.find`."""
+        self.window.check(0)
+        return self.find_(key_hash, key)
+
+    cdef int64_t find_(self, uint64_t key_hash, bytes key) except -1:
+        cdef const uint8_t *memory = self.window.base
+        cdef const uint8_t *text = text_of(key)
+        cdef uint64_t size = PyBytes_GET_SIZE(key)
+        cdef uint64_t base = self.segment_of(key_hash)
+        cdef uint64_t home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
+        cdef uint64_t bucket = home, slot
+        cdef int64_t vacant = 0, damaged = 0
+        cdef int fingerprint = fingerprint_codes[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        cdef const uint8_t *control
+        cdef const uint8_t *place
+        cdef int same
+        while True:
+            control = memory + bucket + CONTROL_OFFSET
+            prefetch(control + 64)
+            if get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT):
+                raise no_bucket(self._file, bucket)
+            place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
+            while place is not NULL:
+                slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
+                if get_word(memory + slot + SLOT_RECORD_OFFSET) >> SLOT_KEY_SIZE_SHIFT == size:
+                    if size <= SLOT_KEY_SIZE:
+                        same = memcmp(memory + slot, text, size) == 0
+                    else:
+                        same = self._compare_long(slot, key_hash, key)
+                    if same > 0:
+                        return <int64_t>slot
+                    if same < 0:
+                        damaged = <int64_t>slot
+                place += 1
+                place = <const uint8_t *>memchr(place, fingerprint, SLOT_COUNT - (place - control))
+            place = <const uint8_t *>memchr(control, CONTROL_EMPTY, SLOT_COUNT)
+            if place is not NULL:
+                slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
+                return damaged or vacant or -<int64_t>slot
+            if not vacant:
+                place = <const uint8_t *>memchr(control, CONTROL_TOMBSTONE, SLOT_COUNT)
+                if place is not NULL:
+                    slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
+                    vacant = -<int64_t>slot
+            bucket = base | bucket + BUCKET_SIZE & EXTENT_SIZE - 1
+            if bucket == home:
+                return damaged or vacant
+
+    cdef inline uint64_t segment_of(self, uint64_t key_hash) except 0:
+        """Return the offset of the segment that the directory names for a hash."""
+        cdef uint64_t position = key_hash >> DIRECTORY_SHIFT
+        cdef uint64_t extent = get_short(self.window.base + DIRECTORY_OFFSET + 2 * position)
+        if (extent + 1) << EXTENT_SHIFT > self.window.size or extent < FIXED_EXTENTS:
+            raise CorruptStoreError(
+                f"{self._file.path}: the directory's entry {position} leads to extent {extent}, "
+                f"which is no segment"
+            )
+        return extent << EXTENT_SHIFT
+
+    cdef int _compare_long(self, uint64_t slot, uint64_t hash_of_key, bytes key) except -2:
+        """Return 1 where the slot is that key's, 0 where not, -1 where nobody can tell."""
+        cdef const uint8_t *memory = self.window.base
+        if memcmp(memory + slot, text_of(key), SLOT_KEY_SIZE):
+            return 0
+        cdef uint64_t tail = get_word(memory + slot + SLOT_RECORD_OFFSET)
+        cdef bytes found = self._slab.key_at_(tail & SLOT_RECORD_MASK, PyBytes_GET_SIZE(key))
+        if found == key:
+            return 1
+        if self._slab.is_whole(tail, self._seed):
+            return 0
+        return -1 if (hash_of(found, self._seed) ^ hash_of_key) & placing_bits else 0
+
+    def insert(self, slot, key_hash, bytes key, record, value_size, expires_at):
+        """See `slots.Slots.insert`."""
+        self.window.check(slot)
+        self.window.look_at_door(self._file)
+        self.insert_(slot, key_hash, key, record, value_size, expires_at)
+
+    cdef int insert_(
+        self,
+        uint64_t slot,
+        uint64_t key_hash,
+        bytes key,
+        uint64_t record,
+        uint64_t value_size,
+        uint64_t expires_at,
+    ) except -1:
+        cdef Window window = self.window
+        cdef object file = self._file
+        cdef uint64_t key_size = PyBytes_GET_SIZE(key)
+        cdef uint64_t entry_offset = entry_offset_of(slot)
+        cdef uint64_t control_offset = control_offset_of(slot)
+        cdef uint64_t earliest, entry, after
+        cdef uint8_t control, code
+        cdef uint8_t image[48]
+        memset(image, 0, SLOT_KEY_SIZE)
+        memcpy(image, text_of(key), min(key_size, SLOT_KEY_SIZE))
+        set_word(image + SLOT_EXPIRES_OFFSET, expires_at)
+        set_word(
+            image + SLOT_RECORD_OFFSET,
+            record | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT,
+        )
+        window.put(file, slot, image, SLOT_SIZE)
+        if expires_at:
+            earliest = (slot & ~(BUCKET_SIZE - 1)) + EARLIEST_OFFSET
+            if expires_at < get_word(window.base + earliest):
+                window.put_word(file, earliest, expires_at)
+            earliest = entry_offset + SEGMENT_EARLIEST_OFFSET
+            if expires_at < get_word(window.base + earliest):
+                window.put_word(file, earliest, expires_at)
+        control = window.base[control_offset]
+        code = fingerprint_codes[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        entry = get_word(window.base + entry_offset)
+        after = entry + ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
+        if window.direct:
+            set_word(window.base + entry_offset, after)
+            window.base[control_offset] = code
+            return 0
+        try:
+            file.write_word(entry_offset >> 3, after)
+            file.write(control_offset, bytes([code]))
+        except BaseException:
+            file.restore(control_offset, bytes([control]))
+            file.restore(entry_offset, word_bytes(entry))
+            raise
+        return 0
+
+    def delete(self, slot, bytes key):
+        """See `slots.Slots.delete`."""
+        self.window.check(slot)
+        self.window.look_at_door(self._file)
+        self.delete_(slot, key)
+
+    cdef int delete_(self, uint64_t slot, bytes key) except -1:
+        cdef uint64_t tail = get_word(self.window.base + slot + SLOT_RECORD_OFFSET)
+        cdef uint64_t record = tail & SLOT_RECORD_MASK
+        if not self._slab.holds_(tail, key):
+            self._file.leave_unclean()
+            self.remove_(slot)
+            return 0
+        try:
+            self.remove_(slot)
+            self._slab.give_(record)
+        except BaseException:
+            if not self.is_live_(slot) and self._slab.is_record_(record):
+                self._put_back(slot, key)
+            raise
+        return 0
+
+    def remove(self, slot):
+        """See `slots.Slots.remove`."""
+        self.window.check(slot)
+        self.window.look_at_door(self._file)
+        self.remove_(slot)
+
+    cdef int remove_(self, uint64_t slot) except -1:
+        cdef Window window = self.window
+        cdef uint64_t control_offset = control_offset_of(slot)
+        cdef uint64_t entry_offset = entry_offset_of(slot)
+        cdef uint64_t entry = get_word(window.base + entry_offset)
+        cdef uint64_t taken
+        cdef uint8_t control, was = window.base[control_offset]
+        if memchr(
+            window.base + (slot & ~(BUCKET_SIZE - 1)) + CONTROL_OFFSET, CONTROL_EMPTY, SLOT_COUNT
+        ):
+            control, taken = CONTROL_EMPTY, ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        else:
+            control, taken = CONTROL_TOMBSTONE, ENTRY_LIVE_ONE
+        if entry < taken:
+            self._file.leave_unclean()
+            taken = 0
+        if window.direct:
+            window.base[control_offset] = control
+            set_word(window.base + entry_offset, entry - taken)
+            return 0
+        try:
+            self._file.write(control_offset, bytes([control]))
+            self._file.write_word(entry_offset >> 3, entry - taken)
+        except BaseException:
+            self._file.restore(entry_offset, word_bytes(entry))
+            self._file.restore(control_offset, bytes([was]))
+            raise
+        return 0
+
+    def is_live(self, slot):
+        """See `slots.Slots.is_live`."""
+        self.window.check(slot)
+        return self.is_live_(slot)
+
+    cdef bint is_live_(self, uint64_t slot) noexcept:
+        return self.window.base[control_offset_of(slot)] > CONTROL_TOMBSTONE
+
+    def is_expired(self, slot, now_ms):
+        """See `slots.Slots.is_expired`."""
+        self.window.check(slot)
+        return self.is_expired_(slot, now_ms)
+
+    cdef bint is_expired_(self, uint64_t slot, uint64_t now_ms) noexcept:
+        cdef uint64_t expires_at = get_word(self.window.base + slot + SLOT_EXPIRES_OFFSET)
+        return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at_(
+            get_word(self.window.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
+        )
+
+    def used(self, slot):
+        """See `slots.Slots.used`."""
+        self.window.check(slot)
+        return self.used_(slot)
+
+    cdef uint64_t used_(self, uint64_t slot) noexcept:
+        return get_word(self.window.base + entry_offset_of(slot)) >> ENTRY_USED_SHIFT & 0xFFFF
+
+    # --- one segment ---------------------------------------------------------------------------
+
+    def _sort_out(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
+        """See `slots.Slots._sort_out`. The caller has seen that the segment is in the file."""
+        cdef const uint8_t *memory = self.window.base
+        cdef Members lower = Members(), upper = Members()
+        # What of a hash tells the segment, and which half of it.
+        cdef uint64_t own = prefix << DIRECTORY_SHIFT
+        cdef uint64_t of_segment = ~<uint64_t>0 << 64 - depth
+        cdef uint64_t of_half = <uint64_t>1 << 63 - depth
+        cdef uint64_t bucket, index, slot, key_hash
+        cdef size_t lost = 0
+        cdef list expired = []
+        for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
+            if get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT):
+                raise no_bucket(self._file, bucket)
+            for index in range(SLOT_COUNT):
+                if memory[bucket + CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
+                    continue
+                slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
+                if self.is_expired_(slot, now_ms):
+                    expired.append(PyBytes_FromStringAndSize(<const char *>memory + slot, SLOT_SIZE))
+                    continue
+                key_hash = hash_of(self._slot_key_(memory + slot), self._seed)
+                if key_hash & of_segment != own:
+                    lost += 1
+                else:
+                    (upper if key_hash & of_half else lower).add(key_hash, memory + slot)
+        if lost:
+            self._file.leave_unclean()
+        return lower, upper, expired
+
+    def _build(self, uint64_t extent, uint64_t depth, uint64_t prefix, Members members):
+        """See `segment.build`."""
+        return build_(extent, depth, prefix, members)
+
+    def _slot_key(self, bytes slot):
+        """See `slots.Slots._slot_key`."""
+        return self._slot_key_(text_of(slot))
+
+    cdef bytes _slot_key_(self, const uint8_t *slot):
+        cdef uint64_t size = slot[SLOT_KEY_SIZE_OFFSET]
+        if size > SLOT_KEY_SIZE:
+            return self._slab.key_at_(get_word(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK, size)
+        return PyBytes_FromStringAndSize(<const char *>slot, size)
+
+
+cdef tuple build_(uint64_t extent, uint64_t depth, uint64_t prefix, Members of):
+    cdef const Member *members = of.members
+    cdef size_t count = of.count
+    cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
+    cdef uint8_t *page = <uint8_t *>PyBytes_AS_STRING(image)
+    cdef uint64_t earliest[16]
+    cdef size_t counts[16]
+    cdef uint64_t bucket, expires_at, earliest_of_all = NO_EXPIRY
+    cdef size_t number
+    cdef const Member *member
+    # Which members a bucket gets, in their order; room for all of them in each.
+    cdef uint16_t *places = <uint16_t *>PyMem_Malloc(BUCKET_COUNT * MOST_MEMBERS * sizeof(uint16_t))
+    if places is NULL:
+        raise MemoryError("no memory to rewrite a segment of the table")
+    memset(counts, 0, sizeof(counts))
+    for bucket in range(BUCKET_COUNT):
+        earliest[bucket] = NO_EXPIRY
+    for number in range(count):
+        bucket = members[number].key_hash & BUCKET_COUNT - 1
+        places[bucket * MOST_MEMBERS + counts[bucket]] = <uint16_t>number
+        counts[bucket] += 1
+        expires_at = get_word(members[number].slot + SLOT_EXPIRES_OFFSET)
+        if expires_at and expires_at < earliest[bucket]:
+            earliest[bucket] = expires_at
+    spill_(places, counts, earliest)
+    memset(page, 0, EXTENT_SIZE)
+    for bucket in range(BUCKET_COUNT):
+        set_word(page, BUCKET_MARKER | (extent << EXTENT_SHIFT >> BUCKET_SHIFT) + bucket)
+        set_word(page + EARLIEST_OFFSET, earliest[bucket])
+        if not bucket:
+            set_word(page + 16, depth | prefix << 16)
+        earliest_of_all = min(earliest_of_all, earliest[bucket])
+        for number in range(counts[bucket]):
+            member = members + places[bucket * MOST_MEMBERS + number]
+            page[CONTROL_OFFSET + number] = fingerprint_codes[
+                member.key_hash >> FINGERPRINT_SHIFT & 0xFF
+            ]
+            memcpy(page + BUCKET_HEADER_SIZE + number * SLOT_SIZE, member.slot, SLOT_SIZE)
+        page += BUCKET_SIZE
+    PyMem_Free(places)
+    return image, earliest_of_all
+
+
+cdef void spill_(uint16_t *places, size_t *counts, uint64_t *earliest) noexcept:
+    """As `segment._spill`."""
+    cdef uint64_t start, bucket, following
+    cdef size_t excess
+    for start in range(BUCKET_COUNT):
+        bucket = start
+        while counts[bucket] > SLOT_COUNT:
+            following = (bucket + 1) % BUCKET_COUNT
+            excess = counts[bucket] - SLOT_COUNT
+            memcpy(
+                places + following * MOST_MEMBERS + counts[following],
+                places + bucket * MOST_MEMBERS + SLOT_COUNT,
+                excess * sizeof(uint16_t),
+            )
+            counts[following] += excess
+            counts[bucket] = SLOT_COUNT
+            earliest[following] = min(earliest[following], earliest[bucket])
+            bucket = following
