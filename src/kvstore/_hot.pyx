@@ -34,12 +34,20 @@ from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from time import time_ns
+
 from orjson import dumps, loads
 from xxhash import xxh3_64_intdigest
 
 from . import clock, codec, layout
 from .codec import check_ttl, decode_value, encode_key, encode_value
-from .errors import CorruptStoreError, InvalidKeyError, KVStoreError, StoreFullError
+from .errors import (
+    CorruptStoreError,
+    InvalidKeyError,
+    KeyNotFoundError,
+    KVStoreError,
+    StoreFullError,
+)
 from .headers import no_bucket
 from .undo import Undo
 
@@ -61,6 +69,21 @@ cdef extern from *:
     #endif
     """
     void prefetch "KVSTORE_PREFETCH"(const void *address) noexcept nogil
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static int64_t kvstore_read_system_clock(void) {
+    #if defined(CLOCK_REALTIME)
+        struct timespec now;
+        if (!clock_gettime(CLOCK_REALTIME, &now))
+            return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    #endif
+        return -1;
+    }
+    """
+    # Milliseconds since 1970; a negative number where only Python knows them.
+    int64_t read_system_clock "kvstore_read_system_clock"() noexcept nogil
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -106,9 +129,11 @@ cdef uint64_t placing_bits = (
     <uint64_t>0xF << STRIPE_SHIFT | <uint64_t>0xFF << FINGERPRINT_SHIFT | BUCKET_COUNT - 1
 )
 cdef uint64_t last_ms = clock.LAST_MS
+cdef long long most_seconds = codec.MAX_TTL_SECONDS
 cdef int max_depth = codec.MAX_DEPTH
 cdef object json_options = codec._OPTIONS
 cdef dict clock_names = vars(clock)
+cdef object system_clock = time_ns
 
 
 cdef inline uint64_t get_word(const uint8_t *place) noexcept nogil:
@@ -142,14 +167,12 @@ cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
 
 cdef inline uint64_t now_ms_() except? 0:
     """As `clock.now_ms`."""
-    cdef int overflow = 0
-    cdef long long now = PyLong_AsLongLongAndOverflow(clock_names["time_ns"](), &overflow)
-    if overflow:
+    cdef int64_t now
+    # The same clock without a call of Python, unless someone put another one in its place.
+    if clock_names["time_ns"] is not system_clock:
         return clock.now_ms()
-    if now < 0:
-        return 0
-    now = now // 1_000_000
-    return last_ms if <uint64_t>now > last_ms else <uint64_t>now
+    now = read_system_clock()
+    return <uint64_t>now if 0 <= now <= <int64_t>last_ms else clock.now_ms()
 
 
 # One module in parts, lowest first: so that the compiler sees all of them at once.
@@ -168,6 +191,17 @@ cdef inline bytes encode_key_(object key):
         if 0 < size <= <Py_ssize_t>MAX_KEY_CHARACTERS:
             return PyBytes_FromStringAndSize(<const char *>PyUnicode_1BYTE_DATA(key), size)
     return encode_key(key)
+
+
+cdef inline uint64_t check_ttl_(object key, object ttl) except? 0:
+    """As `codec.check_ttl`."""
+    cdef int overflow = 0
+    cdef long long seconds
+    if PyLong_CheckExact(ttl):
+        seconds = PyLong_AsLongLongAndOverflow(ttl, &overflow)
+        if not overflow and 1 <= seconds <= most_seconds:
+            return <uint64_t>seconds * 1000
+    return check_ttl(key, ttl)
 
 
 cdef bytes encode_value_(object key, object value):
@@ -241,22 +275,25 @@ cdef class Operations:
         KeyExistsError, StoreFullError, StoreClosedError, OSError; see `kvstore.operations`.
         """
         cdef bytes encoded_key = encode_key_(key)
-        cdef uint64_t lifetime = 0 if ttl is None else check_ttl(key, ttl)
+        cdef uint64_t lifetime = 0 if ttl is None else check_ttl_(key, ttl)
         cdef bytes encoded = encode_value_(key, value)
         try:
-            self._create(key, encoded_key, encoded, lifetime)
+            self.create_(key, encoded_key, encoded, lifetime, None)
         except StoreFullError:
             if self._file.refuses:
                 raise
             self._purge_for_room()
-            self._create(key, encoded_key, encoded, lifetime)
+            self.create_(key, encoded_key, encoded, lifetime, None)
         if self._durable:
             self._file.flush()
 
-    cpdef _create(
-        self, object key, bytes encoded_key, bytes encoded, uint64_t lifetime, object times=None
-    ):
+    def _create(self, key, bytes encoded_key, bytes encoded, lifetime, times=None):
         """See `operations.Operations._create`."""
+        self.create_(key, encoded_key, encoded, lifetime, times)
+
+    cdef int create_(
+        self, object key, bytes encoded_key, bytes encoded, uint64_t lifetime, object times
+    ) except -1:
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
         cdef Lock stripe
         if not self._begun:
@@ -275,6 +312,7 @@ cdef class Operations:
                 raise
         finally:
             stripe.let_go()
+        return 0
 
     cdef int _create_under_stripe(
         self,
@@ -326,36 +364,31 @@ cdef class Operations:
         self._begun = True
         return 0
 
-    cdef bytes _value_of(self, object key, bint must_be_there):
-        """Return what `read_bytes` does; None where the key is absent and need not be there."""
+    cdef bytes _value_of(self, object key, int64_t *slot):
+        """Return what `read_bytes` does; None where the key is absent, and the slot if expired."""
         cdef bytes encoded_key = encode_key_(key)
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
         cdef Lock stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
         cdef uint64_t expires_at = 0, tail = 0
         cdef uint64_t header[4]
         cdef bytes encoded = None
-        cdef int64_t slot
         stripe.take()
         try:
             if self._closed:
                 self._refuse()
-            slot = self._table.find_(key_hash, encoded_key)
-            if slot > 0:
-                expires_at = get_word(self._table.window.base + slot + SLOT_EXPIRES_OFFSET)
-                if not expires_at or not self._table.is_expired_(slot, now_ms_()):
-                    tail = get_word(self._table.window.base + slot + SLOT_RECORD_OFFSET)
+            slot[0] = self._table.find_(key_hash, encoded_key)
+            if slot[0] > 0:
+                expires_at = get_word(self._table.window.base + slot[0] + SLOT_EXPIRES_OFFSET)
+                if not expires_at or not self._table.is_expired_(slot[0], now_ms_()):
+                    tail = get_word(self._table.window.base + slot[0] + SLOT_RECORD_OFFSET)
                     encoded = self._slab.read_record_(tail, header)
         finally:
             stripe.let_go()
-        if encoded is None:
-            if must_be_there:
-                raise self._absent_at(key, slot)
-        elif not verify_(header, encoded, tail, expires_at, key_hash):
-            raise self._damaged(key, slot, tail & SLOT_RECORD_MASK)
+        if encoded is not None and not verify_(header, encoded, tail, expires_at, key_hash):
+            raise self._damaged(key, slot[0], tail & SLOT_RECORD_MASK)
         return encoded
 
-    cdef object _absent_at(self, object key, int64_t slot):
-        return self._absent(key, "has expired") if slot > 0 else self._absent(key)
+    # Each raises by itself for an absent key: every function that an error passes costs time.
 
     def read(self, key):
         """Return the value of `key` as a new dict.
@@ -363,18 +396,31 @@ cdef class Operations:
         Raises InvalidKeyError, KeyNotFoundError, CorruptStoreError, StoreClosedError; see
         `kvstore.operations`.
         """
-        return decode_value_(key, self._value_of(key, True))
+        cdef int64_t slot
+        cdef bytes encoded = self._value_of(key, &slot)
+        if encoded is None:
+            raise absent(key, slot)
+        return decode_value_(key, encoded)
 
     def __getitem__(self, key):
-        return decode_value_(key, self._value_of(key, True))
+        cdef int64_t slot
+        cdef bytes encoded = self._value_of(key, &slot)
+        if encoded is None:
+            raise absent(key, slot)
+        return decode_value_(key, encoded)
 
     def read_bytes(self, key):
         """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
-        return self._value_of(key, True)
+        cdef int64_t slot
+        cdef bytes encoded = self._value_of(key, &slot)
+        if encoded is None:
+            raise absent(key, slot)
+        return encoded
 
     def get(self, key, default=None):
         """Return the value of `key`, or `default` where it is absent; else raise as `read`."""
-        cdef bytes encoded = self._value_of(key, False)
+        cdef int64_t slot
+        cdef bytes encoded = self._value_of(key, &slot)
         return default if encoded is None else decode_value_(key, encoded)
 
     def delete(self, key):
@@ -413,7 +459,7 @@ cdef class Operations:
         finally:
             stripe.let_go()
         if not is_there:
-            raise self._absent_at(key, slot)
+            raise absent(key, slot)
         if self._durable:
             self._file.flush()
 
@@ -424,7 +470,7 @@ cdef class Operations:
         """
         cdef uint64_t expires_at, now_ms
         if not self._expiry(encode_key_(key), &expires_at, &now_ms):
-            raise self._absent(key)
+            raise absent(key, 0)
         return (expires_at - now_ms + 999) // 1000 if expires_at else None
 
     def __contains__(self, key):
@@ -467,3 +513,8 @@ cdef object decode_value_(object key, bytes encoded):
         return loads(encoded)
     except ValueError:
         return decode_value(key, encoded)
+
+
+cdef inline object absent(object key, int64_t slot):
+    """Return the error for a key that is not there, or whose slot is but has expired."""
+    return KeyNotFoundError(key, "has expired") if slot > 0 else KeyNotFoundError(key)

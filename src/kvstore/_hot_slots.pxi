@@ -74,7 +74,7 @@ cdef class Slots:
         cdef uint64_t size = PyBytes_GET_SIZE(key)
         cdef uint64_t base = self.segment_of(key_hash)
         cdef uint64_t home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
-        cdef uint64_t bucket = home, slot
+        cdef uint64_t bucket = home, slot, tail
         cdef int64_t vacant = 0, damaged = 0
         cdef int fingerprint = fingerprint_codes[key_hash >> FINGERPRINT_SHIFT & 0xFF]
         cdef const uint8_t *control
@@ -88,7 +88,10 @@ cdef class Slots:
             place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
             while place is not NULL:
                 slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
-                if get_word(memory + slot + SLOT_RECORD_OFFSET) >> SLOT_KEY_SIZE_SHIFT == size:
+                tail = get_word(memory + slot + SLOT_RECORD_OFFSET)
+                if tail >> SLOT_KEY_SIZE_SHIFT == size:
+                    prefetch(memory + (tail & SLOT_RECORD_MASK))  # harmless wherever it leads
+                    prefetch(memory + (tail & SLOT_RECORD_MASK) + 64)
                     if size <= SLOT_KEY_SIZE:
                         same = memcmp(memory + slot, text, size) == 0
                     else:

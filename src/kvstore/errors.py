@@ -33,10 +33,17 @@ class KeyExistsError(KVStoreError):
 
 
 class KeyNotFoundError(KVStoreError, KeyError):
-    """Nothing is stored under the key, or what was has passed its time-to-live."""
+    """Nothing is stored under the key, or what was has passed its time-to-live.
 
-    # KeyError prints the repr of its argument; ours is a sentence.
-    __str__ = Exception.__str__
+    Args:
+        key: as it was asked for; the first of `args`.
+        why: what is said of it.
+    """
+
+    # Most are caught unseen, so the sentence is not made before it is asked for.
+    def __str__(self) -> str:
+        key, why = (*self.args, "not in the store")[:2]
+        return f"key {key!r}: {why}"
 
 
 class StoreFullError(KVStoreError):

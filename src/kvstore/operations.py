@@ -183,14 +183,14 @@ class Operations(ABC):
                 self._refuse()
             slot = self._table.find(key_hash, encoded_key)
             if slot <= 0:
-                raise _absent(key)
+                raise KeyNotFoundError(key)
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
             if (
                 expires_at
                 and expires_at <= clock.time_ns() // 1_000_000
                 and self._table.is_expired(slot, clock.now_ms())
             ):
-                raise _absent(key, "has expired")
+                raise KeyNotFoundError(key, "has expired")
             tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
             header, encoded = self._slab.read_record(tail)
         if not verify(header, encoded, tail, expires_at, key_hash):
@@ -227,14 +227,14 @@ class Operations(ABC):
                 self._refuse()
             slot = self._table.find(key_hash, encoded_key)
             if slot <= 0:
-                raise _absent(key)
+                raise KeyNotFoundError(key)
             expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
             if (
                 expires_at
                 and expires_at <= clock.time_ns() // 1_000_000
                 and self._table.is_expired(slot, clock.now_ms())
             ):
-                raise _absent(key, "has expired")
+                raise KeyNotFoundError(key, "has expired")
             try:
                 self._table.delete(slot, encoded_key)
             except KVStoreError:
@@ -257,7 +257,7 @@ class Operations(ABC):
         """
         found = self._expiry(encode_key(key))
         if found is None:
-            raise _absent(key)
+            raise KeyNotFoundError(key)
         expires_at, now_ms = found
         return -((now_ms - expires_at) // 1000) if expires_at else None
 
@@ -291,10 +291,6 @@ def _exists(key: str) -> KeyExistsError:
     return KeyExistsError(f"key {key!r}: exists already; delete it first")
 
 
-def _absent(key: str, why: str = "not in the store") -> KeyNotFoundError:
-    return KeyNotFoundError(f"key {key!r}: {why}")
-
-
 def _damaged(key: str, slot: int, record: int) -> CorruptStoreError:
     return CorruptStoreError(
         f"key {key!r}: the record at byte {record:,} fails its checksum, or is not the one that "
@@ -307,4 +303,4 @@ if not TYPE_CHECKING and compiled is not None:
     class Operations(compiled.Operations, Operations):
         """The compiled twin. What is rare it has from the plain one."""
 
-        _exists, _absent, _damaged = map(staticmethod, (_exists, _absent, _damaged))
+        _exists, _damaged = staticmethod(_exists), staticmethod(_damaged)
