@@ -1,19 +1,25 @@
 """Builds the compiled twin of the hot path, as part of building the package.
 
-Offsets and sizes come from `layout.py`: each of its whole numbers becomes a constant of C, in a
-file that the twin's sources include. Where the twin cannot be built, the package goes without.
+Every `.pyx` in `src/kvstore` becomes an extension. Offsets and sizes come from `layout.py`: each of
+its whole numbers becomes a constant of C, in a file that these sources include. Where one of them
+cannot be built, for want of a C compiler or for any other reason, the package goes without all of
+them: a line of the build's output says so, and the twin in Python does the work. With
+``KVSTORE_REQUIRE_COMPILED=1`` in the environment that is an error instead.
 """
 
+import logging
+import os
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Final
 
-from Cython.Build import cythonize
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 SOURCES: Final = Path("src/kvstore")
+TRANSLATED: Final = Path("build/cython")  # the C that Cython makes of the sources
 CONSTANTS: Final = "layout_constants.pxi"
 
 
@@ -27,7 +33,11 @@ def constants_of(layout: Path) -> dict[str, int]:
 
 
 def as_cython(constants: dict[str, int]) -> Iterator[str]:
-    """Yield the lines of a file that declares these numbers as constants of C."""
+    """Yield the lines of a file that declares these numbers as constants of C.
+
+    They are also in ``BUILT_WITH``, for `implementation.py` to compare with the layout it finds.
+    """
+    yield "from libc.stdint cimport uint64_t"
     yield "cdef extern from *:"
     yield '    """'
     for name, value in constants.items():
@@ -38,22 +48,85 @@ def as_cython(constants: dict[str, int]) -> Iterator[str]:
     yield f"BUILT_WITH = {constants}"
 
 
+def write_constants() -> None:
+    """Write them, unless they are there already: a newer file is a reason to build anew."""
+    text = "\n".join(as_cython(constants_of(SOURCES / "layout.py"))) + "\n"
+    TRANSLATED.mkdir(parents=True, exist_ok=True)
+    file = TRANSLATED / CONSTANTS
+    if not file.exists() or file.read_text("utf-8") != text:
+        file.write_text(text, "utf-8")
+
+
+def _reason(error: BaseException) -> str:
+    """Return in a few words why a build failed; what a compiler has to say, it has printed."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CalledProcessError):
+            return f"{cause.cmd[0]} ended with exit status {cause.returncode}"
+        if isinstance(cause, OSError):
+            return f"{cause.filename}: {cause.strerror}"
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class BuildHot(build_ext):
-    """`build_ext` that makes C of Cython first."""
+    """`build_ext` of all that is to be compiled, or of nothing."""
+
+    extensions: list[Extension]
+    inplace: bool
 
     def finalize_options(self) -> None:
-        """Add what there is to build."""
-        folder = Path("build/cython")
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = as_cython(constants_of(SOURCES / "layout.py"))
-        (folder / CONSTANTS).write_text("\n".join(lines) + "\n", "utf-8")
-        self.distribution.ext_modules = cythonize(
-            [
-                Extension(f"kvstore.{source.stem}", [str(source)], optional=True)
-                for source in sorted(SOURCES.glob("*.pyx"))
-            ],
-            build_dir=str(folder),
-            include_path=[str(folder)],
+        """Look for what there is to build."""
+        self.distribution.ext_modules = [
+            Extension(f"kvstore.{source.stem}", [source.as_posix()])
+            for source in sorted(SOURCES.glob("*.pyx"))
+        ]
+        super().finalize_options()
+
+    def get_source_files(self) -> list[str]:
+        """Return what a source distribution needs to build them too."""
+        return [*map(str, super().get_source_files()), "tools/build_hot.py"]
+
+    def run(self) -> None:
+        """Build them, or leave them all out and say why."""
+        wanted_in_place = self.inplace
+        try:
+            self._translate()
+            super().run()
+        except Exception as error:  # whatever it is: the package works without them
+            if os.environ.get("KVSTORE_REQUIRE_COMPILED", "0") not in ("", "0"):
+                raise
+            self.inplace = wanted_in_place
+            self._leave_out()
+            self.announce(
+                f"kvstore: the compiled hot path was not built ({_reason(error)}); the plain one "
+                f"in Python will be used",
+                logging.WARNING,
+            )
+
+    def _translate(self) -> None:
+        """Make C of Cython."""
+        from Cython.Build import cythonize  # not needed to make a source distribution
+
+        write_constants()
+        translated = cythonize(
+            self.extensions,
+            build_dir=str(TRANSLATED),
+            include_path=[str(TRANSLATED)],
             language_level=3,
         )
-        super().finalize_options()
+        by_name = {extension.name: extension for extension in translated}
+        for extension in self.extensions:
+            extension.sources = by_name[extension.name].sources
+            extension.depends = by_name[extension.name].depends
+
+    def _leave_out(self) -> None:
+        """Remove those that were built, now or by an earlier build: half of a twin is none."""
+        build_py = self.get_finalized_command("build_py")
+        for extension in self.extensions:
+            file = Path(self.get_ext_filename(extension.name))
+            Path(self.build_lib, file).unlink(missing_ok=True)
+            if self.inplace:
+                package = extension.name.rpartition(".")[0]
+                Path(build_py.get_package_dir(package), file.name).unlink(missing_ok=True)
+        self.extensions = []  # and `ext_modules` stays: the wheel is laid out for a platform
