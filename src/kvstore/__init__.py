@@ -22,12 +22,14 @@ from .errors import (
     UnsupportedFormatError,
     ValueTooLargeError,
 )
+from .implementation import IMPLEMENTATION
 from .stats import StoreStats
 from .store import KVStore
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IMPLEMENTATION",
     "CorruptStoreError",
     "InvalidKeyError",
     "InvalidTTLError",

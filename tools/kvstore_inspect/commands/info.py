@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from kvstore import IMPLEMENTATION
 from kvstore.layout import EXTENT_SIZE, MAX_FILE_SIZE, SEGMENT_SLOTS
 from kvstore_inspect.image import Image
 from kvstore_inspect.space import Space, survey
@@ -45,6 +46,7 @@ looks at each structure and each record, this only at what it counts.
             free_blocks, live_size, padding_size
   damage    count, first (up to 100, each offset, key and message)
   advice    sentences
+  implementation  compiled or plain: the twin of the hot path that looked at the file
 """
 _MUCH: Final = 4 * 1024 * 1024
 _NEARLY_FULL: Final = MAX_FILE_SIZE * 9 // 10
@@ -151,6 +153,7 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
             ],
         },
         "advice": list(_advice(image, space)),
+        "implementation": IMPLEMENTATION,
     }
 
 
@@ -193,6 +196,8 @@ def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
     yield "table space", size(space.segments * EXTENT_SIZE)
     yield "records space", f"{size(space.live_size)}, padding {size(space.padding_size)} of it"
     yield "free space", f"{size(space.free_size)}, {space.free_extents:,} whole extents in it"
+    yield "", ""
+    yield "hot path", IMPLEMENTATION
 
 
 def _state(image: Image) -> str:
