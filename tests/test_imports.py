@@ -30,6 +30,7 @@ ORDER: Final = (
     "segment",
     "slots",
     "table",
+    "notes",
     "recovery",
     "problem",
     "check",

@@ -101,6 +101,7 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
         "resource",
         "kvstore.check",
         "kvstore.location",
+        "kvstore.notes",
         "kvstore.recovery",
         "kvstore.__main__",
     }

@@ -14,15 +14,11 @@ does no harm: it starts again. It takes 8 bytes of memory a record for as long a
 
 import logging
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain
 from struct import Struct
 from time import monotonic
 from typing import Final
-
-from xxhash import xxh3_64_intdigest
 
 from .datafile import DataFile
 from .errors import StoreFullError
@@ -35,7 +31,6 @@ from .layout import (
     BLOCKS_PER_EXTENT,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
-    DIRECTORY_SHIFT,
     EXTENT_MAP_OFFSET,
     EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
@@ -57,7 +52,6 @@ from .layout import (
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
-    RECORD_MAGIC_BYTES,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SIZE_CLASSES,
@@ -65,14 +59,13 @@ from .layout import (
     SLAB_PREVIOUS_OFFSET,
     SLOT,
     SLOT_KEY_SIZE_SHIFT,
-    SLOT_VALUE_SIZE_SHIFT,
     SLOT_WORDS,
     SPLIT_AT,
-    TIME_LIMIT,
     U16,
     map_entry_offset,
     segment_run,
 )
+from .notes import HASH_MASK, OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, Notes
 from .scan import judge, size_class_at
 from .segment import Member, build
 from .slab import Slab
@@ -82,14 +75,6 @@ logger = logging.getLogger("kvstore")
 
 _PROGRESS_SECONDS: Final = 1.0
 _NO_MAGIC: Final = bytes(8)
-# A record as one word that sorts by hash: upper bits of the hash, then its offset in steps of 32.
-_PLACE_BITS: Final = 25
-_PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
-_ALIGNMENT_SHIFT: Final = BLOCK_ALIGNMENT.bit_length() - 1
-# Such words are parted by their uppermost bits, so that only one part is ever sorted at a time.
-_PART_SHIFT: Final = 56
-_PART_COUNT: Final = 1 << 64 - _PART_SHIFT
-_RUN_PER_PART: Final = DIRECTORY_ENTRIES // _PART_COUNT
 
 
 def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
@@ -135,8 +120,7 @@ class _Rebuild:
         self._slab = slab
         self._now_ms = now_ms
         self._progress_due = monotonic() + _PROGRESS_SECONDS
-        self._parts = [array("Q") for _ in range(_PART_COUNT)]
-        self._any_expires = False
+        self._notes = Notes(file.hash_seed, now_ms)
         self._records = 0
         self._expired = 0
         self._damaged = 0
@@ -181,71 +165,32 @@ class _Rebuild:
         self._file.write(EXTENT_MAP_OFFSET, bytes(entries))
         self._file.write(ALLOCATOR_OFFSET, allocator.ljust(ALLOCATOR_SIZE, b"\0"))
 
-    def _scan_extent(self, base: int) -> tuple[int, list[int]]:
+    def _scan_extent(self, base: int) -> "tuple[int, array[int]]":
         """Leave in the extent at offset `base` only records whole, live and of one class.
 
         Returns:
             Their size class and their positions in the extent, ascending.
         """
         contents = self._file.map[base : base + EXTENT_SIZE]
-        magics = contents.count(RECORD_MAGIC_BYTES)
+        magics, first = self._notes.find_magics(contents)
         if not magics:
-            return 0, []
+            return 0, array("H")
         # As a rule all magics are those of live records of one class. Whatever is not shows in
         # their number, and is looked at one by one.
-        first = contents.find(RECORD_MAGIC_BYTES)
         size_class = size_class_at(contents, first)
-        positions = self._scan_blocks(contents, base, size_class) if size_class >= 0 else []
+        positions = self._scan_blocks(contents, base, size_class)
         if len(positions) != magics:
-            for part in self._parts:
-                while part and part[-1] & _PLACE_MASK >= base >> _ALIGNMENT_SHIFT:
-                    part.pop()
+            self._notes.forget_from(base)
             size_class = self._clear_losers(contents, base)
             contents = self._file.map[base : base + EXTENT_SIZE]
-            positions = self._scan_blocks(contents, base, size_class) if size_class >= 0 else []
+            positions = self._scan_blocks(contents, base, size_class)
         self._records += len(positions)
         return size_class, positions
 
-    def _scan_blocks(self, contents: bytes, base: int, size_class: int) -> list[int]:
-        """Note the whole, live records in an extent's blocks of one class; return where."""
-        block_size = BLOCK_SIZES[size_class]
-        least = BLOCK_SIZES[size_class - 1] if size_class else RECORD_HEADER_SIZE
-        end_of_blocks = BLOCKS_PER_EXTENT[size_class] * block_size
-        words = memoryview(contents)[:end_of_blocks].cast("Q")
-        step = block_size >> 3
-        # Local names, here and in `_members`: these two loops are all that recovery costs.
-        seed, now_ms, digest = self._file.hash_seed, self._now_ms, xxh3_64_intdigest
-        header_size, part_shift, hash_bits = RECORD_HEADER_SIZE, _PART_SHIFT, ~_PLACE_MASK
-        alignment_shift = _ALIGNMENT_SHIFT
-        notes = [part.append for part in self._parts]
-        heads = words[0::step].tolist()
-        expiries = words[2::step].tolist()
-        self._any_expires = self._any_expires or any(expiries)
-        # Few different pairs of sizes occur: what follows from a header's first word is kept.
-        shapes = {head: _shape(head, least, block_size) for head in set(heads)}
-        positions = []
-        for position, offset, head, created_at, expires_at, checksum in zip(
-            range(0, end_of_blocks, block_size),
-            range(base, base + end_of_blocks, block_size),
-            heads,
-            words[1::step].tolist(),
-            expiries,
-            words[3::step].tolist(),
-            strict=True,
-        ):
-            value_start, end = shapes[head]
-            if end:
-                value_start += position
-                key_hash = digest(contents[position + header_size : value_start], seed)
-                checksum_seed = key_hash ^ created_at ^ offset
-                if expires_at:
-                    if not now_ms < expires_at < TIME_LIMIT:
-                        continue
-                    checksum_seed ^= expires_at << 16
-                if checksum == digest(contents[value_start : position + end], checksum_seed):
-                    positions.append(position)
-                    notes[key_hash >> part_shift](key_hash & hash_bits | offset >> alignment_shift)
-        return positions
+    def _scan_blocks(self, contents: bytes, base: int, size_class: int) -> "array[int]":
+        if size_class < 0:
+            return array("H")
+        return self._notes.scan_blocks(contents, base, size_class)
 
     def _clear_losers(self, contents: bytes, base: int) -> int:
         """Clear every magic of an extent that is not of a whole, live record of the winning class.
@@ -262,40 +207,43 @@ class _Rebuild:
         return verdict.winner
 
     def _chain_free_blocks(
-        self, base: int, block_size: int, live_positions: list[int]
+        self, base: int, block_size: int, positions: "array[int]"
     ) -> tuple[int, int]:
         """Link the blocks between live ones to a list; return its first and the fresh block."""
         if self._file.in_memory:  # where nothing will be created, spare the memory
             return NO_BLOCK, BLOCKS_PER_EXTENT[SIZE_CLASSES[block_size // BLOCK_ALIGNMENT]]
-        fresh = live_positions[-1] // block_size + 1
+        fresh = positions[-1] // block_size + 1
+        if len(positions) == fresh:
+            return NO_BLOCK, fresh
+        return self._link_free_blocks(base, block_size, positions), fresh
+
+    def _link_free_blocks(self, base: int, block_size: int, positions: "array[int]") -> int:
+        """Link the blocks before and between live ones, from the last; return the first."""
         first_free = NO_BLOCK
-        if len(live_positions) < fresh:
-            live = set(live_positions)
-            for block in range(fresh - 1, -1, -1):
-                if block * block_size not in live:
-                    self._file.write(
-                        base + block * block_size, FREE_BLOCK.pack(FREE_MAGIC, first_free, 0)
-                    )
-                    first_free = block
-        return first_free, fresh
+        live = set(positions)
+        for block in range(positions[-1] // block_size, -1, -1):
+            if block * block_size not in live:
+                self._file.write(
+                    base + block * block_size, FREE_BLOCK.pack(FREE_MAGIC, first_free, 0)
+                )
+                first_free = block
+        return first_free
 
     # --- the table, segment by segment ---------------------------------------------------------
 
     def write_table(self) -> None:
         """Write a fresh table for the records that were noted."""
-        for number, part in enumerate(self._parts):
-            self._parts[number] = array("Q", sorted(part))
+        self._notes.sort()
         directory = array("H", bytes(2 * DIRECTORY_ENTRIES))
         layout = self._lay_out()
         for number, (extent, depth, prefix) in enumerate(layout):
             self._show_progress("written", number, len(layout), "segments")
             run = segment_run(depth)
-            members = self._members(prefix, run)
-            image, earliest = build(extent, depth, prefix, members)
+            image, earliest, live = self._build_segment(extent, depth, prefix)
             self._file.write(extent << EXTENT_SHIFT, image)
             self._file.write(
                 map_entry_offset(extent),
-                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, len(members), len(members), 0, earliest),
+                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, live, live, 0, earliest),
             )
             directory[prefix : prefix + run] = array("H", [extent]) * run
         self._file.write(DIRECTORY_OFFSET, directory.tobytes())
@@ -307,7 +255,7 @@ class _Rebuild:
         """
         run = segment_run(MIN_DEPTH)
         waiting = [
-            (-self._count(prefix, run), MIN_DEPTH, prefix)
+            (-self._notes.count(prefix, run), MIN_DEPTH, prefix)
             for prefix in range(0, DIRECTORY_ENTRIES, run)
         ]
         heapify(waiting)
@@ -324,7 +272,7 @@ class _Rebuild:
                 else:
                     half = segment_run(depth + 1)
                     for start in (prefix, prefix + half):
-                        heappush(waiting, (-self._count(start, half), depth + 1, start))
+                        heappush(waiting, (-self._notes.count(start, half), depth + 1, start))
                     continue
             segments.append((prefix, depth))
         return [
@@ -340,41 +288,32 @@ class _Rebuild:
             )
         return extent
 
-    def _slices(self, prefix: int, run: int) -> "Iterator[tuple[array[int], int, int]]":
-        """Yield the parts of the noted records whose hashes lead to `run` directory entries."""
-        for number in range(prefix // _RUN_PER_PART, (prefix + run - 1) // _RUN_PER_PART + 1):
-            part = self._parts[number]
-            start, end = 0, len(part)
-            if run < _RUN_PER_PART:
-                start = bisect_left(part, prefix << DIRECTORY_SHIFT)
-                end = bisect_left(part, prefix + run << DIRECTORY_SHIFT)
-            yield part, start, end
-
-    def _count(self, prefix: int, run: int) -> int:
-        return sum(end - start for _, start, end in self._slices(prefix, run))
+    def _build_segment(self, extent: int, depth: int, prefix: int) -> tuple[bytes, int, int]:
+        """Return a segment, its earliest expiry, and how many members it has."""
+        members = self._members(prefix, segment_run(depth))
+        return *build(extent, depth, prefix, members), len(members)
 
     def _members(self, prefix: int, run: int) -> list[Member]:
         """Return the slots, to be, of the records whose hashes lead to `run` directory entries."""
-        mapped, words, seed = self._file.map, self._file.words, self._file.hash_seed
-        digest, pack, magic = xxh3_64_intdigest, SLOT_WORDS.pack, RECORD_MAGIC
-        header_size, size_shift = RECORD_HEADER_SIZE, SLOT_KEY_SIZE_SHIFT
-        place_mask, alignment_shift = _PLACE_MASK, _ALIGNMENT_SHIFT
-        expires_offset, any_expires = RECORD_EXPIRES_OFFSET, self._any_expires
+        mapped, words = self._file.map, self._file.words
+        pack, magic, header_size = SLOT_WORDS.pack, RECORD_MAGIC, RECORD_HEADER_SIZE
+        size_shift, offset_shift, offset_mask = SLOT_KEY_SIZE_SHIFT, OFFSET_SHIFT, OFFSET_MASK
+        expires_offset, any_expires = RECORD_EXPIRES_OFFSET, self._notes.any_expires
         members: list[Member] = []
-        previous = -place_mask
+        apart = 1 << UPPER_SHIFT  # those with equal uppermost bits are closer
+        previous = -apart
         for word in chain.from_iterable(
-            part[start:end] for part, start, end in self._slices(prefix, run)
+            part[start:end] for part, start, end in self._notes.slices(prefix, run)
         ):
-            offset = (word & place_mask) << alignment_shift
+            offset = word >> offset_shift & offset_mask
             head = words[offset >> 3]
             expires_at = words[offset + expires_offset >> 3] if any_expires else NEVER
             key_start = offset + header_size
             key = mapped[key_start : key_start + (head >> size_shift)]
-            # The sizes are in the same place in both words: change the magic for the offset.
-            members.append(
-                (digest(key, seed), expires_at, pack(key, expires_at, head - magic + offset))
-            )
-            if word - previous <= place_mask:
+            # A note has those bits of the hash that `build` asks for. The sizes are in the same
+            # place in header and slot: change the magic for the offset.
+            members.append((word, expires_at, pack(key, expires_at, head - magic + offset)))
+            if word - previous < apart:
                 self._settle_last(members)
             previous = word
         if len(members) > SEGMENT_SLOTS:
@@ -387,12 +326,13 @@ class _Rebuild:
 
         Only operations that were never flushed can have left both.
         """
-        *_, (last_hash, _, last_slot) = members
+        *_, (last_word, _, last_slot) = members
         for index in range(len(members) - 2, -1, -1):
-            member_hash, _, slot = members[index]
-            if member_hash >> _PLACE_BITS != last_hash >> _PLACE_BITS:
+            word, _, slot = members[index]
+            differing = word ^ last_word
+            if differing >> UPPER_SHIFT:
                 return
-            if member_hash == last_hash and self._key(slot) == self._key(last_slot):
+            if not differing & HASH_MASK and self._key(slot) == self._key(last_slot):
                 older = index if self._created_at(slot) < self._created_at(last_slot) else -1
                 self._slab.give(SLOT.unpack(members.pop(older)[2])[2])
                 self._records -= 1
@@ -452,15 +392,3 @@ def _set_entry(
     next_extent: int = NO_EXTENT,
 ) -> None:
     SLAB_ENTRY.pack_into(entries, 16 * extent, kind, *blocks, NO_EXTENT, next_extent, 0)
-
-
-def _shape(head: int, least: int, most: int) -> tuple[int, int]:
-    """Return where value and record end begin, in a record with this first word; (0, 0) if none.
-
-    A record of its class takes more than `least` bytes and `most` at the most.
-    """
-    value_start = RECORD_HEADER_SIZE + (head >> SLOT_KEY_SIZE_SHIFT)
-    end = value_start + (head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
-    if head & 0xFFFF_FFFF == RECORD_MAGIC and least < end <= most:
-        return value_start, end
-    return 0, 0

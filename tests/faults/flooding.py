@@ -16,8 +16,8 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.check
 import kvstore.layout
+import kvstore.notes
 import kvstore.operations
-import kvstore.recovery
 import kvstore.scan
 import kvstore.slab
 import kvstore.slots
@@ -134,7 +134,7 @@ def forced(prefix: int) -> Iterator[None]:
             patch.setattr(module, "xxh3_64_intdigest", of_key)
         if compiled is not None:
             patch.setattr(compiled, "digest_of_key", of_key)
-        patch.setattr(kvstore.recovery, "xxh3_64_intdigest", in_recovery)
+        patch.setattr(kvstore.notes, "xxh3_64_intdigest", in_recovery)
         for module in (kvstore.table, kvstore.slots, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)
         yield
