@@ -18,11 +18,12 @@ from heapq import heapify, heappop, heappush
 from itertools import chain
 from struct import Struct
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from .datafile import DataFile
 from .errors import StoreFullError
 from .extents import Extents
+from .implementation import compiled_rebuild
 from .layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -65,7 +66,7 @@ from .layout import (
     map_entry_offset,
     segment_run,
 )
-from .notes import HASH_MASK, OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, Notes
+from .notes import HASH_MASK, OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, CompiledNotes, Notes
 from .scan import judge, size_class_at
 from .segment import Member, build
 from .slab import Slab
@@ -100,7 +101,8 @@ def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
 def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     started = monotonic()
     file.begin_changes()
-    rebuilding = _Rebuild(file, extents, slab, now_ms)
+    kind = _Rebuild if compiled_rebuild is None else _CompiledRebuild
+    rebuilding = kind(file, extents, slab, now_ms)
     file.read_ahead(True)
     rebuilding.scan()
     file.read_ahead(False)
@@ -114,13 +116,15 @@ def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
 class _Rebuild:
     """The steps of `rebuild`, and what they count."""
 
+    _kind_of_notes: type[Notes] = Notes
+
     def __init__(self, file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
         self._file = file
         self._extents = extents
         self._slab = slab
         self._now_ms = now_ms
         self._progress_due = monotonic() + _PROGRESS_SECONDS
-        self._notes = Notes(file.hash_seed, now_ms)
+        self._notes = self._kind_of_notes(file.hash_seed, now_ms)
         self._records = 0
         self._expired = 0
         self._damaged = 0
@@ -382,6 +386,24 @@ class _Rebuild:
                 self._file.path,
                 self._unplaced,
             )
+
+
+class _CompiledRebuild(_Rebuild):
+    """Likewise, with what is done for each record compiled: see `_rebuild.pyx`."""
+
+    _kind_of_notes = CompiledNotes
+    _twin: Any = compiled_rebuild
+
+    def _link_free_blocks(self, base: int, block_size: int, positions: "array[int]") -> int:
+        first: int = self._twin.link_free_blocks(self._file.write, base, block_size, positions)
+        return first
+
+    def _build_segment(self, extent: int, depth: int, prefix: int) -> tuple[bytes, int, int]:
+        slices = list(self._notes.slices(prefix, segment_run(depth)))
+        built: tuple[bytes, int, int] | None = self._twin.build_segment(
+            self._file.map, self._file.size, slices, extent, depth, prefix
+        )
+        return built or super()._build_segment(extent, depth, prefix)
 
 
 def _set_entry(
