@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 from engines import OpenEngine
+from engines.own import PLAIN
 from workers import Plan, Say, Skipped, Worker, spread
 from xxhash import xxh3_64_intdigest
 
@@ -255,12 +256,12 @@ def measure(plan: Plan) -> dict[str, Any]:
     Raises:
         Skipped: it is not among the engines.
     """
-    if "kvstore" not in plan.engines:
+    if PLAIN not in plan.engines:
         raise Skipped("takes only kvstore apart, which is not asked for")
     records, turns = (QUICK_RECORDS, QUICK_TURNS) if plan.quick else (RECORDS, TURNS)
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
-    with Worker("kvstore", plan.progress) as worker:
-        taken = worker.call(take_apart, plan.place / "kvstore", records, turns, rounds)
+    with Worker(PLAIN, plan.progress) as worker:
+        taken = worker.call(take_apart, plan.place / PLAIN, records, turns, rounds)
     return {
         "value_size": VALUE_SIZE,
         "records": records,

@@ -17,6 +17,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
 from engines import OpenEngine
+from engines.own import check_implementation
 from histogram import SHARES, Histogram
 from workers import Say
 
@@ -30,9 +31,16 @@ QUICK_SIZES: Final = {16_384: True}
 
 
 def measure_capacity(
-    _open_engine: OpenEngine, say: Say, folder: Path, size: int, max_bytes: int, twice: bool
+    _open_engine: OpenEngine,
+    say: Say,
+    folder: Path,
+    engine: str,
+    size: int,
+    max_bytes: int,
+    twice: bool,
 ) -> dict[str, Any]:
     """Task: fill a store with values of `size` bytes, once or twice; return what was seen."""
+    check_implementation(engine)
     path = folder / "full.kvs"
     result = _measure_throughput(path, say, size, max_bytes)
     result["microseconds"] = _measure_pauses(path, say, size, max_bytes) if twice else {}

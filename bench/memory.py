@@ -17,11 +17,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from engines import ENGINES, Kind, OpenEngine
+from engines.atomic import find_extension
 from filling import Records
 from workers import Plan, Say, Skipped, Worker, in_turns, noting_failure, show_spread, spread
 
@@ -185,7 +185,7 @@ def _import(
 
 def _folder_of(kind: Kind) -> str:
     """Return the folder of a module that is not to be found by its name alone, else nothing."""
-    spec = None if kind.find is find_spec else kind.find(kind.module)
+    spec = kind.find(kind.module) if kind.find is find_extension else None
     return str(Path(spec.origin).parent) if spec is not None and spec.origin else ""
 
 

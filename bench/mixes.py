@@ -112,17 +112,18 @@ def measure(plan: Plan) -> dict[str, Any]:
 def format_result(result: dict[str, Any]) -> str:
     """Return the figures as a table."""
     rows = result["rows"]
+    others = rows[0]["ratio_to_kvstore"]
     table = [
         [
             engine,
             *(show_spread(row["microseconds"][engine]) for row in rows),
-            *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows),
+            *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
         ]
         for engine in rows[0]["microseconds"]
     ]
     headings = [
         "µs an operation",
         *(f"{row['mix']}, {row['share_of_reads']:.0%} reads" for row in rows),
-        *(f"{row['mix']} / kvstore" for row in rows),
+        *(f"{row['mix']} / kvstore" for row in rows if others),
     ]
     return markdown_table(headings, table + failed_rows(result["failures"], len(headings)))

@@ -99,8 +99,11 @@ def main() -> None:
     arguments = parse_arguments()
     asked = arguments.engines or list(ENGINES)
     engines = importable(asked)
-    if missing := [engine for engine in asked if engine not in engines]:
-        print(f"left out, not installed (extra `bench`): {', '.join(missing)}", file=sys.stderr)
+    for engine in asked:
+        if engine not in engines:
+            print(f"left out: {engine}, {ENGINES[engine].wanting}", file=sys.stderr)
+    if not engines:
+        sys.exit("none of the engines is there")
     quick = arguments.quick or arguments.tiny
     results = arguments.results or (None if quick else RESULTS)
     progress = Progress()

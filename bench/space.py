@@ -5,7 +5,8 @@ under keys of 20 bytes, and then all cities (see `cities`), under their numbers.
 closed, and opened and closed again, for some engines tidy up only then. Counted is what the file
 system has allocated to its files: the file of LMDB is a map of 8 GiB with holes.
 
-How many records fit is, for kvstore, found by filling it (see `capacity`). For the others, and
+How many records fit is, for kvstore, found by filling it (see `capacity`): with one of its
+implementations, the compiled one if it is there, for their files are the same. For the others, and
 beside that for kvstore too, it is what follows from the bytes of these records, less those of an
 empty store; the two figures of kvstore show how rough that is. The values are made of a few words:
 engines that compress them save more than they might elsewhere.
@@ -79,14 +80,16 @@ def measure(plan: Plan) -> dict[str, Any]:
         with noting_failure(failed, engine):
             seen[engine] = dict(_measure_engine(plan, engine, sizes, path))
     capacity = []
-    if "kvstore" in engines:
-        with noting_failure(failed, "kvstore"):
-            capacity = list(_measure_capacity(plan))
+    filled = next((engine for engine in engines if ENGINES[engine].module == "kvstore"), None)
+    if filled:
+        with noting_failure(failed, f"{filled}, filled"):
+            capacity = list(_measure_capacity(plan, filled))
     return {
         "key_and_value_bytes": stored,
         "allowance_seconds": ALLOWANCE,
         "full_bytes": FULL,
         "engines": seen,
+        "filled": filled,
         "capacity": capacity,
         "failures": failed,
     }
@@ -134,14 +137,14 @@ def _figures(folder: Path, records: int, empty: int) -> Figures:
     }
 
 
-def _measure_capacity(plan: Plan) -> Iterator[dict[str, Any]]:
+def _measure_capacity(plan: Plan, engine: str) -> Iterator[dict[str, Any]]:
     """Yield what kvstore held until it was full, for each size of value."""
     max_bytes = TINY_FULL if plan.tiny else QUICK_FULL if plan.quick else FULL
     folder = plan.place / "capacity"
     folder.mkdir()
-    with Worker("kvstore", plan.progress) as worker:
+    with Worker(engine, plan.progress) as worker:
         for size, twice in (QUICK_SIZES if plan.quick else SIZES).items():
-            yield worker.call(measure_capacity, folder, size, max_bytes, twice)
+            yield worker.call(measure_capacity, folder, engine, size, max_bytes, twice)
 
 
 def format_result(result: dict[str, Any]) -> str:
@@ -167,7 +170,11 @@ def format_result(result: dict[str, Any]) -> str:
     fits_table = markdown_table(
         [f"records in {result['full_bytes']:,} bytes", *columns.values(), "follows from records"],
         [
-            *([["kvstore, filled", *(held.get(name, "") for name in columns), ""]] if held else []),
+            *(
+                [[f"{result['filled']}, filled", *(held.get(name, "") for name in columns), ""]]
+                if held
+                else []
+            ),
             *(
                 [
                     engine,

@@ -14,13 +14,16 @@ from typing import Any, Final
 
 import engines.record
 import pytest
-from engines import ENGINES, Engine, Kind, importable, versions
+from engines import ENGINES, Engine, Kind, OpenEngine, importable, own, versions
+from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
 from run import EXPERIMENTS
 from support.children import PATIENCE_SECONDS, environment
 from support.clock import FakeClock
 from support.threads import run_together
+from workers import Say, Worker
 
 from kvstore import KVStoreError
+from kvstore.implementation import IMPLEMENTATION
 
 BENCH: Final = Path(engines.__file__).resolve().parent.parent
 VALUE: Final = {"name": "Ada", "scores": [1, 2.5, None], "text": "é" * 200}
@@ -32,10 +35,12 @@ OpenAgain = Callable[[], Engine]
 
 @pytest.fixture(params=ENGINES)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each engine whose library is installed."""
+    """Each engine that is there; of kvstore's two, the one that this process has."""
     name: str = request.param
     if not importable([name]):
-        pytest.skip(f"{ENGINES[name].module} is not installed")
+        pytest.skip(f"{name}: {ENGINES[name].wanting}")
+    if IMPLEMENTATIONS.get(name, IMPLEMENTATION) != IMPLEMENTATION:
+        pytest.skip(f"these tests are run with the {IMPLEMENTATION} kvstore")
     return ENGINES[name]
 
 
@@ -187,6 +192,35 @@ def test_version_of_each_engine_is_known() -> None:
         assert any(character.isdigit() for character in version), (name, version)
 
 
+def test_each_implementation_of_kvstore_is_an_engine_that_runs_no_other(tmp_path: Path) -> None:
+    for name in importable(IMPLEMENTATIONS):
+        assert versions([name])[name].endswith(f" ({IMPLEMENTATIONS[name]})")
+        with Worker(name) as worker:
+            assert worker.call(tell_implementation, tmp_path) == IMPLEMENTATIONS[name]
+
+
+def tell_implementation(open_engine: OpenEngine, _say: Say, folder: Path) -> str:
+    """Task: return the implementation that the process has, once it has opened a store."""
+    open_engine(folder).close()
+    return IMPLEMENTATION
+
+
+def test_engine_of_the_implementation_that_a_process_does_not_have_is_not_opened(
+    tmp_path: Path,
+) -> None:
+    (other,) = (name for name, each in IMPLEMENTATIONS.items() if each != IMPLEMENTATION)
+    with pytest.raises(RuntimeError, match=f"this process has the {IMPLEMENTATION} one"):
+        ENGINES[other].open(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_kvstore_is_left_out_where_it_is_not_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own, "_ask", lambda _engine: ("plain", "1"))
+    assert importable(IMPLEMENTATIONS) == [PLAIN]
+
+
 def test_looking_for_engines_leaves_the_path_as_it_is() -> None:
     before = list(sys.path)
     assert "sqlite3" in versions(importable(ENGINES))
@@ -199,7 +233,8 @@ def test_experiment_measures_to_the_end(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-W", "error", BENCH / "run.py", "--tiny", "--only", name),
-            *("--engines", "dict,sqlite3,kvstore", "--dir", tmp_path, "--results", results),
+            *("--engines", "dict,sqlite3,kvstore,kvstore-plain"),
+            *("--dir", tmp_path, "--results", results),
         ],
         env=environment(),
         capture_output=True,
@@ -214,5 +249,8 @@ def test_experiment_measures_to_the_end(name: str, tmp_path: Path) -> None:
     assert f"## {name}" in done.stdout
     assert "| " in done.stdout
     saved: dict[str, Any] = json.loads((results / f"{name}.json").read_text())
-    assert saved["machine"]["engines"]["sqlite3"].startswith("SQLite 3")
+    versions = saved["machine"]["engines"]
+    assert versions["sqlite3"].startswith("SQLite 3")
+    assert versions[PLAIN].endswith(" (plain)")
+    assert (COMPILED in versions) == bool(importable([COMPILED]))
     assert list(tmp_path.iterdir()) == [results]

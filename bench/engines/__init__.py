@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
+from engines import own
 from engines.atomic import (
     LmdbEngine,
     find_extension,
@@ -52,12 +53,6 @@ class OpenEngine(Protocol):
     def __call__(self, directory: Path, *, durable: bool = False) -> Engine: ...  # noqa: D102
 
 
-def _open_kvstore(directory: Path, *, durable: bool = False) -> Engine:
-    from kvstore import KVStore
-
-    return KVStore(directory / "store.kvs", durable=durable)
-
-
 class Kind(NamedTuple):
     """What the harness knows of an engine."""
 
@@ -71,14 +66,12 @@ class Kind(NamedTuple):
     """Finds the module."""
     environment: Mapping[str, str] = MappingProxyType({})
     """What the process of this engine is started with."""
+    wanting: str = "not installed (extra `bench`)"
+    """What is said where the module is not to be found."""
 
 
 def _installed(package: str) -> Callable[[], str]:
     return lambda: f"{package} {metadata.version(package)}"
-
-
-def _kvstore_version() -> str:
-    return f"kvstore {import_module('kvstore').__version__}"
 
 
 def _dict_version() -> str:
@@ -107,7 +100,22 @@ def _kyotocabinet_version() -> str:
 
 
 ENGINES: Final[dict[str, Kind]] = {
-    "kvstore": Kind(_open_kvstore, "kvstore", _kvstore_version, can_be_durable=True),
+    own.COMPILED: Kind(
+        own.open_compiled,
+        "kvstore",
+        own.version_of_compiled,
+        can_be_durable=True,
+        find=own.find_compiled,
+        environment=own.ENVIRONMENTS[own.COMPILED],
+        wanting="its hot path is not compiled here",
+    ),
+    own.PLAIN: Kind(
+        own.open_plain,
+        "kvstore",
+        own.version_of_plain,
+        can_be_durable=True,
+        environment=own.ENVIRONMENTS[own.PLAIN],
+    ),
     "dict": Kind(DictEngine, "builtins", _dict_version, keeps_a_file=False),
     "sqlite3": Kind(SqliteEngine, "sqlite3", _sqlite_version, can_be_durable=True),
     "sqlite3-tuned": Kind(
