@@ -21,14 +21,14 @@ QUICK_ROUNDS: Final = 1
 def run_cities(
     open_engine: OpenEngine, say: Say, folder: Path, path: Path, rounds: int
 ) -> Iterator[dict[str, float]]:
-    """Task: in each round do each operation for all cities; yield the seconds of each."""
+    """Task: in each round do each operation for all cities; yield the microseconds."""
     for number in range(rounds):
         say(f"cities, round {number + 1}")
         yield _run_round(open_engine, folder / "cycle", path, number)
 
 
 def _run_round(open_engine: OpenEngine, folder: Path, path: Path, number: int) -> dict[str, float]:
-    """Return the seconds of one round. The cities are let go of: all engines' would not fit."""
+    """Return the times of one round. The cities are let go of: all engines' would not fit."""
     cities = read_cities(path)
     return run_cycle(
         open_engine, folder, list(cities), absent_names(cities), list(cities.values()), number

@@ -3,7 +3,8 @@
 In each round each engine does for each size, on a new file: create all keys, read all in random
 order, read as many absent keys, delete all in another random order. One pair of clock readings
 surrounds each loop; the cost of the loop itself is the same for all. Garbage collection is on, as
-by default. Keys and values are made before.
+by default. Keys and values are made before. Every engine does some rounds, and those that are fast
+enough a few more.
 """
 
 import gc
@@ -12,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import cycle
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -34,21 +36,42 @@ RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of val
 QUICK_RECORDS: Final = {100: 2000, 1000: 2000, 16_000: 400}
 TINY_RECORDS: Final = {100: 500}
 ROUNDS: Final = 5
+LEAST_ROUNDS: Final = 3
+ALLOWANCE: Final = 12.0  # seconds that an engine has for a size, if it has done the least rounds
 DISTINCT_VALUES: Final = 1000  # and no more than 2 MB of them: to make 16 MB takes seconds
 TTL: Final = 3600
+CHUNK: Final = 10_000  # creates between two looks at the clock
+
+Micros = dict[str, float]  # that one of each operation took
 
 
 def run_cycles(
-    open_engine: OpenEngine, say: Say, folder: Path, sizes: dict[int, int], rounds: int
-) -> Iterator[dict[str, float]]:
-    """Task: for each size, in each round, do each operation for all keys; yield the seconds."""
+    open_engine: OpenEngine,
+    say: Say,
+    folder: Path,
+    sizes: dict[int, int],
+    rounds: int,
+    least: int,
+) -> Iterator[Micros]:
+    """Task: for each size, in each round, do each operation for all keys; yield the microseconds.
+
+    Where the time for a size is used up, and `least` rounds are done, nothing is done in the
+    others of them, so that engines go on to the next size together.
+    """
     for size, records in sizes.items():
         say(f"values of {size:,} bytes")
         keys = make_keys(records)
         absent = make_keys(records, first=records)
         values = make_values(size, min(DISTINCT_VALUES, 2_000_000 // size))
+        took = 0.0
         for number in range(rounds):
+            # Another round takes as long as one did so far.
+            if number >= least and took + took / number > ALLOWANCE:
+                yield {}
+                continue
+            begin = perf_counter()
             yield run_cycle(open_engine, folder / "cycle", keys, absent, values, number)
+            took += perf_counter() - begin
 
 
 def run_cycle(
@@ -58,12 +81,13 @@ def run_cycle(
     absent: list[str],
     values: list[dict[str, Any]],
     seed: int,
-) -> dict[str, float]:
-    """Return the seconds that each operation took for all keys of a new store in that folder."""
+    patience: float = inf,
+) -> Micros:
+    """Return the microseconds that each operation takes, in a new store in that folder."""
     folder.mkdir()
     try:
         with closing(open_engine(folder)) as store:
-            return time_cycle(store, keys, absent, values, TTL, random.Random(seed))
+            return time_cycle(store, keys, absent, values, TTL, random.Random(seed), patience)
     finally:
         shutil.rmtree(folder)
 
@@ -75,21 +99,24 @@ def time_cycle(
     values: list[dict[str, Any]],
     ttl: int | None,
     rng: random.Random,
-) -> dict[str, float]:
-    """Return the seconds that each operation took for all keys."""
-    create, read, delete = store.create, store.read, store.delete
-    shuffled = rng.sample(keys, len(keys))
+    patience: float = inf,
+) -> Micros:
+    """Create all keys, read and delete as many as there are absent ones; return the microseconds.
+
+    Raises:
+        TimeoutError: the creates took longer than `patience`, in seconds.
+    """
+    read, delete = store.read, store.delete
+    count = len(absent)
+    wanted, doomed = rng.sample(keys, count), rng.sample(keys, count)
     seconds: dict[str, float] = {}
 
     gc.collect()
-    begin = perf_counter()
-    for key, value in zip(keys, cycle(values)):
-        create(key, value, ttl)
-    seconds["create"] = perf_counter() - begin
+    seconds["create"] = _time_creates(store, keys, values, ttl, patience)
 
     gc.collect()
     begin = perf_counter()
-    for key in shuffled:
+    for key in wanted:
         read(key)
     seconds["read"] = perf_counter() - begin
 
@@ -105,15 +132,33 @@ def time_cycle(
     seconds["miss"] = perf_counter() - begin
 
     _check_work(store, keys, values, hits)
-    rng.shuffle(shuffled)
     gc.collect()
     begin = perf_counter()
-    for key in shuffled:
+    for key in doomed:
         delete(key)
     seconds["delete"] = perf_counter() - begin
-    _expect(KeyError, read, keys[0])
-    _expect(KeyError, delete, keys[0])
-    return seconds
+    _expect(KeyError, read, doomed[0])
+    _expect(KeyError, delete, doomed[0])
+    done = dict.fromkeys(OPERATIONS, count) | {"create": len(keys)}
+    return {operation: seconds[operation] / done[operation] * 1e6 for operation in OPERATIONS}
+
+
+def _time_creates(
+    store: Engine,
+    keys: list[str],
+    values: list[dict[str, Any]],
+    ttl: int | None,
+    patience: float,
+) -> float:
+    create = store.create
+    value_of = cycle(values)
+    begin = perf_counter()
+    for first in range(0, len(keys), CHUNK):
+        if perf_counter() - begin > patience:
+            raise TimeoutError(f"{first:,} of {len(keys):,} records when its time was used up")
+        for key, value in zip(keys[first : first + CHUNK], value_of, strict=False):
+            create(key, value, ttl)
+    return perf_counter() - begin
 
 
 def _check_work(store: Engine, keys: list[str], values: list[dict[str, Any]], hits: int) -> None:
@@ -136,27 +181,26 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
     sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
-    courses = steps_in_turns(plan, run_cycles, sizes, rounds)
+    least = min(rounds, LEAST_ROUNDS)
+    courses = steps_in_turns(plan, run_cycles, sizes, rounds, least)
     rows: list[dict[str, Any]] = []
     for number, (size, records) in enumerate(sizes.items()):
         cycles = {
-            engine: course.items[number * rounds : (number + 1) * rounds]
+            engine: [each for each in course.items[number * rounds :][:rounds] if each]
             for engine, course in courses.items()
         }
-        rows += [{"value_size": size, **row} for row in rows_of(cycles, records, rounds)]
+        rows += [{"value_size": size, **row} for row in rows_of(cycles, records, least)]
     return {"rounds": rounds, "ttl": TTL, "failures": failures(courses), "rows": rows}
 
 
-def rows_of(
-    cycles: dict[str, list[dict[str, float]]], records: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Return a row for each operation, in microseconds, of the engines that did all rounds."""
+def rows_of(cycles: dict[str, list[Micros]], records: int, least: int) -> list[dict[str, Any]]:
+    """Return a row for each operation, of the engines that did at least so many rounds."""
     rows = []
     for operation in OPERATIONS:
         micros = {
-            engine: [seconds[operation] / records * 1e6 for seconds in each]
+            engine: [took[operation] for took in each]
             for engine, each in cycles.items()
-            if len(each) == rounds
+            if len(each) >= least
         }
         rows.append(
             {

@@ -79,6 +79,13 @@ def _operations(result: Result) -> Iterator[_Chart]:
         yield _dots(f"operations-{size}", shows, _by_operation(rows), _MICROSECONDS)
 
 
+def _million(result: Result) -> Iterator[_Chart]:
+    for size in dict.fromkeys(row["value_size"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["value_size"] == size]
+        shows = f"Time of an operation, values of {size:,} bytes, {rows[0]['records']:,} records"
+        yield _dots(f"million-{size}", shows, _by_operation(rows), _MICROSECONDS)
+
+
 def _dataset(result: Result) -> Iterator[_Chart]:
     shows = f"Time of an operation with real data, {result['rows'][0]['records']:,} cities"
     yield _dots("dataset", shows, _by_operation(result["rows"]), _MICROSECONDS)
@@ -217,6 +224,7 @@ def _space(result: Result) -> Iterator[_Chart]:
 
 _CHARTS: Final[dict[str, Callable[[Result], Iterable[_Chart]]]] = {
     "operations": _operations,
+    "million": _million,
     "dataset": _dataset,
     "mixes": _mixes,
     "growth": _growth,

@@ -24,6 +24,7 @@ import harm
 import latency
 import limited
 import memory
+import million
 import mixes
 import opening
 import operations
@@ -44,6 +45,7 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Final = {
     "operations": Experiment(operations.measure, operations.format_result),
+    "million": Experiment(million.measure, million.format_result),
     "dataset": Experiment(dataset.measure, dataset.format_result),
     "mixes": Experiment(mixes.measure, mixes.format_result),
     "growth": Experiment(growth.measure, growth.format_result),

@@ -317,11 +317,12 @@ def spread(figures: Sequence[float]) -> dict[str, float]:
 def ratios(by_engine: dict[str, list[float]], to: str = "kvstore") -> dict[str, float]:
     """Return, for each engine, the median of the rounds' ratios of its figure to that of `to`.
 
-    So what slows a whole round counts for nothing. Empty where `to` was not measured.
+    So what slows a whole round counts for nothing; of the one that did more rounds, as many as of
+    the other. Empty where `to` was not measured.
     """
     own = by_engine.get(to, [])
     return {
-        engine: median(a / b for a, b in zip(figures, own, strict=True))
+        engine: median(a / b for a, b in zip(figures, own, strict=False))
         for engine, figures in by_engine.items()
         if own and engine != to
     }
