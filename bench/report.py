@@ -9,11 +9,12 @@ two markers. Run again on the same results it changes nothing.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from demands import facts, judge
+from demands import Demand, facts, judge
+from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
 from pictures import Picture, draw
 from run import EXPERIMENTS
 
@@ -29,11 +30,15 @@ PAGE: Final = "bench/README.md"
 Results = Mapping[str, dict[str, Any]]
 
 METHOD: Final = """
-`python bench/run.py` measures all of this in under an hour, `--quick` tries all of it in three
-minutes, and `python bench/report.py` makes this page and its charts from
-[the figures](results). `pip install '.[bench]'` brings the other engines; Tkrzw and Kyoto Cabinet
-are taken from the system's Python where it has them.
+`python bench/run.py` measures all of this in about an hour, `--quick` tries all of it in three
+minutes, `--only growth,memory` does a part anew and leaves the other results as they are, and
+`python bench/report.py` makes this page and its charts from [the figures](results).
+`pip install '.[bench]'` brings the other engines; Tkrzw and Kyoto Cabinet are taken from the
+system's Python where it has them (`apt-get install python3-tkrzw python3-kyotocabinet`).
 
+- **kvstore is two engines**: `kvstore` with its hot path compiled, `kvstore-plain` with it in
+  Python. Each runs in processes that have no other, and nothing is measured as `kvstore` where it
+  is not compiled.
 - **The same work for all**: values are encoded and parsed by orjson; an expiry is stored with each
   and checked on reading; `create` fails where the key is there, `delete` where it is not; any
   thread may call. What an engine lacks, its adapter in `engines` adds, in as few lines as it takes.
@@ -42,8 +47,12 @@ are taken from the system's Python where it has them.
   could be had from SQLite by settings that not every program can have.
 - **Each in a process of its own**, started afresh, on the same disk; never two at a time. They take
   turns in shuffled order, so that what slows the machine for a while slows each as often.
-- **Medians and extremes** of several rounds. Ratios in the tables are medians of the rounds'
-  ratios.
+- **Medians and extremes** of several rounds; slow engines do fewer of them. Ratios in the tables
+  are medians of the rounds' ratios, but what was asked for is judged by ratios of the medians.
+- **The same loop for all**: bound methods `create`, `read` and `delete`, called with the same
+  arguments. kvstore has these as they are; the adapters of the others are their `create`, `read`
+  and `delete`, and their calls, locks and checks count, for kvstore's count too. A miss is a
+  KeyError that the loop catches, whoever raises it; kvstore's has a message that names the key.
 - **What fails is told**: an engine that dies, hangs or does not come to an end in its time has a
   line that says so.
 - Keys are 20 hexadecimal digits in no order, values flat objects of words and numbers.
@@ -112,7 +121,7 @@ def make_page(
             about[:1].upper() + about[1:],
             *(_show(each, Path(RESULTS).name) for each in pictures[name]),
             experiment.format_result(result),
-            _how_measured(name, result),
+            _how_measured(name, result, _first_machine(results)),
         ]
     parts += ["## What the figures do not say", CAVEATS.strip()]
     if missing:
@@ -125,9 +134,12 @@ def _show(picture: Picture, folder: str) -> str:
     return f"![{picture.shows}]({folder}/{picture.path.name})"
 
 
-def _how_measured(name: str, result: Mapping[str, Any]) -> str:
-    minutes, date = result["seconds"] / 60, result["machine"]["date"]
-    return f"`python bench/run.py --only {name}`, {minutes:.1f} minutes, {date}."
+def _how_measured(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    about = f"`python bench/run.py --only {name}`, {result['seconds'] / 60:.1f} minutes"
+    if {**machine, "date": ""} == {**usual, "date": ""}:
+        return f"{about}, {machine['date']}."
+    return f"{about}, not as the others: {machine_line(machine)}."
 
 
 def _first_machine(results: Results) -> Mapping[str, Any]:
@@ -136,12 +148,22 @@ def _first_machine(results: Results) -> Mapping[str, Any]:
 
 
 def demands_table(results: Results) -> str:
-    """Return what was asked of kvstore and what it did, as a table; empty where nothing was."""
+    """Return what was asked of each kvstore and what it did, as tables; empty where nothing was."""
     demands = judge(results)
-    if not demands:
-        return ""
+    tables = {
+        engine: [each for each in demands if each.engine == engine] for engine in IMPLEMENTATIONS
+    }
+    return "\n\n".join(_demands_of(engine, each) for engine, each in tables.items() if each)
+
+
+def _demands_of(engine: str, demands: Sequence[Demand]) -> str:
     return markdown_table(
-        ["what", "asked for", "measured", "holds"],
+        [
+            f"asked of {engine} ({IMPLEMENTATIONS[engine]})",
+            "at least, or at most",
+            "it is",
+            "holds",
+        ],
         [
             [each.what, each.wanted, each.measured, "yes" if each.holds else "**no**"]
             for each in demands
@@ -160,10 +182,7 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
         )
     parts.append(f"Method, all tables and charts, and what they do not say: [{PAGE}]({PAGE}).")
     if "operations" in results:
-        parts += [
-            "Microseconds an operation takes, and how many times as long as kvstore's:",
-            _short_table(results["operations"]),
-        ]
+        parts += [_what_is_shown(results["operations"]), _short_table(results["operations"])]
     parts += [
         _show(picture, RESULTS)
         for each in pictures.values()
@@ -171,10 +190,22 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
         if picture.path.name in SHOWN
     ]
     if demands := demands_table(results):
-        parts += ["What was asked for, as ratios of medians:", demands]
+        parts += ["What was asked for, with ratios of medians, the worst of the cases:", demands]
     if told := facts(results):
         parts.append(markdown_table(["what else", "figure"], told))
     return "\n\n".join(parts)
+
+
+def _what_is_shown(result: Mapping[str, Any]) -> str:
+    engines = result["rows"][0]["microseconds"]
+    told = [
+        f"`{engine}` is the {IMPLEMENTATIONS[engine]} implementation"
+        for engine in IMPLEMENTATIONS
+        if engine in engines
+    ]
+    own = _own_of(engines)
+    beside = f", and how many times as long as {own}'s" if own else ""
+    return "; ".join([f"Microseconds an operation takes{beside}", *told]) + ":"
 
 
 def _short_table(result: Mapping[str, Any]) -> str:
@@ -193,10 +224,16 @@ def _short_table(result: Mapping[str, Any]) -> str:
 
 
 def _beside(engine: str, medians: Mapping[str, float]) -> str:
+    own = _own_of(medians)
     figure = f"{medians[engine]:.1f}"
-    if engine == "kvstore" or "kvstore" not in medians:
+    if own is None or engine == own:
         return figure
-    return f"{figure} ({medians[engine] / medians['kvstore']:.2f}×)"
+    return f"{figure} ({medians[engine] / medians[own]:.2f}×)"
+
+
+def _own_of(engines: Mapping[str, Any]) -> str | None:
+    """Return which of kvstore's two the others are beside: the compiled one, if it is there."""
+    return next((engine for engine in (COMPILED, PLAIN) if engine in engines), None)
 
 
 def put_between_markers(text: str, part: str) -> str:
