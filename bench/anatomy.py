@@ -1,14 +1,15 @@
 """`anatomy`: where the time of one read and one create of kvstore goes, in nanoseconds.
 
-Not by a profiler: one that traces distorts what it times. The steps of an operation are written
-down here as statements that call the layers as the store does, and are timed as loops: one of no
-step, one of the first, one of the first two, and so on. What each loop takes longer than the one
-before is its last step; what the whole operation takes longer than all steps is the calls and
-checks around them. The loops take turns every few hundred keys, in shuffled order, so that all meet
-the same ups and downs of the machine; a figure is the median of a loop's turns, and the extremes
-are those of some rounds.
+Not by a profiler: one that traces distorts what it times. Both implementations are looked at from
+outside, see `outside`.
 
-*Cold* keys are random ones of all, far more than the processor's caches hold; *hot* ones are a
+The plain one is taken apart too: the steps of an operation are written down here as statements that
+call the layers as the store does, and are timed as loops: one of no step, one of the first, one of
+the first two, and so on. What each loop takes longer than the one before is its last step; what the
+whole operation takes longer than all steps is the calls and checks around them. The loops take
+turns every few hundred keys, in shuffled order, so that all meet the same ups and downs of the
+machine; a figure is the median of a loop's turns, and the extremes are those of some rounds. There,
+*cold* keys are random ones of all, far more than the processor's caches hold; *hot* ones are a
 thousand, again and again. Created keys are new ones, so cold. Now and then the file grows, and a
 segment of the table that fills up is split in two: that is in no median, so it is timed while the
 store is loaded, and spread over these creates.
@@ -16,18 +17,19 @@ store is loaded, and spread over these creates.
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, pairwise, product
 from pathlib import Path
-from statistics import median
-from textwrap import indent
 from time import perf_counter_ns, time_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import orjson
+import outside
 from engines import OpenEngine
-from engines.own import PLAIN
+from engines.own import IMPLEMENTATIONS, PLAIN
+from loops import Loop, Pairs, make_loop, time_loops
+from outside import format_outside, look_from_outside, show_nanoseconds, summarise
 from workers import Plan, Say, Skipped, Worker, spread
 from xxhash import xxh3_64_intdigest
 
@@ -107,50 +109,17 @@ PARTS_OF_ENCODING: Final = (
 )
 FLOOR: Final = (Step("`orjson.loads` alone", "orjson.loads(scattered[value])"),)
 
-Pairs = Sequence[tuple[str, Any]]
-Loop = Callable[[Pairs], int]
-
-
-def _loop(statements: Iterable[str], names: dict[str, Any]) -> Loop:
-    """Return a function that does these for each key and value, and returns nanoseconds."""
-    body = "\n".join(statements)
-    if not body or body.endswith(":"):
-        body += " pass"
-    source = (
-        "def loop(pairs):\n"
-        "    begin = perf_counter_ns()\n"
-        "    for key, value in pairs:\n"
-        f"{indent(body.strip(), ' ' * 8)}\n"
-        "    return perf_counter_ns() - begin\n"
-    )
-    scope = {"perf_counter_ns": perf_counter_ns, **names}
-    exec(source, scope)
-    loop: Loop = scope["loop"]
-    return loop
-
 
 def _growing(steps: Sequence[Step], whole: str, names: dict[str, Any]) -> list[Loop]:
     """Return loops of no step, the first, the first two, …, all, and of the whole operation."""
     statements = [step.statement for step in steps]
     prefixes = [statements[:count] for count in range(len(steps) + 1)]
-    return [_loop(prefix, names) for prefix in (*prefixes, [whole])]
+    return [make_loop(prefix, names) for prefix in (*prefixes, [whole])]
 
 
 def _single(steps: Sequence[Step], names: dict[str, Any]) -> list[Loop]:
     """Return loops of no step, and of each by itself."""
-    return [_loop([], names), *(_loop([step.statement], names) for step in steps)]
-
-
-def _time(
-    loops: Sequence[Loop], samples: Iterator[Pairs], turns: int, rng: random.Random
-) -> list[float]:
-    """Run the loops in turns, in shuffled order; return each one's nanoseconds for a key."""
-    nanoseconds: list[list[float]] = [[] for _ in loops]
-    for _ in range(turns):
-        for index in rng.sample(range(len(loops)), len(loops)):
-            pairs = next(samples)
-            nanoseconds[index].append(loops[index](pairs) / len(pairs))
-    return [median(each) for each in nanoseconds]
+    return [make_loop([], names), *(make_loop([step.statement], names) for step in steps)]
 
 
 def _samples(make: Callable[[], tuple[str, Any]]) -> Iterator[Pairs]:
@@ -183,22 +152,20 @@ def _names(store: "KVStore") -> dict[str, Any]:
 
 
 def take_apart(
-    _open: OpenEngine, say: Say, directory: Path, records: int, turns: int, rounds: int
+    open_engine: OpenEngine, say: Say, directory: Path, records: int, turns: int, rounds: int
 ) -> dict[str, Any]:
     """Task: load a store and time all loops on it.
 
     Returns:
         By operation, for each round what each loop took; and what is seldom done, by record.
     """
-    from kvstore import KVStore
-
     directory.mkdir()
     values = make_values(VALUE_SIZE, DISTINCT_VALUES)
     encoded = [bytearray(orjson.dumps(value)) for value in values]
     # A copy for each record, so that they lie as far from each other as in the file.
     scattered = [bytes(each) for each, _ in zip(cycle(encoded), range(records))]
     say(f"loading {records:,} records")
-    with KVStore(directory / "store.kvs") as store:
+    with cast("KVStore", open_engine(directory)) as store:
         with (
             _timing(store._table, "make_room") as splits,
             _timing(store._file, "grow") as growths,
@@ -223,7 +190,8 @@ def take_apart(
         taken: dict[str, list[list[float]]] = {operation: [] for operation in operations}
         for number, (operation, (loops, samples)) in product(range(rounds), operations.items()):
             say(f"round {number + 1} of {rounds}: {operation}")
-            taken[operation].append(_time(loops, samples, turns, rng))
+            with_samples = [(loop, samples) for loop in loops]
+            taken[operation].append(time_loops(with_samples, turns, rng))
     return {
         "rounds": taken,
         "seldom": {"splits": sum(splits) / records, "growth": sum(growths) / records},
@@ -251,22 +219,41 @@ def _timing(owner: object, method: str) -> Iterator[list[int]]:
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Take kvstore apart.
+    """Look at each kvstore from outside, and take the plain one apart.
 
     Raises:
-        Skipped: it is not among the engines.
+        Skipped: none is among the engines.
     """
-    if PLAIN not in plan.engines:
-        raise Skipped("takes only kvstore apart, which is not asked for")
-    records, turns = (QUICK_RECORDS, QUICK_TURNS) if plan.quick else (RECORDS, TURNS)
+    own = [engine for engine in plan.engines if engine in IMPLEMENTATIONS]
+    if not own:
+        raise Skipped("looks only at kvstore, which is not asked for")
+    turns = QUICK_TURNS if plan.quick else TURNS
     rounds = plan.rounds or (2 if plan.quick else ROUNDS)
-    with Worker(PLAIN, plan.progress) as worker:
-        taken = worker.call(take_apart, plan.place / PLAIN, records, turns, rounds)
+    sizes, old = (
+        (outside.QUICK_RECORDS, outside.QUICK_OLD) if plan.quick else (outside.RECORDS, outside.OLD)
+    )
+    seen = {}
+    for engine in own:
+        with Worker(engine, plan.progress) as worker:
+            folder = plan.place / engine
+            figures = worker.call(look_from_outside, folder, sizes, old, turns, rounds)
+        seen[engine] = summarise(figures)
     return {
         "value_size": VALUE_SIZE,
+        "rounds": rounds,
+        "outside": seen,
+        "steps": _measure_steps(plan, turns, rounds) if PLAIN in own else None,
+    }
+
+
+def _measure_steps(plan: Plan, turns: int, rounds: int) -> dict[str, Any]:
+    """Take the plain kvstore apart."""
+    records = QUICK_RECORDS if plan.quick else RECORDS
+    with Worker(PLAIN, plan.progress) as worker:
+        taken = worker.call(take_apart, plan.place / "steps", records, turns, rounds)
+    return {
         "records": records,
         "keys": KEYS * turns * rounds,
-        "rounds": rounds,
         "read": {
             how: _parts_of_whole(READ, taken["rounds"][f"read {how}"]) for how in ("cold", "hot")
         },
@@ -304,9 +291,20 @@ def _named(names: Sequence[str], rounds: list[list[float]]) -> list[dict[str, An
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Return a table for each operation."""
+    """Return a table for each kvstore, and one for each operation that was taken apart."""
+    tables = [
+        table
+        for engine, seen in result["outside"].items()
+        for table in format_outside(engine, seen)
+    ]
+    if result["steps"]:
+        tables += _format_steps(result["steps"])
+    return "\n\n".join(tables)
+
+
+def _format_steps(result: dict[str, Any]) -> list[str]:
     read = markdown_table(
-        ["one read", "cold, ns", "hot, ns"],
+        [f"one read of {PLAIN}", "cold, ns", "hot, ns"],
         [
             [cold["what"], _nanoseconds(cold), _nanoseconds(hot)]
             for cold, hot in zip(
@@ -317,7 +315,7 @@ def format_result(result: dict[str, Any]) -> str:
         ],
     )
     create = markdown_table(
-        ["one create", "ns"],
+        [f"one create of {PLAIN}", "ns"],
         [
             *([part["what"], _nanoseconds(part)] for part in result["create"]),
             *([f"of encoding: {part['what']}", _nanoseconds(part)] for part in result["encode"]),
@@ -325,8 +323,8 @@ def format_result(result: dict[str, Any]) -> str:
             ["seldom: the file grows", f"{result['seldom']['growth']:,.0f}"],
         ],
     )
-    return f"{read}\n\n{create}"
+    return [read, create]
 
 
 def _nanoseconds(part: dict[str, Any]) -> str:
-    return "{median:,.0f} ({min:,.0f}–{max:,.0f})".format(**part["nanoseconds"])
+    return show_nanoseconds(part["nanoseconds"])
