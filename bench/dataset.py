@@ -14,7 +14,7 @@ from operations import TTL, failure_lines, format_rows, rows_of, run_cycle
 from workers import Plan, Say, failures, steps_in_turns
 
 CITIES: Final = 100_000
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 QUICK_ROUNDS: Final = 1
 
 

@@ -33,7 +33,7 @@ from harness import key_of, markdown_table
 VALUE_SIZE: Final = 200
 RECORDS: Final = 5000
 QUICK_RECORDS: Final = 500
-TRIALS: Final = 150
+TRIALS: Final = 100
 QUICK_TRIALS: Final = 3
 TTL: Final = 1_000_000
 PATIENCE: Final = 20.0  # seconds that a trial may take

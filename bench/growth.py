@@ -39,7 +39,7 @@ ROUNDS: Final = 21
 QUICK_ROUNDS: Final = 3
 SAMPLE: Final = 1000  # of each operation in a round
 QUICK_SAMPLE: Final = 100
-ALLOWANCE: Final = 180.0  # seconds that an engine has for all of it
+ALLOWANCE: Final = 120.0  # seconds that an engine has for all of it
 CHUNK: Final = 10_000  # keys made at a time
 PART: Final = 1_000_000  # records created in one turn
 

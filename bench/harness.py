@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import orjson
 
 KEY_SIZE: Final = 20  # bytes, and characters
 RESULTS: Final = Path(__file__).resolve().parent / "results"
-RESULT_FORMAT: Final = 1  # of the files there: add one where figures come under another name
+RESULT_FORMAT: Final = 2  # of the files there: add one where figures come under another name
 
 _KEY_BITS: Final = KEY_SIZE * 4
 _KEY_MASK: Final = (1 << _KEY_BITS) - 1
@@ -179,12 +180,19 @@ def to_json(result: Mapping[str, Any]) -> str:
 class Progress:
     """One line on standard error that says how far it is; nothing where that is no terminal."""
 
+    heading = ""
+    """What each of them begins with."""
+
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()
+        self._began = monotonic()
 
     def show(self, text: str) -> None:
         """Put `text` in the place of what was there."""
         if self._shown:
+            if text:
+                minutes, seconds = divmod(int(monotonic() - self._began), 60)
+                text = f"{minutes}:{seconds:02} {self.heading}{text}"
             print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:

@@ -33,7 +33,7 @@ RECORDS: Final = 1_000_000
 QUICK_RECORDS: Final = 20_000
 ALLOWANCE: Final = 35.0  # seconds to create them
 QUICK_ALLOWANCE: Final = 0.5
-ROUNDS: Final = 11  # of imports
+ROUNDS: Final = 7  # of imports
 PATIENCE: Final = 120.0
 KVSTORE_LIBRARIES: Final = ("mmap", "orjson", "portalocker", "xxhash")
 

@@ -23,8 +23,8 @@ SAMPLE: Final = 100_000  # that are read, missed and deleted
 QUICK_RECORDS: Final = {100: 5000, 1000: 4000}
 QUICK_SAMPLE: Final = 1000
 TINY_RECORDS: Final = {100: 1000}
-ROUNDS: Final = 5
-ALLOWANCE: Final = 45.0  # seconds that an engine has for a size, if it has done a round
+ROUNDS: Final = 3
+ALLOWANCE: Final = 40.0  # seconds that an engine has for a size, if it has done a round
 PATIENCE: Final = 150.0  # seconds that it has to create all records
 LEFT_OUT: Final = "sqlite3-tuned"  # minutes, for what `operations` tells as well
 

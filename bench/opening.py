@@ -28,7 +28,7 @@ from harness import key_of, markdown_table
 VALUE_SIZE: Final = 100
 RECORDS: Final = 1_000_000
 QUICK_RECORDS: Final = 2000
-ALLOWANCE: Final = 25.0  # seconds to load a store; who does not end in it has fewer records
+ALLOWANCE: Final = 18.0  # seconds to load a store; who does not end in it has fewer records
 ROUNDS: Final = 5
 ROUNDS_OF_OTHERS: Final = 2
 PATIENCE: Final = 120.0

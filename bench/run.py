@@ -1,10 +1,12 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
     python bench/run.py --quick                     all of it, small, in under three minutes
-    python bench/run.py                             all of it, in under an hour
+    python bench/run.py                             all of it, in about an hour
+    python bench/run.py --only growth,memory        some of it anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
 
-Each experiment is a module beside this one; what it measured goes to `bench/results/NAME.json`.
+Each experiment is a module beside this one; what it measured goes to `bench/results/NAME.json`, but
+for that of a quick run or of some engines only, which goes nowhere unless `--results` says where.
 """
 
 import argparse
@@ -79,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--results",
         type=Path,
-        help="folder for the figures (default: bench/results, with --quick none)",
+        help="folder for the figures (default: bench/results; none with --quick, --engines)",
     )
     return parser.parse_args()
 
@@ -107,9 +109,11 @@ def main() -> None:
     if not engines:
         sys.exit("none of the engines is there")
     quick = arguments.quick or arguments.tiny
-    results = arguments.results or (None if quick else RESULTS)
+    results = arguments.results or (None if quick or arguments.engines else RESULTS)
     progress = Progress()
-    for name in arguments.only or EXPERIMENTS:
+    names = arguments.only or list(EXPERIMENTS)
+    for number, name in enumerate(names, start=1):
+        progress.heading = f"{name} ({number} of {len(names)}): "
         experiment = EXPERIMENTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:

@@ -32,7 +32,7 @@ from harness import KEY_SIZE, markdown_table
 RECORDS: Final = {100: 500_000, 1000: 100_000, 16_000: 10_000}  # by size of value
 QUICK_RECORDS: Final = {100: 2000, 1000: 1000, 16_000: 100}
 TINY_RECORDS: Final = {100: 500}
-ALLOWANCE: Final = 6.0  # seconds for the records of one size
+ALLOWANCE: Final = 4.0  # seconds for the records of one size
 FULL: Final = 1_000_000_000  # bytes
 QUICK_FULL: Final = 8 << 20
 TINY_FULL: Final = 4 << 20
