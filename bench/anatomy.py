@@ -1,7 +1,7 @@
 """`anatomy`: where the time of one read and one create of kvstore goes, in nanoseconds.
 
 Not by a profiler: one that traces distorts what it times. Both implementations are looked at from
-outside, see `outside`.
+outside: see [`outside`](outside.py).
 
 The plain one is taken apart too: the steps of an operation are written down here as statements that
 call the layers as the store does, and are timed as loops: one of no step, one of the first, one of

@@ -77,8 +77,8 @@ _MOST_GROWN: Final = 2.0  # MiB
 
 
 def judge(results: Results) -> list[Demand]:
-    """Return all that was asked for and was measured, that of the compiled one first."""
-    found = [*_speeds(results)]
+    """Return all else that was asked for and was measured, that of the compiled one first."""
+    found: list[Demand] = []
     for name, look in _LOOKS.items():
         if name in results:
             found += look(results[name])
@@ -111,65 +111,60 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 # --- speed ---------------------------------------------------------------------------------------
 
-# An operation, the size of the values, and the number of records.
-Case = tuple[str, int, int]
+
+class Factor(NamedTuple):
+    """How many times as fast as another engine kvstore is at an operation, in the worst case."""
+
+    factor: float
+    size: int
+    """Of the values, in that case."""
+    records: int
 
 
-def _speeds(results: Results) -> Iterator[Demand]:
-    for speed in SPEEDS:
-        wanted = [
-            (name, size, operation)
-            for name in speed.experiments
-            for size in speed.sizes
-            for operation in speed.least
-        ]
-        factors: dict[str, dict[Case, float]] = {operation: {} for operation in speed.least}
-        for name, size, operation in wanted:
-            for row in results.get(name, {}).get("rows", ()):
-                micros = row["microseconds"]
-                if (row["value_size"], row["operation"]) == (size, operation) and {
-                    speed.own,
-                    speed.engine,
-                } <= set(micros):
-                    case = operation, size, row["records"]
-                    factor = micros[speed.engine]["median"] / micros[speed.own]["median"]
-                    factors[operation][case] = factor
-        count = sum(map(len, factors.values()))
-        if count:
-            yield _speed(speed, factors, f"; {count} of {len(wanted)} were measured")
+class SpeedSeen(NamedTuple):
+    """What was measured of a `Speed`."""
+
+    speed: Speed
+    worst: dict[str, Factor]
+    """By operation."""
+    measured: int
+    """How many cases were, of so many wanted."""
+    wanted: int
+
+    def holds_at(self, operation: str) -> bool:
+        """Say whether the factor of an operation is as asked for."""
+        return self.worst[operation].factor >= self.speed.least[operation]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that was measured is as asked for."""
+        return all(map(self.holds_at, self.worst))
 
 
-def _speed(speed: Speed, factors: Mapping[str, Mapping[Case, float]], missing: str) -> Demand:
-    """Return the demand with the worst case of each operation."""
-    worst = {
-        operation: min(cases, key=cases.__getitem__)
-        for operation, cases in factors.items()
-        if cases
-    }
-    told = []
-    for operation, case in worst.items():
-        _, size, records = case
-        factor = f"{factors[operation][case]:.2f}×"
-        if factors[operation][case] < speed.least[operation]:
-            factor = f"**{factor}**"
-        told.append(f"{operation} {factor} ({records:,} of {size:,} B)")
-    count = sum(map(len, factors.values()))
-    whole = len(speed.experiments) * len(speed.sizes) * len(speed.least)
-    sizes = _join([f"{size:,}" for size in speed.sizes])
-    return Demand(
-        speed.own,
-        f"speed against {speed.engine}, {sizes} B",
-        "at least " + ", ".join(f"{name} {least:g}×" for name, least in speed.least.items()),
-        ", ".join(told) + (missing if count < whole else ""),
-        all(
-            factors[operation][case] >= speed.least[operation] for operation, case in worst.items()
-        ),
+def judge_speeds(results: Results) -> list[SpeedSeen]:
+    """Return what was measured of all speeds asked for, but those of which nothing was."""
+    seen = [_look_at(speed, results) for speed in SPEEDS]
+    return [each for each in seen if each.measured]
+
+
+def _look_at(speed: Speed, results: Results) -> SpeedSeen:
+    factors: dict[str, list[Factor]] = {operation: [] for operation in speed.least}
+    for name in speed.experiments:
+        for row in results.get(name, {}).get("rows", ()):
+            micros = row["microseconds"]
+            if (
+                row["value_size"] in speed.sizes
+                and row["operation"] in speed.least
+                and {speed.own, speed.engine} <= set(micros)
+            ):
+                factor = micros[speed.engine]["median"] / micros[speed.own]["median"]
+                factors[row["operation"]].append(Factor(factor, row["value_size"], row["records"]))
+    return SpeedSeen(
+        speed,
+        {operation: min(cases) for operation, cases in factors.items() if cases},
+        sum(map(len, factors.values())),
+        len(speed.experiments) * len(speed.sizes) * len(speed.least),
     )
-
-
-def _join(words: Any) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 # --- the rest ------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ the parts of an operation take. That works for both implementations, and is all 
 with the compiled one, whose parts are no objects of Python.
 
 *Hot* is one key again and again: it is created, deleted, created, and each call timed by itself.
+(The one whose delete is timed lies among others of its size. As most of them do, it frees a block
+where none was free, so that this place is noted each time, and is full again each time.)
 Else keys are random ones of a store of so many records, most of which the caches of the processor
 do not hold; what is parsed for comparison lies as far apart. Then created keys are new, and as many
 of those created before are deleted.

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from demands import Demand, facts, judge
+from demands import Demand, SpeedSeen, facts, judge, judge_speeds
 from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
+from operations import OPERATIONS
 from pictures import Picture, draw
 from run import EXPERIMENTS
 
@@ -57,6 +58,11 @@ system's Python where it has them (`apt-get install python3-tkrzw python3-kyotoc
   line that says so.
 - Keys are 20 hexadecimal digits in no order, values flat objects of words and numbers.
 """
+
+DEMANDS: Final = (
+    "Speeds are ratios of medians, the worst of all cases: each size of value, and each number of "
+    "records (100,000 in `operations`; in `million` 1,000,000, of 1,000 B 750,000)."
+)
 
 CAVEATS: Final = """
 - They are those of one machine, whose owner shares it with others: its speed changes from minute to
@@ -110,7 +116,7 @@ def make_page(
     if results:
         parts.append(f"Machine and versions: {machine_line(_first_machine(results))}.")
     if demands := demands_table(results):
-        parts += ["## What was asked for", demands]
+        parts += ["## What was asked for", DEMANDS, demands]
     for name, result in results.items():
         experiment = EXPERIMENTS[name]
         # What an experiment does, its module says: "`name`: how long …".
@@ -149,26 +155,51 @@ def _first_machine(results: Results) -> Mapping[str, Any]:
 
 def demands_table(results: Results) -> str:
     """Return what was asked of each kvstore and what it did, as tables; empty where nothing was."""
-    demands = judge(results)
-    tables = {
-        engine: [each for each in demands if each.engine == engine] for engine in IMPLEMENTATIONS
-    }
-    return "\n\n".join(_demands_of(engine, each) for engine, each in tables.items() if each)
+    speeds, demands = judge_speeds(results), judge(results)
+    tables = []
+    for engine in IMPLEMENTATIONS:
+        if of_speed := [each for each in speeds if each.speed.own == engine]:
+            tables.append(_speeds_of(engine, of_speed))
+        if others := [each for each in demands if each.engine == engine]:
+            tables.append(_demands_of(engine, others))
+    return "\n\n".join(tables)
+
+
+def _speeds_of(engine: str, speeds: Sequence[SpeedSeen]) -> str:
+    experiments = dict.fromkeys(name for each in speeds for name in each.speed.experiments)
+    counts = " and ".join(f"`{name}`" for name in experiments)
+    return markdown_table(
+        [f"times as fast {engine} is as (in {counts})", *OPERATIONS, "cases measured", "holds"],
+        [
+            [
+                f"{each.speed.engine}, {' and '.join(f'{size:,}' for size in each.speed.sizes)} B",
+                *(_factor(each, operation) for operation in OPERATIONS),
+                f"{each.measured} of {each.wanted}",
+                "in part" if each.holds and each.measured < each.wanted else _yes_or_no(each.holds),
+            ]
+            for each in speeds
+        ],
+    )
+
+
+def _factor(seen: SpeedSeen, operation: str) -> str:
+    """Return the worst factor, and what is asked for."""
+    if operation not in seen.worst:
+        return f"– (of {seen.speed.least[operation]:g})"
+    factor = f"{seen.worst[operation].factor:.2f}"
+    shown = factor if seen.holds_at(operation) else f"**{factor}**"
+    return f"{shown} (of {seen.speed.least[operation]:g})"
 
 
 def _demands_of(engine: str, demands: Sequence[Demand]) -> str:
     return markdown_table(
-        [
-            f"asked of {engine} ({IMPLEMENTATIONS[engine]})",
-            "at least, or at most",
-            "it is",
-            "holds",
-        ],
-        [
-            [each.what, each.wanted, each.measured, "yes" if each.holds else "**no**"]
-            for each in demands
-        ],
+        [f"what else was asked of {engine}", "asked for", "measured", "holds"],
+        [[each.what, each.wanted, each.measured, _yes_or_no(each.holds)] for each in demands],
     )
+
+
+def _yes_or_no(holds: bool) -> str:
+    return "yes" if holds else "**no**"
 
 
 def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
@@ -190,7 +221,7 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
         if picture.path.name in SHOWN
     ]
     if demands := demands_table(results):
-        parts += ["What was asked for, with ratios of medians, the worst of the cases:", demands]
+        parts += [f"What was asked for. {DEMANDS}", demands]
     if told := facts(results):
         parts.append(markdown_table(["what else", "figure"], told))
     return "\n\n".join(parts)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import report
-from demands import Demand, judge
+from demands import Demand, SpeedSeen, judge, judge_speeds
 from histogram import Histogram
 from run import EXPERIMENTS
 from workers import spread
@@ -24,7 +24,6 @@ ENGINES: Final = {
     "lmdb": 0.8,
     "diskcache": 9.0,
 }
-OWN: Final = ("kvstore", "kvstore-plain")
 OPERATIONS: Final = ("create", "read", "miss", "delete")
 MACHINE: Final = {
     "date": "2001-02-03T04:05:06+00:00",
@@ -229,8 +228,8 @@ def test_where_only_the_plain_kvstore_was_measured_others_are_beside_that(tmp_pa
     text = (tmp_path / "README.md").read_text()
     assert "20.0 (1.25×)" in text
     assert "as long as kvstore-plain's" in text
-    assert "asked of kvstore-plain (plain)" in text
-    assert "asked of kvstore (" not in text
+    assert "times as fast kvstore-plain is as" in text
+    assert "times as fast kvstore is as" not in text
 
 
 def test_result_of_another_machine_or_version_says_so(tmp_path: Path) -> None:
@@ -295,13 +294,6 @@ def demands_of(results: dict[str, Result]) -> dict[tuple[str, str], Demand]:
 
 def test_demands_are_judged_by_the_medians() -> None:
     demands = demands_of({name: make_result() for name, make_result in MADE_UP.items()})
-    speed = demands["kvstore-plain", "speed against sqlite3, 100 and 1,000 B"]
-    assert speed.measured.startswith("create **1.25×** (1,000 of 100 B), read **1.25×**")
-    assert not speed.holds
-    assert demands["kvstore-plain", "speed against lmdb, 100 B"].holds is False  # reads: 0.5
-    assert "create 0.50× (" in demands["kvstore-plain", "speed against lmdb, 100 B"].measured
-    assert "create **0.50×**" in demands["kvstore-plain", "speed against lmdb, 1,000 B"].measured
-
     what = "recovery of 1,000 records after SIGKILL"
     assert demands["kvstore-plain", what].measured == "2.25 µs a record"
     assert demands["kvstore-plain", what].holds
@@ -319,28 +311,58 @@ def test_demands_are_judged_by_the_medians() -> None:
     assert not own_cost.holds
 
 
+def speeds_of(results: dict[str, Result]) -> dict[tuple[str, str, tuple[int, ...]], SpeedSeen]:
+    return {
+        (each.speed.own, each.speed.engine, each.speed.sizes): each
+        for each in judge_speeds(results)
+    }
+
+
+def test_speeds_are_judged_by_the_medians() -> None:
+    speeds = speeds_of({"operations": operations()})
+    seen = speeds["kvstore-plain", "sqlite3", (100, 1000)]
+    assert seen.worst["create"].factor == pytest.approx(1.25)
+    assert seen.worst["create"][1:] == (100, 1000)
+    assert not seen.holds
+    assert speeds["kvstore-plain", "diskcache", (100, 1000)].holds
+    small, large = (speeds["kvstore-plain", "lmdb", (size,)] for size in (100, 1000))
+    assert [small.holds_at(operation) for operation in OPERATIONS] == [True, False, False, False]
+    assert not any(large.holds_at(operation) for operation in OPERATIONS)
+
+
 def test_compiled_kvstore_is_judged_by_the_worst_of_both_numbers_of_records() -> None:
-    demands = demands_of({"operations": operations(), "million": million()})
-    speed = demands["kvstore", "speed against sqlite3, 100 and 1,000 B"]
-    assert speed.wanted == "at least create 1.3×, read 1.3×, miss 1×, delete 1.3×"
-    assert speed.measured == (
-        "create 2.00× (1,000 of 100 B), read 2.00× (1,000 of 100 B), "
-        "miss 2.00× (1,000 of 100 B), delete **1.00×** (5,000 of 100 B)"
-    )
-    assert not speed.holds
-    assert demands["kvstore", "speed against diskcache, 100 and 1,000 B"].holds
+    speeds = speeds_of({"operations": operations(), "million": million()})
+    seen = speeds["kvstore", "sqlite3", (100, 1000)]
+    assert seen.worst == {
+        "create": (2, 100, 1000),
+        "read": (2, 100, 1000),
+        "miss": (2, 100, 1000),
+        "delete": (1, 100, 5000),
+    }
+    assert not seen.holds
+    assert (seen.measured, seen.wanted) == (16, 16)
+    assert speeds["kvstore", "diskcache", (100, 1000)].holds
+    assert ("kvstore-plain", "tkrzw", (100, 1000)) not in speeds
+
+
+def test_speeds_are_shown_with_what_is_asked_for_and_how_much_of_it_was_measured() -> None:
+    result = operations()
+    for row in result["rows"]:
+        if (row["operation"], row["value_size"]) != ("read", 100):
+            del row["microseconds"]["diskcache"]
+    table = report.demands_table({"operations": result})
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert (
+        "| diskcache, 100 and 1,000 B | – (of 1.3) | 9.00 (of 1.3) | – (of 1) | – (of 1.3) "
+        "| 1 of 16 | in part |"
+    ) in lines
+    assert (
+        "| sqlite3, 100 and 1,000 B | **1.25** (of 1.3) | **1.25** (of 1.3) "
+        "| **1.25** (of 1.3) | **1.25** (of 1.3) | 8 of 8 | **no** |"
+    ) in lines
 
 
 def test_demands_of_the_compiled_kvstore_come_first() -> None:
-    engines = [each.engine for each in judge({"operations": operations(), "opening": opening()})]
+    engines = [each.engine for each in judge({"opening": opening(), "latency": latency()})]
     assert engines == sorted(engines, key=len)
     assert len(set(engines)) == 2
-
-
-def test_demand_says_where_not_all_of_it_was_measured() -> None:
-    result = operations()
-    del result["rows"][0]["microseconds"]["diskcache"]
-    demands = demands_of({"operations": result})
-    told = {engine: demands[engine, "speed against diskcache, 100 and 1,000 B"] for engine in OWN}
-    assert told["kvstore-plain"].measured.endswith("; 7 of 8 were measured")
-    assert told["kvstore"].measured.endswith("; 7 of 16 were measured")
