@@ -85,7 +85,8 @@ class BuildHot(build_ext):
 
     def get_source_files(self) -> list[str]:
         """Return what a source distribution needs to build them too."""
-        return [*map(str, super().get_source_files()), "tools/build_hot.py"]
+        parts = map(Path.as_posix, SOURCES.glob("*.pxi"))
+        return [*map(str, super().get_source_files()), *parts, "tools/build_hot.py"]
 
     def run(self) -> None:
         """Build them, or leave them all out and say why."""

@@ -7,7 +7,8 @@ the one that is used, with the plain class as the other base: what is rare (grow
 writes that must be undone together) it finds there. Each method has the name of its counterpart,
 which tells what it does and why; one that ends in `_` is the same with arguments of C.
 
-Offsets and sizes are constants of C that `tools/build_hot.py` made of `layout`. Whatever number is
+Offsets and sizes are constants of C that `tools/build_hot.py` made of `layout`, and that
+`implementation` compares with it. Whatever number is
 read from the file is compared with the file's size, or with how many there can be, before it is
 followed.
 
@@ -31,7 +32,7 @@ from cpython.pythread cimport (
     WAIT_LOCK,
 )
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from time import time_ns
@@ -52,13 +53,6 @@ from .headers import no_bucket
 from .undo import Undo
 
 include "layout_constants.pxi"
-
-for _name, _value in BUILT_WITH.items():
-    if getattr(layout, _name, None) != _value:
-        raise ImportError(
-            f"kvstore._hot was built for a layout in which {_name} is {_value}, and kvstore.layout "
-            f"says {getattr(layout, _name, None)}; build the package anew"
-        )
 
 cdef extern from *:
     """
@@ -146,6 +140,11 @@ cdef inline uint64_t get_short(const uint8_t *place) noexcept nogil:
     cdef uint16_t short_word
     memcpy(&short_word, place, 2)
     return short_word
+
+
+cdef inline void set_short(uint8_t *place, uint64_t number) noexcept nogil:
+    cdef uint16_t short_word = <uint16_t>number
+    memcpy(place, &short_word, 2)
 
 
 cdef inline void set_word(uint8_t *place, uint64_t word) noexcept nogil:

@@ -56,12 +56,16 @@ cdef class Slab:
                         f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} "
                         f"leads to block {block}, which is not in it"
                     )
-                if after >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]:
+                if after >> ENTRY_FIRST_FREE_SHIFT != full_entries[size_class]:
+                    window.put_word(self._file, entry_offset, after)
+                elif window.direct:
+                    self.check_neighbours(extent)
+                    set_word(window.base + entry_offset, after)
+                    self.unlink_(extent, size_class)
+                else:
                     with Undo(self._file) as undo:
                         undo.write(entry_offset, word_bytes(after))
                         self._unlink(extent, size_class, undo)
-                else:
-                    window.put_word(self._file, entry_offset, after)
                 return (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
         finally:
             self._lock.let_go()
@@ -75,7 +79,7 @@ cdef class Slab:
         if block < fresh and offset + 8 <= EXTENT_SIZE:
             link = get_word(self.window.base + (extent << EXTENT_SHIFT) + offset)
             rest = link >> FREE_NEXT_SHIFT
-            if link & 0xFFFF_FFFF == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
+            if <uint32_t>link == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
                 return <int64_t>rest
         return -1
 
@@ -104,7 +108,14 @@ cdef class Slab:
             is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
             head = get_word(window.base + offset)
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
-            if was_full or is_unused:
+            if window.direct and not is_unused:
+                if was_full:
+                    self.check_head(size_class)
+                set_word(window.base + entry_offset, after)
+                if was_full:
+                    self.link_(extent, size_class)
+                set_word(window.base + offset, link)
+            elif was_full or is_unused:
                 with Undo(self._file) as undo:
                     undo.write(entry_offset, word_bytes(after))
                     if is_unused:
@@ -114,9 +125,6 @@ cdef class Slab:
                     else:
                         self._link(extent, size_class, undo)
                     undo.write(offset, word_bytes(link))
-            elif window.direct:
-                set_word(window.base + entry_offset, after)
-                set_word(window.base + offset, link)
             else:
                 try:
                     self._file.write_word(entry_offset >> 3, after)
@@ -128,6 +136,50 @@ cdef class Slab:
         finally:
             self._lock.let_go()
         return 0
+
+    # As `_link` and `_unlink` where the door stores through the map: then nothing can cut them short
+    # once they have begun, so what they may raise is looked for before.
+
+    cdef inline int check_head(self, uint64_t size_class) except -1:
+        self.check_extent(get_short(self.window.base + CLASS_HEADS_OFFSET + 2 * size_class))
+        return 0
+
+    cdef inline int check_neighbours(self, uint64_t extent) except -1:
+        cdef const uint8_t *entry = self.window.base + EXTENT_MAP_OFFSET + (extent << 4)
+        self.check_extent(get_short(entry + SLAB_PREVIOUS_OFFSET))
+        self.check_extent(get_short(entry + SLAB_NEXT_OFFSET))
+        return 0
+
+    cdef inline int check_extent(self, uint64_t extent) except -1:
+        """As `Extents.check`, of an extent on a list or none."""
+        if extent != NO_EXTENT and (
+            extent < FIXED_EXTENTS or (extent + 1) << EXTENT_SHIFT > self.window.size
+        ):
+            self._extents.check(extent)
+        return 0
+
+    cdef inline void link_(self, uint64_t extent, uint64_t size_class) noexcept:
+        cdef uint8_t *base = self.window.base
+        cdef uint8_t *head = base + CLASS_HEADS_OFFSET + 2 * size_class
+        cdef uint8_t *entry = base + EXTENT_MAP_OFFSET + (extent << 4)
+        cdef uint64_t after = get_short(head)
+        set_short(entry + SLAB_PREVIOUS_OFFSET, NO_EXTENT)
+        set_short(entry + SLAB_NEXT_OFFSET, after)
+        if after != NO_EXTENT:
+            set_short(base + EXTENT_MAP_OFFSET + (after << 4) + SLAB_PREVIOUS_OFFSET, extent)
+        set_short(head, extent)
+
+    cdef inline void unlink_(self, uint64_t extent, uint64_t size_class) noexcept:
+        cdef uint8_t *base = self.window.base
+        cdef uint8_t *entry = base + EXTENT_MAP_OFFSET + (extent << 4)
+        cdef uint64_t before = get_short(entry + SLAB_PREVIOUS_OFFSET)
+        cdef uint64_t after = get_short(entry + SLAB_NEXT_OFFSET)
+        if before == NO_EXTENT:
+            set_short(base + CLASS_HEADS_OFFSET + 2 * size_class, after)
+        else:
+            set_short(base + EXTENT_MAP_OFFSET + (before << 4) + SLAB_NEXT_OFFSET, after)
+        if after != NO_EXTENT:
+            set_short(base + EXTENT_MAP_OFFSET + (after << 4) + SLAB_PREVIOUS_OFFSET, before)
 
     def write_record(self, offset, bytes key, bytes value, key_hash, created_at, expires_at):
         """See `slab.Slab.write_record`."""
@@ -213,7 +265,7 @@ cdef class Slab:
     cdef bint is_record_(self, uint64_t offset) noexcept:
         return (
             offset + 8 <= self.window.size
-            and get_word(self.window.base + offset) & 0xFFFF_FFFF == RECORD_MAGIC
+            and <uint32_t>get_word(self.window.base + offset) == RECORD_MAGIC
         )
 
     def expiry_at(self, offset):

@@ -132,14 +132,10 @@ def forced(prefix: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (kvstore.operations, kvstore.slots):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
-<<<<<<< HEAD
         if compiled is not None:
             patch.setattr(compiled, "digest_of_key", of_key)
-        patch.setattr(kvstore.notes, "xxh3_64_intdigest", in_recovery)
-=======
         for twin in filter(None, (kvstore.notes, compiled_rebuild)):
             patch.setattr(twin, "xxh3_64_intdigest", in_recovery)
->>>>>>> 2c4d982 (Compile what recovery does for each record)
         for module in (kvstore.table, kvstore.slots, kvstore.scan, kvstore.check, kvstore.slab):
             patch.setattr(module, "key_hash", of_key)
         yield
