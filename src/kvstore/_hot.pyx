@@ -98,6 +98,7 @@ cdef enum:
     CLASSES = 64
     RETRY_EVERY = 16
     MOST_MEMBERS = 1280
+    MOST_EXPECTED = 1024  # bytes; more than that the processor sees coming by itself
 
 cdef uint64_t block_sizes[CLASSES]
 cdef uint64_t full_entries[CLASSES]
@@ -378,8 +379,9 @@ cdef class Operations:
             slot[0] = self._table.find_(key_hash, encoded_key)
             if slot[0] > 0:
                 expires_at = get_word(self._table.window.base + slot[0] + SLOT_EXPIRES_OFFSET)
+                tail = get_word(self._table.window.base + slot[0] + SLOT_RECORD_OFFSET)
+                self._slab.expect_(tail)
                 if not expires_at or not self._table.is_expired_(slot[0], now_ms_()):
-                    tail = get_word(self._table.window.base + slot[0] + SLOT_RECORD_OFFSET)
                     encoded = self._slab.read_record_(tail, header)
         finally:
             stripe.let_go()

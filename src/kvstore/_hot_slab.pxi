@@ -241,6 +241,14 @@ cdef class Slab:
         memcpy(header, self.window.base + offset, RECORD_HEADER_SIZE)
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
 
+    cdef inline void expect_(self, uint64_t slot_tail) noexcept:
+        """Have the processor fetch the record that is read next, while other things are done."""
+        cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
+        cdef const uint8_t *record = self.window.base + (slot_tail & SLOT_RECORD_MASK)
+        cdef uint64_t line
+        for line in range(64, min(size, MOST_EXPECTED), 64):
+            prefetch(record + line)  # harmless, wherever a damaged slot leads
+
     def holds(self, slot_tail, bytes key):
         """See `slab.Slab.holds`."""
         return self.holds_(slot_tail, key)

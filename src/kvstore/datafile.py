@@ -31,6 +31,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from .disk import (
     ask_to_overwrite_in_place,
+    bring_in,
     flush_file,
     flush_folder,
     is_zero,
@@ -305,6 +306,11 @@ class DataFile:
     def read_ahead(self, wanted: bool) -> None:
         """Have the map read from end to end fast, or here and there, as it is after opening."""
         read_ahead(self.map, wanted)
+
+    def bring_in(self, extent: int) -> None:
+        """Have the pages of an extent in memory that nothing was written to so far."""
+        if self.in_place:
+            bring_in(self.map, extent << EXTENT_SHIFT, EXTENT_SIZE)
 
     # --- changing ------------------------------------------------------------------------------
 

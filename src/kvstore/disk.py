@@ -19,6 +19,8 @@ _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
 # Of the others, those where a page of a private mapping that was not stored to is the page
 # cache's own. POSIX leaves that open; Linux has it so for all that keep files in the page cache.
 _PRIVATE: Final = frozenset({"btrfs", "xfs"})
+# Linux 5.14 and later; `mmap` has no name for it.
+_MADV_POPULATE_WRITE: Final = 23
 # linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
@@ -74,6 +76,17 @@ def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
     if hasattr(mmap, "MADV_RANDOM"):
         with suppress(OSError):
             mapped.madvise(mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
+
+
+def bring_in(mapped: mmap.mmap, offset: int, size: int) -> None:
+    """Have the system bring in, all at once, pages of a shared mapping that will be stored to.
+
+    Each that is not there costs a fault as it is first stored to, which takes longer than that of a
+    small record. Where the system does not know how, nothing happens.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            mapped.madvise(_MADV_POPULATE_WRITE, offset, size)
 
 
 def ask_to_overwrite_in_place(fd: int) -> None:

@@ -56,6 +56,7 @@ class Extents:
         extent = file.shorts[FRESH_EXTENT_OFFSET >> 1]
         while extent >= file.extent_count:
             file.grow()
+        file.bring_in(extent)
         undo.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
         return extent
 
