@@ -7,6 +7,8 @@ known to wait for its turn once it has found a lock taken.
 import errno
 import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -54,8 +56,12 @@ class Disk:
 
     def end_all(self) -> None:
         """Let the newest flush end, and all to come at once."""
-        self._stops = False
+        self.end_all_to_come()
         self.end()
+
+    def end_all_to_come(self) -> None:
+        """Let all to come end at once."""
+        self._stops = False
 
 
 class Waiters:
@@ -323,3 +329,162 @@ def test_failure_outlives_the_end(callers: Callers, disk: Disk, shared: SharedFl
     shared.end()
     with pytest.raises(OSError, match="an earlier flush failed"):
         shared()
+
+
+# --- flushes of a part -------------------------------------------------------------------------
+
+PART = (4_096, 4_200)
+
+
+class Parts:
+    """Tells which flushes there were: None for one of everything, else its start and end."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int] | None] = []
+        self.outcome: BaseException | None = None
+        self.shared = SharedFlush(self._flush, self._flush_part)
+
+    def _flush(self) -> None:
+        self._note(None)
+
+    def _flush_part(self, start: int, end: int) -> None:
+        self._note((start, end))
+
+    def _note(self, what: tuple[int, int] | None) -> None:
+        self.asked.append(what)
+        outcome, self.outcome = self.outcome, None
+        if outcome is not None:
+            raise outcome
+
+
+def test_call_for_a_part_flushes_it_alone_where_nothing_is_owed() -> None:
+    parts = Parts()
+    assert parts.shared(PART) is False
+    assert parts.asked == [PART]
+    assert parts.shared() is True
+    assert parts.asked == [PART, None]
+
+
+def test_call_for_a_part_flushes_everything_where_no_other_flush_is_known(disk: Disk) -> None:
+    disk.end_all_to_come()
+    assert SharedFlush(disk)(PART) is True
+    assert disk.flushes == 1
+
+
+def test_what_is_owed_is_paid_by_one_flush_of_everything() -> None:
+    parts = Parts()
+    parts.shared.owe()
+    assert [parts.shared(PART), parts.shared(PART)] == [True, False]
+    assert parts.asked == [None, PART]
+
+
+def test_what_one_cleared_itself_needs_its_part_alone_however_often() -> None:
+    parts = Parts()
+    for _ in range(2):
+        parts.shared.note_cleared(PART[0])
+    parts.shared(PART)
+    parts.shared((8_192, 8_200))
+    assert parts.asked == [PART, (8_192, 8_200)]
+
+
+def test_what_another_cleared_makes_it_a_flush_of_everything() -> None:
+    parts = Parts()
+    parts.shared.note_cleared(PART[0])
+    parts.shared.note_cleared(8_192)
+    parts.shared(PART)
+    parts.shared(PART)
+    assert parts.asked == [None, PART]
+
+
+def test_what_is_cleared_while_a_flush_runs_is_left_for_the_next() -> None:
+    class Clearing(Parts):
+        def _note(self, what: tuple[int, int] | None) -> None:
+            super()._note(what)
+            if len(self.asked) < 3:
+                self.shared.note_cleared(8_192)
+
+    parts = Clearing()
+    parts.shared(PART)
+    parts.shared(PART)
+    parts.shared(PART)
+    parts.shared(PART)
+    assert parts.asked == [PART, None, None, PART]
+
+
+@pytest.mark.parametrize("owed", [False, True])
+def test_flush_that_was_interrupted_is_owed_whole(owed: bool) -> None:
+    parts = Parts()
+    parts.shared.note_cleared(PART[0])
+    if owed:
+        parts.shared.owe()
+    parts.outcome = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        parts.shared(PART)
+    parts.shared(PART)
+    parts.shared(PART)
+    assert parts.asked == [None if owed else PART, None, PART]
+
+
+def test_failure_of_a_part_is_final_for_everything() -> None:
+    parts = Parts()
+    parts.outcome = OSError(errno.EIO, "the disk is gone")
+    with pytest.raises(OSError, match="the disk is gone"):
+        parts.shared(PART)
+    for part in (PART, None):
+        with pytest.raises(OSError, match="an earlier flush failed"):
+            parts.shared(part)
+    assert parts.asked == [PART]
+
+
+def test_calls_for_a_part_after_the_end_say_that_everything_is_flushed() -> None:
+    parts = Parts()
+    parts.shared.end()
+    assert parts.shared(PART) is True
+    assert parts.asked == []
+
+
+def test_those_who_wait_for_their_parts_share_a_flush_of_everything(
+    disk: Disk, waiters: Waiters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int] | None] = []
+
+    def flush() -> None:
+        asked.append(None)
+        disk()
+
+    def flush_part(start: int, end: int) -> None:
+        asked.append((start, end))
+        disk()
+
+    monkeypatch.setattr(kvstore.flushing, "Lock", waiters.make_lock)
+    callers = Callers(shared := SharedFlush(flush, flush_part), waiters)
+    callers.run("leader", lambda: shared(PART), and_sleep=False)
+    disk.wait_for_start()
+    for number in range(7):
+        part = (8_192 + number, 8_200 + number)
+        callers.run(f"follower {number}", partial(shared, part), and_sleep=True)
+    disk.end()
+    disk.wait_for_start()
+    assert set(callers.outcomes) == {"leader"}
+    disk.end()
+    assert set(callers.join().values()) == {None}
+    assert asked == [PART, None]
+
+
+def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leader looks whether it is followed, then one joins it, before its part is flushed."""
+    parts = Parts()
+    late = kvstore.flushing._Flush()
+    late.is_whole, late.succeeded = False, True
+    joinable = parts.shared._joinable
+
+    class LateForOne(dict[str, kvstore.flushing._Flush]):
+        def setdefault(self, name: str, own: Any = None) -> Any:
+            return joinable.setdefault(name, own) if late.is_followed else late
+
+    monkeypatch.setattr(parts.shared, "_joinable", LateForOne())
+    assert parts.shared(PART) is False
+    assert parts.asked == [PART]
+    assert late.is_followed
