@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import math
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from support.stores import OpenStore
 from support.values import nested, sized_value
 
 import kvstore
+import kvstore.datafile
 from kvstore import (
     CorruptStoreError,
     InvalidKeyError,
@@ -431,7 +433,11 @@ def _failing_flushes() -> Iterator[None]:
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
+    def fail_pages(_mapped: mmap.mmap, _start: int, _end: int) -> None:
+        fail(-1)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kvstore.datafile, "flush_pages", fail_pages)
         patch.setattr(os, "fdatasync", fail)
         patch.setattr(os, "fsync", fail)
         yield

@@ -1,6 +1,7 @@
 """Modules import only from those below them, and nothing that is rarely used."""
 
 import ast
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -105,6 +106,7 @@ def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
     loaded = set(children.run_python(USE, path).split())
     rare = {
         "argparse",
+        "ctypes",
         "kvstore.__main__",
         "kvstore.check",
         "kvstore.location",
@@ -112,6 +114,23 @@ def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
         "platformdirs",
     }
     assert loaded & rare == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not used at all")
+def test_ctypes_waits_for_the_first_flush_of_a_record(path: Path) -> None:
+    use = """
+import sys
+import kvstore.datafile
+from kvstore import KVStore
+kvstore.datafile.overwrites_in_place = lambda _: True
+with KVStore(sys.argv[1], durable=True) as store:
+    assert "key" not in store
+    store.purge_expired()
+    print("ctypes" in sys.modules)
+    store.create("key", {})
+    print("ctypes" in sys.modules)
+"""
+    assert children.run_python(use, path).split() == ["False", "True"]
 
 
 def test_importing_the_package_opens_no_store_and_loads_no_rare_module() -> None:

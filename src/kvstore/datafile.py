@@ -19,6 +19,7 @@ Locks: `_state_lock` covers the state's fields and is taken last, but for `filel
 
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +35,7 @@ from .disk import (
     bring_in,
     flush_file,
     flush_folder,
+    flush_pages,
     is_zero,
     map_file,
     may_be_mapped_privately,
@@ -156,7 +158,9 @@ class DataFile:
         else:
             self.write, self.write_word = self._pwrite, self._pwrite_word
         self._state_lock = threading.Lock()
-        self._flush_shared = SharedFlush(self._flush)
+        self._flush_shared = SharedFlush(
+            self._flush, self._flush_pages if self.in_place and sys.platform == "linux" else None
+        )
         self.closed = False
         self.let_go = False
         self.refuses = False
@@ -360,6 +364,8 @@ class DataFile:
     def leave_unclean(self) -> None:
         """Have the next opening rebuild the index: a change was cut short and may have leaked."""
         self._leave_unclean = True
+        # A record may be gone in memory without anybody having owed a flush for it yet.
+        self.owe_flush()
 
     def accept_rebuilt_index(self) -> None:
         """Say that the index was rebuilt and flushed. The disk hears of it from `close`."""
@@ -449,6 +455,8 @@ class DataFile:
             except BaseException:
                 self._extent_count = count
                 raise
+        # Until length and state are on the disk, records in the new extents may be cut off.
+        self.owe_flush()
         self.size = self._extent_count << EXTENT_SHIFT
         if self.window is not None:
             self.window.size = self.size
@@ -504,13 +512,59 @@ class DataFile:
         Raises:
             OSError: the disk did not take it, now or ever since the file was opened.
         """
+        self._flush_durably(None)
+
+    def flush_record(self, offset: int, size: int) -> None:
+        """Return when the `size` bytes at `offset` are on stable storage, and all that is owed.
+
+        For an operation that is durable: everything but its record, or the link that ends it, is
+        index, which is rebuilt after power loss. Where the file is not overwritten in place, or
+        something is owed, or others wait too, it is one flush of everything. The caller holds no
+        lock.
+
+        Raises:
+            OSError: as `flush`.
+        """
+        self._flush_durably((offset, offset + size))
+
+    def owe_flush(self) -> None:
+        """Have no durable operation return from now on before a flush of everything.
+
+        Needed wherever something else than the operation's own bytes could cost it its record:
+        - The file grew: its length and state, without which the new extents are cut off.
+        - An extent became free. Records that were cleared in it, by whatever operation, could come
+          back beside those of another size class, and only one class survives in an extent.
+        - A record was cleared by anything else than a durable `delete`: it had expired, or its
+          creation was undone. It could come back beside a later record of the same key, and be
+          taken for the newer one, for clocks tie and are set back.
+        - A change was cut short.
+
+        The caller has made that change, and still holds the lock that others need to build on it:
+        the space lock for extents, the stripe for keys.
+        """
+        self._flush_shared.owe()
+
+    def note_cleared(self, offset: int) -> None:
+        """As `owe_flush`, for the record at `offset` that a durable `delete` has cleared.
+
+        The operation itself goes on to `flush_record`, which then is enough. Until it returns,
+        those of other threads flush everything. The caller holds the key's stripe.
+        """
+        self._flush_shared.note_cleared(offset)
+
+    def _flush_durably(self, part: tuple[int, int] | None) -> None:
         count = self._extent_count
-        self._flush_shared()
-        if count > self._durable_count:
+        if self._flush_shared(part) and count > self._durable_count:
             with self._state_lock, suppress(StoreFullError):  # an old number is true as well
                 if not self.closed and count > self._durable_count:
                     self._durable_count = count
                     self._write_state()
+
+    def _flush_pages(self, start: int, end: int) -> None:
+        try:
+            flush_pages(self.map, start, end)
+        except ImportError:
+            self._flush()
 
     def check_path(self) -> None:
         """Raise OSError where the path no longer names this file."""

@@ -7,9 +7,10 @@ have.
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import EINVAL, ENOSYS, EOPNOTSUPP
+from functools import cache
 from typing import Final
 
 from .layout import EXTENT_SIZE, U64
@@ -25,6 +26,8 @@ _MADV_POPULATE_WRITE: Final = 23
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
 _FS_NOCOW_FL: Final = 0x0080_0000
+# asm-generic/mman-common.h
+_MS_SYNC: Final = 4
 
 
 def overwrites_in_place(fd: int) -> bool:
@@ -190,6 +193,45 @@ def flush_file(fd: int, mapped: mmap.mmap | None = None) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)
+
+
+def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
+    """Put the pages of a mapped file that hold its bytes from `start` to `end` on stable storage.
+
+    On Linux only. What is relied on is that `msync` with MS_SYNC ends as `fdatasync` of this part
+    of the file would: its pages are on stable storage, and so is what it takes to read them back,
+    such as that blocks which were only reserved now hold data. (The kernel calls the file system's
+    fsync for these pages. ext4 waits for them and for the conversion of their blocks, commits the
+    transaction of its journal that has it, and flushes the disk's cache.) It is not relied on for
+    the file's length, nor for any other page.
+
+    Raises:
+        OSError: the disk did not take it.
+        ImportError: this Python was built without ctypes.
+    """
+    # `mmap.flush` would do the same, and keep the interpreter's lock all the while.
+    msync, address_of, errno_of = _msync()
+    first = start & -mmap.PAGESIZE
+    if msync(address_of(mapped) + first, end - first, _MS_SYNC):
+        number = errno_of()
+        raise OSError(number, os.strerror(number))
+
+
+@cache
+def _msync() -> tuple[
+    Callable[[int, int, int], int], Callable[[mmap.mmap], int], Callable[[], int]
+]:
+    """Return the system's msync, what tells the address of a map, and what tells the errno."""
+    import ctypes  # a millisecond and a megabyte, which few programs need to spend
+
+    msync = ctypes.CDLL(None, use_errno=True).msync
+    msync.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+    first_byte = ctypes.c_char.from_buffer
+
+    def address_of(mapped: mmap.mmap) -> int:
+        return ctypes.addressof(first_byte(mapped))
+
+    return msync, address_of, ctypes.get_errno
 
 
 def flush_folder(path: str) -> None:

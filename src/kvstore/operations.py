@@ -24,6 +24,7 @@ from .errors import (
 )
 from .implementation import compiled
 from .layout import (
+    FREE_BLOCK,
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
     SLOT_EXPIRES_OFFSET,
@@ -82,15 +83,16 @@ class Operations(ABC):
         lifetime = 0 if ttl is None else check_ttl(key, ttl)
         encoded = encode_value(key, value)
         try:
-            self._create(key, encoded_key, encoded, lifetime)
+            record = self._create(key, encoded_key, encoded, lifetime)
         except StoreFullError:
             if self._file.refuses:
                 raise
             # Tried again even if another thread was the one to take something back.
             self._purge_for_room()
-            self._create(key, encoded_key, encoded, lifetime)
+            record = self._create(key, encoded_key, encoded, lifetime)
         if self._durable:
-            self._file.flush()
+            size = RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
+            self._file.flush_record(record, size)
 
     def _create(
         self,
@@ -99,7 +101,8 @@ class Operations(ABC):
         encoded: bytes,
         lifetime: int,
         times: tuple[int, int] | None = None,
-    ) -> None:
+    ) -> int:
+        """Do all of a `create` but the flush; return the offset of the record."""
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         table, slab = self._table, self._slab
         if self._file.pristine:
@@ -114,6 +117,7 @@ class Operations(ABC):
                     if not table.is_expired(slot, now_ms):
                         raise _exists(key)
                     table.delete(slot, encoded_key)
+                    self._file.owe_flush()
                     slot = table.find(key_hash, encoded_key)
                 used = table.used(-slot) if slot else SEGMENT_SLOTS
                 if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
@@ -136,6 +140,7 @@ class Operations(ABC):
             except BaseException:
                 self._file.leave_unclean()
                 raise
+        return record
 
     def _undo_create(self, slot: int, record: int) -> None:
         """Give back the block of a record, and the slot if it got as far as that."""
@@ -236,14 +241,16 @@ class Operations(ABC):
             ):
                 raise KeyNotFoundError(key, "has expired")
             try:
-                self._table.delete(slot, encoded_key)
+                record = self._table.delete(slot, encoded_key)
+                if self._durable:
+                    self._file.note_cleared(record)
             except KVStoreError:
                 raise
             except BaseException:
                 self._file.leave_unclean()
                 raise
         if self._durable:
-            self._file.flush()
+            self._file.flush_record(record, FREE_BLOCK.size)
 
     def ttl(self, key: str) -> int | None:
         """Return the whole seconds until `key` expires, rounded up; None if it never does.

@@ -164,6 +164,8 @@ class Slab:
                     else:
                         self._link(extent, size_class, undo)
                     undo.write(offset, U64.pack(link))
+                    if is_unused:
+                        self._file.owe_flush()
                 return
             try:
                 self._file.write_word(entry_offset >> 3, after)
@@ -181,6 +183,7 @@ class Slab:
         """
         try:
             self.give(offset)
+            self._file.owe_flush()
         except (KVStoreError, OSError):
             self._file.leave_unclean()
 

@@ -181,17 +181,20 @@ class Slots:
             self._file.restore(entry_offset, U64.pack(entry))
             raise
 
-    def delete(self, slot: int, key: bytes) -> None:
+    def delete(self, slot: int, key: bytes) -> int:
         """Take the live slot of `key` out of the table, then free its record.
 
         A block that does not hold a record of that key, because slot or record is damaged, is left
         alone; the next opening sorts it out. Where it raises, the key is either there or gone.
+
+        Returns:
+            The offset of the record that was; 0 where it was left alone.
         """
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
         if not self._slab.holds(tail, key):
             self._file.leave_unclean()
             self.remove(slot)
-            return
+            return 0
         record = tail & SLOT_RECORD_MASK
         try:
             self.remove(slot)
@@ -202,6 +205,7 @@ class Slots:
             if not self.is_live(slot) and self._slab.is_record(record):
                 self._put_back(slot, key)
             raise
+        return record
 
     def remove(self, slot: int) -> None:
         """Take a live slot out of the table.
@@ -394,6 +398,7 @@ class Slots:
             (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
             if self._slab.holds(tail, self._slot_key(slot)):
                 self._slab.give(tail & SLOT_RECORD_MASK)
+                self._file.owe_flush()
             else:
                 self._file.leave_unclean()
 

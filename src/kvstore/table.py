@@ -173,6 +173,7 @@ class Table(Slots):
         for bucket, due in self._due(extent, now_ms):
             for offset, slot in due:
                 self.delete(offset, self._slot_key(slot))
+                self._file.owe_flush()
             purged += len(due)
             page = self._map[bucket : bucket + BUCKET_SIZE]
             left = (expires_at for _, expires_at, _ in live_slots(page) if expires_at)

@@ -544,7 +544,7 @@ class Platter:
     """Stands in for the system's flushes: what a power loss would leave, and one that fails.
 
     Attributes:
-        image: the file at the last flush that succeeded.
+        image: the file at the last flush that succeeded, or its pages at their own.
         failed: whether a flush has failed since the file was opened.
     """
 
@@ -558,11 +558,22 @@ class Platter:
         self.failed = False
 
     def flush(self, _fd: int) -> None:
+        """Stand in for `fdatasync` and `fsync`."""
+        self._fail_in_time()
+        self.image = self._path.read_bytes()
+
+    def flush_pages(self, _mapped: mmap.mmap, start: int, end: int) -> None:
+        """Stand in for `disk.flush_pages`."""
+        self._fail_in_time()
+        first, last = start // PAGE * PAGE, -(-end // PAGE) * PAGE
+        pages = self._path.read_bytes()[first:last]
+        self.image = self.image[:first] + pages + self.image[last:]
+
+    def _fail_in_time(self) -> None:
         self.calls += 1
         if self.calls == self._fail_at or (self._lasting and self.calls > self._fail_at):
             self.failed = True
             raise OSError(self._number, os.strerror(self._number))
-        self.image = self._path.read_bytes()
 
 
 class Witness:
@@ -648,6 +659,7 @@ def fail_flushes(folder: Path, rng: random.Random) -> int:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("fdatasync", "fsync"):
                     patch.setattr(os, name, platter.flush)
+                patch.setattr(kvstore.datafile, "flush_pages", platter.flush_pages)
                 lost_power = []
                 for _ in range(2):
                     witness.use()

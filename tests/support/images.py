@@ -1,5 +1,6 @@
 """What a file holds at the moments when it is flushed, and files made of that."""
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from typing import Final
 
 import pytest
 
+import kvstore.datafile
+import kvstore.disk
+
 SECTOR: Final = 512
 PAGE: Final = 4096
 
@@ -15,14 +19,19 @@ PAGE: Final = 4096
 @contextmanager
 def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
     """Do `action` at the start of every flush: what the file holds then is what gets flushed."""
-    real = os.fdatasync
+    real, real_of_pages = os.fdatasync, kvstore.disk.flush_pages
 
     def flush(fd: int) -> None:
         action()
         real(fd)
 
+    def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
+        action()
+        real_of_pages(mapped, start, end)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
+        patch.setattr(kvstore.datafile, "flush_pages", flush_pages)
         yield
 
 
