@@ -4,8 +4,12 @@ Between two flushes a disk may write any part of what it was told, in any order.
 whole is a sector of 512 bytes; where a file system writes pages, one of 4,096. So each change of
 the file is recorded where it is made (the door for writing, and the file's length), and an image
 is: a moment between any two changes; for each sector one of the contents that it went through since
-the last flush; and one of the lengths. That tears whatever spans sectors: slots, records, free
+it was last flushed; and one of the lengths. That tears whatever spans sectors: slots, records, free
 lists and what they hang from, segments, the directory and the extent map.
+
+A flush is of everything, and begins a new epoch; or of some pages only, as a durable operation asks
+for. Then the sectors of these are no older than that, and all else is as it was. Before such an
+operation gets its flush, those of other threads may come and go: here they do.
 
 A trial is a row of lives of one file. In each the file is opened, worked on and closed, all of it
 recorded. Images of moments of that life must open and keep every promise; the next life begins with
@@ -52,13 +56,14 @@ JUMPS: Final = (0, 0, 0, 10**5, 40 * YEAR, -40 * YEAR)
 
 
 class Clock:
-    """Stands in for `time.time_ns`: a millisecond passes with each look."""
+    """Stands in for `time.time_ns`: a millisecond passes with each look, unless it stands still."""
 
     def __init__(self) -> None:
         self.now_ns = 1_700_000_000 * 10**9
+        self.stands_still = False
 
     def __call__(self) -> int:
-        self.now_ns += 10**6
+        self.now_ns += 0 if self.stands_still else 10**6
         return self.now_ns
 
     @property
@@ -107,12 +112,14 @@ class Epoch:
         possible: what each key may be then.
         changes: an offset and the bytes written there; or None and the file's new length.
         notes: what else the keys may be, as it goes on.
+        floors: how many changes had been made when the bytes from start to end were flushed.
     """
 
     base: bytes
     possible: Possible
     changes: list[tuple[int | None, bytes | int]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    floors: list[tuple[int, int, int]] = field(default_factory=list)
 
     def allowed(self, moment: int) -> Possible:
         """Return what each key may be after power was lost before change number `moment`."""
@@ -160,6 +167,11 @@ class Disk:
         possible = last.allowed(len(last.changes) + 1) | self.acknowledged
         self.acknowledged = {}
         self.epochs.append(Epoch(bytes(self.contents), possible))
+
+    def flush_pages(self, start: int, end: int) -> None:
+        """Whole pages of these bytes are on the disk as they are now, or as they will be later."""
+        epoch = self.epochs[-1]
+        epoch.floors.append((len(epoch.changes), start // PAGE * PAGE, -(-end // PAGE) * PAGE))
 
     def intend(self, key: str, state: State | None) -> None:
         """An operation begins."""
@@ -239,6 +251,9 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         patch.setattr(kvstore.datafile, "write_at", record_write_at)
         patch.setattr(os, "ftruncate", record_ftruncate)
         patch.setattr(kvstore.datafile, "flush_file", lambda *_: disk.flush())
+        patch.setattr(
+            kvstore.datafile, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
+        )
         patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: in_place)
         patch.setattr(kvstore.clock, "time_ns", clock)
         yield
@@ -291,18 +306,29 @@ class Outage:
         share = rng.choice((0.1, 0.5, 0.9, 1.0))
         in_runs = rng.random() < 0.3
         between = rng.choice((0.0, 0.1, 1.0))
+        floors = self._floors(moment)
         for start in sorted(self._versions):
             versions = self._versions[start]
             count = bisect_right(versions, moment, key=_number)
+            oldest = bisect_right(versions, floors.get(start, 0), key=_number) - 1
             if in_runs and rng.random() < 0.1:
                 share = rng.choice((0.0, 1.0))
             chosen = count - 1
             if rng.random() >= share:
-                chosen = rng.randrange(count) if rng.random() < between else 0
+                chosen = rng.randrange(oldest, count) if rng.random() < between else oldest
             image[start : start + self._unit] = versions[chosen][1]
         lengths = self._lengths[: moment + 1]
         length = rng.choice((lengths[0], lengths[-1], rng.choice(lengths)))
         return bytes(image[:length]).ljust(length, b"\0")
+
+    def _floors(self, moment: int) -> dict[int, int]:
+        """Return for each unit that was flushed by itself after how many changes it last was."""
+        return {
+            unit: index
+            for index, start, end in self._epoch.floors
+            if index <= moment
+            for unit in range(start, end, self._unit)
+        }
 
 
 def _number(version: tuple[int, bytes]) -> int:
@@ -367,7 +393,10 @@ def _shown(value: Value | None) -> str:
 
 
 class Life:
-    """An open store whose operations are noted by `disk` as well as what they write."""
+    """An open store whose operations are noted by `disk` as well as what they write.
+
+    Where they are durable, others come before the flush of some, as those of other threads would.
+    """
 
     def __init__(self, store: KVStore, disk: Disk, clock: Clock, rng: random.Random) -> None:
         self.store = store
@@ -385,6 +414,19 @@ class Life:
             if found is not None:
                 self.live[key] = next(state for state in seen if state)
         self._marks = rng.getrandbits(32) << 20
+        self._key = ""  # of the operation under way
+        self._is_between = False
+        self._flush_record = store._file.flush_record
+        setattr(store._file, "flush_record", self._flush_after_others)  # noqa: B010 - typing
+
+    def _flush_after_others(self, offset: int, size: int) -> None:
+        if not self._is_between and self.rng.random() < 0.3:
+            self._is_between = True
+            self._work_on(self._key, 3_000)
+            if self.rng.random() < 0.3:
+                self.work(1, population=40, largest=3_000)
+            self._is_between = False
+        self._flush_record(offset, size)
 
     def create(self, key: str, size: int) -> bool:
         """Create a key; tell whether there was room."""
@@ -393,21 +435,27 @@ class Life:
         expires = ttl and self._clock.seconds + ttl
         state = State(make_value(key, self._marks, size), expires)
         self._disk.intend(key, state)
+        self._key = key
+        self.live[key] = state
         try:
             self.store.create(key, state.value, ttl)
         except StoreFullError:
             self._disk.expired(key)
+            del self.live[key]
             return False
-        self.live[key] = state
-        self._disk.acknowledge(key, state)
+        # Unless another operation has come in between, and has returned already.
+        if self.live.get(key) is state:
+            self._disk.acknowledge(key, state)
         self._promise_if_durable()
         return True
 
     def delete(self, key: str) -> None:
         self._disk.intend(key, ABSENT)
-        self.store.delete(key)
+        self._key = key
         del self.live[key]
-        self._disk.acknowledge(key, ABSENT)
+        self.store.delete(key)
+        if key not in self.live:
+            self._disk.acknowledge(key, ABSENT)
         self._promise_if_durable()
 
     def _promise_if_durable(self) -> None:
@@ -426,18 +474,27 @@ class Life:
                 self._disk.expired(key)
                 del self.live[key]
 
+    def disturb_clock(self) -> None:
+        """Have the clock go or stand still, and set it back by less than any lifetime."""
+        self._clock.stands_still = self.rng.random() < 0.5
+        if self.rng.random() < 0.3:
+            self._clock.jump(-self.rng.choice((1, 100)))
+
     def close(self) -> None:
         self.store.close()
         self._disk.promise()
+        self._clock.stands_still = False
 
     def work(self, count: int, population: int = 120, largest: int = 16_000) -> None:
         """Create and delete at random, the same keys again and again."""
         for _ in range(count):
-            key = _key(self.rng.randrange(population))
-            if key in self.live:
-                self.delete(key)
-            else:
-                self.create(key, min(random_size(self.rng), largest))
+            self._work_on(_key(self.rng.randrange(population)), largest)
+
+    def _work_on(self, key: str, largest: int) -> None:
+        if key in self.live:
+            self.delete(key)
+        else:
+            self.create(key, min(random_size(self.rng), largest))
 
 
 def _key(number: int) -> str:
@@ -470,7 +527,39 @@ def touch_few_keys(life: Life) -> None:
 
 
 def work_durably(life: Life) -> None:
-    life.work(life.rng.choice((10, 40)), population=40, largest=3_000)
+    """Some operations, between which the clock stands still, goes on or is set back a little."""
+    for _ in range(life.rng.choice((1, 4))):
+        life.disturb_clock()
+        life.work(10, population=life.rng.choice((4, 40)), largest=3_000)
+        if life.rng.random() < 0.3:
+            life.let_time_pass(2_000)
+            if life.rng.random() < 0.5:
+                life.store.purge_expired()
+            life.work(10, population=4, largest=3_000)
+
+
+def change_classes_durably(life: Life) -> None:
+    """Empty whole extents and fill them with records of another class, on few keys."""
+    life.disturb_clock()
+    for _ in range(3):
+        size = life.rng.choice((2_500, 6_000, 16_000))
+        keys = [_key(number) for number in range(65_536 // size + 1)]
+        for key in keys:
+            if key not in life.live:
+                life.create(key, size)
+        if life.rng.random() < 0.5:
+            life.let_time_pass(2_000)
+        for key in keys:
+            if key in life.live:
+                life.delete(key)
+
+
+def grow_durably(life: Life) -> None:
+    """Store more than a new file has room for."""
+    for number in range(50):
+        key = f"large {number}"
+        if key not in life.live:
+            life.create(key, 16_000)
 
 
 def grow(life: Life) -> None:
@@ -625,7 +714,10 @@ def choose_moment(
 PLANS: Final = {
     "work": (Plan((work_at_random,)), "power lost amid creates, deletes, expiry, syncs"),
     "generations": (Plan((touch_few_keys,)), "... amid keys deleted and created again and again"),
-    "durable": (Plan((work_durably,), durable=True), "... amid operations that are durable"),
+    "durable": (
+        Plan((work_durably, work_durably, change_classes_durably, grow_durably), durable=True),
+        "... amid operations that are durable",
+    ),
     "growth": (Plan((grow,)), "... while the file grows, or is full"),
     "classes": (Plan((change_classes,)), "... while extents pass between size classes"),
     "segments": (
