@@ -469,6 +469,10 @@ def test_those_who_wait_for_their_parts_share_a_flush_of_everything(
     disk.end()
     assert set(callers.join().values()) == {None}
     assert asked == [PART, None]
+    # For a while others may be about to wait again.
+    disk.end_all_to_come()
+    assert shared(PART) is True
+    assert shared(PART) is False
 
 
 def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(

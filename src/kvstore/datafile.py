@@ -512,7 +512,10 @@ class DataFile:
         Raises:
             OSError: the disk did not take it, now or ever since the file was opened.
         """
-        self._flush_durably(None)
+        count = self._extent_count
+        self._flush_shared()
+        if count > self._durable_count:
+            self._count_as_durable(count)
 
     def flush_record(self, offset: int, size: int) -> None:
         """Return when the `size` bytes at `offset` are on stable storage, and all that is owed.
@@ -525,7 +528,9 @@ class DataFile:
         Raises:
             OSError: as `flush`.
         """
-        self._flush_durably((offset, offset + size))
+        count = self._extent_count
+        if self._flush_shared((offset, offset + size)) and count > self._durable_count:
+            self._count_as_durable(count)
 
     def owe_flush(self) -> None:
         """Have no durable operation return from now on before a flush of everything.
@@ -552,13 +557,11 @@ class DataFile:
         """
         self._flush_shared.note_cleared(offset)
 
-    def _flush_durably(self, part: tuple[int, int] | None) -> None:
-        count = self._extent_count
-        if self._flush_shared(part) and count > self._durable_count:
-            with self._state_lock, suppress(StoreFullError):  # an old number is true as well
-                if not self.closed and count > self._durable_count:
-                    self._durable_count = count
-                    self._write_state()
+    def _count_as_durable(self, count: int) -> None:
+        with self._state_lock, suppress(StoreFullError):  # an old number is true as well
+            if not self.closed and count > self._durable_count:
+                self._durable_count = count
+                self._write_state()
 
     def _flush_pages(self, start: int, end: int) -> None:
         try:

@@ -6,7 +6,9 @@ group commit of databases).
 
 Who leads and has no follower may flush the bytes alone that its operation is about, which takes the
 disk less. That suffices only where nothing else has to be on the disk before: see `owe` and
-`note_cleared`. Where several wait, one flush of everything serves them all.
+`note_cleared`. Where several wait, one flush of everything serves them all. So does the one after
+it, which as a rule is led by one alone, while the others make their next changes and then queue:
+what it writes of these, the flush that they wait for need not.
 
 The followers of a flush pass its gate one by one, each letting in the next. Woken all at once, as
 by a condition, they would mostly queue for the interpreter's lock, and for the condition's own:
@@ -62,6 +64,7 @@ class SharedFlush:
         # the leader before it flushes: then what comes too late for it stays for the next.
         self._owes_everything = False
         self._cleared: list[int] = []
+        self._was_followed = False
 
     def owe(self) -> None:
         """Have the next flush be one of everything, whoever asks for it.
@@ -125,11 +128,13 @@ class SharedFlush:
         if self._ended:
             return
         cleared = self._cleared[:]
+        is_shared = own.is_followed or self._was_followed
+        self._was_followed = own.is_followed
         try:
             if (
                 part is None
                 or self._flush_part is None
-                or own.is_followed
+                or is_shared
                 or self._owes_everything
                 or any(offset != part[0] for offset in cleared)
             ):
