@@ -98,6 +98,7 @@ cdef enum:
     CLASSES = 64
     RETRY_EVERY = 16
     MOST_MEMBERS = 1280
+    FREE_BLOCK_SIZE = 8
     MOST_EXPECTED = 1024  # bytes; more than that the processor sees coming by itself
 
 cdef uint64_t block_sizes[CLASSES]
@@ -106,8 +107,13 @@ cdef uint8_t size_classes[1024]
 cdef uint8_t fingerprint_codes[256]
 
 cdef int class_count = len(layout.BLOCK_SIZES)
-if class_count > CLASSES or len(layout.SIZE_CLASSES) > 1024 or SEGMENT_SLOTS != MOST_MEMBERS:
-    raise ImportError("kvstore._hot: the tables of kvstore.layout are larger than it has room for")
+if (
+    class_count > CLASSES
+    or len(layout.SIZE_CLASSES) > 1024
+    or SEGMENT_SLOTS != MOST_MEMBERS
+    or layout.FREE_BLOCK.size != FREE_BLOCK_SIZE
+):
+    raise ImportError("kvstore._hot: it has other sizes than the tables and structs of layout.py")
 
 cdef int _index
 for _index in range(class_count):
@@ -277,23 +283,24 @@ cdef class Operations:
         cdef bytes encoded_key = encode_key_(key)
         cdef uint64_t lifetime = 0 if ttl is None else check_ttl_(key, ttl)
         cdef bytes encoded = encode_value_(key, value)
+        cdef uint64_t record
         try:
-            self.create_(key, encoded_key, encoded, lifetime, None)
+            record = self.create_(key, encoded_key, encoded, lifetime, None)
         except StoreFullError:
             if self._file.refuses:
                 raise
             self._purge_for_room()
-            self.create_(key, encoded_key, encoded, lifetime, None)
+            record = self.create_(key, encoded_key, encoded, lifetime, None)
         if self._durable:
-            self._file.flush()
+            self._file.flush_record(record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
 
     def _create(self, key, bytes encoded_key, bytes encoded, lifetime, times=None):
         """See `operations.Operations._create`."""
-        self.create_(key, encoded_key, encoded, lifetime, times)
+        return self.create_(key, encoded_key, encoded, lifetime, times)
 
-    cdef int create_(
+    cdef uint64_t create_(
         self, object key, bytes encoded_key, bytes encoded, uint64_t lifetime, object times
-    ) except -1:
+    ) except 0:
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
         cdef Lock stripe
         if not self._begun:
@@ -304,7 +311,9 @@ cdef class Operations:
             if self._closed:
                 self._refuse()
             try:
-                self._create_under_stripe(key, encoded_key, encoded, lifetime, times, key_hash)
+                return self._create_under_stripe(
+                    key, encoded_key, encoded, lifetime, times, key_hash
+                )
             except KVStoreError:
                 raise
             except BaseException:
@@ -312,9 +321,8 @@ cdef class Operations:
                 raise
         finally:
             stripe.let_go()
-        return 0
 
-    cdef int _create_under_stripe(
+    cdef uint64_t _create_under_stripe(
         self,
         object key,
         bytes encoded_key,
@@ -322,7 +330,7 @@ cdef class Operations:
         uint64_t lifetime,
         object times,
         uint64_t key_hash,
-    ) except -1:
+    ) except 0:
         cdef Slots table = self._table
         cdef Slab slab = self._slab
         cdef uint64_t now_ms = now_ms_()
@@ -334,6 +342,7 @@ cdef class Operations:
             if not table.is_expired_(slot, now_ms):
                 raise self._exists(key)
             table.delete_(slot, encoded_key)
+            self._file.owe_flush()
             slot = table.find_(key_hash, encoded_key)
         used = table.used_(-slot) if slot else SEGMENT_SLOTS
         if used >= SPLIT_AT and (not slot or used % RETRY_EVERY == 0):
@@ -355,7 +364,7 @@ cdef class Operations:
             if not (table.is_live_(-slot) and slab.is_record_(record)):
                 self._undo_create(-slot, record)
             raise
-        return 0
+        return record
 
     cdef int _begin(self) except -1:
         """Begin changes, once; a file that was begun stays so."""
@@ -435,6 +444,7 @@ cdef class Operations:
         cdef Slots table = self._table
         cdef Lock stripe
         cdef int64_t slot
+        cdef uint64_t record = 0
         cdef bint is_there
         if not self._begun:
             self._begin()
@@ -451,7 +461,9 @@ cdef class Operations:
             if is_there:
                 try:
                     table.window.look_at_door(self._file)
-                    table.delete_(slot, encoded_key)
+                    record = table.delete_(slot, encoded_key)
+                    if self._durable:
+                        self._file.note_cleared(record)
                 except KVStoreError:
                     raise
                 except BaseException:
@@ -462,7 +474,7 @@ cdef class Operations:
         if not is_there:
             raise absent(key, slot)
         if self._durable:
-            self._file.flush()
+            self._file.flush_record(record, FREE_BLOCK_SIZE)
 
     def ttl(self, key):
         """Return the whole seconds until `key` expires, rounded up; None if it never does.

@@ -125,6 +125,8 @@ cdef class Slab:
                     else:
                         self._link(extent, size_class, undo)
                     undo.write(offset, word_bytes(link))
+                    if is_unused:
+                        self._file.owe_flush()
             else:
                 try:
                     self._file.write_word(entry_offset >> 3, after)
@@ -246,7 +248,7 @@ cdef class Slab:
         cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
         cdef const uint8_t *record = self.window.base + (slot_tail & SLOT_RECORD_MASK)
         cdef uint64_t line
-        for line in range(64, min(size, MOST_EXPECTED), 64):
+        for line in range(64, min(size, <uint64_t>MOST_EXPECTED), 64):
             prefetch(record + line)  # harmless, wherever a damaged slot leads
 
     def holds(self, slot_tail, bytes key):

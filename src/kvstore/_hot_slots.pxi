@@ -198,9 +198,9 @@ cdef class Slots:
         """See `slots.Slots.delete`."""
         self.window.check(slot)
         self.window.look_at_door(self._file)
-        self.delete_(slot, key)
+        return self.delete_(slot, key)
 
-    cdef int delete_(self, uint64_t slot, bytes key) except -1:
+    cdef uint64_t delete_(self, uint64_t slot, bytes key) except? 0:
         cdef uint64_t tail = get_word(self.window.base + slot + SLOT_RECORD_OFFSET)
         cdef uint64_t record = tail & SLOT_RECORD_MASK
         if not self._slab.holds_(tail, key):
@@ -214,7 +214,7 @@ cdef class Slots:
             if not self.is_live_(slot) and self._slab.is_record_(record):
                 self._put_back(slot, key)
             raise
-        return 0
+        return record
 
     def remove(self, slot):
         """See `slots.Slots.remove`."""
