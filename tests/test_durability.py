@@ -40,7 +40,6 @@ from kvstore.layout import (
     U64,
     key_hash,
 )
-from kvstore.table import Table
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="flushes are seen and made to fail where Linux has them"
@@ -538,58 +537,6 @@ def test_record_of_a_create_that_was_undone_is_flushed_away(durable: KVStore) ->
     with pytest.raises(MemoryError):
         durable.create("key", {"n": 1})
     file.write, file.write_word = write, write_word
-    assert not has_asked_for_its_record_alone(lambda: durable.create("key", {"n": 2}))
-    assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
-
-
-def test_what_was_purged_is_flushed_away_before_its_key_is_created(
-    durable: KVStore, clock: FakeClock
-) -> None:
-    durable.create("key", {"n": 1}, ttl=10)
-    clock.advance(11)
-    asked: list[list[Flush]] = []
-    creating = partial(durable.create, "key", {"n": 2})
-    with other_threads(durable, lambda: asked.append(asked_by(creating))):
-        assert durable.purge_expired() == 1
-    assert asked == [[EVERYTHING]]
-    assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
-
-
-def test_what_a_rewritten_segment_dropped_is_flushed_away(
-    path: Path, in_place: None, clock: FakeClock
-) -> None:
-    with KVStore(path) as store:
-        full, other = (keys_of_stripe(store, number) for number in range(2))
-        for number in range(SPLIT_AT):
-            store.create(next(full), {}, ttl=10 if number % 2 else None)
-    with KVStore(path, durable=True) as store:
-        store.create(next(other), {})
-        clock.advance(11)
-        assert not has_asked_for_its_record_alone(lambda: store.create(next(full), {}))
-        assert store.stats().records == SPLIT_AT // 2 + 2
-        assert has_asked_for_its_record_alone(lambda: store.create(next(other), {}))
-    assert_whole(path)
-
-
-def keys_of_stripe(store: KVStore, stripe: int) -> Iterator[str]:
-    seed = store._file.hash_seed
-    return (
-        key for key in map(str, count()) if key_hash(key.encode(), seed) >> STRIPE_SHIFT == stripe
-    )
-
-
-def test_record_of_a_create_that_was_undone_is_flushed_away(
-    durable: KVStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was whole for a moment, and the system may have written it then."""
-
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Table, "insert", fail)
-        with pytest.raises(MemoryError):
-            durable.create("key", {"n": 1})
     assert not has_asked_for_its_record_alone(lambda: durable.create("key", {"n": 2}))
     assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
 
