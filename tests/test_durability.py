@@ -29,7 +29,7 @@ from support.whole import assert_whole
 
 import kvstore.datafile
 import kvstore.disk
-from kvstore import KVStore, KVStoreError
+from kvstore import CorruptStoreError, KVStore, KVStoreError
 from kvstore.layout import (
     EXTENT_SIZE,
     FREE_MAGIC,
@@ -528,13 +528,16 @@ def keys_of_stripe(store: KVStore, stripe: int) -> Iterator[str]:
     )
 
 
-def test_record_of_a_create_that_was_undone_is_flushed_away(durable: KVStore) -> None:
+@pytest.mark.parametrize("error", [MemoryError, CorruptStoreError])
+def test_record_of_a_create_that_was_undone_is_flushed_away(
+    error: type[Exception], durable: KVStore
+) -> None:
     """It was whole for a moment, and the system may have written it then."""
     durable.create("first", {})  # else the next one opens an extent, in several writes
     file = durable._file
     write, write_word = file.write, file.write_word
-    FaultyDoor(file, 3, MemoryError())  # after the block's entry and the record: the slot
-    with pytest.raises(MemoryError):
+    FaultyDoor(file, 3, error())  # after the block's entry and the record: the slot
+    with pytest.raises(error):
         durable.create("key", {"n": 1})
     file.write, file.write_word = write, write_word
     assert not has_asked_for_its_record_alone(lambda: durable.create("key", {"n": 2}))
