@@ -53,7 +53,7 @@ system's Python where it has them (`apt-get install python3-tkrzw python3-kyotoc
 - **The same loop for all**: bound methods `create`, `read` and `delete`, called with the same
   arguments. kvstore has these as they are; the adapters of the others are their `create`, `read`
   and `delete`, and their calls, locks and checks count, for kvstore's count too. A miss is a
-  KeyError that the loop catches, whoever raises it; kvstore's has a message that names the key.
+  KeyError that the loop catches, whoever raises it.
 - **What fails is told**: an engine that dies, hangs or does not come to an end in its time has a
   line that says so.
 - Keys are 20 hexadecimal digits in no order, values flat objects of words and numbers.
@@ -211,7 +211,10 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
             f"Measured on a shared {machine['cpu_count']}-core machine ({machine['cpu']}, "
             f"{machine['system']}, {machine['file_system']}, {machine['python']})."
         )
-    parts.append(f"Method, all tables and charts, and what they do not say: [{PAGE}]({PAGE}).")
+    parts.append(
+        f"Method, all tables and charts, what was aimed for and missed, and what the figures do not "
+        f"say: [{PAGE}]({PAGE})."
+    )
     if "operations" in results:
         parts += [_what_is_shown(results["operations"]), _short_table(results["operations"])]
     parts += [
@@ -220,8 +223,6 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
         for picture in each
         if picture.path.name in SHOWN
     ]
-    if demands := demands_table(results):
-        parts += [f"What was asked for. {DEMANDS}", demands]
     if told := facts(results):
         parts.append(markdown_table(["what else", "figure"], told))
     return "\n\n".join(parts)

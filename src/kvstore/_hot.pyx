@@ -8,9 +8,8 @@ writes that must be undone together) it finds there. Each method has the name of
 which tells what it does and why; one that ends in `_` is the same with arguments of C.
 
 Offsets and sizes are constants of C that `tools/build_hot.py` made of `layout`, and that
-`implementation` compares with it. Whatever number is
-read from the file is compared with the file's size, or with how many there can be, before it is
-followed.
+`implementation` compares with it. Whatever number is read from the file is compared with the file's
+size, or with how many there can be, before it is followed.
 
 Locks are real ones, held exactly as long as in the plain twin. With the interpreter's lock, no
 other thread runs within a critical section but where it calls Python. Without, nothing here
