@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults.cases import CASES
 from faults.damage import Original, build
 from support import seeded_random
+from support.clock import FakeClock
 from support.disks import quick_folder
+from support.stores import OpenStore
 from support.whole import assert_whole
 from support.workload import make_value
 
@@ -21,9 +24,12 @@ from kvstore import (
 )
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
+    BUCKET_SIZE,
+    CONTROL_EMPTY,
     CONTROL_OFFSET,
     DIRECTORY_OFFSET,
     EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
     HOLDER_OFFSET,
     IDENTITY,
     IDENTITY_OFFSETS,
@@ -33,9 +39,11 @@ from kvstore.layout import (
     SLOT_SIZE,
     STATE,
     STATE_OFFSET,
+    key_hash,
     pack_identity,
     slot_offset,
 )
+from kvstore.slots import control_offset_of
 
 MARKER = "here is the value that is to be damaged"
 
@@ -269,6 +277,60 @@ def test_damage_to_a_slot_makes_no_key_that_was_never_created_and_shows_none_twi
                 assert names - {"other 2x"} <= set(seen), what
                 for key, value in neighbours().items():
                     assert store.read(key) == value
+
+
+def copy_slot(store: KVStore, key: str, index: int, bucket: int = 0) -> int:
+    """Copy the slot of `key` to that place, in the bucket so many before; return its own offset."""
+    contents = store._file.map
+    slot = store._table.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
+    home = slot & -BUCKET_SIZE
+    other = slot_offset(home - bucket * BUCKET_SIZE, index)
+    assert other >> EXTENT_SHIFT == slot >> EXTENT_SHIFT
+    assert contents[control_offset_of(other)] == CONTROL_EMPTY
+    contents[other : other + SLOT_SIZE] = contents[slot : slot + SLOT_SIZE]
+    contents[control_offset_of(other)] = contents[control_offset_of(slot)]
+    return slot
+
+
+def test_expired_key_that_has_two_slots_may_be_created_anew(
+    path: Path, clock: FakeClock, open_store: OpenStore
+) -> None:
+    """Once the first was gone, the second was taken for a free slot, which ended the process."""
+    store = open_store(check=False)
+    store.create("key", {"n": 1}, ttl=5)
+    copy_slot(store, "key", SLOT_COUNT - 1)
+    clock.advance(10)
+    store.create("key", {"n": 2})
+    assert dict(store) == {"key": {"n": 2}}
+    store.close()
+    with KVStore(path) as again:
+        assert dict(again) == {"key": {"n": 2}}
+    assert_whole(path)
+
+
+def test_key_that_rewriting_its_segment_brings_to_light_exists(
+    path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
+) -> None:
+    """Its slot had strayed to a bucket in which no lookup found it.
+
+    Found where a free slot was looked for, it was taken for one, which ended the process.
+    """
+    (case,) = (case for case in CASES if case.name == "create and split")
+    assert case.key is not None
+    monkeypatch.setattr(os, "urandom", bytes)  # the hash seed that the case is made for
+    store = open_store(check=False)
+    store.create(case.key, {"n": 1})
+    slot = copy_slot(store, case.key, SLOT_COUNT - 1, bucket=1)
+    store._file.map[control_offset_of(slot)] = CONTROL_EMPTY
+    case.prepare(store)
+    assert case.key not in store
+    with pytest.raises(KeyExistsError):
+        case.act(store)
+    assert store[case.key] == {"n": 1}
+    store.close()
+    with KVStore(path) as again:
+        assert again[case.key] == {"n": 1}
+    assert_whole(path)
 
 
 @pytest.mark.parametrize("copy", [0, 1])

@@ -337,7 +337,7 @@ cdef class Operations:
         cdef int64_t slot
         table.window.look_at_door(self._file)
         slot = table.find_(key_hash, encoded_key)
-        if slot > 0:
+        while slot > 0:
             if not table.is_expired_(slot, now_ms):
                 raise self._exists(key)
             table.delete_(slot, encoded_key)

@@ -113,7 +113,7 @@ class Operations(ABC):
             now_ms = clock.now_ms()
             try:
                 slot = table.find(key_hash, encoded_key)
-                if slot > 0:
+                while slot > 0:  # more than once where damage gave a key two slots
                     if not table.is_expired(slot, now_ms):
                         raise _exists(key)
                     table.delete(slot, encoded_key)
@@ -159,6 +159,9 @@ class Operations(ABC):
         """Rewrite a segment that is getting full; return the free slot, which there is then."""
         self._table.make_room(key_hash, now_ms)
         slot = self._table.find(key_hash, encoded_key)
+        if slot > 0:
+            # Damage had led its slot astray, and the rewriting has put it where it is found.
+            raise _exists(encoded_key.decode())
         if not slot:
             raise StoreFullError(
                 f"{self._path}: the table's segment for this key has all of its {SEGMENT_SLOTS:,} "
