@@ -373,3 +373,28 @@ def test_any_other_ttl_is_refused(store: KVStore, ttl: Any) -> None:
     with pytest.raises(InvalidTTLError):
         store.create("k", {}, ttl=ttl)
     assert len(store) == 0
+
+
+class Liar(int):
+    """An integer that tells another number where it is asked for one."""
+
+    def __int__(self) -> int:
+        return -5
+
+    def __mul__(self, other: object) -> int:
+        return 2**70
+
+    def __ge__(self, other: object) -> bool:
+        return True
+
+    __le__ = __ge__
+
+
+def test_ttl_of_a_subclass_is_the_number_that_it_is(store: KVStore, clock: FakeClock) -> None:
+    """One that told another gave a key that had expired at once, or an error of `struct`."""
+    store.create("k", {}, ttl=Liar(60))
+    assert store.ttl("k") == 60
+    for ttl in (0, 2**70, -5):
+        with pytest.raises(InvalidTTLError):
+            store.create("other", {}, ttl=Liar(ttl))
+    assert len(store) == 1

@@ -84,8 +84,10 @@ def check_ttl(key: str, ttl: object) -> int:
     Raises:
         InvalidTTLError: it is not an int from 1 to 10**10 seconds.
     """
-    if type(ttl) is not bool and isinstance(ttl, int) and 1 <= ttl <= MAX_TTL_SECONDS:
-        return int(ttl) * 1000
+    if type(ttl) is not bool and isinstance(ttl, int):
+        seconds = int.__int__(ttl)  # a subclass may tell another number
+        if 1 <= seconds <= MAX_TTL_SECONDS:
+            return seconds * 1000
     raise InvalidTTLError(
         f"key {key!r}: time-to-live is {_shown(ttl)} ({type(ttl).__name__}), "
         f"allowed is an int of 1 to {MAX_TTL_SECONDS:,} seconds, or None"
