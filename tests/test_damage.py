@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from struct import Struct
 
 import pytest
 from faults.cases import CASES
@@ -30,21 +31,26 @@ from kvstore.layout import (
     DIRECTORY_OFFSET,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
+    EXTENT_SIZE,
     HOLDER_OFFSET,
     IDENTITY,
     IDENTITY_OFFSETS,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC_BYTES,
     SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_RECORD_OFFSET,
     SLOT_SIZE,
     STATE,
     STATE_OFFSET,
+    U64,
     key_hash,
     pack_identity,
     slot_offset,
 )
 from kvstore.slots import control_offset_of
 
+U32 = Struct("<I")
 MARKER = "here is the value that is to be damaged"
 
 
@@ -306,6 +312,46 @@ def test_expired_key_that_has_two_slots_may_be_created_anew(
     with KVStore(path) as again:
         assert dict(again) == {"key": {"n": 2}}
     assert_whole(path)
+
+
+def change_slot(store: KVStore, key: str, offset: int, data: bytes) -> None:
+    """Write over a part of the slot of `key`, in the open file."""
+    slot = store._table.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
+    store._file.map[slot + offset : slot + offset + len(data)] = data
+
+
+def test_slot_that_leads_beside_its_record_expires_for_all_members_alike(
+    clock: FakeClock, open_store: OpenStore
+) -> None:
+    """The compiled twin read another word for its expiry than `len` and `purge_expired` do."""
+    store = open_store(check=False)
+    store.create("key", {}, ttl=5)
+    record = EXTENT_SIZE * 22
+    for bits in range(1, 8):
+        change_slot(store, "key", SLOT_RECORD_OFFSET, U32.pack(record + bits))
+        assert "key" in store
+        assert len(store) == 1
+        with pytest.raises(CorruptStoreError):
+            store.read("key")
+    clock.advance(10)
+    assert "key" not in store
+    assert len(store) == 0
+    assert store.get("key") is None
+    assert store.purge_expired() == 1
+
+
+def test_slot_with_an_expiry_of_its_own_has_no_time_left(
+    clock: FakeClock, open_store: OpenStore
+) -> None:
+    """It has passed for the slot, and not for the record: that was 2**64 milliseconds to go."""
+    store = open_store(check=False)
+    store.create("key", {}, ttl=5)
+    for ms_ago in (0, 1, 999, 1_000, 60_000):
+        change_slot(store, "key", SLOT_EXPIRES_OFFSET, U64.pack(clock.now_ms - ms_ago))
+        assert store.ttl("key") == -(ms_ago // 1000)
+        assert "key" in store
+        with pytest.raises(CorruptStoreError):
+            store.read("key")
 
 
 def test_key_that_rewriting_its_segment_brings_to_light_exists(

@@ -483,7 +483,12 @@ cdef class Operations:
         cdef uint64_t expires_at, now_ms
         if not self._expiry(encode_key_(key), &expires_at, &now_ms):
             raise absent(key, 0)
-        return (expires_at - now_ms + 999) // 1000 if expires_at else None
+        if not expires_at:
+            return None
+        if expires_at > now_ms:
+            return (expires_at - now_ms - 1) // 1000 + 1
+        # A damaged slot, whose record has another expiry.
+        return -<int64_t>((now_ms - expires_at) // 1000)
 
     def __contains__(self, key):
         cdef uint64_t expires_at, now_ms

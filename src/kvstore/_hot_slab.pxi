@@ -285,7 +285,8 @@ cdef class Slab:
     cdef uint64_t expiry_at_(self, uint64_t offset) noexcept:
         if offset + RECORD_HEADER_SIZE > self.window.size:
             return 0
-        return get_word(self.window.base + offset + RECORD_EXPIRES_OFFSET)
+        # As through a view of words, wherever a damaged slot leads.
+        return get_word(self.window.base + (offset & ~<uint64_t>7) + RECORD_EXPIRES_OFFSET)
 
     def key_at(self, offset, size):
         """See `slab.Slab.key_at`."""
