@@ -20,6 +20,7 @@ by whoever holds the space lock or as the file is closed.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pythread cimport (
     NOWAIT_LOCK,
@@ -28,7 +29,6 @@ from cpython.pythread cimport (
     PyThread_free_lock,
     PyThread_release_lock,
     PyThread_type_lock,
-    WAIT_LOCK,
 )
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -79,6 +79,10 @@ cdef extern from *:
     int64_t read_system_clock "kvstore_read_system_clock"() noexcept nogil
 
 cdef extern from "Python.h":
+    int PY_LOCK_ACQUIRED
+    int PyThread_acquire_lock_timed(
+        PyThread_type_lock lock, long long microseconds, bint interruptible
+    ) noexcept nogil
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     const void *PyUnicode_1BYTE_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)

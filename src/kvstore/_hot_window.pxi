@@ -2,7 +2,10 @@
 
 @cython.final
 cdef class Lock:
-    """A lock as `threading.Lock` is one; code in C takes it without a call of Python."""
+    """A lock as `threading.Lock` is one; code in C takes it without a call of Python.
+
+    To wait for it can be interrupted: where `take` raises, the lock is not held.
+    """
 
     cdef PyThread_type_lock _handle
 
@@ -15,10 +18,19 @@ cdef class Lock:
         if self._handle is not NULL:
             PyThread_free_lock(self._handle)
 
-    cdef inline void take(self) noexcept:
+    cdef inline int take(self) except -1:
         if not PyThread_acquire_lock(self._handle, NOWAIT_LOCK):
+            self._wait()
+        return 0
+
+    cdef int _wait(self) except -1:
+        cdef int status
+        while True:
             with nogil:
-                PyThread_acquire_lock(self._handle, WAIT_LOCK)
+                status = PyThread_acquire_lock_timed(self._handle, -1, True)
+            if status == PY_LOCK_ACQUIRED:
+                return 0
+            PyErr_CheckSignals()
 
     cdef inline void let_go(self) noexcept:
         PyThread_release_lock(self._handle)
