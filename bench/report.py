@@ -212,8 +212,8 @@ def make_short(results: Results, pictures: Mapping[str, list[Picture]]) -> str:
             f"{machine['system']}, {machine['file_system']}, {machine['python']})."
         )
     parts.append(
-        f"Method, all tables and charts, what was aimed for and missed, and what figures do not say: "
-        f"[{PAGE}]({PAGE})."
+        f"Method, all tables and charts, what was aimed for and missed, and what figures do not "
+        f"say: [{PAGE}]({PAGE})."
     )
     if "operations" in results:
         parts += [_what_is_shown(results["operations"]), _short_table(results["operations"])]
