@@ -65,6 +65,21 @@ cdef extern from *:
 
 cdef extern from *:
     """
+    #if defined(__GNUC__)
+    #define KVSTORE_KEEP_ORDER() __asm__ __volatile__("" ::: "memory")
+    #elif defined(_MSC_VER)
+    #include <intrin.h>
+    #define KVSTORE_KEEP_ORDER() _ReadWriteBarrier()
+    #else
+    #define KVSTORE_KEEP_ORDER() ((void)0)
+    #endif
+    """
+    # What was stored before it is stored before what follows: a process may be killed in between,
+    # and nothing else would keep a compiler from exchanging the two.
+    void keep_order "KVSTORE_KEEP_ORDER"() noexcept nogil
+
+cdef extern from *:
+    """
     #include <time.h>
     static int64_t kvstore_read_system_clock(void) {
     #if defined(CLOCK_REALTIME)
@@ -297,7 +312,9 @@ cdef class Operations:
         if self._durable:
             self._file.flush_record(record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
 
-    def _create(self, key, bytes encoded_key, bytes encoded, lifetime, times=None):
+    def _create(
+        self, key, bytes encoded_key not None, bytes encoded not None, lifetime, times=None
+    ):
         """See `operations.Operations._create`."""
         return self.create_(key, encoded_key, encoded, lifetime, times)
 
@@ -350,6 +367,7 @@ cdef class Operations:
         used = table.used_(-slot) if slot else SEGMENT_SLOTS
         if used >= SPLIT_AT and (not slot or used % RETRY_EVERY == 0):
             slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+            table.window.look_at_door(self._file)  # a signal handler may have forked
         expires_at = now_ms + lifetime if lifetime else 0
         if times is not None:
             now_ms, expires_at = times

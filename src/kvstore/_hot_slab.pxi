@@ -33,6 +33,7 @@ cdef class Slab:
                 extent = get_short(window.base + CLASS_HEADS_OFFSET + 2 * size_class)
                 if extent == NO_EXTENT:
                     extent = self._open_extent(size_class)
+                    window.look_at_door(self._file)  # a signal handler may have forked
                 elif (extent + 1) << EXTENT_SHIFT > window.size:
                     self._extents.check(extent)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
@@ -114,7 +115,9 @@ cdef class Slab:
                 set_word(window.base + entry_offset, after)
                 if was_full:
                     self.link_(extent, size_class)
+                keep_order()
                 set_word(window.base + offset, link)
+                keep_order()
             elif was_full or is_unused:
                 with Undo(self._file) as undo:
                     undo.write(entry_offset, word_bytes(after))
@@ -183,7 +186,9 @@ cdef class Slab:
         if after != NO_EXTENT:
             set_short(base + EXTENT_MAP_OFFSET + (after << 4) + SLAB_PREVIOUS_OFFSET, before)
 
-    def write_record(self, offset, bytes key, bytes value, key_hash, created_at, expires_at):
+    def write_record(
+        self, offset, bytes key not None, bytes value not None, key_hash, created_at, expires_at
+    ):
         """See `slab.Slab.write_record`."""
         self.window.look_at_door(self._file)
         self.write_record_(offset, key, value, key_hash, created_at, expires_at)
@@ -203,7 +208,7 @@ cdef class Slab:
         cdef Window window = self.window
         cdef bytes record
         cdef uint8_t *place
-        if offset + size > window.size:
+        if size > window.size or offset > window.size - size:
             raise IndexError(f"{size:,} bytes at {offset:,} are not in the file")
         if window.direct:
             place = window.base + offset
@@ -221,11 +226,12 @@ cdef class Slab:
         set_word(place + 24, checksum)
         memcpy(place + RECORD_HEADER_SIZE, text_of(key), key_size)
         memcpy(place + RECORD_HEADER_SIZE + key_size, text_of(value), value_size)
-        if not window.direct:
-            if self._file.in_place:
-                self._file.write(offset, record)
-            else:
-                self._file.write(offset + 4, record[4:])
+        if window.direct:
+            keep_order()
+        elif self._file.in_place:
+            self._file.write(offset, record)
+        else:
+            self._file.write(offset + 4, record[4:])
         return 0
 
     def read_record(self, slot_tail):
@@ -251,7 +257,7 @@ cdef class Slab:
         for line in range(64, min(size, <uint64_t>MOST_EXPECTED), 64):
             prefetch(record + line)  # harmless, wherever a damaged slot leads
 
-    def holds(self, slot_tail, bytes key):
+    def holds(self, slot_tail, bytes key not None):
         """See `slab.Slab.holds`."""
         return self.holds_(slot_tail, key)
 
@@ -283,7 +289,7 @@ cdef class Slab:
         return self.expiry_at_(offset)
 
     cdef uint64_t expiry_at_(self, uint64_t offset) noexcept:
-        if offset + RECORD_HEADER_SIZE > self.window.size:
+        if offset > MAX_FILE_SIZE or offset + RECORD_HEADER_SIZE > self.window.size:
             return 0
         # As through a view of words, wherever a damaged slot leads.
         return get_word(self.window.base + (offset & ~<uint64_t>7) + RECORD_EXPIRES_OFFSET)
@@ -294,7 +300,7 @@ cdef class Slab:
 
     cdef bytes key_at_(self, uint64_t offset, uint64_t size):
         cdef uint64_t start = offset + RECORD_HEADER_SIZE
-        if start + size > self.window.size:
+        if offset > MAX_FILE_SIZE or size > MAX_FILE_SIZE or start + size > self.window.size:
             return b""
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
 

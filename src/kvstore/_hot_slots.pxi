@@ -28,7 +28,7 @@ cdef class Members:
     def __len__(self):
         return self.count
 
-    def __add__(Members self, Members other):
+    def __add__(Members self, Members other not None):
         cdef Members both = Members()
         both.count = self.count + other.count
         if both.count > MOST_MEMBERS:
@@ -63,7 +63,7 @@ cdef class Slots:
         self.window = file.window
         self._seed = file.hash_seed
 
-    def find(self, key_hash, bytes key):
+    def find(self, key_hash, bytes key not None):
         """See `slots.Slots.find`."""
         self.window.check(0)
         return self.find_(key_hash, key)
@@ -139,9 +139,9 @@ cdef class Slots:
             return 0
         return -1 if (hash_of(found, self._seed) ^ hash_of_key) & placing_bits else 0
 
-    def insert(self, slot, key_hash, bytes key, record, value_size, expires_at):
+    def insert(self, slot, key_hash, bytes key not None, record, value_size, expires_at):
         """See `slots.Slots.insert`."""
-        self.window.check(slot)
+        self.window.check_slot(slot)
         self.window.look_at_door(self._file)
         self.insert_(slot, key_hash, key, record, value_size, expires_at)
 
@@ -183,7 +183,9 @@ cdef class Slots:
         after = entry + ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
         if window.direct:
             set_word(window.base + entry_offset, after)
+            keep_order()
             window.base[control_offset] = code
+            keep_order()
             return 0
         try:
             file.write_word(entry_offset >> 3, after)
@@ -194,9 +196,9 @@ cdef class Slots:
             raise
         return 0
 
-    def delete(self, slot, bytes key):
+    def delete(self, slot, bytes key not None):
         """See `slots.Slots.delete`."""
-        self.window.check(slot)
+        self.window.check_slot(slot)
         self.window.look_at_door(self._file)
         return self.delete_(slot, key)
 
@@ -218,7 +220,7 @@ cdef class Slots:
 
     def remove(self, slot):
         """See `slots.Slots.remove`."""
-        self.window.check(slot)
+        self.window.check_slot(slot)
         self.window.look_at_door(self._file)
         self.remove_(slot)
 
@@ -240,7 +242,9 @@ cdef class Slots:
             taken = 0
         if window.direct:
             window.base[control_offset] = control
+            keep_order()
             set_word(window.base + entry_offset, entry - taken)
+            keep_order()
             return 0
         try:
             self._file.write(control_offset, bytes([control]))
@@ -253,7 +257,7 @@ cdef class Slots:
 
     def is_live(self, slot):
         """See `slots.Slots.is_live`."""
-        self.window.check(slot)
+        self.window.check_slot(slot)
         return self.is_live_(slot)
 
     cdef bint is_live_(self, uint64_t slot) noexcept:
@@ -281,7 +285,9 @@ cdef class Slots:
     # --- one segment ---------------------------------------------------------------------------
 
     def _sort_out(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
-        """See `slots.Slots._sort_out`. The caller has seen that the segment is in the file."""
+        """See `slots.Slots._sort_out`."""
+        if extent >= self.window.size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
+            raise IndexError(f"extent {extent} is no segment of depth {depth} in the open file")
         cdef const uint8_t *memory = self.window.base
         cdef Members lower = Members(), upper = Members()
         # What of a hash tells the segment, and which half of it.
@@ -310,12 +316,16 @@ cdef class Slots:
             self._file.leave_unclean()
         return lower, upper, expired
 
-    def _build(self, uint64_t extent, uint64_t depth, uint64_t prefix, Members members):
+    def _build(
+        self, uint64_t extent, uint64_t depth, uint64_t prefix, Members members not None
+    ):
         """See `segment.build`."""
         return build_(extent, depth, prefix, members)
 
-    def _slot_key(self, bytes slot):
+    def _slot_key(self, bytes slot not None):
         """See `slots.Slots._slot_key`."""
+        if <uint64_t>PyBytes_GET_SIZE(slot) != SLOT_SIZE:
+            raise ValueError(f"a slot has {SLOT_SIZE} bytes, not {PyBytes_GET_SIZE(slot)}")
         return self._slot_key_(text_of(slot))
 
     cdef bytes _slot_key_(self, const uint8_t *slot):

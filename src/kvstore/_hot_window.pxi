@@ -125,14 +125,22 @@ cdef class Window:
 
     cdef inline int check(self, uint64_t offset) except -1:
         """Raise for an offset, of a caller in Python, at which there can be no slot or record."""
-        if offset + SLOT_SIZE > self.size:
+        if self.size < SLOT_SIZE or offset > self.size - SLOT_SIZE:
             raise IndexError(f"byte {offset:,} is not in the open file of {self.size:,} bytes")
+        return 0
+
+    cdef inline int check_slot(self, uint64_t offset) except -1:
+        """Raise for an offset, of a caller in Python, at which no bucket has slots."""
+        self.check(offset)
+        if offset & BUCKET_SIZE - 1 < BUCKET_HEADER_SIZE:
+            raise IndexError(f"byte {offset:,} is in the header of a page, and no slot")
         return 0
 
     cdef inline int put(self, object file, uint64_t offset, const void *data, size_t size) except -1:
         """As `file.write`."""
         if self.direct:
             memcpy(self.base + offset, data, size)
+            keep_order()
         else:
             file.write(offset, PyBytes_FromStringAndSize(<const char *>data, size))
         return 0
@@ -141,6 +149,7 @@ cdef class Window:
         """As `file.write_word`, of the word at an offset in bytes."""
         if self.direct:
             set_word(self.base + offset, word)
+            keep_order()
         else:
             file.write_word(offset >> 3, word)
         return 0
