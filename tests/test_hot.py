@@ -1,8 +1,7 @@
 """The compiled twin where it is not like Python by itself: locks, signals, forks, bare offsets."""
 
 import os
-import signal
-import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -91,30 +90,32 @@ def test_no_offset_leads_out_of_the_map(path: Path, closed: bool) -> None:
 
 def _call_all(parts: Parts) -> None:
     slab, table = parts.slab, parts.table
-    for offset in OFFSETS:
-        for call in (
-            lambda: table.insert(offset, 1, b"k", 2**20, 2, 0),
-            lambda: table.delete(offset, b"k"),
-            lambda: table.remove(offset),
-            lambda: slab.give(offset if offset > 2**20 else 2**64),
-            lambda: table._sort_out(offset, 4, 0, 0),
-            lambda: slab.take(offset + 2**15),
-            lambda: slab.write_record(max(offset, LAST + 1), b"k" * 99, b"v" * 16_384, 1, 0, 0),
-        ):
+    for place in OFFSETS:
+        refused: list[tuple[Callable[..., object], *tuple[Any, ...]]] = [
+            (table.insert, place, 1, b"k", 2**20, 2, 0),
+            (table.delete, place, b"k"),
+            (table.remove, place),
+            (slab.give, place if place > 2**20 else 2**64),
+            (table._sort_out, place, 4, 0, 0),
+            (slab.take, place + 2**15),
+            (slab.write_record, max(place, LAST + 1), b"k" * 99, b"v" * 16_384, 1, 0, 0),
+        ]
+        for call, *arguments in refused:
             with pytest.raises((IndexError, OverflowError, ValueError, CorruptStoreError)):
-                call()
-        for look in (
-            lambda: table.is_live(offset),
-            lambda: table.is_expired(offset, 0),
-            lambda: table.used(offset),
-            lambda: slab.holds(offset, b"k"),
-            lambda: slab.read_record(offset),
-            lambda: slab.expiry_at(offset),
-            lambda: slab.key_at(offset, 10),
-            lambda: slab.key_at(64, offset),
-        ):
+                call(*arguments)
+        allowed: list[tuple[Callable[..., object], *tuple[Any, ...]]] = [
+            (table.is_live, place),
+            (table.is_expired, place, 0),
+            (table.used, place),
+            (slab.holds, place, b"k"),
+            (slab.read_record, place),
+            (slab.expiry_at, place),
+            (slab.key_at, place, 10),
+            (slab.key_at, 64, place),
+        ]
+        for call, *arguments in allowed:
             with suppress(IndexError, OverflowError, CorruptStoreError):
-                look()
+                call(*arguments)
 
 
 @compiled_only
