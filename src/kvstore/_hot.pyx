@@ -60,8 +60,14 @@ cdef extern from *:
     #else
     #define KVSTORE_PREFETCH(address) ((void)(address))
     #endif
+    #if defined(Py_GIL_DISABLED)
+    #define KVSTORE_HAS_GIL 0
+    #else
+    #define KVSTORE_HAS_GIL 1
+    #endif
     """
     void prefetch "KVSTORE_PREFETCH"(const void *address) noexcept nogil
+    bint HAS_GIL "KVSTORE_HAS_GIL"
 
 cdef extern from *:
     """
@@ -300,15 +306,18 @@ cdef class Operations:
         """
         cdef bytes encoded_key = encode_key_(key)
         cdef uint64_t lifetime = 0 if ttl is None else check_ttl_(key, ttl)
-        cdef bytes encoded = encode_value_(key, value)
-        cdef uint64_t record
+        cdef uint64_t key_hash = hash_of(encoded_key, self._seed), record
+        cdef bytes encoded
+        if self._table is not None:
+            self._table.expect_(key_hash)
+        encoded = encode_value_(key, value)
         try:
-            record = self.create_(key, encoded_key, encoded, lifetime, None)
+            record = self.create_(key, encoded_key, encoded, lifetime, None, key_hash)
         except StoreFullError:
             if self._file.refuses:
                 raise
             self._purge_for_room()
-            record = self.create_(key, encoded_key, encoded, lifetime, None)
+            record = self.create_(key, encoded_key, encoded, lifetime, None, key_hash)
         if self._durable:
             self._file.flush_record(record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
 
@@ -316,12 +325,18 @@ cdef class Operations:
         self, key, bytes encoded_key not None, bytes encoded not None, lifetime, times=None
     ):
         """See `operations.Operations._create`."""
-        return self.create_(key, encoded_key, encoded, lifetime, times)
+        key_hash = hash_of(encoded_key, self._seed)
+        return self.create_(key, encoded_key, encoded, lifetime, times, key_hash)
 
     cdef uint64_t create_(
-        self, object key, bytes encoded_key, bytes encoded, uint64_t lifetime, object times
+        self,
+        object key,
+        bytes encoded_key,
+        bytes encoded,
+        uint64_t lifetime,
+        object times,
+        uint64_t key_hash,
     ) except 0:
-        cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
         cdef Lock stripe
         if not self._begun:
             self._begin()

@@ -115,6 +115,21 @@ cdef class Slots:
             if bucket == home:
                 return damaged or vacant
 
+    cdef inline void expect_(self, uint64_t key_hash) noexcept:
+        """Have the processor fetch where a key is looked up next, while its value is encoded.
+
+        Without a lock, which only the interpreter's makes safe: nobody closes the file meanwhile.
+        """
+        cdef const uint8_t *memory = self.window.base
+        cdef const uint8_t *bucket
+        cdef uint64_t extent
+        if HAS_GIL and memory is not NULL:
+            extent = get_short(memory + DIRECTORY_OFFSET + 2 * (key_hash >> DIRECTORY_SHIFT))
+            bucket = memory + (extent << EXTENT_SHIFT | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT)
+            prefetch(bucket)  # harmless, wherever a damaged directory leads
+            prefetch(bucket + 64)
+            prefetch(memory + EXTENT_MAP_OFFSET + (extent << 4))
+
     cdef inline uint64_t segment_of(self, uint64_t key_hash) except 0:
         """Return the offset of the segment that the directory names for a hash."""
         cdef uint64_t position = key_hash >> DIRECTORY_SHIFT
