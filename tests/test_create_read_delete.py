@@ -378,7 +378,7 @@ def test_a_store_that_was_forgotten_can_be_opened_again(path: Path, open_store: 
 
 
 def test_sync_may_be_called_at_any_time(store: KVStore) -> None:
-    assert store.sync() is None  # type: ignore[func-returns-value]
+    assert store.sync() is None
     store.create("k", {"n": 1})
     store.sync()
     store.sync()

@@ -31,8 +31,17 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
         store = KVStore(sys.argv[1])
         store.create("key", {})
         locks = store._stripes if sys.argv[2] == "stripe" else (store._space,)
-        for lock in locks:
-            lock.acquire()
+        held, enough = threading.Event(), threading.Event()
+        def hold():
+            for lock in locks:
+                lock.acquire()
+            held.set()
+            enough.wait()
+            for lock in locks:
+                lock.release()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
         def interrupted(*_):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise KeyboardInterrupt
@@ -54,9 +63,10 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
             except KeyboardInterrupt:
                 done.append(1)
             thread.join()
-        for lock in locks:
-            lock.release()
-        assert not any(lock.locked() for lock in (*store._stripes, store._space))
+        enough.set()
+        holder.join()
+        assert not any(lock._is_owned() for lock in (*store._stripes, store._space))
+        assert len(store) == 1 and store.stats().records == 1
         say(dict(store))
         store.close()
         """,

@@ -20,6 +20,7 @@ ORDER: Final = (
     "headers",
     "_hot",
     "implementation",
+    "reentry",
     "filelock",
     "flushing",
     "disk",

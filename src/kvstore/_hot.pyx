@@ -1,4 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+# cython: auto_pickle=False
 """The compiled twin of the hot path: `slab.Slab`, `slots.Slots` and `operations.Operations`.
 
 It works on the same bytes of the same file as the plain twin, under the same locks, makes the same
@@ -27,6 +28,7 @@ from cpython.pythread cimport (
     PyThread_acquire_lock,
     PyThread_allocate_lock,
     PyThread_free_lock,
+    PyThread_get_thread_ident,
     PyThread_release_lock,
     PyThread_type_lock,
 )
@@ -46,6 +48,7 @@ from .errors import (
     InvalidKeyError,
     KeyNotFoundError,
     KVStoreError,
+    StoreBusyError,
     StoreFullError,
 )
 from .headers import no_bucket
@@ -205,6 +208,13 @@ cdef inline uint64_t now_ms_() except? 0:
     return <uint64_t>now if 0 <= now <= <int64_t>last_ms else clock.now_ms()
 
 
+cdef inline object needed(object part):
+    """Return a part of the store that must be there: C would look into it without asking."""
+    if part is None:
+        raise TypeError("a part of the store is missing")
+    return part
+
+
 # One module in parts, lowest first: so that the compiler sees all of them at once.
 include "_hot_window.pxi"
 include "_hot_slab.pxi"
@@ -284,19 +294,63 @@ cdef inline bint is_usual_member(object member, int depth) except -1:
 
 # --- the operations on one key ------------------------------------------------------------------
 
+cdef tuple no_stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
+
+
+@cython.no_gc_clear
 cdef class Operations:
     """See `operations.Operations`."""
 
     cdef public object _path
     cdef public object _file
-    cdef public Slab _slab
-    cdef public Slots _table
+    cdef Slab slab
+    cdef Slots table
     cdef public object _words
     cdef public object _seed
-    cdef public tuple _stripes
+    cdef tuple stripes
     cdef public bint _durable
     cdef public bint _closed
     cdef bint _begun
+
+    def __cinit__(self, *_, **__):
+        # For whoever calls before a store is opened, or where it never is: then it counts as closed.
+        self._closed = True
+        self._seed = 0
+        self.stripes = no_stripes
+
+    # What C looks into without asking is what it is taken for.
+
+    @property
+    def _slab(self):
+        return self.slab
+
+    @_slab.setter
+    def _slab(self, Slab slab not None):
+        self.slab = slab
+
+    @property
+    def _table(self):
+        return self.table
+
+    @_table.setter
+    def _table(self, Slots table not None):
+        self.table = table
+
+    @property
+    def _stripes(self):
+        return self.stripes
+
+    @_stripes.setter
+    def _stripes(self, tuple stripes not None):
+        if len(stripes) != STRIPE_COUNT or not all(type(stripe) is Lock for stripe in stripes):
+            raise TypeError(f"not the {STRIPE_COUNT} locks of a store")
+        self.stripes = stripes
+
+    cdef inline int enter(self, bint flushes) except -1:
+        """Begin an operation, before it takes a lock."""
+        if is_inside_():
+            self._check_reentry(flushes)
+        return 0
 
     def create(self, key, value, ttl=None):
         """Store `value` under `key`, for `ttl` whole seconds or for good.
@@ -308,8 +362,8 @@ cdef class Operations:
         cdef uint64_t lifetime = 0 if ttl is None else check_ttl_(key, ttl)
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed), record
         cdef bytes encoded
-        if self._table is not None:
-            self._table.expect_(key_hash)
+        if self.table is not None:
+            self.table.expect_(key_hash)
         encoded = encode_value_(key, value)
         try:
             record = self.create_(key, encoded_key, encoded, lifetime, None, key_hash)
@@ -340,7 +394,8 @@ cdef class Operations:
         cdef Lock stripe
         if not self._begun:
             self._begin()
-        stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        self.enter(self._durable)
+        stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         stripe.take()
         try:
             if self._closed:
@@ -356,6 +411,7 @@ cdef class Operations:
                 raise
         finally:
             stripe.let_go()
+            end_operation()
 
     cdef uint64_t _create_under_stripe(
         self,
@@ -366,8 +422,8 @@ cdef class Operations:
         object times,
         uint64_t key_hash,
     ) except 0:
-        cdef Slots table = self._table
-        cdef Slab slab = self._slab
+        cdef Slots table = self.table
+        cdef Slab slab = self.slab
         cdef uint64_t now_ms = now_ms_()
         cdef uint64_t used, expires_at, record
         cdef int64_t slot
@@ -404,6 +460,8 @@ cdef class Operations:
 
     cdef int _begin(self) except -1:
         """Begin changes, once; a file that was begun stays so."""
+        if self._closed:
+            self._refuse()
         if self._file.pristine:
             self._begin_changes()
         self._begun = True
@@ -413,23 +471,25 @@ cdef class Operations:
         """Return what `read_bytes` does; None where the key is absent, and the slot if expired."""
         cdef bytes encoded_key = encode_key_(key)
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
-        cdef Lock stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        cdef Lock stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         cdef uint64_t expires_at = 0, tail = 0
         cdef uint64_t header[4]
         cdef bytes encoded = None
+        self.enter(False)
         stripe.take()
         try:
             if self._closed:
                 self._refuse()
-            slot[0] = self._table.find_(key_hash, encoded_key)
+            slot[0] = self.table.find_(key_hash, encoded_key)
             if slot[0] > 0:
-                expires_at = get_word(self._table.window.base + slot[0] + SLOT_EXPIRES_OFFSET)
-                tail = get_word(self._table.window.base + slot[0] + SLOT_RECORD_OFFSET)
-                self._slab.expect_(tail)
-                if not expires_at or not self._table.is_expired_(slot[0], now_ms_()):
-                    encoded = self._slab.read_record_(tail, header)
+                expires_at = get_word(self.table.window.base + slot[0] + SLOT_EXPIRES_OFFSET)
+                tail = get_word(self.table.window.base + slot[0] + SLOT_RECORD_OFFSET)
+                self.slab.expect_(tail)
+                if not expires_at or not self.table.is_expired_(slot[0], now_ms_()):
+                    encoded = self.slab.read_record_(tail, header)
         finally:
             stripe.let_go()
+            end_operation()
         if encoded is not None and not verify_(header, encoded, tail, expires_at, key_hash):
             raise self._damaged(key, slot[0], tail & SLOT_RECORD_MASK)
         return encoded
@@ -477,14 +537,15 @@ cdef class Operations:
         """
         cdef bytes encoded_key = encode_key_(key)
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
-        cdef Slots table = self._table
+        cdef Slots table = self.table
         cdef Lock stripe
         cdef int64_t slot
         cdef uint64_t record = 0
         cdef bint is_there
         if not self._begun:
             self._begin()
-        stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        self.enter(self._durable)
+        stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         stripe.take()
         try:
             if self._closed:
@@ -507,6 +568,7 @@ cdef class Operations:
                     raise
         finally:
             stripe.let_go()
+            end_operation()
         if not is_there:
             raise absent(key, slot)
         if self._durable:
@@ -543,22 +605,24 @@ cdef class Operations:
     ) except -1:
         """Tell whether a key is there; set its expires_at and, where it has one, the time now."""
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
-        cdef Lock stripe = <Lock>self._stripes[key_hash >> STRIPE_SHIFT]
+        cdef Lock stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         cdef int64_t slot
+        self.enter(False)
         stripe.take()
         try:
             if self._closed:
                 self._refuse()
-            slot = self._table.find_(key_hash, encoded_key)
+            slot = self.table.find_(key_hash, encoded_key)
             if slot <= 0:
                 return False
-            expires_at[0] = get_word(self._table.window.base + slot + SLOT_EXPIRES_OFFSET)
+            expires_at[0] = get_word(self.table.window.base + slot + SLOT_EXPIRES_OFFSET)
             if expires_at[0]:
                 now_ms[0] = now_ms_()
-                return not self._table.is_expired_(slot, now_ms[0])
+                return not self.table.is_expired_(slot, now_ms[0])
             return True
         finally:
             stripe.let_go()
+            end_operation()
 
 
 cdef object decode_value_(object key, bytes encoded):

@@ -1,18 +1,27 @@
 # Part of `_hot`: the twin of `slab`.
 
+@cython.no_gc_clear
 cdef class Slab:
     """See `slab.Slab`."""
 
     cdef public object _file
     cdef public object _extents
-    cdef public Lock _lock
+    cdef Lock lock
     cdef Window window
 
-    def __cinit__(self, file, extents):
+    def __cinit__(self, file not None, extents not None):
         self._file = file
         self._extents = extents
-        self._lock = extents.lock
-        self.window = file.window
+        self.lock = needed(extents.lock)
+        self.window = needed(file.window)
+
+    @property
+    def _lock(self):
+        return self.lock
+
+    @_lock.setter
+    def _lock(self, Lock lock not None):
+        self.lock = lock
 
     def take(self, size):
         """See `slab.Slab.take`."""
@@ -27,14 +36,14 @@ cdef class Slab:
         cdef Window window = self.window
         cdef uint64_t extent, entry_offset, entry, block, after
         cdef int64_t rest
-        self._lock.take()
+        self.lock.take()
         try:
             while True:
                 extent = get_short(window.base + CLASS_HEADS_OFFSET + 2 * size_class)
                 if extent == NO_EXTENT:
                     extent = self._open_extent(size_class)
                     window.look_at_door(self._file)  # a signal handler may have forked
-                elif (extent + 1) << EXTENT_SHIFT > window.size:
+                elif (extent + 1) << EXTENT_SHIFT > window._size:
                     self._extents.check(extent)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
                 entry = get_word(window.base + entry_offset)
@@ -69,7 +78,7 @@ cdef class Slab:
                         self._unlink(extent, size_class, undo)
                 return (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
         finally:
-            self._lock.let_go()
+            self.lock.let_go()
 
     cdef int64_t _after_first_free(
         self, uint64_t extent, uint64_t entry, uint64_t block, uint64_t size_class
@@ -96,7 +105,7 @@ cdef class Slab:
         cdef uint64_t entry, size_class, was_first, block, after, head, link
         cdef bint was_full, is_unused
         window.check(offset)
-        self._lock.take()
+        self.lock.take()
         try:
             entry = get_word(window.base + entry_offset)
             size_class = entry >> 8 & 0xFF
@@ -139,7 +148,7 @@ cdef class Slab:
                     self._file.restore(entry_offset, word_bytes(entry))
                     raise
         finally:
-            self._lock.let_go()
+            self.lock.let_go()
         return 0
 
     # As `_link` and `_unlink` where the door stores through the map: then nothing can cut them short
@@ -158,7 +167,7 @@ cdef class Slab:
     cdef inline int check_extent(self, uint64_t extent) except -1:
         """As `Extents.check`, of an extent on a list or none."""
         if extent != NO_EXTENT and (
-            extent < FIXED_EXTENTS or (extent + 1) << EXTENT_SHIFT > self.window.size
+            extent < FIXED_EXTENTS or (extent + 1) << EXTENT_SHIFT > self.window._size
         ):
             self._extents.check(extent)
         return 0
@@ -208,7 +217,7 @@ cdef class Slab:
         cdef Window window = self.window
         cdef bytes record
         cdef uint8_t *place
-        if size > window.size or offset > window.size - size:
+        if size > window._size or offset > window._size - size:
             raise IndexError(f"{size:,} bytes at {offset:,} are not in the file")
         if window.direct:
             place = window.base + offset
@@ -244,7 +253,7 @@ cdef class Slab:
         cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
         cdef uint64_t start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
-        if start + size > self.window.size or offset < first_record or offset & 7:
+        if start + size > self.window._size or offset < first_record or offset & 7:
             raise self._no_record(offset, start + size)
         memcpy(header, self.window.base + offset, RECORD_HEADER_SIZE)
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
@@ -266,7 +275,7 @@ cdef class Slab:
         cdef uint64_t size = PyBytes_GET_SIZE(key)
         cdef const uint8_t *base = self.window.base
         cdef uint64_t entry, size_class
-        if offset < first_record or offset + RECORD_HEADER_SIZE + size > self.window.size:
+        if offset < first_record or offset + RECORD_HEADER_SIZE + size > self.window._size:
             return False
         entry = get_word(base + EXTENT_MAP_OFFSET + (offset >> EXTENT_SHIFT << 4))
         size_class = entry >> 8 & 0xFF
@@ -280,7 +289,7 @@ cdef class Slab:
 
     cdef bint is_record_(self, uint64_t offset) noexcept:
         return (
-            offset + 8 <= self.window.size
+            offset + 8 <= self.window._size
             and <uint32_t>get_word(self.window.base + offset) == RECORD_MAGIC
         )
 
@@ -289,7 +298,7 @@ cdef class Slab:
         return self.expiry_at_(offset)
 
     cdef uint64_t expiry_at_(self, uint64_t offset) noexcept:
-        if offset > MAX_FILE_SIZE or offset + RECORD_HEADER_SIZE > self.window.size:
+        if offset > MAX_FILE_SIZE or offset + RECORD_HEADER_SIZE > self.window._size:
             return 0
         # As through a view of words, wherever a damaged slot leads.
         return get_word(self.window.base + (offset & ~<uint64_t>7) + RECORD_EXPIRES_OFFSET)
@@ -300,7 +309,7 @@ cdef class Slab:
 
     cdef bytes key_at_(self, uint64_t offset, uint64_t size):
         cdef uint64_t start = offset + RECORD_HEADER_SIZE
-        if offset > MAX_FILE_SIZE or size > MAX_FILE_SIZE or start + size > self.window.size:
+        if offset > MAX_FILE_SIZE or size > MAX_FILE_SIZE or start + size > self.window._size:
             return b""
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
 

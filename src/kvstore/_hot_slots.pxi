@@ -11,6 +11,7 @@ cdef class Members:
 
     cdef Member *members
     cdef size_t count
+    cdef Window window
 
     def __cinit__(self):
         self.members = <Member *>PyMem_Malloc(MOST_MEMBERS * sizeof(Member))
@@ -30,6 +31,7 @@ cdef class Members:
 
     def __add__(Members self, Members other not None):
         cdef Members both = Members()
+        both.window = self.window
         both.count = self.count + other.count
         if both.count > MOST_MEMBERS:
             raise ValueError(f"{both.count:,} members, a segment has {MOST_MEMBERS:,} slots")
@@ -49,19 +51,28 @@ cdef inline uint64_t control_offset_of(uint64_t slot) noexcept nogil:
     return (slot & ~(BUCKET_SIZE - 1)) + CONTROL_OFFSET + index
 
 
+@cython.no_gc_clear
 cdef class Slots:
     """See `slots.Slots`."""
 
     cdef public object _file
-    cdef public Slab _slab
+    cdef Slab slab
     cdef Window window
     cdef object _seed
 
-    def __cinit__(self, file, extents, slab):
+    def __cinit__(self, file not None, extents, Slab slab not None):
         self._file = file
-        self._slab = slab
-        self.window = file.window
+        self.slab = slab
+        self.window = needed(file.window)
         self._seed = file.hash_seed
+
+    @property
+    def _slab(self):
+        return self.slab
+
+    @_slab.setter
+    def _slab(self, Slab slab not None):
+        self.slab = slab
 
     def find(self, key_hash, bytes key not None):
         """See `slots.Slots.find`."""
@@ -134,7 +145,7 @@ cdef class Slots:
         """Return the offset of the segment that the directory names for a hash."""
         cdef uint64_t position = key_hash >> DIRECTORY_SHIFT
         cdef uint64_t extent = get_short(self.window.base + DIRECTORY_OFFSET + 2 * position)
-        if (extent + 1) << EXTENT_SHIFT > self.window.size or extent < FIXED_EXTENTS:
+        if (extent + 1) << EXTENT_SHIFT > self.window._size or extent < FIXED_EXTENTS:
             raise CorruptStoreError(
                 f"{self._file.path}: the directory's entry {position} leads to extent {extent}, "
                 f"which is no segment"
@@ -147,10 +158,10 @@ cdef class Slots:
         if memcmp(memory + slot, text_of(key), SLOT_KEY_SIZE):
             return 0
         cdef uint64_t tail = get_word(memory + slot + SLOT_RECORD_OFFSET)
-        cdef bytes found = self._slab.key_at_(tail & SLOT_RECORD_MASK, PyBytes_GET_SIZE(key))
+        cdef bytes found = self.slab.key_at_(tail & SLOT_RECORD_MASK, PyBytes_GET_SIZE(key))
         if found == key:
             return 1
-        if self._slab.is_whole(tail, self._seed):
+        if self.slab.is_whole(tail, self._seed):
             return 0
         return -1 if (hash_of(found, self._seed) ^ hash_of_key) & placing_bits else 0
 
@@ -220,15 +231,15 @@ cdef class Slots:
     cdef uint64_t delete_(self, uint64_t slot, bytes key) except? 0:
         cdef uint64_t tail = get_word(self.window.base + slot + SLOT_RECORD_OFFSET)
         cdef uint64_t record = tail & SLOT_RECORD_MASK
-        if not self._slab.holds_(tail, key):
+        if not self.slab.holds_(tail, key):
             self._file.leave_unclean()
             self.remove_(slot)
             return 0
         try:
             self.remove_(slot)
-            self._slab.give_(record)
+            self.slab.give_(record)
         except BaseException:
-            if not self.is_live_(slot) and self._slab.is_record_(record):
+            if not self.is_live_(slot) and self.slab.is_record_(record):
                 self._put_back(slot, key)
             raise
         return record
@@ -285,7 +296,7 @@ cdef class Slots:
 
     cdef bint is_expired_(self, uint64_t slot, uint64_t now_ms) noexcept:
         cdef uint64_t expires_at = get_word(self.window.base + slot + SLOT_EXPIRES_OFFSET)
-        return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at_(
+        return 0 < expires_at <= now_ms and expires_at == self.slab.expiry_at_(
             get_word(self.window.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
         )
 
@@ -301,10 +312,11 @@ cdef class Slots:
 
     def _sort_out(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
         """See `slots.Slots._sort_out`."""
-        if extent >= self.window.size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
+        if extent >= self.window._size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
             raise IndexError(f"extent {extent} is no segment of depth {depth} in the open file")
         cdef const uint8_t *memory = self.window.base
         cdef Members lower = Members(), upper = Members()
+        lower.window = upper.window = self.window
         # What of a hash tells the segment, and which half of it.
         cdef uint64_t own = prefix << DIRECTORY_SHIFT
         cdef uint64_t of_segment = ~<uint64_t>0 << 64 - depth
@@ -346,13 +358,15 @@ cdef class Slots:
     cdef bytes _slot_key_(self, const uint8_t *slot):
         cdef uint64_t size = slot[SLOT_KEY_SIZE_OFFSET]
         if size > SLOT_KEY_SIZE:
-            return self._slab.key_at_(get_word(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK, size)
+            return self.slab.key_at_(get_word(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK, size)
         return PyBytes_FromStringAndSize(<const char *>slot, size)
 
 
 cdef tuple build_(uint64_t extent, uint64_t depth, uint64_t prefix, Members of):
     cdef const Member *members = of.members
     cdef size_t count = of.count
+    if count and of.window.base is NULL:
+        raise ValueError("the file was closed since these slots were looked for")
     cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
     cdef uint8_t *page = <uint8_t *>PyBytes_AS_STRING(image)
     cdef uint64_t earliest[16]

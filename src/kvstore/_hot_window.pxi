@@ -1,13 +1,69 @@
 # Part of `_hot`: locks, the door for changes, and the mapped bytes.
 
+cdef extern from *:
+    """
+    #if defined(_MSC_VER)
+    #define KVSTORE_OF_THREAD static __declspec(thread)
+    #elif defined(__GLIBC__)
+    /* What is so small has room in what every thread has from its start, and is reached at once. */
+    #define KVSTORE_OF_THREAD static __thread __attribute__((tls_model("initial-exec")))
+    #else
+    #define KVSTORE_OF_THREAD static __thread
+    #endif
+    KVSTORE_OF_THREAD int kvstore_depth;
+    #define KVSTORE_ENTER() ((void)++kvstore_depth)
+    #define KVSTORE_LEAVE() ((void)--kvstore_depth)
+    #define KVSTORE_IS_INSIDE() (kvstore_depth > 0)
+    """
+    # How many locks this thread holds: see `reentry`.
+    void count_lock "KVSTORE_ENTER"() noexcept nogil
+    void discount_lock "KVSTORE_LEAVE"() noexcept nogil
+    bint is_inside_ "KVSTORE_IS_INSIDE"() noexcept nogil
+
+cdef dict waiting = {}
+cdef object leave = None
+
+
+def call_at_end(dict of_threads not None, function):
+    """Have `function` called as an operation has ended while the dict is not empty."""
+    global waiting, leave
+    waiting, leave = of_threads, function
+
+
+cdef inline int end_operation() except -1:
+    """Call this where an operation has let go of its locks."""
+    if len(waiting):
+        leave()
+    return 0
+
+
+def is_inside():
+    """See `reentry.is_inside`."""
+    return is_inside_()
+
+
+@cython.final
+cdef class Inside:
+    """`reentry.thread.inside` where locks count themselves: one for all threads."""
+
+    def __enter__(self):
+        count_lock()
+        return True
+
+    def __exit__(self, *_):
+        discount_lock()
+
+
 @cython.final
 cdef class Lock:
-    """A lock as `threading.Lock` is one; code in C takes it without a call of Python.
+    """A lock that knows its thread; code in C takes it without a call of Python.
 
-    To wait for it can be interrupted: where `take` raises, the lock is not held.
+    To wait for it can be interrupted: where `take` raises, the lock is not held. No thread waits
+    for itself.
     """
 
     cdef PyThread_type_lock _handle
+    cdef unsigned long _owner
 
     def __cinit__(self):
         self._handle = PyThread_allocate_lock()
@@ -21,10 +77,14 @@ cdef class Lock:
     cdef inline int take(self) except -1:
         if not PyThread_acquire_lock(self._handle, NOWAIT_LOCK):
             self._wait()
+        self._owner = PyThread_get_thread_ident()
+        count_lock()
         return 0
 
     cdef int _wait(self) except -1:
         cdef int status
+        if self._owner == PyThread_get_thread_ident():
+            raise StoreBusyError("this thread holds the lock already, and would wait for itself")
         while True:
             with nogil:
                 status = PyThread_acquire_lock_timed(self._handle, -1, True)
@@ -33,21 +93,30 @@ cdef class Lock:
             PyErr_CheckSignals()
 
     cdef inline void let_go(self) noexcept:
+        self._owner = 0
+        discount_lock()
         PyThread_release_lock(self._handle)
 
     def acquire(self, blocking=True):
         """Take the lock; return False where it is held and `blocking` is false."""
-        if not blocking:
-            return bool(PyThread_acquire_lock(self._handle, NOWAIT_LOCK))
-        self.take()
+        if blocking:
+            self.take()
+        elif PyThread_acquire_lock(self._handle, NOWAIT_LOCK):
+            self._owner = PyThread_get_thread_ident()
+            count_lock()
+        else:
+            return False
         return True
 
     def release(self):
         """Let go of the lock."""
-        if PyThread_acquire_lock(self._handle, NOWAIT_LOCK):
-            PyThread_release_lock(self._handle)
-            raise RuntimeError("release of a lock that nobody holds")
-        PyThread_release_lock(self._handle)
+        if not self._is_owned():
+            raise RuntimeError("release of a lock that this thread does not hold")
+        self.let_go()
+
+    def _is_owned(self):
+        """Return whether this thread holds it."""
+        return self._owner == PyThread_get_thread_ident()
 
     def locked(self):
         """Tell whether somebody holds it."""
@@ -61,7 +130,7 @@ cdef class Lock:
         return True
 
     def __exit__(self, *_):
-        self.let_go()
+        self.release()
 
 
 @cython.final
@@ -95,28 +164,40 @@ cdef class MapWriter:
 
 @cython.final
 cdef class Window:
-    """The mapped bytes of an open data file, for code in C.
+    """The mapped bytes of an open data file, for code in C: nobody can unmap them before `close`.
 
     Attributes:
         size: as `DataFile.size`; 0 once the file is closed, so that nothing is in it any more.
     """
 
+    cdef Py_buffer view
     cdef uint8_t *base
-    cdef public uint64_t size
+    cdef uint64_t _size
     cdef bint direct
 
-    def __init__(self, mapped, size):
-        cdef Py_buffer view
-        PyObject_GetBuffer(mapped, &view, PyBUF_SIMPLE)
-        # The map outlives its use here: `DataFile.close` calls `close` before it unmaps.
-        self.base = <uint8_t *>view.buf
-        PyBuffer_Release(&view)
+    def __cinit__(self, mapped, size):
+        PyObject_GetBuffer(mapped, &self.view, PyBUF_SIMPLE)
+        self.base = <uint8_t *>self.view.buf
         self.size = size
 
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+    @property
+    def size(self):
+        return self._size
+
+    @size.setter
+    def size(self, uint64_t size):
+        if self.base is NULL or size > <uint64_t>self.view.len:
+            raise ValueError(f"{size:,} bytes of a map of {self.view.len:,}, or of a closed one")
+        self._size = size
+
     def close(self):
-        """Forget the map, which is about to go."""
-        self.size = 0
+        """Let go of the map, which is about to go."""
+        self._size = 0
         self.base = NULL
+        PyBuffer_Release(&self.view)
 
     cdef inline int look_at_door(self, object file) except -1:
         """Note whether changes of `file` may be stored right here. The caller holds a lock."""
@@ -125,8 +206,8 @@ cdef class Window:
 
     cdef inline int check(self, uint64_t offset) except -1:
         """Raise for an offset, of a caller in Python, at which there can be no slot or record."""
-        if self.size < SLOT_SIZE or offset > self.size - SLOT_SIZE:
-            raise IndexError(f"byte {offset:,} is not in the open file of {self.size:,} bytes")
+        if self._size < SLOT_SIZE or offset > self._size - SLOT_SIZE:
+            raise IndexError(f"byte {offset:,} is not in the open file of {self._size:,} bytes")
         return 0
 
     cdef inline int check_slot(self, uint64_t offset) except -1:

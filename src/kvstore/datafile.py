@@ -20,7 +20,6 @@ Locks: `_state_lock` covers the state's fields and is taken last, but for `filel
 import mmap
 import os
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EDQUOT, EFBIG, ENOSPC
@@ -55,7 +54,7 @@ from .errors import (
 )
 from .filelock import FileLock
 from .flushing import SharedFlush
-from .implementation import compiled
+from .implementation import Lock, compiled
 from .layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -81,6 +80,7 @@ from .layout import (
     pack_identity,
     pack_state,
 )
+from .reentry import leave, thread, waiting
 
 # The disk, a quota, or a limit on the size of files leaves no room.
 _NO_ROOM: Final = (ENOSPC, EDQUOT, EFBIG)
@@ -157,7 +157,7 @@ class DataFile:
             self._write_through_the_map()
         else:
             self.write, self.write_word = self._pwrite, self._pwrite_word
-        self._state_lock = threading.Lock()
+        self._state_lock = Lock()
         self._flush_shared = SharedFlush(
             self._flush, self._flush_pages if self.in_place and sys.platform == "linux" else None
         )
@@ -512,10 +512,7 @@ class DataFile:
         Raises:
             OSError: the disk did not take it, now or ever since the file was opened.
         """
-        count = self._extent_count
-        self._flush_shared()
-        if count > self._durable_count:
-            self._count_as_durable(count)
+        self._flush_inside(None)
 
     def flush_record(self, offset: int, size: int) -> None:
         """Return when the `size` bytes at `offset` are on stable storage, and all that is owed.
@@ -528,9 +525,17 @@ class DataFile:
         Raises:
             OSError: as `flush`.
         """
-        count = self._extent_count
-        if self._flush_shared((offset, offset + size)) and count > self._durable_count:
-            self._count_as_durable(count)
+        self._flush_inside((offset, offset + size))
+
+    def _flush_inside(self, part: tuple[int, int] | None) -> None:
+        try:
+            with thread.inside:
+                count = self._extent_count
+                if self._flush_shared(part) and count > self._durable_count:
+                    self._count_as_durable(count)
+        finally:
+            if waiting:
+                leave()
 
     def owe_flush(self) -> None:
         """Have no durable operation return from now on before a flush of everything.
@@ -568,6 +573,17 @@ class DataFile:
             flush_pages(self.map, start, end)
         except ImportError:
             self._flush()
+
+    def is_held_here(self, flushes: bool) -> bool:
+        """Return whether this very thread holds a lock that an operation may need.
+
+        Those of a flush count only for an operation that `flushes`.
+        """
+        return (
+            self._state_lock._is_owned()
+            or self._lock.is_held_here()
+            or (flushes and self._flush_shared.is_led_here())
+        )
 
     def check_path(self) -> None:
         """Raise OSError where the path no longer names this file."""

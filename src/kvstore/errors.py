@@ -65,6 +65,14 @@ class StoreLockedError(KVStoreError):
     """Another process, or another `KVStore` of this one, has the file open."""
 
 
+class StoreBusyError(KVStoreError):
+    """This thread is inside an operation on the store already, and would wait for itself.
+
+    Raised at once, with nothing changed, where a signal handler, a finalizer or a trace function
+    calls a store amid an operation that it has interrupted. Try again once that has ended.
+    """
+
+
 class StoreClosedError(KVStoreError):
     """The store was closed, or belongs to the parent of this forked process. Open it anew."""
 

@@ -23,15 +23,26 @@ from weakref import WeakMethod, WeakValueDictionary
 
 import portalocker
 
-from .errors import StoreFullError, StoreLockedError
+from .errors import StoreBusyError, StoreFullError, StoreLockedError
+from .implementation import Lock
 from .layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
+from .reentry import begin_inside, forget_others, is_inside, leave, thread, waiting
 
 _POLL_SECONDS: Final = 0.02
 _COMMON_FLAGS: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS: Final = os.O_RDWR | _COMMON_FLAGS
 
-# Reentrant: a garbage-collected store may be closed by the thread that is opening another.
-_guard = threading.RLock()
+_guard = Lock()
+
+
+class _Forks(threading.local):
+    """Whether each fork that this thread is at, the innermost last, has taken the guard."""
+
+    def __init__(self) -> None:
+        self.taken: list[bool] = []
+
+
+_forks = _Forks()
 # Weak: one that an interrupt let no one keep, lets go of the file as it is collected.
 _held: "WeakValueDictionary[tuple[int, int], FileLock]" = WeakValueDictionary()
 
@@ -61,8 +72,26 @@ class FileLock:
             sleep(max(0.0, min(_POLL_SECONDS, deadline - monotonic())))
 
     def _try(self, deadline: float) -> bool:
-        """Open and lock the file. False: try again, somebody else has it or has just moved it."""
-        with _guard:
+        """Open and lock the file. False: try again, somebody else has it or has just moved it.
+
+        Raises:
+            StoreBusyError: this thread was interrupted as it opened or closed another one.
+        """
+        if is_inside():
+            if _guard._is_owned():
+                raise StoreBusyError(
+                    f"{self.path}: this thread is opening or closing a store already, and was "
+                    f"interrupted there; try again once that has ended"
+                )
+            begin_inside(self.path)
+        try:
+            return self._try_alone(deadline)
+        finally:
+            if waiting:
+                leave()
+
+    def _try_alone(self, deadline: float) -> bool:
+        with thread.inside, _guard:
             try:
                 self.fd = os.open(self.path, self._flags, 0o600)
             except OSError as error:
@@ -109,6 +138,10 @@ class FileLock:
         portalocker.unlock(self.fd)
         return False
 
+    def is_held_here(self) -> bool:
+        """Return whether this very thread is at opening or closing some file."""
+        return _guard._is_owned()
+
     def open_again(self) -> int:
         """Return a second descriptor of the file, whose copies do not hold the lock."""
         fd = os.open(self.path, _FLAGS)
@@ -142,7 +175,7 @@ class FileLock:
 
     def release(self) -> None:
         """Let go of the lock. Idempotent; does nothing in a forked child."""
-        with _guard:
+        with thread.inside, _guard:
             if _held.get(self._identity) is self:
                 try:
                     if self.fd >= 0:
@@ -190,18 +223,23 @@ def is_alive(pid: int) -> bool:
 
 
 def _hold_guard() -> None:
-    """Before a fork: wait until no thread is at opening or closing a locked descriptor."""
-    _guard.acquire()
+    """Before a fork: wait until no other thread is at opening or closing a locked descriptor."""
+    _forks.taken.append(not _guard._is_owned())
+    if _forks.taken[-1]:
+        _guard.acquire()
 
 
 def _let_go_of_guard() -> None:
-    _guard.release()
+    if _forks.taken.pop():
+        _guard.release()
 
 
 def _forget_in_child() -> None:
     """In a forked child: give up the parent's locks without releasing them, and tell the owners."""
     global _guard
-    _guard = threading.RLock()
+    _let_go_of_guard()
+    _guard = Lock()
+    forget_others()
     locks = list(_held.values())
     _held.clear()
     for lock in locks:

@@ -23,8 +23,9 @@ Invariants:
 """
 
 from collections.abc import Callable
-from threading import Lock
 from typing import Final
+
+from .implementation import Lock
 
 _NEXT: Final = "next"
 
@@ -65,6 +66,11 @@ class SharedFlush:
         self._owes_everything = False
         self._cleared: list[int] = []
         self._was_followed = False
+
+    def is_led_here(self) -> bool:
+        """Return whether this very thread leads a flush, so that another would wait for itself."""
+        joinable = self._joinable.get(_NEXT)
+        return self._disk._is_owned() or (joinable is not None and joinable.gate._is_owned())
 
     def owe(self) -> None:
         """Have the next flush be one of everything, whoever asks for it.

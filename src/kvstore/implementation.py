@@ -10,12 +10,32 @@ import os
 import threading
 from collections.abc import Callable
 from importlib import import_module
-from types import ModuleType
-from typing import Final
+from types import ModuleType, TracebackType
+from typing import Final, Protocol, cast
 
 from . import layout
 
 _EXTENSIONS: Final = ("_hot", "_rebuild")
+
+
+class OwnedLock(Protocol):
+    """A lock that knows which thread holds it, as `threading.RLock` does."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take the lock; return False where it is held and `blocking` is false."""
+
+    def release(self) -> None:
+        """Let go of the lock."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def _is_owned(self) -> bool: ...
 
 
 def _load() -> dict[str, ModuleType]:
@@ -72,5 +92,8 @@ def _check(found: dict[str, ModuleType]) -> None:
 _extensions: Final = _load()
 compiled: Final = _extensions.get("_hot")
 compiled_rebuild: Final = _extensions.get("_rebuild")
-Lock: Final[Callable[[], threading.Lock]] = threading.Lock if compiled is None else compiled.Lock
+# The plain one lets its own thread pass: see `reentry` for what is asked before it is taken.
+Lock: Final[Callable[[], OwnedLock]] = (
+    cast(Callable[[], OwnedLock], threading.RLock) if compiled is None else compiled.Lock
+)
 IMPLEMENTATION: Final = "plain" if compiled is None else "compiled"

@@ -6,7 +6,6 @@ nor while the disk flushes. `store` has the order of all locks.
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, overload
 
 from xxhash import xxh3_64_intdigest
@@ -22,7 +21,7 @@ from .errors import (
     KVStoreError,
     StoreFullError,
 )
-from .implementation import compiled
+from .implementation import Lock, OwnedLock, compiled
 from .layout import (
     FREE_BLOCK,
     RECORD_HEADER_SIZE,
@@ -31,8 +30,10 @@ from .layout import (
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SPLIT_AT,
+    STRIPE_COUNT,
     STRIPE_SHIFT,
 )
+from .reentry import leave, thread, waiting
 from .slab import Slab, verify
 from .table import Table
 
@@ -45,15 +46,24 @@ _RETRY_EVERY: Final = 16
 class Operations(ABC):
     """The members of `KVStore` that are about one key. It opens and closes what they work on."""
 
+    # Those that have a value here are asked for before a store is opened, and where it never is.
     _path: Path
     _file: DataFile
     _slab: Slab
     _table: Table
     _words: "memoryview[int]"
-    _seed: int
-    _stripes: tuple[Lock, ...]
-    _durable: bool
-    _closed: bool
+    _seed: int = 0
+    _stripes: tuple[OwnedLock, ...] = tuple(Lock() for _ in range(STRIPE_COUNT))
+    _durable: bool = False
+    _closed: bool = True
+    _inside: set[int] = set()  # noqa: RUF012 - of no store: each that is opened has its own
+    _was_initialized: bool = False
+    _was_open: bool = False
+    _is_begun: bool = False
+
+    @abstractmethod
+    def _check_reentry(self, flushes: bool) -> None:
+        """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
 
     @abstractmethod
     def _begin_changes(self) -> None:
@@ -104,42 +114,70 @@ class Operations(ABC):
     ) -> int:
         """Do all of a `create` but the flush; return the offset of the record."""
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        table, slab = self._table, self._slab
+        if not self._is_begun:
+            self._begin()
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(self._durable)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._refuse()
+                return self._create_under_stripe(
+                    key, key_hash, encoded_key, encoded, lifetime, times
+                )
+        finally:
+            if waiting:
+                leave()
+
+    def _begin(self) -> None:
+        """Begin changes, once; a file that was begun stays so."""
+        if self._closed:
+            self._refuse()
         if self._file.pristine:
             self._begin_changes()
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
-            if self._closed:
-                self._refuse()
-            now_ms = clock.now_ms()
-            try:
+        self._is_begun = True
+
+    def _create_under_stripe(
+        self,
+        key: str,
+        key_hash: int,
+        encoded_key: bytes,
+        encoded: bytes,
+        lifetime: int,
+        times: tuple[int, int] | None,
+    ) -> int:
+        table, slab = self._table, self._slab
+        now_ms = clock.now_ms()
+        try:
+            slot = table.find(key_hash, encoded_key)
+            while slot > 0:  # more than once where damage gave a key two slots
+                if not table.is_expired(slot, now_ms):
+                    raise _exists(key)
+                table.delete(slot, encoded_key)
+                self._file.owe_flush()
                 slot = table.find(key_hash, encoded_key)
-                while slot > 0:  # more than once where damage gave a key two slots
-                    if not table.is_expired(slot, now_ms):
-                        raise _exists(key)
-                    table.delete(slot, encoded_key)
-                    self._file.owe_flush()
-                    slot = table.find(key_hash, encoded_key)
-                used = table.used(-slot) if slot else SEGMENT_SLOTS
-                if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
-                    slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
-                expires_at = now_ms + lifetime if lifetime else 0
-                if times is not None:
-                    now_ms, expires_at = times
-                record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
-                try:
-                    slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
-                    table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
-                    if not self._file.in_place:
-                        slab.finish_record(record)
-                except BaseException:
-                    if not (table.is_live(-slot) and slab.is_record(record)):
-                        self._undo_create(-slot, record)
-                    raise
-            except KVStoreError:
-                raise
+            used = table.used(-slot) if slot else SEGMENT_SLOTS
+            if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
+                slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+            expires_at = now_ms + lifetime if lifetime else 0
+            if times is not None:
+                now_ms, expires_at = times
+            record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
+            try:
+                slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
+                table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
+                if not self._file.in_place:
+                    slab.finish_record(record)
             except BaseException:
-                self._file.leave_unclean()
+                if not (table.is_live(-slot) and slab.is_record(record)):
+                    self._undo_create(-slot, record)
                 raise
+        except KVStoreError:
+            raise
+        except BaseException:
+            self._file.leave_unclean()
+            raise
         return record
 
     def _undo_create(self, slot: int, record: int) -> None:
@@ -186,21 +224,28 @@ class Operations(ABC):
         """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
         encoded_key = encode_key(key)
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
-            if self._closed:
-                self._refuse()
-            slot = self._table.find(key_hash, encoded_key)
-            if slot <= 0:
-                raise KeyNotFoundError(key)
-            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-            if (
-                expires_at
-                and expires_at <= clock.time_ns() // 1_000_000
-                and self._table.is_expired(slot, clock.now_ms())
-            ):
-                raise KeyNotFoundError(key, "has expired")
-            tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-            header, encoded = self._slab.read_record(tail)
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(False)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._refuse()
+                slot = self._table.find(key_hash, encoded_key)
+                if slot <= 0:
+                    raise KeyNotFoundError(key)
+                expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+                if (
+                    expires_at
+                    and expires_at <= clock.time_ns() // 1_000_000
+                    and self._table.is_expired(slot, clock.now_ms())
+                ):
+                    raise KeyNotFoundError(key, "has expired")
+                tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+                header, encoded = self._slab.read_record(tail)
+        finally:
+            if waiting:
+                leave()
         if not verify(header, encoded, tail, expires_at, key_hash):
             raise _damaged(key, slot, tail & SLOT_RECORD_MASK)
         return encoded
@@ -228,30 +273,37 @@ class Operations(ABC):
         """
         encoded_key = encode_key(key)
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        if self._file.pristine:
-            self._begin_changes()
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
-            if self._closed:
-                self._refuse()
-            slot = self._table.find(key_hash, encoded_key)
-            if slot <= 0:
-                raise KeyNotFoundError(key)
-            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-            if (
-                expires_at
-                and expires_at <= clock.time_ns() // 1_000_000
-                and self._table.is_expired(slot, clock.now_ms())
-            ):
-                raise KeyNotFoundError(key, "has expired")
-            try:
-                record = self._table.delete(slot, encoded_key)
-                if self._durable:
-                    self._file.note_cleared(record)
-            except KVStoreError:
-                raise
-            except BaseException:
-                self._file.leave_unclean()
-                raise
+        if not self._is_begun:
+            self._begin()
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(self._durable)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._refuse()
+                slot = self._table.find(key_hash, encoded_key)
+                if slot <= 0:
+                    raise KeyNotFoundError(key)
+                expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+                if (
+                    expires_at
+                    and expires_at <= clock.time_ns() // 1_000_000
+                    and self._table.is_expired(slot, clock.now_ms())
+                ):
+                    raise KeyNotFoundError(key, "has expired")
+                try:
+                    record = self._table.delete(slot, encoded_key)
+                    if self._durable:
+                        self._file.note_cleared(record)
+                except KVStoreError:
+                    raise
+                except BaseException:
+                    self._file.leave_unclean()
+                    raise
+        finally:
+            if waiting:
+                leave()
         if self._durable:
             self._file.flush_record(record, FREE_BLOCK.size)
 
@@ -284,17 +336,24 @@ class Operations(ABC):
     def _expiry(self, encoded_key: bytes) -> tuple[int, int] | None:
         """Return a key's expires_at and the time now, in ms; None where the key is absent."""
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
-            if self._closed:
-                self._refuse()
-            slot = self._table.find(key_hash, encoded_key)
-            if slot <= 0:
-                return None
-            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-            if not expires_at:
-                return 0, 0
-            now_ms = clock.now_ms()
-            return None if self._table.is_expired(slot, now_ms) else (expires_at, now_ms)
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(False)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._refuse()
+                slot = self._table.find(key_hash, encoded_key)
+                if slot <= 0:
+                    return None
+                expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+                if not expires_at:
+                    return 0, 0
+                now_ms = clock.now_ms()
+                return None if self._table.is_expired(slot, now_ms) else (expires_at, now_ms)
+        finally:
+            if waiting:
+                leave()
 
 
 def _exists(key: str) -> KeyExistsError:

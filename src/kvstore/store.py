@@ -9,12 +9,11 @@ disk flushes.
 import atexit
 import operator
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
+from threading import get_ident
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar
 from weakref import WeakSet
 
@@ -23,7 +22,13 @@ from xxhash import xxh3_64_intdigest
 from . import clock
 from .codec import Value, encode_key
 from .datafile import DataFile
-from .errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
+from .errors import (
+    CorruptStoreError,
+    KVStoreError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreFullError,
+)
 from .extents import Extents
 from .implementation import Lock
 from .layout import (
@@ -35,6 +40,16 @@ from .layout import (
     STRIPE_SHIFT,
 )
 from .operations import Operations
+from .reentry import (
+    begin_inside,
+    close_at_end,
+    close_reporting,
+    is_inside,
+    leave,
+    operation,
+    thread,
+    waiting,
+)
 from .slab import Slab
 from .soundness import is_sound
 from .stats import StoreStats, count_extents
@@ -87,7 +102,11 @@ class KVStore(Operations, Mapping[str, Value]):
         durable: bool = False,
         timeout: float = 0.0,
     ) -> None:
-        self._closed = True  # until the last line: `__del__` runs even where this raises
+        if self._was_initialized:
+            raise TypeError(
+                f"{self!r}: __init__ was called again; a store is opened once, make a new one"
+            )
+        self._was_initialized = True
         max_bytes = _check_max_bytes(max_bytes)
         timeout = _check_timeout(timeout)
         self._path = _resolve(path)
@@ -109,11 +128,12 @@ class KVStore(Operations, Mapping[str, Value]):
             raise
         self._words = self._file.words
         self._seed = self._file.hash_seed
-        self._closing = threading.Lock()
+        self._inside: set[int] = set()
+        self._closing = Lock()
         self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
         self._file.call_after_fork(self._abandon)
         _stores.add(self)
-        self._closed = False
+        self._closed = False  # in this one step it is open
 
     def __delitem__(self, key: str) -> None:
         self.delete(key)
@@ -132,7 +152,7 @@ class KVStore(Operations, Mapping[str, Value]):
         value = self.read_bytes(key)
         encoded_key = key.encode()
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        with self._stripes[key_hash >> STRIPE_SHIFT]:
+        with thread.inside, self._stripes[key_hash >> STRIPE_SHIFT]:
             slot = self._table.find(key_hash, encoded_key)
             header, _ = self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])
         _, created_at, expires_at, _ = header
@@ -140,6 +160,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     # --- all keys ------------------------------------------------------------------------------
 
+    @operation(flushes=False)
     def __len__(self) -> int:
         """Return the number of keys that `read` would find now, all at one moment.
 
@@ -177,10 +198,7 @@ class KVStore(Operations, Mapping[str, Value]):
         position = 0
         damage: list[str] = []
         while position < DIRECTORY_ENTRIES:
-            with self._stripes[position // _DIRECTORY_PER_STRIPE]:
-                if self._closed:
-                    self._refuse()
-                keys, position, found = self._table.keys_at(position, clock.now_ms())
+            keys, position, found = self._keys_at(position)
             damage += found
             for key in keys:
                 try:
@@ -193,6 +211,13 @@ class KVStore(Operations, Mapping[str, Value]):
                 f"(findings: {len(damage)})"
             )
 
+    @operation(flushes=False)
+    def _keys_at(self, position: int) -> tuple[list[bytes], int, list[str]]:
+        with self._stripes[position // _DIRECTORY_PER_STRIPE]:
+            if self._closed:
+                self._refuse()
+            return self._table.keys_at(position, clock.now_ms())
+
     def items(self) -> "StoreItems":
         """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
         return StoreItems(self)
@@ -201,6 +226,7 @@ class KVStore(Operations, Mapping[str, Value]):
         """Return a view of the values; iterating it is like iterating the keys."""
         return StoreValues(self)
 
+    @operation(flushes=True)
     def purge_expired(self) -> int:
         """Take back the space of expired records and return their number.
 
@@ -219,7 +245,7 @@ class KVStore(Operations, Mapping[str, Value]):
                     extent, position, due = self._table.due_at(position, clock.now_ms())
                 if due:
                     if self._file.pristine:
-                        self._begin_changes()
+                        self._mark_changing()
                     with self._stripes[number]:
                         if self._closed:
                             self._refuse()
@@ -245,6 +271,8 @@ class KVStore(Operations, Mapping[str, Value]):
     @property
     def path(self) -> Path:
         """The file, as an absolute path."""
+        if self._is_half_made():
+            self._refuse()
         return self._path
 
     @property
@@ -252,6 +280,7 @@ class KVStore(Operations, Mapping[str, Value]):
         """Whether the store was closed, or belongs to the parent of this forked process."""
         return self._closed
 
+    @operation(flushes=True)
     def sync(self) -> None:
         """Return when everything acknowledged before the call is on stable storage.
 
@@ -265,6 +294,7 @@ class KVStore(Operations, Mapping[str, Value]):
         self._file.flush()
         self._file.check_path()
 
+    @operation(flushes=False)
     def stats(self) -> StoreStats:
         """Count what is in the file, all at one moment.
 
@@ -281,15 +311,42 @@ class KVStore(Operations, Mapping[str, Value]):
     def close(self) -> None:
         """Flush, let go of the file, and refuse all use from now on. A second call does nothing.
 
-        Runs by itself at the end of a `with` block and when the interpreter exits.
+        Runs by itself at the end of a `with` block and when the interpreter exits. Called by a
+        signal handler, a finalizer or a trace function amid an operation of this very thread, it
+        returns at once, and the store is closed as soon as that operation has ended; what goes
+        wrong then is reported to `sys.excepthook`.
 
         Raises:
             OSError: a flush failed, or the file was removed or replaced; it is closed all the same.
         """
+        if self._is_half_made():
+            return
         if not self._closed and self._file.is_parents:
             # Here before `_abandon`: collected as garbage, or closed by a function that the program
             # had registered to run in forked children before it imported this package.
             self._abandon()
+        if is_inside() and self._is_busy_here():
+            close_at_end(self)
+            return
+        try:
+            with thread.inside:
+                self._close()
+        finally:
+            if waiting:
+                leave()
+
+    def _is_busy_here(self) -> bool:
+        """Return whether this very thread is inside an operation on this store."""
+        if get_ident() in self._inside:
+            return True
+        try:
+            if not self._closed:
+                self._check_reentry(True)
+        except StoreBusyError:
+            return True
+        return False
+
+    def _close(self) -> None:
         with self._closing:
             # One that was interrupted on its way is ended by the next.
             if self._closed and (self._file.let_go or self._file.is_parents):
@@ -301,7 +358,12 @@ class KVStore(Operations, Mapping[str, Value]):
                     self._file.close()
 
     def _set_closed(self) -> None:
+        self._was_open = True
         self._closed = True
+
+    def _is_half_made(self) -> bool:
+        """Return whether `__init__` was not called, has not ended or has failed."""
+        return self._closed and not self._was_open
 
     def __enter__(self) -> Self:
         if self._closed:
@@ -315,7 +377,15 @@ class KVStore(Operations, Mapping[str, Value]):
         if not self._closed:
             self.close()
 
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"{self!r}: a store cannot be copied or pickled, for it is an open file; keep its path "
+            f"instead, or share the store itself between threads"
+        )
+
     def __repr__(self) -> str:
+        if self._is_half_made():
+            return "<KVStore, not opened>"
         state = "closed" if self._closed else "open"
         return f"<KVStore {str(self._path)!r}, {state}>"
 
@@ -333,13 +403,35 @@ class KVStore(Operations, Mapping[str, Value]):
         with self._stripes[first]:
             return self._with_all_stripes(act, first + 1)
 
+    @operation(flushes=True)
     def _begin_changes(self) -> None:
+        self._mark_changing()
+
+    def _mark_changing(self) -> None:
         with self._closing:
             if self._closed:
                 self._refuse()
             self._file.begin_changes()
 
+    def _check_reentry(self, flushes: bool) -> None:
+        """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
+        if self._closed:
+            self._refuse()
+        locks = (self._closing, *self._stripes, self._space)
+        if any(lock._is_owned() for lock in locks) or self._file.is_held_here(flushes):
+            raise StoreBusyError(
+                f"{self._path}: this thread is inside an operation on the store already, which a "
+                f"signal handler, a finalizer or a trace function has interrupted; try again once "
+                f"that operation has ended"
+            )
+        begin_inside(str(self._path))
+
     def _refuse(self) -> NoReturn:
+        if self._is_half_made():
+            raise StoreClosedError(
+                "the store was not opened: KVStore.__init__ was not called, has not ended or has "
+                "failed"
+            )
         raise StoreClosedError(
             f"{self._path}: the store is closed"
             if self._file.closed
@@ -349,12 +441,12 @@ class KVStore(Operations, Mapping[str, Value]):
     def _renew_locks(self) -> None:
         """In a forked child: other threads of the parent may have held these, and let go there."""
         self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
-        self._closing = threading.Lock()
+        self._closing = Lock()
 
     def _abandon(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""
         self._renew_locks()
-        self._closed = True
+        self._set_closed()
         self._file.abandon()
 
 
@@ -389,10 +481,7 @@ def _resolve(path: str | os.PathLike[str] | None) -> Path:
 @atexit.register
 def _close_all() -> None:
     for store in list(_stores):
-        try:
-            store.close()
-        except Exception:  # one store's trouble must not keep the others from being closed
-            sys.excepthook(*sys.exc_info())
+        close_reporting(store)
 
 
 def _renew_all_locks() -> None:

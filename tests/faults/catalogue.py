@@ -17,6 +17,7 @@ from . import (
     little_memory,
     power,
     processes,
+    reentry,
     refusals,
     writes,
 )
@@ -27,6 +28,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *kills.EXPERIMENTS,
     *writes.EXPERIMENTS,
     *interrupts.EXPERIMENTS,
+    *reentry.EXPERIMENTS,
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,

@@ -1,0 +1,477 @@
+"""A store called by a thread that is inside an operation already, and misuse of half-made ones.
+
+The fault laboratory does this at every instruction (`faults.reentry`); here are the stories.
+"""
+
+import copy
+import dataclasses
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import run_script
+from support.threads import run_together
+
+import kvstore.datafile
+from kvstore import (
+    KVStore,
+    StoreBusyError,
+    StoreClosedError,
+    StoreFullError,
+    reentry,
+)
+from kvstore.implementation import IMPLEMENTATION, Lock
+
+needs_signals = pytest.mark.skipif(os.name != "posix", reason="sends signals to itself")
+
+
+def amid(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, act: Callable[[], object]
+) -> list[BaseException | None]:
+    """Have `act` called as the function `name` of `owner` is; return what came of each call."""
+    real = getattr(owner, name)
+    outcomes: list[BaseException | None] = []
+
+    def and_act(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
+        try:
+            act()
+        except BaseException as error:
+            outcomes.append(error)
+        else:
+            outcomes.append(None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, and_act)
+    return outcomes
+
+
+# --- where an operation holds a lock -------------------------------------------------------------
+
+UNDER_A_STRIPE: dict[str, Callable[[KVStore], object]] = {
+    "create": lambda store: store.create("other", {}),
+    "read": lambda store: store.read("key"),
+    "delete": lambda store: store.delete("key"),
+    "ttl": lambda store: store.ttl("key"),
+    "in": lambda store: "key" in store,
+    "len": len,
+    "iteration": list,
+    "items": lambda store: list(store.items()),
+    "purge": KVStore.purge_expired,
+    "sync": KVStore.sync,
+    "stats": KVStore.stats,
+}
+
+
+@pytest.mark.parametrize("member", UNDER_A_STRIPE)
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_member_called_amid_an_operation_is_refused_at_once(
+    open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch, member: str, durable: bool
+) -> None:
+    """It would have waited for its own thread, that is: for ever."""
+    store = open_store(durable=durable)
+    store.create("key", {"n": 1})
+    outcomes = amid(monkeypatch, kvstore.clock, "time_ns", partial(UNDER_A_STRIPE[member], store))
+    store.create("new", {"n": 2}, ttl=100)
+    assert [type(outcome) for outcome in outcomes] == [StoreBusyError]
+    assert "inside an operation" in str(outcomes[0])
+    assert dict(store) == {"key": {"n": 1}, "new": {"n": 2}}
+    assert not reentry.waiting
+
+
+def test_it_is_refused_by_any_instruction_under_the_space_lock_too(
+    open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(max_bytes=4 * 1024 * 1024)
+    outcomes = amid(monkeypatch, store._file, "grow", partial(store.create, "x0", {}))
+    with pytest.raises(StoreFullError):
+        for number in range(10**6):
+            store.create(f"large {number}", {"v": "x" * 16_000})
+    assert [type(outcome) for outcome in outcomes] == [StoreBusyError]
+    assert "x0" not in store
+
+
+def test_a_thread_that_holds_nothing_is_not_refused(store: KVStore) -> None:
+    """It waits, as ever; only who would wait for itself is refused."""
+    held, enough = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def hold() -> None:
+        for stripe in store._stripes:
+            stripe.acquire()
+        held.set()
+        enough.wait(60)
+        for stripe in store._stripes:
+            stripe.release()
+
+    def create() -> None:
+        held.wait(60)
+        threading.Timer(0, enough.set).start()
+        store.create("key", {})
+        done.append("created")
+
+    run_together(hold, create)
+    assert done == ["created"]
+
+
+def test_what_needs_no_flush_works_amid_a_flush(
+    open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A durable store spends nearly all of its time there: handlers may look at what it holds."""
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: False)
+    store = open_store(durable=True)
+    store.create("key", {"n": 1})
+    looks = amid(monkeypatch, kvstore.datafile, "flush_file", lambda: dict(store.items()))
+    store.create("second", {})
+    deletes = amid(monkeypatch, kvstore.datafile, "flush_file", lambda: store.delete("key"))
+    store.create("third", {})
+    assert (looks, [type(outcome) for outcome in deletes]) == ([None], [StoreBusyError])
+    assert dict(store) == {"key": {"n": 1}, "second": {}, "third": {}}
+
+
+def test_another_store_is_nobodys_business(
+    tmp_path: Path, store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler keeps its own books; opens, writes and closes them wherever it interrupts."""
+
+    def keep_books() -> None:
+        with KVStore(tmp_path / "books.kvs") as books:
+            books.create("stopped", {"why": "SIGTERM"})
+            assert len(books) == 1
+        with KVStore(tmp_path / "books.kvs") as books:
+            assert books.read("stopped") == {"why": "SIGTERM"}
+
+    outcomes = amid(monkeypatch, kvstore.clock, "time_ns", keep_books)
+    store.create("key", {}, ttl=10)
+    assert outcomes == [None]
+
+
+def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Each is inside one store and calls the other one: one of them is refused, none waits."""
+    stores = [KVStore(tmp_path / f"{number}.kvs") for number in range(2)]
+    met = threading.Barrier(2)
+    outcomes: list[BaseException | None] = []
+
+    def call_the_other_amid(number: int) -> None:
+        own, other = stores[number], stores[1 - number]
+        real = own._table.keys_at
+
+        def and_call(position: int, now_ms: int) -> Any:
+            own._table.keys_at = real  # type: ignore[method-assign]
+            met.wait(60)
+            try:
+                other.stats()
+            except StoreBusyError as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(None)
+            return real(position, now_ms)
+
+        own._table.keys_at = and_call  # type: ignore[method-assign]
+        list(own)
+
+    run_together(partial(call_the_other_amid, 0), partial(call_the_other_amid, 1))
+    assert len(outcomes) == 2
+    assert any(isinstance(outcome, StoreBusyError) for outcome in outcomes)
+    for store in stores:
+        store.stats()
+        store.close()
+
+
+# --- close ---------------------------------------------------------------------------------------
+
+
+def _create_new(store: KVStore) -> None:
+    store.create("new", {"n": 2})
+
+
+@pytest.mark.parametrize("member", ["create", "read", "purge", "sync", "iteration"])
+def test_close_amid_an_operation_takes_effect_as_it_ends(
+    path: Path, monkeypatch: pytest.MonkeyPatch, member: str
+) -> None:
+    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: False)
+    store = KVStore(path)
+    store.create("key", {"n": 1}, ttl=10**6)
+    closed_meanwhile: list[bool] = []
+
+    def close() -> None:
+        store.close()
+        closed_meanwhile.append(store.closed)
+
+    where: tuple[object, str] = (kvstore.clock, "time_ns")
+    if member == "sync":
+        where = (kvstore.datafile, "flush_file")
+    outcomes = amid(monkeypatch, *where, close)
+    if member == "iteration":
+        iterator = iter(store)
+        with pytest.raises(StoreClosedError):
+            list(iterator)
+    else:
+        act = UNDER_A_STRIPE[member] if member != "create" else _create_new
+        act(store)
+    assert (outcomes, closed_meanwhile, store.closed) == ([None], [False], True)
+    with KVStore(path) as opened:
+        expected = {"key": {"n": 1}, **({"new": {"n": 2}} if member == "create" else {})}
+        assert dict(opened) == expected
+
+
+def test_close_takes_effect_where_the_operation_is_cut_short(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a handler that closes and then raises SystemExit."""
+    store = KVStore(path)
+    store.create("key", {})
+    real = kvstore.clock.time_ns
+
+    def close_and_exit() -> int:
+        monkeypatch.setattr(kvstore.clock, "time_ns", real)
+        store.close()
+        raise SystemExit
+
+    monkeypatch.setattr(kvstore.clock, "time_ns", close_and_exit)
+    with pytest.raises(SystemExit):
+        store.create("new", {})
+    assert store.closed
+    with KVStore(path) as opened:
+        assert list(opened) == ["key"]
+
+
+def test_what_goes_wrong_in_a_late_close_is_reported(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler that called it has long returned: nobody is there to raise it to."""
+    store = KVStore(path)
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr("sys.excepthook", lambda kind, *_: reported.append(kind))
+
+    def close() -> None:
+        store.close()
+        path.unlink()
+
+    amid(monkeypatch, kvstore.clock, "time_ns", close)
+    store.create("key", {})
+    assert store.closed
+    assert reported == [OSError]
+
+
+@needs_signals
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_handler_of_sigterm_closes_the_store(path: Path, durable: bool) -> None:
+    """What a service does. It hung in up to 12 of 12 tries."""
+    said = run_script(
+        """
+        store = KVStore(sys.argv[1], durable=sys.argv[2] == "True")
+        def stop(*_):
+            store.close()
+            raise SystemExit
+        signal.signal(signal.SIGALRM, stop)
+        numbers = []
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            while True:
+                store.create(f"k{len(numbers)}", {})
+                numbers.append(len(numbers))
+        except (SystemExit, StoreClosedError):
+            pass
+        store = KVStore(sys.argv[1])
+        assert len(store) - len(numbers) in (0, 1), (len(store), len(numbers))
+        say("whole")
+        """,
+        path,
+        durable,
+    )
+    assert said == "whole\n"
+
+
+def test_a_finalizer_that_deletes_does_not_hang(path: Path) -> None:
+    """The collector runs it wherever it will: amid operations of the same thread, too."""
+    said = run_script(
+        """
+        store = KVStore(sys.argv[1])
+        refused = []
+        class Session:
+            def __init__(self, number):
+                self.key, self.itself = f"s{number}", self
+                store.create(self.key, {})
+            def __del__(self):
+                try:
+                    store.delete(self.key)
+                except StoreBusyError:
+                    refused.append(self.key)
+        gc.set_threshold(5)
+        for number in range(2000):
+            Session(number)
+            store.create("lease", {"by": "x" * 500})
+            store.delete("lease")
+        gc.collect()
+        assert sorted(store) == sorted(refused)
+        say("end")
+        """,
+        path,
+    )
+    assert said == "end\n"
+
+
+# --- copies --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Holder:
+    store: KVStore
+
+
+COPIES: dict[str, Callable[[KVStore], object]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a holder": lambda store: copy.deepcopy([store]),
+    "asdict": lambda store: dataclasses.asdict(Holder(store)),
+    "pickle": pickle.dumps,
+    "pickle, oldest protocol": lambda store: pickle.dumps(store, 0),
+    "deepcopy of a view": lambda store: copy.deepcopy(store.items()),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_store_is_not_copied(store: KVStore, capfd: pytest.CaptureFixture[str], how: str) -> None:
+    """A shallow copy, once collected, had unmapped the file of both: reading killed the process."""
+    store.create("key", {"n": 1})
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        COPIES[how](store)
+    assert store.read("key") == {"n": 1}
+    assert capfd.readouterr() == ("", "")
+
+
+# --- stores that are not there -------------------------------------------------------------------
+
+
+class Forgetful(KVStore):
+    def __init__(self) -> None:
+        pass
+
+
+MEMBERS: dict[str, Callable[[KVStore], object]] = {
+    **UNDER_A_STRIPE,
+    "read_bytes": lambda store: store.read_bytes("key"),
+    "get": lambda store: store.get("key"),
+    "[]": lambda store: store["key"],
+    "del": lambda store: store.__delitem__("key"),
+    "keys": lambda store: list(store.keys()),
+    "values": lambda store: list(store.values()),
+    "path": lambda store: store.path,
+    "with": lambda store: store.__enter__(),
+}
+
+
+@pytest.mark.parametrize("make", [Forgetful, lambda: KVStore.__new__(KVStore)])
+def test_a_store_that_was_never_opened_says_so(make: Callable[[], KVStore]) -> None:
+    store = make()
+    for name, call in MEMBERS.items():
+        with pytest.raises(StoreClosedError, match="was not opened"):
+            call(store)
+        assert name
+    assert store.closed
+    assert "not opened" in repr(store)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"max_bytes": 1}, {"timeout": -1}, {"nothing": 1}, {"path": 1}, {"path": ""}]
+)
+def test_a_wrong_argument_is_the_only_error(
+    arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An ignored AttributeError was printed besides, by `__del__`."""
+    with pytest.raises((ValueError, TypeError, OSError)):
+        KVStore(**{"path": "unused.kvs", **arguments})
+    assert capfd.readouterr() == ("", "")
+    assert not Path("unused.kvs").exists()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_init_called_again_is_an_error_and_does_nothing_else(
+    store: KVStore, tmp_path: Path, closed: bool
+) -> None:
+    store.create("key", {"n": 1})
+    if closed:
+        store.close()
+    for arguments in ((), (tmp_path / "another.kvs",)):
+        with pytest.raises(TypeError, match="called again"):
+            store.__init__(*arguments)  # type: ignore[misc]
+    assert store.closed is closed
+    if not closed:
+        assert store.read("key") == {"n": 1}
+    assert not (tmp_path / "another.kvs").exists()
+
+
+def test_a_store_in_a_circle_of_garbage_is_no_trap(path: Path) -> None:
+    """Finalizers of the same circle may use what is collected with them."""
+    said = run_script(
+        """
+        store = KVStore(sys.argv[1])
+        class Last:
+            def __del__(self):
+                for call in (lambda: self.store.create("last", {}), lambda: len(self.store)):
+                    try:
+                        call()
+                    except StoreClosedError:
+                        pass
+        store.last = Last()
+        store.last.store = store
+        store.itself = store
+        del store
+        gc.collect()
+        with KVStore(sys.argv[1]) as store:
+            say(*store)
+        """,
+        path,
+    )
+    assert said in ("last\n", "\n")
+
+
+# --- what the compiled code looks into -----------------------------------------------------------
+
+
+@pytest.mark.skipif(IMPLEMENTATION != "compiled", reason="the plain one has no pointers")
+def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
+    from kvstore import _hot  # type: ignore[attr-defined]
+
+    store = KVStore(path)
+    store.create("key", {})
+    slab, table, window = store._slab, store._table, store._file.window
+    lower, upper, _ = table._sort_out(store._file.directory[0], 4, 0, 0)
+    with pytest.raises(BufferError):
+        store._file.map.close()
+    for call in (
+        lambda: setattr(store, "_slab", None),
+        lambda: setattr(store, "_table", None),
+        lambda: setattr(store, "_stripes", None),
+        lambda: setattr(store, "_stripes", (None,) * 16),
+        lambda: setattr(store, "_stripes", ()),
+        lambda: setattr(slab, "_lock", None),
+        lambda: setattr(table, "_slab", None),
+        lambda: setattr(window, "size", 2**40),
+        lambda: _hot.Slab(None, None),
+        lambda: _hot.Slots(None, None, None),
+        lambda: _hot.Window(None, 0),
+        lambda: _hot.Window(b"", 1),
+        lambda: _hot.Window.__new__(_hot.Window),
+        lambda: _hot.Slab.__new__(_hot.Slab),
+        lambda: copy.copy(slab),
+        lambda: copy.copy(table),
+        lambda: copy.copy(window),
+        lambda: copy.copy(Lock()),
+        lambda: _hot.MapWriter.__new__(_hot.MapWriter)(0, b""),
+        lambda: Lock().release(),
+        lambda: Lock().__exit__(None, None, None),
+    ):
+        with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError)):
+            call()
+    assert store.read("key") == {}
+    store.close()
+    with pytest.raises(ValueError, match="closed"):
+        table._build(6, 4, 0, lower + upper)
