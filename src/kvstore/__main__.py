@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(options)
     except StoreLockedError as error:
-        print(f"kvstore: {error}", file=sys.stderr)
+        print(f"kvstore: {error.args[0]}; --wait SECONDS waits for it", file=sys.stderr)
         return LOCKED
     except (KVStoreError, OSError, ValueError) as error:
         print(f"kvstore: {error}", file=sys.stderr)

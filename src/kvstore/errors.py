@@ -62,7 +62,15 @@ class QuotaError(StoreFullError, OSError):
 
 
 class StoreLockedError(KVStoreError):
-    """Another process, or another `KVStore` of this one, has the file open."""
+    """Another process, or another `KVStore` of this one, has the file open.
+
+    Args:
+        what: who has it; the first of `args`.
+        advice: what a program can do about it, which is another thing on a command line.
+    """
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 class StoreBusyError(KVStoreError):

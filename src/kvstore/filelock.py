@@ -14,9 +14,11 @@ Invariants:
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable
-from errno import EINVAL, ENOLCK, ENOSPC, ESTALE
+from contextlib import suppress
+from errno import EINVAL, ELOOP, ENOENT, ENOLCK, ENOSPC, ENOTDIR, ESTALE
 from time import monotonic, sleep
 from typing import Final
 from weakref import WeakMethod, WeakValueDictionary
@@ -31,6 +33,9 @@ from .reentry import begin_inside, forget_others, is_inside, leave, thread, wait
 _POLL_SECONDS: Final = 0.02
 _COMMON_FLAGS: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _FLAGS: Final = os.O_RDWR | _COMMON_FLAGS
+# What tells that nothing is at a path. Anything else only tells that this process cannot look.
+_ABSENT: Final = (ENOENT, ENOTDIR, ELOOP)
+_WHAT_TO_DO: Final = "have that one close it, or wait for it: timeout=SECONDS"
 
 _guard = Lock()
 
@@ -65,7 +70,12 @@ class FileLock:
         self.path = path
         self.fd = -1
         self._pid = os.getpid()
-        self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS | os.O_CREAT
+        self._timeout = timeout
+        self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS
+        self._creates = not read_only
+        self._is_new = False
+        self._opener = _caller()
+        self._root = _root(path)
         self._after_fork: WeakMethod[Callable[[], None]] | None = None
         deadline = monotonic() + timeout
         while not self._try(deadline):
@@ -93,7 +103,16 @@ class FileLock:
     def _try_alone(self, deadline: float) -> bool:
         with thread.inside, _guard:
             try:
-                self.fd = os.open(self.path, self._flags, 0o600)
+                self._open()
+            except BlockingIOError:
+                # The system has told whoever has the lease to give it up, and so it does each time.
+                if monotonic() < deadline:
+                    return False
+                raise StoreLockedError(
+                    f"{self.path}: another process has a lease on it (F_SETLEASE, as file servers "
+                    f"take) and has not given it up{self._after_waiting()}",
+                    _WHAT_TO_DO,
+                ) from None
             except OSError as error:
                 if error.errno == ENOSPC:
                     raise StoreFullError(
@@ -113,11 +132,28 @@ class FileLock:
                 self._close()
             return locked
 
+    def _open(self) -> None:
+        """Open the file; create it where it is missing, and keep in mind that it was."""
+        self._is_new = False
+        try:
+            self.fd = os.open(self.path, self._flags)
+        except FileNotFoundError:
+            if not self._creates:
+                raise
+            try:
+                self.fd = os.open(self.path, self._flags | os.O_CREAT | os.O_EXCL, 0o600)
+                self._is_new = True
+            except FileExistsError:  # by now; or as a link to where nothing is
+                self.fd = os.open(self.path, self._flags | os.O_CREAT, 0o600)
+
     def _lock(self, deadline: float) -> bool:
         """Lock the open file, if it is free and still at its path. The caller holds the guard."""
-        if self._identity in _held:
+        other = _held.get(self._identity)
+        if other is not None:
             raise StoreLockedError(
-                f"{self.path}: this very process (pid {os.getpid()}) has it open"
+                f"{self.path}: this very process (pid {os.getpid()}) has it open, from "
+                f"{other._opener}",
+                "share what was opened there, or close it first",
             )
         try:
             portalocker.lock(
@@ -128,6 +164,8 @@ class FileLock:
                 return False
             raise StoreLockedError(
                 f"{self.path}: {_holder(self.fd)} has it open; one process at a time may"
+                f"{self._after_waiting()}",
+                _WHAT_TO_DO,
             ) from None
         except portalocker.LockException as error:
             raise OSError(ENOLCK, f"the file cannot be locked: {error}", self.path) from error
@@ -141,6 +179,9 @@ class FileLock:
     def is_held_here(self) -> bool:
         """Return whether this very thread is at opening or closing some file."""
         return _guard._is_owned()
+
+    def _after_waiting(self) -> str:
+        return f" (waited for {self._timeout:g} seconds)" if self._timeout else ""
 
     def open_again(self) -> int:
         """Return a second descriptor of the file, whose copies do not hold the lock."""
@@ -160,18 +201,38 @@ class FileLock:
         return self._pid != os.getpid()
 
     def check_path(self) -> None:
-        """Raise OSError where the path no longer names the open file."""
-        if not self._path_names_it():
+        """Raise OSError where the path no longer names the open file.
+
+        Not where that cannot be told: the folder may not be searched any more, or the root is
+        another one, since this process has given up rights or changed its root.
+        """
+        if self._is_lost():
             raise OSError(
                 ESTALE, "the file was removed or replaced while the store had it open", self.path
             )
 
+    def _is_lost(self) -> bool:
+        try:
+            if self._path_names_it():
+                return False
+            is_certain = _root(self.path) == self._root
+        except OSError:
+            is_certain = False
+        return is_certain or os.fstat(self.fd).st_nlink == 0
+
     def _path_names_it(self) -> bool:
         try:
             status = os.stat(self.path)
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise
         return (status.st_dev, status.st_ino) == self._identity
+
+    def remove_if_new(self) -> None:
+        """Remove the file if this opening made it, and it is empty. The caller has it locked."""
+        if self._is_new and os.fstat(self.fd).st_size == 0 and self._path_names_it():
+            os.unlink(self.path)
 
     def release(self) -> None:
         """Let go of the lock. Idempotent; does nothing in a forked child."""
@@ -196,6 +257,23 @@ class FileLock:
             os.close(descriptor)
 
 
+def _root(path: str) -> tuple[int, int] | None:
+    """Return what tells the root folder that a path begins at; None where nothing does."""
+    try:
+        status = os.stat(os.path.splitdrive(path)[0] + os.sep)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _caller() -> str:
+    """Return the file and line that the call into this package comes from."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+
+
 def _holder(fd: int) -> str:
     """Return what can be said of the process that holds the lock on this open file."""
     try:
@@ -205,9 +283,26 @@ def _holder(fd: int) -> str:
         return "another process"
     if len(head) == HOLDER_OFFSET + HOLDER.size and head.startswith(FILE_MAGIC):
         (pid,) = HOLDER.unpack_from(head, HOLDER_OFFSET)
-        if pid and is_alive(pid):
+        if pid and (_has_locked(pid, fd) if sys.platform == "linux" else is_alive(pid)):
             return f"process {pid}"
     return "another process"
+
+
+def _has_locked(pid: int, fd: int) -> bool:
+    """Tell whether it is sure that process `pid` holds the lock on this open file.
+
+    The number may be one of another pid namespace, or of a holder that was killed, and belong to
+    anyone here. So Linux is asked which files the process has open, and which of these it locked.
+    """
+    wanted = os.fstat(fd)
+    with suppress(OSError):  # not there, or another user's
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
+                    with open(f"/proc/{pid}/fdinfo/{name}", "rb") as lines:
+                        if any(line.startswith(b"lock:") and b"FLOCK" in line for line in lines):
+                            return True
+    return False
 
 
 def is_alive(pid: int) -> bool:

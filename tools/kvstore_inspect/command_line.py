@@ -26,6 +26,11 @@ PROBLEMS: Final = 1
 WRONG_USAGE: Final = 2
 LOCKED: Final = 3
 
+_WHERE_LOCKED: Final = (
+    "--wait SECONDS waits for it; a command that only reads looks at it all the same with "
+    "--unlocked"
+)
+
 _COMMANDS: Final = (
     "info",
     "keys",
@@ -89,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         _give_up_output()  # whoever reads has enough
         return 0
     except StoreLockedError as error:
-        return _end(error, LOCKED)
+        return _end(StoreLockedError(error.args[0], _WHERE_LOCKED), LOCKED)
     except (UnsupportedFormatError, InvalidKeyError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             _give_up_output()  # it may have been the output that failed
