@@ -141,12 +141,18 @@ def test_more_zeros_than_any_store_has_are_refused(path: Path) -> None:
 
 
 @needs_fallocate
-def test_new_file_that_the_disk_has_no_room_for_is_left_empty(path: Path) -> None:
+@pytest.mark.parametrize("was_there", [False, True])
+def test_new_file_that_the_disk_has_no_room_for_is_left_as_it_was(
+    path: Path, was_there: bool
+) -> None:
+    if was_there:
+        path.touch()
     with refusing_disk(lambda _start, _end: True), pytest.raises(StoreFullError) as error:
         DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
     assert isinstance(error.value.__cause__, OSError)
     assert error.value.__cause__.errno == errno.ENOSPC
-    assert path.stat().st_size == 0
+    assert path.exists() == was_there
+    assert not was_there or path.stat().st_size == 0
     with open_parts(path):
         pass
     assert_whole(path)

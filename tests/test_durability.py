@@ -370,19 +370,6 @@ def test_what_is_not_overwritten_in_place_is_flushed_whole(
     assert_whole(path)
 
 
-def test_python_without_ctypes_flushes_everything(
-    durable: KVStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise ImportError("No module named '_ctypes'")
-
-    with flushes() as count:
-        monkeypatch.setattr(kvstore.datafile, "flush_pages", fail)
-        durable.create("key", {})
-        durable.delete("key")
-    assert len(count) == 2
-
-
 # What else could cost an operation its record has to be on the disk as well: see
 # `DataFile.owe_flush`.
 

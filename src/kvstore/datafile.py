@@ -19,10 +19,9 @@ Locks: `_state_lock` covers the state's fields and is taken last, but for `filel
 
 import mmap
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import EAGAIN, EDQUOT, EFBIG, ENODEV, ENOMEM, ENOSPC
 from functools import partial
 from operator import setitem
 from typing import Final, NoReturn
@@ -32,10 +31,13 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from .disk import (
     ask_to_overwrite_in_place,
     bring_in,
+    can_flush_pages,
     flush_file,
     flush_folder,
     flush_pages,
     is_zero,
+    limit_of_file_size,
+    limits_of_memory,
     map_file,
     may_be_mapped_privately,
     overwrites_in_place,
@@ -96,6 +98,7 @@ class DataFile:
         max_bytes: `grow` goes no further than this; a larger file opens and does not grow.
         timeout: seconds to wait for another process.
         now_ms: the time of creation of a new file.
+        durable: have at hand what `flush_record` needs to be faster than `flush`.
 
     Attributes:
         map: the mapped file; slices of it are copies, as bytes.
@@ -123,26 +126,33 @@ class DataFile:
         OSError: what the operating system said.
     """
 
-    def __init__(self, path: str, max_bytes: int, timeout: float, now_ms: int) -> None:
+    def __init__(
+        self, path: str, max_bytes: int, timeout: float, now_ms: int, *, durable: bool = False
+    ) -> None:
         self.path = path
         self._lock = FileLock(path, timeout)
         self._fd = -1
         self._identity: bytes = b""
         self.hash_seed: int = 0
+        self._is_new = False
+        self._has_failed = False
         try:
-            self._open(max_bytes, now_ms)
+            self._open(max_bytes, now_ms, durable)
         except BaseException as error:
             try:
-                self._close_descriptor()
+                self._take_back_new_file()
             finally:
-                self._lock.release()
+                try:
+                    self._close_descriptor()
+                finally:
+                    self._lock.release()
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = path
             raise
 
     # --- opening -------------------------------------------------------------------------------
 
-    def _open(self, max_bytes: int, now_ms: int) -> None:
+    def _open(self, max_bytes: int, now_ms: int, durable: bool) -> None:
         self._fd = self._lock.open_again()
         self.in_place = overwrites_in_place(self._fd)
         self.private = not self.in_place and may_be_mapped_privately(self._fd)
@@ -159,7 +169,8 @@ class DataFile:
             self.write, self.write_word = self._pwrite, self._pwrite_word
         self._state_lock = Lock()
         self._flush_shared = SharedFlush(
-            self._flush, self._flush_pages if self.in_place and sys.platform == "linux" else None
+            self._flush,
+            self._flush_pages if durable and self.in_place and can_flush_pages() else None,
         )
         self.closed = False
         self.let_go = False
@@ -219,8 +230,11 @@ class DataFile:
     def _create(self, now_ms: int) -> None:
         """Make an empty store that only needs its index built.
 
-        A crash leaves zeros, or an identity that is on disk before anything else is.
+        A crash leaves zeros, or an identity that is on disk before anything else is. The name is
+        there before that: a file that opens as a store is never made anew, nor its folder flushed.
         """
+        self._is_new = True
+        flush_folder(self.path)
         self.hash_seed = int.from_bytes(os.urandom(8), "little")
         self._identity = pack_identity(os.urandom(16), self.hash_seed, now_ms)
         extents = FIRST_FILE_SIZE >> EXTENT_SHIFT
@@ -233,14 +247,22 @@ class DataFile:
             flush_file(self._fd)
             write_at(self._fd, IDENTITY_OFFSETS[1], self._identity)
             write_at(self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed))
+            flush_file(self._fd)
         except OSError as error:
-            os.ftruncate(self._fd, 0)
             if error.errno in _NO_ROOM:
                 raise self._disk_full(error, "create the file") from error
             raise
-        flush_file(self._fd)
-        flush_folder(self.path)
         self._identity_damaged = False
+
+    def _take_back_new_file(self) -> None:
+        """After a first opening that failed: leave what was there before it, nobody else saw it.
+
+        Whoever waits for the lock finds the file gone when he has it, and makes another.
+        """
+        with suppress(OSError):
+            if self._is_new:
+                os.ftruncate(self._fd, 0)
+            self._lock.remove_if_new()
 
     def _load_state(self) -> None:
         """Take over the state, and cut off what a process left that died while opening."""
@@ -282,19 +304,21 @@ class DataFile:
     def _map(self, max_bytes: int) -> None:
         """Map the file once and for all, as long as it may become."""
         limit = max(max_bytes >> EXTENT_SHIFT, self._extent_count)
+        self._limit = f"max_bytes is {max_bytes:,}"
         try:
             os.ftruncate(self._fd, limit << EXTENT_SHIFT)
         except OSError as error:
             if error.errno != EFBIG:
                 raise
-            import resource  # only under a limit on the size of files
-
-            most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> EXTENT_SHIFT
-            limit = max(min(limit, most), self._extent_count)
+            most = limit_of_file_size()
+            limit = max(min(limit, most >> EXTENT_SHIFT), self._extent_count)
+            self._limit = f"this process may make files of {most:,} bytes (RLIMIT_FSIZE, ulimit -f)"
             if limit > self._extent_count:
                 os.ftruncate(self._fd, limit << EXTENT_SHIFT)
         try:
             self.map, self.private = map_file(self._fd, limit << EXTENT_SHIFT, self.private)
+        except OSError as error:
+            raise _not_mapped(error, self.path, limit << EXTENT_SHIFT, max_bytes) from error
         finally:
             os.ftruncate(self._fd, self.size)
         self.read_ahead(False)
@@ -428,8 +452,8 @@ class DataFile:
         step = min(max(_SMALLEST_STEP, count // 8), _LARGEST_STEP, self._max_extents - count)
         if step <= 0:
             raise StoreFullError(
-                f"{self.path}: the file is {self.size:,} bytes, its limit is "
-                f"{self._max_extents << EXTENT_SHIFT:,} bytes; delete something first"
+                f"{self.path}: the file is {self.size:,} bytes, grows by whole extents of "
+                f"{EXTENT_SIZE:,}, and {self._limit}; delete something first"
             )
         if (
             self._cautious
@@ -569,10 +593,7 @@ class DataFile:
                 self._write_state()
 
     def _flush_pages(self, start: int, end: int) -> None:
-        try:
-            flush_pages(self.map, start, end)
-        except ImportError:
-            self._flush()
+        flush_pages(self.map, start, end)
 
     def is_held_here(self, flushes: bool) -> bool:
         """Return whether this very thread holds a lock that an operation may need.
@@ -593,6 +614,12 @@ class DataFile:
         """Have a forked child call this bound method. It does not keep its object alive."""
         self._lock.call_after_fork(method)
 
+    def give_up(self) -> None:
+        """Close after an opening that failed in what comes after this file's own part."""
+        self._has_failed = True
+        self.leave_unclean()
+        self.close()
+
     def close(self) -> None:
         """Flush, mark the index clean, unmap, and let go of the lock, whatever fails on the way.
 
@@ -606,7 +633,7 @@ class DataFile:
             was_closed, self.closed = self.closed, True
         # One in the other: what interrupts a step does not keep the next from being taken.
         try:
-            if not was_closed:
+            if not (was_closed or (self._is_new and self._has_failed)):
                 self._close_contents()
                 self._lock.check_path()
         finally:
@@ -618,6 +645,8 @@ class DataFile:
                 self.map.close()
             finally:
                 try:
+                    if self._has_failed:
+                        self._take_back_new_file()
                     self._close_descriptor()
                 finally:
                     self._lock.release()
@@ -658,6 +687,21 @@ class DataFile:
         descriptor, self._fd = self._fd, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _not_mapped(error: OSError, path: str, size: int, max_bytes: int) -> OSError:
+    """Say what to do where the system does not map the file."""
+    why = str(error.strerror)
+    if error.errno in (ENOMEM, EAGAIN):
+        limits = limits_of_memory()
+        why += (
+            f": the file is mapped as long as it may become, {size:,} bytes of address space; "
+            f"give a smaller max_bytes than {max_bytes:,}, or raise the limits of this process"
+            f"{limits and f' ({limits})'}"
+        )
+    elif error.errno == ENODEV:
+        why += ": the file system cannot map files into memory; keep the store on a local one"
+    return OSError(error.errno, why, path)
 
 
 def _map_writer(mapped: mmap.mmap) -> Callable[[int, bytes], None]:

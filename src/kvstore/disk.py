@@ -2,6 +2,8 @@
 
 Each function takes a file descriptor. Linux is what is tested; macOS and Windows get what they
 have.
+
+What only finds out or chooses a faster way raises nothing, whatever goes wrong in it.
 """
 
 import mmap
@@ -9,11 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from errno import EINVAL, ENOSYS, EOPNOTSUPP
+from errno import EACCES, EBADF, EINVAL, EISDIR, ENOSYS, ENOTSUP, EOPNOTSUPP, EPERM
 from functools import cache
 from typing import Final
 
 from .layout import EXTENT_SIZE, U64
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
@@ -22,6 +28,13 @@ _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
 _PRIVATE: Final = frozenset({"btrfs", "xfs"})
 # Linux 5.14 and later; `mmap` has no name for it.
 _MADV_POPULATE_WRITE: Final = 23
+# Said of a folder that cannot be flushed at all.
+_NO_FOLDER_FLUSH: Final = frozenset(
+    {EACCES, EBADF, EINVAL, EISDIR, ENOSYS, ENOTSUP, EOPNOTSUPP, EPERM}
+)
+# What asking the system for such a thing may end in. Not every Exception: a signal's handler may
+# raise one meanwhile.
+_TROUBLE: Final = (OSError, ValueError, LookupError, StopIteration, ImportError, AttributeError)
 # linux/fs.h
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
@@ -44,16 +57,17 @@ def may_be_mapped_privately(fd: int) -> bool:
 
 def _file_system(fd: int) -> str:
     """Return the name of the file system that the file is on; empty where Linux does not tell."""
-    # By the number of its mount: of a btrfs, files and mount name different devices.
-    wanted = ""
-    with suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as lines:
-        wanted = next((line.split()[1] for line in lines if line.startswith("mnt_id:")), "")
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
-        for mount in mounts:
-            # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-            fields = mount.split()
-            if fields[0] == wanted:
-                return fields[fields.index("-") + 1]
+    # By the number of its mount: of a btrfs, files and mount name different devices. As bytes, for
+    # names in there are of any encoding; only blanks and ends of lines are escaped.
+    with suppress(*_TROUBLE):
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            wanted = next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            for mount in mounts:
+                # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+                fields = mount.split(b" ")
+                if fields[0] == wanted:
+                    return fields[fields.index(b"-") + 1].decode("ascii")
     return ""
 
 
@@ -64,9 +78,32 @@ def map_file(fd: int, size: int, private: bool) -> tuple[mmap.mmap, bool]:
         The mapping, and whether it is private.
     """
     if private:
-        with suppress(OSError):  # the system may count it as memory that could all be needed
+        with suppress(*_TROUBLE):  # the system may count it as memory that could all be needed
             return mmap.mmap(fd, size, access=mmap.ACCESS_COPY), True
     return mmap.mmap(fd, size), False
+
+
+def limit_of_file_size() -> int:
+    """Return how many bytes a file of this process may have."""
+    limit = sys.maxsize
+    if sys.platform != "win32":
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        limit = limit if most == resource.RLIM_INFINITY else most
+    return limit
+
+
+def limits_of_memory() -> str:
+    """Return the limits that may keep this process from mapping more, for a message."""
+    said = []
+    if sys.platform != "win32":
+        for name, number in (
+            ("RLIMIT_AS, ulimit -v", resource.RLIMIT_AS),
+            ("after mlockall RLIMIT_MEMLOCK, ulimit -l", resource.RLIMIT_MEMLOCK),
+        ):
+            limit = resource.getrlimit(number)[0]
+            if limit != resource.RLIM_INFINITY:
+                said.append(f"{name}: {limit:,} bytes")
+    return "; ".join(said)
 
 
 def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
@@ -77,7 +114,7 @@ def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
     reads a second).
     """
     if hasattr(mmap, "MADV_RANDOM"):
-        with suppress(OSError):
+        with suppress(*_TROUBLE):
             mapped.madvise(mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
 
 
@@ -88,7 +125,7 @@ def bring_in(mapped: mmap.mmap, offset: int, size: int) -> None:
     small record. Where the system does not know how, nothing happens.
     """
     if sys.platform == "linux":
-        with suppress(OSError):
+        with suppress(*_TROUBLE):
             mapped.madvise(_MADV_POPULATE_WRITE, offset, size)
 
 
@@ -100,9 +137,7 @@ def ask_to_overwrite_in_place(fd: int) -> None:
     their own for those that btrfs then leaves out.
     """
     if sys.platform == "linux":
-        import fcntl  # portalocker has it loaded
-
-        with suppress(OSError):
+        with suppress(*_TROUBLE):
             flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
             (number,) = U64.unpack(flags)
             fcntl.ioctl(fd, _FS_IOC_SETFLAGS, U64.pack(number | _FS_NOCOW_FL))
@@ -188,8 +223,6 @@ def flush_file(fd: int, mapped: mmap.mmap | None = None) -> None:
     if mapped is not None:
         mapped.flush()
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)
@@ -205,9 +238,10 @@ def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
     transaction of its journal that has it, and flushes the disk's cache.) It is not relied on for
     the file's length, nor for any other page.
 
+    Needs `can_flush_pages` to have said that it can be done.
+
     Raises:
         OSError: the disk did not take it.
-        ImportError: this Python was built without ctypes.
     """
     # `mmap.flush` would do the same, and keep the interpreter's lock all the while.
     msync, address_of, errno_of = _msync()
@@ -215,6 +249,18 @@ def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
     if msync(address_of(mapped) + first, end - first, _MS_SYNC):
         number = errno_of()
         raise OSError(number, os.strerror(number))
+
+
+def can_flush_pages() -> bool:
+    """Load what `flush_pages` needs, and tell whether it is there.
+
+    At opening: a flush must not fail for want of what it takes to load a module.
+    """
+    if sys.platform == "linux":
+        with suppress(*_TROUBLE):  # such as a Python without ctypes
+            _msync()
+            return True
+    return False
 
 
 @cache
@@ -235,10 +281,21 @@ def _msync() -> tuple[
 
 
 def flush_folder(path: str) -> None:
-    """Put the name of a new file on stable storage, where folders can be flushed."""
+    """Put the name of a new file on stable storage, where its folder can be flushed.
+
+    Where it cannot, for it may not be read, or its file system does not know how, nothing happens:
+    then the name gets there with the file, as far as the file system sees to that.
+
+    Raises:
+        OSError: the disk did not take it.
+    """
     if os.name == "posix":
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            folder = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_FLUSH:
+                raise

@@ -112,7 +112,9 @@ class KVStore(Operations, Mapping[str, Value]):
         self._path = _resolve(path)
         self._durable = bool(durable)
         self._max_bytes = max_bytes
-        self._file = DataFile(str(self._path), max_bytes, timeout, clock.now_ms())
+        self._file = DataFile(
+            str(self._path), max_bytes, timeout, clock.now_ms(), durable=self._durable
+        )
         try:
             extents = Extents(self._file)
             self._slab = Slab(self._file, extents)
@@ -123,8 +125,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
                 rebuild(self._file, extents, self._slab, clock.now_ms())
         except BaseException:
-            self._file.leave_unclean()
-            self._file.close()
+            self._file.give_up()
             raise
         self._words = self._file.words
         self._seed = self._file.hash_seed
