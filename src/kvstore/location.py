@@ -4,6 +4,7 @@ import os
 import stat
 import tempfile
 import warnings
+from errno import EPERM
 from pathlib import Path
 from typing import Final
 
@@ -27,17 +28,40 @@ def default_path() -> Path:
     wanted = os.environ.get(PATH_VARIABLE)
     if wanted:
         return Path(os.path.abspath(wanted))
-    folder = platformdirs.user_data_path("kvstore", appauthor=False)
-    if folder.is_absolute() and _is_usable(folder):
+    folder = _data_folder()
+    if folder is not None and _is_usable(folder):
         return folder / _FILE_NAME
-    fallback = _temporary_folder()
+    what = "the user's data folder" if folder is None else str(folder)
+    try:
+        fallback = _temporary_folder()
+    except OSError as error:
+        # Of the same class, for that follows from the number.
+        raise OSError(
+            error.errno,
+            f"{what} cannot be found, created or written, nor is there a temporary folder for the "
+            f"store ({error.strerror}). Give a path, or set {PATH_VARIABLE}",
+            error.filename,
+        ) from error
     warnings.warn(
-        f"{folder} cannot be created or written, so the store is {fallback / _FILE_NAME}; data in "
-        f"a temporary directory may not last. Give a path, or set {PATH_VARIABLE}",
+        f"{what} cannot be found, created or written, so the store is {fallback / _FILE_NAME}; "
+        f"data in a temporary directory may not last. Give a path, or set {PATH_VARIABLE}",
         RuntimeWarning,
         stacklevel=4,  # the line that made the store
     )
     return fallback / _FILE_NAME
+
+
+def _data_folder() -> Path | None:
+    """Return the user's data folder for kvstore; None where there is no telling.
+
+    A user without a home and without an entry among the system's users has none. What the look-up
+    then raises has changed from version to version; whatever it is, the store does without it.
+    """
+    try:
+        folder = platformdirs.user_data_path("kvstore", appauthor=False)
+    except Exception:
+        return None
+    return folder if folder.is_absolute() else None
 
 
 def _is_usable(folder: Path) -> bool:
@@ -67,8 +91,10 @@ def _temporary_folder() -> Path:
             and (status.st_uid != user or stat.S_IMODE(status.st_mode) & ~_OWNER_ONLY)
         ):
             raise PermissionError(
-                f"{folder}: must be a folder (no link) that belongs to user {user} with mode 0700 "
-                f"for the store to be kept in it; it is {stat.filemode(status.st_mode)} of user "
-                f"{status.st_uid}. Give a path, or set {PATH_VARIABLE}"
+                EPERM,
+                f"must be a folder (no link) that belongs to user {user} with mode 0700 for the "
+                f"store to be kept in it; it is {stat.filemode(status.st_mode)} of user "
+                f"{status.st_uid}",
+                str(folder),
             ) from None
     return folder
