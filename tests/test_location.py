@@ -1,14 +1,17 @@
 """Where the default file is, what it falls back to, and who may read it."""
 
 import os
+import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+import platformdirs
 import pytest
+from support.processes import run_script
 
 from kvstore import KVStore, StoreLockedError, UnsupportedFormatError
 from kvstore.check import check_file
@@ -272,3 +275,113 @@ def test_a_fallback_folder_open_to_others_is_refused(fallback: Path, mode: int) 
     fallback.chmod(mode)
     _refused()
     assert os.listdir(fallback) == []
+
+
+# --- a user whom the system does not know ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Could not determine home directory."),
+        KeyError("getpwuid(): uid not found: 12345"),
+        PermissionError(1, "x"),
+        ImportError("platformdirs.unix"),
+    ],
+    ids=repr,
+)
+def test_whatever_the_look_up_of_the_data_folder_raises_leads_to_the_fallback(
+    user: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A container's uid without a home: newer platformdirs raised, and so did the opening."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(platformdirs, "user_data_path", fail)
+    assert _fall_back().parent.parent == user / "tmp"
+    monkeypatch.setenv("KVSTORE_PATH", str(user / "mine.kvs"))
+    with KVStore() as store:
+        assert store.path == user / "mine.kvs"
+
+
+def test_a_data_folder_that_is_not_absolute_leads_to_the_fallback(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older versions of platformdirs have it for a user without a home."""
+    monkeypatch.setattr(platformdirs, "user_data_path", lambda *_, **__: Path("~/data/kvstore"))
+    assert _fall_back().parent.parent == user / "tmp"
+
+
+@LINUX
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root can become a user that is not there",
+)
+@pytest.mark.parametrize("home", [None, "", "/"])
+def test_a_user_without_a_home_or_an_entry_among_the_users_gets_the_fallback(
+    home: str | None,
+) -> None:
+    """As in a container that is run by a number of a user."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o1777)
+    script = """
+        import pwd, tempfile, warnings
+        import kvstore.location, kvstore.recovery, platformdirs.unix
+        warnings.simplefilter("ignore")
+        for name in ("HOME", "XDG_DATA_HOME", "KVSTORE_PATH"):
+            os.environ.pop(name, None)
+        if sys.argv[2] != "None":
+            os.environ["HOME"] = sys.argv[2]
+        os.environ["TMPDIR"] = sys.argv[1]
+        tempfile.tempdir = None
+        os.setuid(54321)
+        with KVStore() as store:
+            store.create("key", {})
+            say(store.path)
+    """
+    try:
+        said = run_script(script, folder, home)
+        assert Path(said.strip()) == folder / "kvstore-54321" / "default.kvs"
+    finally:
+        shutil.rmtree(folder)
+
+
+# --- no temporary directory either ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_data_folder")
+def test_without_a_temporary_directory_the_error_says_what_to_do(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> NoReturn:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(FileNotFoundError, match="No usable temporary directory") as caught:
+        KVStore()
+    for fact in (str(user / "home"), "KVSTORE_PATH", "Give a path"):
+        assert fact in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_data_folder")
+def test_a_temporary_directory_that_takes_no_folder_is_named_with_what_to_do(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (user / "file").touch()
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(user / "file"))
+    with pytest.raises(NotADirectoryError) as caught:
+        KVStore()
+    for fact in (str(user / "file"), "KVSTORE_PATH", "Give a path"):
+        assert fact in str(caught.value)
+
+
+def test_a_hostile_folder_in_the_temporary_directory_is_named_with_what_it_is(
+    fallback: Path,
+) -> None:
+    fallback.mkdir()
+    fallback.chmod(0o777)
+    with pytest.raises(PermissionError) as caught:
+        KVStore()
+    for fact in (str(fallback), "0700", "drwxrwxrwx", "KVSTORE_PATH"):
+        assert fact in str(caught.value)
