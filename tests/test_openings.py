@@ -845,3 +845,21 @@ def test_limit_of_the_system_on_files_is_the_one_that_is_named(path: Path) -> No
     assert "ulimit -f" in said
     assert "max_bytes" not in said
     assert_whole(path)
+
+
+def test_file_that_the_file_system_lets_be_no_longer_is_used_as_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.ftruncate
+
+    def ftruncate(fd: int, length: int) -> None:
+        if length > FIRST_FILE_SIZE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        real(fd, length)
+
+    monkeypatch.setattr(os, "ftruncate", ftruncate)
+    with KVStore(path) as store, pytest.raises(StoreFullError, match="file system") as caught:
+        for number in range(10_000):
+            store.create(f"k{number}", {"x": "x" * 16_000})
+    assert "max_bytes" not in str(caught.value)
+    assert_whole(path)

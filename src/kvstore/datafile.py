@@ -311,8 +311,12 @@ class DataFile:
             if error.errno != EFBIG:
                 raise
             most = limit_of_file_size()
-            limit = max(min(limit, most >> EXTENT_SHIFT), self._extent_count)
-            self._limit = f"this process may make files of {most:,} bytes (RLIMIT_FSIZE, ulimit -f)"
+            limit = max(min(limit, (most or 0) >> EXTENT_SHIFT), self._extent_count)
+            self._limit = "the file system takes no longer one"
+            if most is not None:
+                self._limit = (
+                    f"this process may make files of {most:,} bytes (RLIMIT_FSIZE, ulimit -f)"
+                )
             if limit > self._extent_count:
                 os.ftruncate(self._fd, limit << EXTENT_SHIFT)
         try:

@@ -19,7 +19,6 @@ from .layout import EXTENT_SIZE, U64
 
 if sys.platform != "win32":
     import fcntl
-    import resource
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
@@ -83,27 +82,25 @@ def map_file(fd: int, size: int, private: bool) -> tuple[mmap.mmap, bool]:
     return mmap.mmap(fd, size), False
 
 
-def limit_of_file_size() -> int:
-    """Return how many bytes a file of this process may have."""
-    limit = sys.maxsize
-    if sys.platform != "win32":
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        limit = limit if most == resource.RLIM_INFINITY else most
-    return limit
+def limit_of_file_size() -> int | None:
+    """Return how many bytes a file of this process may have; None where there is no such limit."""
+    return _limits("RLIMIT_FSIZE").get("RLIMIT_FSIZE")
 
 
 def limits_of_memory() -> str:
     """Return the limits that may keep this process from mapping more, for a message."""
-    said = []
-    if sys.platform != "win32":
-        for name, number in (
-            ("RLIMIT_AS, ulimit -v", resource.RLIMIT_AS),
-            ("after mlockall RLIMIT_MEMLOCK, ulimit -l", resource.RLIMIT_MEMLOCK),
-        ):
-            limit = resource.getrlimit(number)[0]
-            if limit != resource.RLIM_INFINITY:
-                said.append(f"{name}: {limit:,} bytes")
-    return "; ".join(said)
+    said = {"RLIMIT_AS": "RLIMIT_AS, ulimit -v", "RLIMIT_MEMLOCK": "RLIMIT_MEMLOCK, ulimit -l"}
+    return "; ".join(f"{said[name]}: {limit:,} bytes" for name, limit in _limits(*said).items())
+
+
+def _limits(*names: str) -> dict[str, int]:
+    """Return those of this process's limits that are set, and can be told."""
+    with suppress(*_TROUBLE):  # with too little memory, it may not be loaded
+        import resource  # for messages of an opening, and where it meets such a limit
+
+        limits = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
+        return {name: limit for name, limit in limits.items() if limit != resource.RLIM_INFINITY}
+    return {}
 
 
 def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
