@@ -151,7 +151,8 @@ def reserve(fd: int, start: int, end: int) -> None:
             os.posix_fallocate(fd, start, end - start)
             return
         except OSError as error:
-            if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS):
+            # EPERM: from a filter of system calls, as containers have.
+            if error.errno not in (EOPNOTSUPP, EINVAL, ENOSYS, EPERM):
                 raise
     size = os.fstat(fd).st_size
     for hole_start, hole_end in [*_holes(fd, start, min(end, size)), (max(start, size), end)]:

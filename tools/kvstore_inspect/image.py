@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from kvstore import CorruptStoreError, UnsupportedFormatError
+from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
 from kvstore.filelock import FileLock
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
@@ -227,7 +227,7 @@ def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iter
         unlocked: do not lock; another process may be changing the file meanwhile.
 
     Raises:
-        StoreLockedError: another process has it after `wait`.
+        StoreLockedError: another process has it after `wait`; or, also unlocked, a lease on it.
         OSError: it cannot be opened for reading, or is no regular file.
         UnsupportedFormatError, CorruptStoreError: as `Image`.
     """
@@ -239,7 +239,10 @@ def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iter
         finally:
             lock.release()
         return
-    fd = os.open(absolute, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        fd = os.open(absolute, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except BlockingIOError:
+        raise StoreLockedError(f"{path}: another process has a lease on it (F_SETLEASE)") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(22, "not a regular file", str(path))
