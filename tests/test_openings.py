@@ -676,7 +676,7 @@ def test_lease_of_another_process_is_waited_for(path: Path, kind: str) -> None:
 def test_lease_that_is_not_given_up_is_what_is_said(path: Path, timeout: float) -> None:
     KVStore(path).close()
     with lease(path, "F_RDLCK"):
-        with pytest.raises(StoreLockedError, match="another process has a lease on it") as caught:
+        with pytest.raises(StoreLockedError, match="somebody has a lease on it") as caught:
             KVStore(path, timeout=timeout)
         assert str(path) in str(caught.value)
         assert ("waited for 0.2 seconds" in str(caught.value)) == bool(timeout)

@@ -109,8 +109,8 @@ class FileLock:
                 if monotonic() < deadline:
                     return False
                 raise StoreLockedError(
-                    f"{self.path}: another process has a lease on it (F_SETLEASE, as file servers "
-                    f"take) and has not given it up{self._after_waiting()}",
+                    f"{self.path}: somebody has a lease on it (F_SETLEASE, as file servers take) "
+                    f"and has not given it up{self._after_waiting()}",
                     _WHAT_TO_DO,
                 ) from None
             except OSError as error:

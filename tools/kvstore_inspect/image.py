@@ -242,7 +242,7 @@ def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iter
     try:
         fd = os.open(absolute, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except BlockingIOError:
-        raise StoreLockedError(f"{path}: another process has a lease on it (F_SETLEASE)") from None
+        raise StoreLockedError(f"{path}: somebody has a lease on it (F_SETLEASE)") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(22, "not a regular file", str(path))
