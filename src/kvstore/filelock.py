@@ -212,13 +212,14 @@ class FileLock:
             )
 
     def _is_lost(self) -> bool:
-        try:
+        with suppress(OSError):  # it may not look there any more
             if self._path_names_it():
                 return False
-            is_certain = _root(self.path) == self._root
-        except OSError:
-            is_certain = False
-        return is_certain or os.fstat(self.fd).st_nlink == 0
+            if _root(self.path) == self._root:
+                return True
+        with suppress(OSError):  # closed meanwhile
+            return os.fstat(self.fd).st_nlink == 0
+        return False
 
     def _path_names_it(self) -> bool:
         try:
