@@ -153,7 +153,7 @@ class FileLock:
             raise StoreLockedError(
                 f"{self.path}: this very process (pid {os.getpid()}) has it open, from "
                 f"{other._opener}",
-                "share what was opened there, or close it first",
+                "share it or close it first",
             )
         try:
             portalocker.lock(
