@@ -153,7 +153,9 @@ class SharedFlush:
                 self._flush_part(*part)
         except BaseException as failure:
             self._owes_everything = True
-            if isinstance(failure, OSError):
+            # One without a number is no word of the system's: a signal handler raised it, as a
+            # TimeoutError of its own, and the disk may have done its part or not.
+            if isinstance(failure, OSError) and failure.errno is not None:
                 self._error = failure
             raise
 
