@@ -412,7 +412,3 @@ def test_stats_counts_the_records_and_the_bytes_of_the_file(store: KVStore) -> N
     stats = store.stats()
     assert stats.records == 100
     assert stats.file_size == size(store.path)
-
-
-def test_the_package_names_its_version() -> None:
-    assert kvstore.__version__.count(".") >= 1

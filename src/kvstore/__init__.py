@@ -27,7 +27,7 @@ from .implementation import IMPLEMENTATION
 from .stats import StoreStats
 from .store import KVStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "IMPLEMENTATION",

@@ -14,7 +14,8 @@ def main() -> int:
         if missing not in ("click", "jinja2", "matplotlib", "rich"):
             raise
         print(
-            f"kvstore-inspect: {missing} is missing; pip install 'kvstore[inspect]' brings it",
+            f"kvstore-inspect: {missing} is missing; in a clone of kvstore, "
+            f"pip install '.[inspect]' brings it",
             file=sys.stderr,
         )
         return 2
