@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from support import children
+from support import MIB, children
 from support.stores import OpenStore
 from support.values import sized_value
 
-from kvstore import KVStore
+from kvstore import KVStore, StoreFullError
+from kvstore.filelock import FileLock
 
 DONE, REFUSED, USAGE, LOCKED = 0, 1, 2, 3
 
@@ -31,6 +36,23 @@ def _run(command: str, path: Path, *arguments: object) -> subprocess.CompletedPr
 def _done(result: subprocess.CompletedProcess[str]) -> str:
     assert (result.returncode, result.stderr) == (DONE, "")
     return result.stdout
+
+
+def _in_shell(
+    line: str, *arguments: object, folder: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a shell's line in which `kvstore` stands for the command with these arguments."""
+    command = shlex.join([sys.executable, "-W", "error", "-m", "kvstore", *map(str, arguments)])
+    return subprocess.run(
+        ["sh", "-c", line.replace("kvstore", command, 1)],
+        env=children.environment(),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=children.PATIENCE_SECONDS,
+        check=False,
+    )
 
 
 def _failed(result: subprocess.CompletedProcess[str], code: int) -> str:
@@ -145,6 +167,11 @@ def test_trouble_with_the_path_is_refused(tmp_path: Path) -> None:
         ("create", "k", "{}", "--ttl", "soon"),
         ("read", "k", "--unknown"),
         ("read", "k", "--wait", "long"),
+        ("read", "k", "--wait", "-1"),
+        ("read", "k", "--wait", "inf"),
+        ("read", "k", "--max-bytes", "many"),
+        ("read", "k", "--file", ""),
+        ("--file", "", "read", "k"),
     ],
     ids=" ".join,
 )
@@ -181,10 +208,223 @@ def test_wait_waits_until_the_store_is_free(filled: Path) -> None:
     assert json.loads(out)["name"] == "Ada"
 
 
-def test_a_closed_pipe_ends_read_quietly(filled: Path) -> None:
+# --- no file is made of a mistyped name ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["read", "delete"])
+def test_what_only_looks_into_a_file_never_makes_one(tmp_path: Path, command: str) -> None:
+    """A mistyped name made a store of 2 MiB, and said of the key that it was not there."""
+    typo = tmp_path / "typo.kvs"
+    message = _failed(_run(command, typo, "user:1"), REFUSED)
+    assert f"{typo}: the file does not exist" in message
+    message = _failed(children.run_command(command, "k", KVSTORE_PATH=str(typo)), REFUSED)
+    assert f"{typo}: the file does not exist" in message
+    message = _failed(_run(command, tmp_path / "folder" / "typo.kvs", "k"), REFUSED)
+    assert "the folder of the file does not exist" in message
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("contents", [b"", bytes(100_000)], ids=["empty", "zeros"])
+@pytest.mark.parametrize("command", ["read", "delete"])
+def test_what_only_looks_into_a_file_makes_no_store_of_an_empty_one(
+    path: Path, command: str, contents: bytes
+) -> None:
+    path.write_bytes(contents)
+    assert "no store is in the file" in _failed(_run(command, path, "k"), REFUSED)
+    assert path.read_bytes() == contents
+
+
+def test_a_file_removed_while_it_is_waited_for_is_not_made_anew(path: Path) -> None:
+    """Whether the file is there is not asked before it is opened, but as it is opened."""
+    path.touch()
+    lock = FileLock(str(path), 0.0)
+    process = children.start_command(
+        "read", "--file", path, "user:1", "--wait", children.PATIENCE_SECONDS
+    )
+    _wait_until_open(process.pid, path)
+    path.unlink()
+    lock.release()
+    _, error = process.communicate(timeout=children.PATIENCE_SECONDS)
+    assert process.returncode == REFUSED
+    assert "does not exist" in error
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("", "{}"),
+        ("k", "[]"),
+        ("k", "{"),
+        ("k", "{}", "--ttl", "0"),
+        ("k", "{}", "--max-bytes", "5"),
+    ],
+    ids=" ".join,
+)
+def test_a_create_that_is_refused_makes_no_file(path: Path, arguments: tuple[str, ...]) -> None:
+    _failed(_run("create", path, *arguments), REFUSED)
+    assert not path.exists()
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def test_options_of_the_file_come_before_the_command_or_after_it(
+    filled: Path, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other.kvs")
+    for arguments in (
+        ("--file", filled, "--wait", "1", "--max-bytes", 5 * MIB, "read", "user:1"),
+        ("--file", filled, "read", "user:1", "--wait", "1"),
+        ("--wait", "1", "read", "--file", filled, "--max-bytes", 5 * MIB, "user:1"),
+        ("read", "--wait", "1", "user:1", "--file", filled),
+        ("--file", other, "read", "user:1", "--file", filled),
+    ):
+        printed = _done(children.run_command(*arguments, KVSTORE_PATH=other))
+        assert json.loads(printed)["name"] == "Ada", arguments
+    assert not Path(other).exists()
+
+
+def test_max_bytes_keeps_the_file_from_growing(path: Path) -> None:
+    value = json.dumps(sized_value(16_000))
+    with KVStore(path, max_bytes=4 * MIB) as store, pytest.raises(StoreFullError):
+        for number in range(1_000):
+            store.create(f"{number}", json.loads(value))
+    full = _failed(_run("create", path, "more", value, "--max-bytes", 4 * MIB), REFUSED)
+    assert str(path) in full or "room" in full
+    assert path.stat().st_size <= 4 * MIB
+    _done(_run("create", path, "more", value))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is known to work on Linux only")
+def test_max_bytes_makes_do_with_little_address_space(path: Path) -> None:
+    """A file is mapped as long as it may become, which a limit on memory may not allow."""
+    line = "ulimit -v 600000; kvstore"
+    assert _in_shell(line, "create", "--file", path, "k", "{}").returncode == REFUSED
+    _done(_in_shell(line, "--max-bytes", 64 * MIB, "create", "--file", path, "k", "{}"))
+    assert _done(_in_shell(line, "read", "k", "--file", path, "--max-bytes", 64 * MIB)) == "{}\n"
+
+
+# --- standard streams ----------------------------------------------------------------------------
+
+_FULL: Final = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+@_FULL
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("kvstore > /dev/full", "No space left on device"),
+        ("kvstore >&-", "it is closed"),
+        ("kvstore 1< /dev/null", "Bad file descriptor"),
+    ],
+)
+def test_a_value_that_cannot_be_printed_is_told_of(filled: Path, line: str, reason: str) -> None:
+    result = _in_shell(line, "read", "--file", filled, "user:1")
+    message = _failed(result, REFUSED)
+    assert message == f"kvstore: cannot write the value to standard output: {reason}\n"
+
+
+@_FULL
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_cannot_be_printed_is_told_of(option: str) -> None:
+    message = _failed(_in_shell("kvstore > /dev/full", option), REFUSED)
+    assert message == "kvstore: cannot write to standard output: No space left on device\n"
+
+
+@_FULL
+def test_where_no_message_can_be_printed_the_status_tells(filled: Path) -> None:
+    for redirect in ("2> /dev/full", "2>&-"):
+        for arguments, status in (
+            (("read", "absent"), REFUSED),
+            (("read",), USAGE),
+            (("read", "user:1"), DONE),
+        ):
+            result = _in_shell(f"kvstore {redirect}", "--file", filled, *arguments)
+            assert result.returncode == status, (redirect, arguments, result)
+            assert result.stdout.startswith('{"name"') == (status == DONE)
+
+
+def test_with_every_stream_closed_the_file_is_in_the_place_of_none(
+    path: Path, open_store: OpenStore
+) -> None:
+    """The file would get the number of a closed stream, and messages be written into it."""
+    result = _in_shell("kvstore <&- >&- 2>&-", "create", "--file", path, "k", '{"n":1}')
+    assert (result.returncode, result.stdout, result.stderr) == (DONE, "", "")
+    assert _in_shell("kvstore <&- >&- 2>&-", "read", "--file", path, "no").returncode == REFUSED
+    assert dict(open_store()) == {"k": {"n": 1}}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("kvstore <&-", "cannot read the value from standard input: it is closed"),
+        ("kvstore 0> /dev/null", "cannot read the value from standard input: Bad file descriptor"),
+        (r"printf '{\"a\":\"\377\"}' | kvstore", "the value is not JSON: 'utf-8' codec"),
+        ("kvstore < /dev/null", "the value is not JSON"),
+    ],
+)
+def test_standard_input_that_gives_no_value_is_refused(path: Path, line: str, reason: str) -> None:
+    message = _failed(_in_shell(line, "create", "--file", path, "k"), REFUSED)
+    assert message.startswith(f"kvstore: {reason}")
+    assert not path.exists()
+
+
+def test_values_go_through_a_pipe(filled: Path, tmp_path: Path, open_store: OpenStore) -> None:
+    other = tmp_path / "other.kvs"
+    copy = shlex.join([sys.executable, "-m", "kvstore", "create", "--file", str(other), "copy"])
+    _done(_in_shell(f"kvstore | {copy}", "read", "--file", filled, "user:1"))
+    assert open_store(other)["copy"] == {"name": "Ada", "tags": ["é", "🐍"]}
+
+
+@pytest.mark.parametrize("option", [(), ("--help",)], ids=["a value", "help"])
+def test_a_closed_pipe_ends_it_quietly(
+    path: Path, open_store: OpenStore, option: tuple[str, ...]
+) -> None:
     """As under `| head -0`."""
-    with children.start_command("read", "--file", filled, "user:1") as process:
+    with open_store() as store:
+        store.create("user:1", sized_value(16_000))
+    with children.start_command("read", "--file", path, "user:1", *option) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == DONE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a signal on POSIX only")
+def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
+    with KVStore(filled):
+        process = children.start_command(
+            "read", "--file", filled, "user:1", "--wait", children.PATIENCE_SECONDS
+        )
+        _wait_until_open(process.pid, filled)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=children.PATIENCE_SECONDS)
+    assert (process.returncode, out, error) == (128 + signal.SIGINT, "", "")
+
+
+def _wait_until_open(pid: int, path: Path) -> None:
+    """Wait until the process has this file open: by then it is past its imports."""
+    folder = Path(f"/proc/{pid}/fd")
+    if not folder.is_dir():
+        pytest.skip("the system does not show what a process has open")
+    deadline = time.monotonic() + children.PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        for link in folder.iterdir():
+            try:
+                if os.path.samefile(link, path):
+                    return
+            except OSError:  # closed meanwhile
+                continue
+    pytest.fail("the file was never opened")
+
+
+def test_bytes_of_a_key_that_are_no_utf_8_are_refused(filled: Path) -> None:
+    key = os.fsdecode(b"caf\xe9")
+    assert "lone surrogate" in _failed(_run("read", filled, key), REFUSED)
+
+
+def test_a_relative_name_is_of_the_folder_that_the_shell_is_in(filled: Path) -> None:
+    result = _in_shell("kvstore", "read", "user:1", "--file", filled.name, folder=filled.parent)
+    assert json.loads(_done(result))["name"] == "Ada"

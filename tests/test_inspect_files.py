@@ -379,4 +379,7 @@ def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     )
     assert (done.returncode, done.stdout) == (WRONG_USAGE, "")
     assert done.stderr.count("\n") == 1
-    assert f"{missing} is missing; in a clone of kvstore, pip install '.[inspect]' brings it" in done.stderr
+    assert (
+        f"{missing} is missing; in a clone of kvstore, pip install '.[inspect]' brings it"
+        in done.stderr
+    )

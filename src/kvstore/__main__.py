@@ -6,84 +6,240 @@ usage; 3: another process has the file.
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NoReturn
 
 from kvstore import __version__
 
+from .codec import check_ttl, encode_key, encode_value
 from .errors import KVStoreError, StoreLockedError
+from .layout import MAX_FILE_SIZE
 from .store import KVStore
 
 DONE: Final = 0
 REFUSED: Final = 1
 LOCKED: Final = 3  # 2, wrong usage, is argparse's
+INTERRUPTED: Final = 128 + 2  # as of a program that SIGINT ends
+
+
+class _Failure(Exception):
+    """A command that failed for a reason of the shell's; its message tells which."""
+
+
+class _Existing(KVStore):
+    """A store whose file must be there: a mistyped name makes none."""
+
+    _creates = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    _fill_standard_streams()
     try:
-        _run(options)
+        options = _parse(arguments)
+        if isinstance(options, int):
+            return options
+        _COMMANDS[options.command](options)
     except StoreLockedError as error:
-        print(f"kvstore: {error.args[0]}; --wait SECONDS waits for it", file=sys.stderr)
-        return LOCKED
-    except (KVStoreError, OSError, ValueError) as error:
-        print(f"kvstore: {error}", file=sys.stderr)
-        return REFUSED
+        return _end(f"{error.args[0]}; --wait SECONDS waits for it", LOCKED)
+    except FileNotFoundError as error:
+        return _end(_missing(error), REFUSED)
+    except OSError as error:
+        told = error.strerror or error
+        return _end(f"{error.filename}: {told}" if error.filename else told, REFUSED)
+    except (KVStoreError, ValueError, _Failure) as error:
+        return _end(error, REFUSED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return DONE
 
 
-def _run(options: argparse.Namespace) -> None:
-    value: dict[str, Any] = {}
-    if options.command == "create":
-        text = sys.stdin.buffer.read() if options.value == "-" else options.value
-        # Not orjson, which would turn an integer out of range into a float.
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the value is not JSON: {error}") from error
-    with KVStore(options.file, timeout=options.wait) as store:
-        if options.command == "create":
-            store.create(options.key, value, ttl=options.ttl)
-        elif options.command == "delete":
-            store.delete(options.key)
-        else:
-            sys.stdout.buffer.write(store.read_bytes(options.key) + b"\n")
-            sys.stdout.buffer.flush()
+def _end(message: object, status: int) -> int:
+    # Where it cannot be written, the status still tells.
+    with suppress(OSError):
+        print(f"kvstore: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _missing(error: FileNotFoundError) -> str:
+    name = str(error.filename)
+    if os.path.isdir(os.path.dirname(name)):
+        return f"{name}: the file does not exist; `create` makes it"
+    return f"{name}: the folder of the file does not exist"
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def _create(options: argparse.Namespace) -> None:
+    value = _value(options)
+    # Judged first: what is refused makes no file either.
+    encode_key(options.key)
+    encode_value(options.key, value)
+    if options.ttl is not None:
+        check_ttl(options.key, options.ttl)
+    with _opened(KVStore, options) as store:
+        store.create(options.key, value, ttl=options.ttl)
+
+
+def _read(options: argparse.Namespace) -> None:
+    with _opened(_Existing, options) as store:
+        value = store.read_bytes(options.key)
+    # Whoever reads slowly does not keep others from the file.
+    _write(value + b"\n", "the value ")
+
+
+def _delete(options: argparse.Namespace) -> None:
+    with _opened(_Existing, options) as store:
+        store.delete(options.key)
+
+
+_COMMANDS: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
+    "create": _create,
+    "read": _read,
+    "delete": _delete,
+}
+
+
+def _opened(kind: type[KVStore], options: argparse.Namespace) -> KVStore:
+    return kind(options.file, max_bytes=options.max_bytes, timeout=options.wait)
+
+
+def _value(options: argparse.Namespace) -> Any:
+    text = _standard_input() if options.value == "-" else options.value
+    # Not orjson, which would turn an integer out of range into a float.
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Failure(f"the value is not JSON: {error}") from error
+
+
+# --- standard streams ----------------------------------------------------------------------------
+
+
+def _fill_standard_streams() -> None:
+    """Where one was closed, put something in its place, or the store's file would be that."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    if sys.stderr is None:  # where print() would write on standard output
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _standard_input() -> bytes:
+    try:
+        if sys.stdin is None:
+            raise OSError("it is closed")
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise _Failure(
+            f"cannot read the value from standard input: {error.strerror or error}"
+        ) from error
+
+
+def _write(text: bytes, what: str = "") -> None:
+    try:
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _give_up_output()  # whoever reads has enough
+    except OSError as error:
+        _give_up_output()
+        raise _Failure(
+            f"cannot write {what}to standard output: {error.strerror or error}"
+        ) from error
+
+
+def _give_up_output() -> None:
+    """Keep Python from trying once more at its end to write what cannot be written."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace | int:
+    """Return the options, or the exit status where the parser has said all there is to say."""
+    try:
+        return _parser().parse_args(arguments)
+    except SystemExit as end:
+        _write(b"")  # help, or the version, which may still be in a buffer
+        return end.code if isinstance(end.code, int) else 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--file", help="the store's file (default: the default file)")
-    shared.add_argument(
-        "--wait",
-        type=_seconds,
-        default=0.0,
-        metavar="SECONDS",
-        help="how long to wait for another process to let go of the file (default: 0)",
-    )
-    shared.add_argument("key", help="1 to 32 characters")
-    parser = argparse.ArgumentParser(
+    """Return the parser, which takes the options of all commands before and after their names."""
+    parser = _Parser(
         prog="python -m kvstore",
         description="Create, read and delete records of a kvstore file.",
         epilog="Exit status: 0 done, 1 refused, 2 wrong usage, 3 the file is in use.",
     )
     parser.add_argument("--version", action="version", version=f"kvstore {__version__}")
+    _add_shared(parser, file=None, wait=0.0, max_bytes=MAX_FILE_SIZE)
+    # Not set here, so that what was given before the command's name stands.
+    absent = dict.fromkeys(("file", "wait", "max_bytes"), argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="create|read|delete")
     create = commands.add_parser(
         "create",
-        parents=[shared],
-        help="store a JSON object under a new key",
+        help="store a JSON object under a new key; makes the file where it is missing",
         epilog="""example: python -m kvstore create user:1 '{"name": "Ada"}' --ttl 3600""",
     )
+    read = commands.add_parser("read", help="print the value of a key as JSON")
+    delete = commands.add_parser("delete", help="remove a key")
+    for command in (create, read, delete):
+        _add_shared(command, **absent)
+        command.add_argument("key", help="1 to 32 characters; after -- where it begins with a dash")
     create.add_argument(
         "value", nargs="?", default="-", help="a JSON object (default: read from standard input)"
     )
     create.add_argument("--ttl", type=int, metavar="SECONDS", help="time to live")
-    commands.add_parser("read", parents=[shared], help="print the value of a key as JSON")
-    commands.add_parser("delete", parents=[shared], help="remove a key")
     return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    parser.add_argument(
+        "--file",
+        type=_path,
+        default=defaults["file"],
+        help="the store's file (default: the default file)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=defaults["wait"],
+        metavar="SECONDS",
+        help="how long to wait for another process to let go of the file (default: 0)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=defaults["max_bytes"],
+        metavar="N",
+        help=f"the file does not grow past this (default: {MAX_FILE_SIZE:,}); under a limit on "
+        f"memory (ulimit -v), what fits into it",
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that tells wrong usage even where standard error takes nothing."""
+
+    def error(self, message: str) -> NoReturn:
+        with suppress(OSError):
+            super().error(message)
+        raise SystemExit(2)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -98,6 +98,7 @@ class DataFile:
         max_bytes: `grow` goes no further than this; a larger file opens and does not grow.
         timeout: seconds to wait for another process.
         now_ms: the time of creation of a new file.
+        create: create one; else nothing is changed, and a file without a store is an error.
         durable: have at hand what `flush_record` needs to be faster than `flush`.
 
     Attributes:
@@ -127,17 +128,24 @@ class DataFile:
     """
 
     def __init__(
-        self, path: str, max_bytes: int, timeout: float, now_ms: int, *, durable: bool = False
+        self,
+        path: str,
+        max_bytes: int,
+        timeout: float,
+        now_ms: int,
+        *,
+        durable: bool = False,
+        create: bool = True,
     ) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout)
+        self._lock = FileLock(path, timeout, create=create)
         self._fd = -1
         self._identity: bytes = b""
         self.hash_seed: int = 0
         self._is_new = False
         self._has_failed = False
         try:
-            self._open(max_bytes, now_ms, durable)
+            self._open(max_bytes, now_ms, durable, create)
         except BaseException as error:
             try:
                 self._take_back_new_file()
@@ -152,11 +160,16 @@ class DataFile:
 
     # --- opening -------------------------------------------------------------------------------
 
-    def _open(self, max_bytes: int, now_ms: int, durable: bool) -> None:
+    def _open(self, max_bytes: int, now_ms: int, durable: bool, create: bool) -> None:
         self._fd = self._lock.open_again()
         self.in_place = overwrites_in_place(self._fd)
         self.private = not self.in_place and may_be_mapped_privately(self._fd)
         if not self._load_identity():
+            if not create:
+                raise UnsupportedFormatError(
+                    f"{self.path}: no store is in the file: it is empty, or holds nothing but "
+                    f"zeros; it was left as it is"
+                )
             self._create(now_ms)
         self._load_state()
         self._reserve_all()

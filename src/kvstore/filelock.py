@@ -53,12 +53,13 @@ _held: "WeakValueDictionary[tuple[int, int], FileLock]" = WeakValueDictionary()
 
 
 class FileLock:
-    """An exclusively locked, open data file. Creates the file, mode 0600, where it is missing.
+    """An exclusively locked, open data file. Creates the file, mode 0600, where that is wanted.
 
     Args:
         path: absolute path of the file.
         timeout: seconds to wait for another process.
         read_only: open it for reading only, and do not create it.
+        create: create it where it is missing.
 
     Raises:
         StoreLockedError: another process has it after `timeout`, or this one has it already.
@@ -66,13 +67,15 @@ class FileLock:
         OSError: the path cannot be opened, or is no regular file.
     """
 
-    def __init__(self, path: str, timeout: float, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str, timeout: float, *, read_only: bool = False, create: bool = True
+    ) -> None:
         self.path = path
         self.fd = -1
         self._pid = os.getpid()
         self._timeout = timeout
         self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS
-        self._creates = not read_only
+        self._creates = create and not read_only
         self._is_new = False
         self._opener = _caller()
         self._root = _root(path)

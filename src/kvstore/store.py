@@ -94,6 +94,8 @@ class KVStore(Operations, Mapping[str, Value]):
         OSError: the path cannot be opened for reading and writing.
     """
 
+    _creates = True  # the file, where there is none; not so for a tool that only looks into it
+
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -113,7 +115,12 @@ class KVStore(Operations, Mapping[str, Value]):
         self._durable = bool(durable)
         self._max_bytes = max_bytes
         self._file = DataFile(
-            str(self._path), max_bytes, timeout, clock.now_ms(), durable=self._durable
+            str(self._path),
+            max_bytes,
+            timeout,
+            clock.now_ms(),
+            durable=self._durable,
+            create=self._creates,
         )
         try:
             extents = Extents(self._file)
