@@ -395,9 +395,12 @@ def test_a_closed_pipe_ends_it_quietly(
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a signal on POSIX only")
 def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
     with KVStore(filled):
+        # What a shell starts in the background ignores the signal, and so would our child.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = children.start_command(
             "read", "--file", filled, "user:1", "--wait", children.PATIENCE_SECONDS
         )
+        signal.signal(signal.SIGINT, handler)
         _wait_until_open(process.pid, filled)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=children.PATIENCE_SECONDS)

@@ -34,6 +34,7 @@ from kvstore import KVStore
 from kvstore.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
+    FIXED_EXTENTS,
     IDENTITY,
     IDENTITY_OFFSETS,
     STATE_OFFSET,
@@ -325,8 +326,94 @@ def test_output_that_cannot_be_written_is_said_once(filled: Path) -> None:
         start_inspector("info", filled, stdout=full) as child,
     ):
         _, err = child.communicate(timeout=PATIENCE_SECONDS)
-    assert child.returncode == WRONG_USAGE
-    assert err.splitlines() == ["kvstore-inspect: [Errno 28] No space left on device"]
+    assert child.returncode == PROBLEMS
+    assert err.splitlines() == [f"{UNWRITABLE}: No space left on device"]
+
+
+UNWRITABLE: Final = "kvstore-inspect: cannot write to standard output"
+_PRINTING: Final = (
+    ("info", "FILE"),
+    ("info", "FILE", "--json"),
+    ("keys", "FILE"),
+    ("get", "FILE", "é"),
+    ("dump", "FILE"),
+    ("slots", "FILE", "--key", "é"),
+    ("verify", "FILE"),
+    ("report", "FILE", "-o", "-"),
+    ("completion", "bash"),
+    ("--help",),
+    ("info", "--help"),
+    ("--version",),
+)
+
+
+def in_shell(line: str, *arguments: object) -> Result:
+    """Run a shell's line, in which "$@" is the inspector with these arguments."""
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-W", "error", "-m", "kvstore_inspect"]
+        + [str(each) for each in arguments],
+        env=inspector(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize("command", _PRINTING, ids=" ".join)
+def test_output_that_goes_nowhere_is_never_taken_for_written(
+    path: Path, command: tuple[str, ...]
+) -> None:
+    """With a closed standard output, a dump of nothing ended in exit status 0."""
+    with KVStore(path) as store:
+        store.create("é", {})
+    arguments = [path if each == "FILE" else each for each in command]
+    full = in_shell('"$@" > /dev/full', *arguments)
+    assert full == (PROBLEMS, "", f"{UNWRITABLE}: No space left on device\n")
+    closed = in_shell('"$@" >&-', *arguments)
+    assert closed == (PROBLEMS, "", f"{UNWRITABLE}: Bad file descriptor\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize("line", ['"$@" 2> /dev/full', '"$@" 2>&-'])
+def test_where_nothing_can_be_said_the_status_still_tells(
+    filled: Path, tmp_path: Path, line: str
+) -> None:
+    """A copy that had succeeded ended in 1, because that could not be said."""
+    copy = tmp_path / "copy.kvs"
+    assert in_shell(line, "copy", filled, copy) == (DONE, "", "")
+    assert in_shell(line, "copy", filled, copy) == (WRONG_USAGE, "", "")
+    assert in_shell(line, "keys", filled, "--unlocked").status == DONE
+    assert in_shell(line, "keys", tmp_path / "missing.kvs") == (WRONG_USAGE, "", "")
+    flip(copy, FIXED_EXTENTS * EXTENT_SIZE)
+    assert in_shell(line, "dump", copy).status == PROBLEMS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"), [('"$@" <&-', "Bad file"), ('"$@" 0> /dev/null', "Bad file")]
+)
+def test_input_that_cannot_be_read_is_told_of_and_makes_no_store(
+    path: Path, line: str, reason: str
+) -> None:
+    result = in_shell(line, "load", path)
+    assert (result.status, result.out) == (WRONG_USAGE, "")
+    assert result.err.startswith(f"kvstore-inspect: standard input: cannot be read: {reason}")
+    assert not path.exists()
+
+
+def test_with_every_stream_closed_the_file_is_in_the_place_of_none(
+    filled: Path, tmp_path: Path
+) -> None:
+    """The store's file would get the number of a closed stream, and messages be written to it."""
+    path, lines = tmp_path / "new.kvs", tmp_path / "lines.jsonl"
+    lines.write_text('{"key":"a","value":{}}\nno line\n')
+    assert in_shell('"$@" <&- >&- 2>&-', "load", path, lines).status == PROBLEMS
+    with KVStore(path) as store:
+        assert dict(store) == {"a": {}}
+    assert in_shell('"$@" <&- >&- 2>&-', "verify", filled).status == PROBLEMS
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="has no pseudo-terminals")

@@ -4,9 +4,7 @@ Exit status 0: fine; 1: problems found; 2: wrong usage, or not a store; 3: anoth
 """
 
 import importlib
-import os
 import sys
-from io import TextIOWrapper
 from typing import Any, Final
 
 import click
@@ -20,7 +18,7 @@ from kvstore import (
     __version__,
 )
 
-from .terminal import say
+from .terminal import OutputError, give_up, prepare_streams, say
 
 PROBLEMS: Final = 1
 WRONG_USAGE: Final = 2
@@ -73,13 +71,16 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    _prepare_output()
+    prepare_streams()
     output = sys.stdout
     try:
         result: Any = group.main(arguments, prog_name="kvstore-inspect", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        try:
+            error.show()
+        except OSError:
+            give_up(sys.stderr)
         return error.exit_code
     except click.Abort:
         return 128 + 2
@@ -88,36 +89,22 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         # click has put something else in place of a closed pipe, and makes it status 1.
         sys.stdout = output
-        _give_up_output()
+        give_up(sys.stdout)
         return 0
     except BrokenPipeError:
-        _give_up_output()  # whoever reads has enough
+        give_up(sys.stdout)  # whoever reads has enough
         return 0
+    except OutputError as error:
+        give_up(sys.stdout)
+        say(f"kvstore-inspect: cannot write to standard output: {error.strerror}")
+        return PROBLEMS
     except StoreLockedError as error:
         return _end(StoreLockedError(error.args[0], _WHERE_LOCKED), LOCKED)
     except (UnsupportedFormatError, InvalidKeyError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            _give_up_output()  # it may have been the output that failed
         return _end(error, WRONG_USAGE)
     except (CorruptStoreError, KVStoreError) as error:
         return _end(error, PROBLEMS)
     return result if isinstance(result, int) else 0
-
-
-def _prepare_output() -> None:
-    """Let output be written in any encoding, or none where it is closed."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
-    elif isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _give_up_output() -> None:
-    """Where output cannot be written, keep Python from trying once more at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(error: Exception, status: int) -> int:

@@ -1,11 +1,13 @@
 """What is printed, and how: tables and progress for people, JSON for programs."""
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import orjson
 from rich.console import Console
@@ -15,6 +17,52 @@ from rich.table import Table
 from rich.text import Text
 
 _UNLIMITED_WIDTH: Final = 10_000  # where lines do not wrap: in a pipe, or a file
+
+
+class OutputError(OSError):
+    """Standard output does not take what is written."""
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+
+def prepare_streams() -> None:
+    """Have failures to write on standard output be told from others, in whatever encoding it is.
+
+    In the place of a stream that was closed comes one that fails when it is used. Else the store's
+    file would get its number, and what somebody prints be written into the store.
+    """
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
+            pass
+        os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(os.open(os.devnull, os.O_WRONLY), encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:  # in whose place some print on standard output
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is sys.__stdout__:  # and not what a test reads
+        encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(1, "w", closefd=False)),
+            encoding,
+            errors="backslashreplace",
+            line_buffering=os.isatty(1),
+        )
+
+
+def give_up(stream: IO[str]) -> None:
+    """Where a stream cannot be written, keep Python from trying once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Console(Console):
@@ -29,8 +77,11 @@ errors = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print a line on standard error, what is unprintable in it as escapes."""
-    errors.print(Text("".join(map(_shown, message))))
+    """Print a line on standard error, if it takes one, what is unprintable in it as escapes."""
+    try:
+        errors.print(Text("".join(map(_shown, message))))
+    except OSError:  # the exit status still tells
+        give_up(sys.stderr)
 
 
 def show_table(table: Table) -> None:

@@ -3,8 +3,9 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Final
 
@@ -51,10 +52,12 @@ class _StopError(Exception):
 @wait_option
 def command(file: Path, source: IO[bytes], on_exists: str, max_bytes: int, wait: float) -> int:
     """Load the lines; exit 1 where any was not loaded."""
+    lines = _lines(source)
+    first = list(islice(lines, 1))  # before the store is opened: what cannot be read makes no file
     with KVStore(file, max_bytes=max_bytes, timeout=wait) as store:
         loading = _Loading(store, on_exists)
         with _progress(source) as show:
-            stopped = loading.run(source, show)
+            stopped = loading.run(chain(first, lines), show)
     loading.report(file)
     if stopped:
         say(f"{file}: {stopped}")
@@ -70,11 +73,9 @@ class _Loading:
         self._now_ms = now_ms()
         self.counts: Counter[str] = Counter()
 
-    def run(self, source: IO[bytes], show: Callable[[], object]) -> str:
+    def run(self, lines: Iterable[bytes], show: Callable[[], object]) -> str:
         """Load all lines; return why it stopped before their end, or nothing."""
-        number = 0
-        while line := source.readline(LONGEST_LINE + 1):
-            number += 1
+        for number, line in enumerate(lines, 1):
             if number % _STEP == 0:
                 show()
             if not line.strip():
@@ -141,6 +142,20 @@ class _Loading:
             if counts[what]
         ]
         say(f"{file}: {', '.join(parts)}")
+
+
+def _lines(source: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines, or the beginning of one that is too long."""
+    try:
+        while line := source.readline(LONGEST_LINE + 1):
+            yield line
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be read: {error.strerror}", _name_of(source)) from error
+
+
+def _name_of(source: IO[bytes]) -> str:
+    name = source.name  # a number, where it was not opened by its name
+    return name if isinstance(name, str) and name != "<stdin>" else "standard input"
 
 
 @contextmanager
