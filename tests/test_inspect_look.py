@@ -149,6 +149,57 @@ def test_info_of_a_plain_file_gives_no_advice(filled: Path, inspect: Inspect) ->
     assert "100, counted by the index" in text
 
 
+def test_info_tells_what_has_expired_from_what_can_be_read(
+    path: Path, open_store: OpenStore, clock: FakeClock, inspect: Inspect
+) -> None:
+    """What is counted, and how large it is, is all about the same records."""
+    expire(path, clock, keys=30, size=5_000)
+    with open_store() as store:
+        for number in range(20):
+            store.create(f"key {number}", sized_value(100), ttl=None if number % 4 else 11 * HOUR)
+        stats = store.stats()
+    shown = json.loads(inspect("info", path, "--json").out)
+    records, space, classes = shown["records"], shown["space"], shown["classes"]
+    assert (records["count"], records["expiring"], records["expired"]) == (20, 5, 30)
+    assert (records["value_size"], records["largest_value"]) == (20 * 100, 100)
+    assert space["live_size"] + space["expired_size"] == stats.live_size
+    assert space["free_size"] == stats.free_size
+    exact = records["key_size"] + records["value_size"] + RECORD_HEADER_SIZE * 20
+    assert space["padding_size"] == space["live_size"] - exact
+    assert sum(each["records"] for each in classes) == 20
+    assert sum(each["expired"] for each in classes) == 30
+    assert sum(each["expired"] * each["block_size"] for each in classes) == space["expired_size"]
+    text = inspect("info", path).out
+    assert re.search(r"^records +20, ", text, re.MULTILINE)
+    assert re.search(r"^with TTL +5 of them$", text, re.MULTILINE)
+    assert re.search(r"^expired +30 beside them", text, re.MULTILINE)
+    assert f"({space['expired_size']:,} B)" in text
+
+
+def test_only_slots_shows_the_hash_seed_and_only_when_it_is_asked_for(
+    filled: Path, inspect: Inspect
+) -> None:
+    """It is the file's secret, and what is printed is pasted into reports of faults."""
+    raw = filled.read_bytes()[32:40]
+    seed = int.from_bytes(raw, "little")
+    given_away = {f"{seed:x}", str(seed), f"{seed:,}", raw.hex(), raw.hex(" ")}
+    asked: list[tuple[object, ...]] = [
+        ("info", filled), ("info", filled, "--json"), ("keys", filled, "--json"),
+        ("get", filled, "user:4", "--json"), ("verify", filled), ("verify", filled, "--json"),
+        ("slots", filled), ("slots", filled, "--key", "user:4"), ("slots", filled, "--segment", 0),
+        ("slots", filled, "--slot", 0), ("slots", filled, "--slot", 32),
+        ("slots", filled, "--record", 0), ("slots", filled, "--record", 8, "--full"),
+    ]  # fmt: skip
+    for arguments in asked:
+        out = inspect(*arguments).out.lower()
+        assert not {each for each in given_away if each in out}, arguments
+    out = inspect("slots", filled, "--segment", 0).out
+    hidden = r"(\.\. ){8} +hash_seed +secret; --secret shows it"
+    assert len(re.findall(hidden, out)) == 2
+    out = inspect("slots", filled, "--segment", 0, "--secret").out
+    assert f"{raw.hex(' ').upper()}  hash_seed" in out
+
+
 def test_info_says_that_an_index_was_changed_by_something_else(
     filled: Path, inspect: Inspect
 ) -> None:

@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import time
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
@@ -178,17 +180,62 @@ def test_survey_counts_what_is_in_the_file(path: Path, clock: FakeClock) -> None
     with open_image(path) as image:
         found = surveying.survey(image, clock.now_ms + 60_000, lambda _done, _whole: None)
         sentences = surveying.advice(found, image)
-    assert found.records == 1_000
-    assert found.expired == 333
+    assert (found.records, found.expired) == (667, 333)
     assert found.lifetimes == {surveying.NEVER: 334, 0: 333, 86_400: 333}
-    assert sum(found.probes.values()) == 1_000
+    assert sum(found.probes.values()) == sum(found.value_sizes.values()) == 667
     assert found.depths == {4: 16}
     assert found.count(KIND_SEGMENT) == stats.segments
     assert found.count(KIND_SLAB) * 65_536 == stats.slab_size
     assert found.free_bytes == stats.free_size
-    assert found.padding == stats.live_size - sum(each.record_bytes for each in found.classes)
+    held = sum(each.record_bytes for each in found.classes) + found.expired_bytes
+    assert found.padding == stats.live_size - held
     assert found.count(KIND_FREE) > 0
-    assert any("333 of 1,000 records have expired" in sentence for sentence in sentences)
+    assert any("have expired: 333, beside 667 that have not" in sentence for sentence in sentences)
+
+
+def test_numbers_on_the_page_are_all_of_what_can_be_read(path: Path, clock: FakeClock) -> None:
+    """It said "records 35,637" beside "with a time-to-live 42,733", which had expired in part."""
+    path.unlink()
+    clock.set(time.time() - 7_200)
+    with KVStore(path) as store:
+        for number in range(90):
+            store.create(f"{number}", {"text": "x" * 50}, ttl=(None, 30, 72_000)[number % 3])
+    _, page = report(path)
+    shown = " ".join(page.text.split())
+    assert "records 60 " in shown
+    assert "of these with a time-to-live 30 " in shown
+    assert "expired, not yet taken back 30 " in shown
+    assert "held by what has expired 2.8 KiB (2,880 B)" in shown
+
+
+def test_pictures_have_a_number_on_every_bar_and_name_one_unit(path: Path) -> None:
+    """The label of the tallest bar was left out, and low bars could not be read."""
+    _, page = report(path)
+    shown = page.text.split()
+    with KVStore(path) as store:
+        sizes = Counter(max(4, (len(store.read_bytes(key)) - 1).bit_length()) for key in store)
+    for power, count in sizes.items():
+        assert f"≤{2**power:,}" in shown
+        assert str(count) in shown
+    assert {"MiB", "KiB"} & set(shown)
+    assert not re.search(r"\b[kM]B\b", page.text)
+
+
+def test_page_does_not_give_the_hash_seed_away(path: Path) -> None:
+    seed = IDENTITY.unpack_from(path.read_bytes())[4]
+    assert main(["report", str(path), "-o", str(path.with_suffix(".html"))]) == 0
+    text = path.with_suffix(".html").read_text("utf-8").lower()
+    assert f"{seed:x}" not in text
+    assert str(seed) not in text
+
+
+def test_page_of_an_empty_store_says_that_there_is_none(path: Path) -> None:
+    path.unlink()
+    KVStore(path).close()
+    status, page = report(path)
+    assert status == 0
+    assert "Nothing unusual." in page.text
+    assert page.text.split().count("none") == 4
 
 
 def test_file_that_is_mostly_free_is_advised_to_be_copied(path: Path) -> None:

@@ -11,11 +11,10 @@ import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from kvstore.layout import KIND_FIXED, KIND_FREE, KIND_SEGMENT, KIND_SLAB
 
-from .survey import NEVER, Survey
+from .survey import NEVER, SizeClass, Survey
 
 # What no picture has otherwise; in the page it becomes the colour of the text.
 _TEXT: Final = "#010203"
@@ -76,19 +75,21 @@ def pictures(survey: Survey) -> list[Picture]:
         ),
         _draw(
             "Value sizes",
-            "Records by the size of their values as JSON, each bar twice as wide as the one "
-            "before it.",
+            "Records by the size of their values as JSON. Each bar reaches to twice the size of "
+            "the one before it. What has expired is left out.",
             lambda axes: _value_sizes(axes, survey),
         ),
         _draw(
             "Space by size class",
             "Each record lies in a block of the next larger size class. What it does not fill is "
-            "padding; blocks without a record are free for others of the same class.",
+            "padding; blocks without a record are free for others of the same class. Classes are "
+            "shown together up to each doubling.",
             lambda axes: _classes(axes, survey),
         ),
         _draw(
             "Expiry over time",
-            "How long the records have to live.",
+            "How long the records have to live; in grey those that have expired and were not yet "
+            "taken back.",
             lambda axes: _lifetimes(axes, survey),
         ),
     ]
@@ -96,13 +97,14 @@ def pictures(survey: Survey) -> list[Picture]:
         drawn += [
             _draw(
                 "Load of the segments",
-                "Segments of the hash table by the share of their 1,280 slots that is in use. At "
-                "7/8 a segment is split in two.",
+                "Segments of the hash table by the share of their 1,280 slots that is in use, by "
+                "what has expired too. At 7/8, the dotted line, a segment is split in two.",
                 lambda axes: _loads(axes, survey),
             ),
             _draw(
                 "Probe lengths",
-                "Records by the pages of the table that finding them takes. One is the rule.",
+                "Records by the pages of the table that finding them takes. One is the rule. What "
+                "has expired is left out.",
                 lambda axes: _probes(axes, survey),
             ),
         ]
@@ -153,7 +155,7 @@ def _map(axes: Any, survey: Survey) -> None:
     if any(extent.kind not in KIND_COLOURS for extent in survey.extents):
         names.append(("damaged", _DAMAGED))
     handles = [
-        mpl.patches.Patch(color=colour, label=f"{name}: {_kind_count(survey, name):,}")
+        mpl.patches.Patch(color=colour, label=f"{name}: {_kind_count(survey, name):,} extents")
         for name, colour in names
     ]
     axes.figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=8)
@@ -167,13 +169,43 @@ def _kind_count(survey: Survey, name: str) -> int:
 
 
 def _bars(
-    axes: Any, labels: Sequence[str], counts: Sequence[int], colour: str, *, slanted: bool = False
+    axes: Any,
+    labels: Sequence[str],
+    counts: Sequence[int],
+    colour: str | Sequence[str],
+    *,
+    slanted: bool = False,
 ) -> None:
-    axes.bar(labels, counts, color=colour)
+    bars = axes.bar(labels, counts, color=colour)
+    _label(axes, bars, counts, _short)
     axes.set_ylabel("records")
     axes.yaxis.set_major_formatter(lambda number, _place: _short(number))
     if slanted:
-        axes.tick_params(axis="x", rotation=45)
+        _slant(axes)
+
+
+def _label(
+    axes: Any,
+    bars: Any,
+    heights: Sequence[float],
+    shown: Callable[[float], str],
+    *,
+    whole: bool = True,
+) -> None:
+    """Write on top of each bar how high it is, also where it is too low to be seen."""
+    axes.bar_label(bars, [shown(each) if each else "" for each in heights], padding=1, fontsize=7)
+    highest = max(heights, default=0)
+    axes.set_ylim(0, highest * 1.12 or 1)
+    axes.yaxis.get_major_locator().set_params(integer=whole)
+    if not highest:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
+
+
+def _slant(axes: Any) -> None:
+    axes.set_xticks(axes.get_xticks(), axes.get_xticklabels())
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
 def _value_sizes(axes: Any, survey: Survey) -> None:
@@ -186,31 +218,60 @@ def _value_sizes(axes: Any, survey: Survey) -> None:
 
 
 def _classes(axes: Any, survey: Survey) -> None:
-    used = [each for each in survey.classes if each.extents or each.records]
-    labels = [f"{each.block_size:,}" for each in used]
-    bottoms = [0.0] * len(used)
-    for name, colour, values in (
-        ("records", "#2563eb", [each.record_bytes for each in used]),
-        ("padding", "#d97706", [each.padding for each in used]),
-        ("free", "#b8c0cc", [max(0, each.free) for each in used]),
-    ):
-        axes.bar(labels, values, bottom=bottoms, label=name, color=colour)
-        bottoms = [bottom + value for bottom, value in zip(bottoms, values, strict=True)]
-    axes.yaxis.set_major_formatter(EngFormatter("B"))
+    groups: dict[int, list[SizeClass]] = {}
+    for each in survey.classes:
+        if each.extents or each.records or each.expired:
+            groups.setdefault(_doubling(each.block_size), []).append(each)
+    parts = (
+        ("records", "#2563eb", lambda each: each.record_bytes),
+        ("padding", "#d97706", lambda each: each.padding),
+        ("expired", "#7c3aed", lambda each: each.expired * each.block_size),
+        ("free", "#b8c0cc", lambda each: max(0, each.free)),
+    )
+    heights = [[sum(map(measure, group)) for group in groups.values()] for _, _, measure in parts]
+    totals = [sum(column) for column in zip(*heights, strict=True)]
+    divisor, unit = _unit(max(totals, default=0))
+    labels = [f"≤{bound:,}" for bound in groups]
+    bottoms = [0.0] * len(groups)
+    bars = None
+    for (name, colour, _), row in zip(parts, heights, strict=True):
+        scaled = [each / divisor for each in row]
+        bars = axes.bar(labels, scaled, bottom=bottoms, label=name, color=colour)
+        bottoms = [bottom + each for bottom, each in zip(bottoms, scaled, strict=True)]
+    _label(axes, bars, bottoms, lambda height: f"{height:.3g}", whole=False)
     axes.set_xlabel("bytes of a block")
-    step = ceil(len(labels) / 12) or 1
-    axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=45)
-    if used:
-        axes.legend(frameon=False, fontsize=8)
+    if groups:
+        axes.set_ylabel(unit)
+        _slant(axes)
+        axes.figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=8)
+    else:
+        axes.set_xticks([])
+
+
+def _doubling(size: int) -> int:
+    """Return the first power of two that is not less."""
+    return 1 << (size - 1).bit_length()
+
+
+def _unit(size: float) -> tuple[int, str]:
+    """Return a unit in which this many bytes are a number that can be read, and its name."""
+    for divisor, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= divisor:
+            return divisor, name
+    return 1, "B"
 
 
 def _lifetimes(axes: Any, survey: Survey) -> None:
     counts = [survey.lifetimes[limit] for limit in _LIFETIMES]
-    _bars(axes, [*_LIFETIMES.values()], counts, "#0d9488", slanted=True)
+    colours = ["#0d9488" if limit else "#8b95a3" for limit in _LIFETIMES]
+    _bars(axes, [*_LIFETIMES.values()], counts, colours, slanted=True)
 
 
 def _loads(axes: Any, survey: Survey) -> None:
-    axes.hist(survey.loads, bins=[step / 20 for step in range(21)], color="#d97706")
+    counts, _, bars = axes.hist(
+        survey.loads, bins=[step / 20 for step in range(21)], color="#d97706"
+    )
+    _label(axes, bars, counts, lambda count: f"{count:.0f}")
     axes.axvline(7 / 8, color=_TEXT, linestyle=":", linewidth=1)
     axes.xaxis.set_major_formatter(lambda share, _place: f"{share:.0%}")
     axes.set_xlabel("slots in use")

@@ -42,6 +42,8 @@ class ClassSpace:
     records: int = 0
     record_size: int = 0
     """Bytes of headers, keys and values."""
+    expired: int = 0
+    """Records that have expired and whose blocks were not yet taken back."""
     extents: int = 0
 
     @property
@@ -57,20 +59,26 @@ class ClassSpace:
     @property
     def free_blocks(self) -> int:
         """Blocks of its extents without a record."""
-        return max(0, self.extents * BLOCKS_PER_EXTENT[self.size_class] - self.records)
+        return max(0, self._blocks - self.records - self.expired)
+
+    @property
+    def _blocks(self) -> int:
+        return self.extents * BLOCKS_PER_EXTENT[self.size_class]
 
 
 @dataclass
 class Space:
-    """What `survey` counted. Sizes in bytes; expired records are counted like the others."""
+    """What `survey` counted. Sizes in bytes.
+
+    What has expired and was not yet taken back is in `expired` and `expired_size`, and else only in
+    the load of the table.
+    """
 
     extent_count: int
     by_index: bool
     records: int = 0
     expiring: int = 0
     expired: int = 0
-    expired_size: int = 0
-    """Bytes of the blocks of what has expired."""
     key_size: int = 0
     value_size: int = 0
     largest_value: int = 0
@@ -99,6 +107,11 @@ class Space:
         return sum(each.records * each.block_size for each in self.classes)
 
     @property
+    def expired_size(self) -> int:
+        """Blocks of what has expired."""
+        return sum(each.expired * each.block_size for each in self.classes)
+
+    @property
     def padding_size(self) -> int:
         """What the records leave of their blocks."""
         return sum(each.padding_size for each in self.classes)
@@ -106,12 +119,17 @@ class Space:
     @property
     def free_size(self) -> int:
         """Free extents, and what is in no block that holds a record."""
-        return (self.free_extents + self.slabs) * EXTENT_SIZE - self.live_size
+        reserved = (self.free_extents + self.slabs) * EXTENT_SIZE
+        return reserved - self.live_size - self.expired_size
 
     @property
     def load(self) -> float:
-        """Records by slots of the table, 0 to 1."""
-        return self.records / (self.segments * SEGMENT_SLOTS) if self.segments else 0.0
+        """Records, expired ones too, by slots of the table, 0 to 1."""
+        return (
+            (self.records + self.expired) / (self.segments * SEGMENT_SLOTS)
+            if self.segments
+            else 0.0
+        )
 
 
 MOST_DAMAGES: Final = 100
@@ -179,19 +197,19 @@ class _Counting:
         size = RECORD_HEADER_SIZE + key_size + value_size
         size_class = SIZE_CLASSES[(size + BLOCK_ALIGNMENT - 1) // BLOCK_ALIGNMENT]
         of_class = space.classes[size_class]
-        of_class.records += 1
-        of_class.record_size += size
         extent = offset >> EXTENT_SHIFT
         if extent < len(self._class_of_extent):
             self._class_of_extent[extent] = size_class + 1
+        if NEVER < expires_at <= self._now_ms:
+            of_class.expired += 1
+            space.expired += 1
+            return
+        of_class.records += 1
+        of_class.record_size += size
         space.key_size += key_size
         space.value_size += value_size
         space.largest_value = max(space.largest_value, value_size)
-        if expires_at != NEVER:
-            space.expiring += 1
-            if expires_at <= self._now_ms:
-                space.expired += 1
-                space.expired_size += BLOCK_SIZES[size_class]
+        space.expiring += expires_at != NEVER
 
     def finished(self) -> Space:
         space = self.space

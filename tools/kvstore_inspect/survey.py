@@ -27,6 +27,7 @@ from kvstore.layout import (
 
 from .image import Image
 from .records import Damage, Progress, Record, Records
+from .terminal import size as in_bytes
 
 # Seconds: none, a minute, an hour, a day, a week, 30 days, a year, any number.
 LIFETIMES: Final = (0, 60, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400, inf)
@@ -53,6 +54,7 @@ class SizeClass:
     extents: int = 0
     records: int = 0
     record_bytes: int = 0
+    expired: int = 0
 
     @property
     def padding(self) -> int:
@@ -61,13 +63,17 @@ class SizeClass:
 
     @property
     def free(self) -> int:
-        """What its extents have that is in no record's block."""
-        return self.extents * EXTENT_SIZE - self.records * self.block_size
+        """What its extents have that is in no record's block, of none that has expired either."""
+        return self.extents * EXTENT_SIZE - (self.records + self.expired) * self.block_size
 
 
 @dataclass
 class Survey:
-    """Counts over all of a file."""
+    """Counts over all of a file: of what can be read now.
+
+    What has expired and was not yet taken back is in `expired`, and else only in the lifetimes, by
+    itself, and in the fill of the extents.
+    """
 
     now_ms: int
     by_index: bool
@@ -98,6 +104,11 @@ class Survey:
     def free_bytes(self) -> int:
         """What is reserved and unused: free extents, and blocks that hold no record."""
         return self.count(KIND_FREE) * EXTENT_SIZE + sum(each.free for each in self.classes)
+
+    @property
+    def expired_bytes(self) -> int:
+        """The blocks of what has expired."""
+        return sum(each.expired * each.block_size for each in self.classes)
 
     @property
     def padding(self) -> int:
@@ -147,22 +158,24 @@ def _count(result: Survey, image: Image, record: Record) -> None:
     key = record.key.encode()
     size = RECORD_HEADER_SIZE + len(key) + len(record.value)
     size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
-    result.classes[size_class].records += 1
-    result.classes[size_class].record_bytes += size
-    result.records += 1
-    result.value_sizes[len(record.value)] += 1
     lifetime = NEVER
     if record.expires_at:
         left = (record.expires_at - result.now_ms) / 1000
         lifetime = next(limit for limit in LIFETIMES if left <= 0 or left < limit)
-        result.expired += left <= 0
     result.lifetimes[lifetime] += 1
+    result.orphans += result.by_index and not record.slot
+    if not lifetime:
+        result.classes[size_class].expired += 1
+        result.expired += 1
+        return
+    result.classes[size_class].records += 1
+    result.classes[size_class].record_bytes += size
+    result.records += 1
+    result.value_sizes[len(record.value)] += 1
     if record.slot:
         home = key_hash(key, image.seed) & BUCKET_COUNT - 1
         bucket = record.slot >> BUCKET_SHIFT & BUCKET_COUNT - 1
         result.probes[(bucket - home) % BUCKET_COUNT + 1] += 1
-    elif result.by_index:
-        result.orphans += 1
 
 
 def advice(result: Survey, image: Image) -> list[str]:
@@ -179,18 +192,19 @@ def advice(result: Survey, image: Image) -> list[str]:
         found.append("The index fails its checksum. The next opening rebuilds it from the records.")
     if result.damage_count:
         found.append(
-            f"{result.damage_count:,} places are damaged. kvstore-inspect verify names them and "
-            f"says what each means; kvstore-inspect repair mends what can be mended."
+            f"Damaged places: {result.damage_count:,}. kvstore-inspect verify names them and says "
+            f"what each means; kvstore-inspect repair mends what can be mended."
         )
     if result.orphans:
         found.append(
-            f"{result.orphans:,} whole records are in no slot of the table, so no key leads to "
-            f"them. kvstore-inspect repair brings them back."
+            f"Whole records in no slot of the table: {result.orphans:,}. No key leads there; "
+            f"kvstore-inspect repair brings them back."
         )
-    if result.expired * 5 > result.records:
+    if result.expired * 4 > result.records:
         found.append(
-            f"{result.expired:,} of {result.records:,} records have expired. Their space comes "
-            f"back when it is needed, or at once by purge_expired()."
+            f"Records that have expired: {result.expired:,}, beside {result.records:,} that have "
+            f"not. Their {in_bytes(result.expired_bytes)} come back when room is needed, or at "
+            f"once by purge_expired()."
         )
     size = len(image)
     if size > 0.9 * MAX_FILE_SIZE and result.free_bytes < 0.05 * size:
@@ -200,7 +214,7 @@ def advice(result: Survey, image: Image) -> list[str]:
         )
     elif size > 16 * 1024 * 1024 and result.free_bytes > size // 2:
         found.append(
-            f"{result.free_bytes * 100 // size} % of the file are free. A file never shrinks; "
+            f"{result.free_bytes * 100 // size}% of the file is free. A file never shrinks; "
             f"kvstore-inspect copy writes a smaller one."
         )
     if result.padding * 3 > size:

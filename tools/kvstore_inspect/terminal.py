@@ -166,6 +166,11 @@ def size(count: int) -> str:
     return f"{number:,.2f} GiB"
 
 
+def size_exactly(count: int) -> str:
+    """Return a number of bytes, with its unit, and to the byte."""
+    return size(count) if count < 1024 else f"{size(count)} ({count:,} B)"
+
+
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], object]]:
     """Give a function for `done, whole`: a bar on standard error, where that is a terminal."""

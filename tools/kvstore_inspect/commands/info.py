@@ -23,6 +23,7 @@ from kvstore_inspect.terminal import (
     say,
     show_table,
     size,
+    size_exactly,
 )
 
 from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
@@ -35,14 +36,14 @@ looks at each structure and each record, this only at what it counts.
 \b
 --json prints one object; sizes in bytes, times in ms since 1970 UTC:
   file      path, size, allocated_size (null where the system does not tell)
-  header    version, extent_size, file_id and hash_seed (hex), created_at
+  header    version, extent_size, file_id (hex), created_at
   state     intact, clean, trusted (clean, and the index is as it was then), in_use (looked
             at with --unlocked), extent_count, durable_count, holder (process id, or null)
-  records   counted_by (index or records), count, expiring, expired, key_size, value_size,
-            largest_value
-  table     segments, slots, load (0 to 1), tombstones
+  records   counted_by (index or records), count, of these expiring; key_size, value_size,
+            largest_value; expired: beside them, still there and no longer read
+  table     segments, slots, load (0 to 1, by expired records too), tombstones
   space     table_size, slab_size, live_size, padding_size, free_size, expired_size
-  classes   for each size class in use: size_class, block_size, extents, records,
+  classes   for each size class in use: size_class, block_size, extents, records, expired,
             free_blocks, live_size, padding_size
   damage    count, first (up to 100, each offset, key and message)
   advice    sentences
@@ -97,7 +98,6 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
             "version": identity.version,
             "extent_size": identity.extent_size,
             "file_id": identity.file_id.hex(),
-            "hash_seed": f"{identity.hash_seed:016x}",
             "created_at": identity.created_at,
         },
         "state": {
@@ -138,12 +138,13 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
                 "block_size": each.block_size,
                 "extents": each.extents,
                 "records": each.records,
+                "expired": each.expired,
                 "free_blocks": each.free_blocks,
                 "live_size": each.records * each.block_size,
                 "padding_size": each.padding_size,
             }
             for each in space.classes
-            if each.records
+            if each.records or each.expired
         ],
         "damage": {
             "count": space.damaged,
@@ -165,7 +166,7 @@ def _print(image: Image, space: Space) -> None:
     for name, text in _rows(image, space):
         table.add_row(name, Text(text))
     show_table(table)
-    if space.records:
+    if space.records or space.expired:
         out.print()
         show_table(_class_table(space))
     for sentence in _advice(image, space):
@@ -176,7 +177,10 @@ def _print(image: Image, space: Space) -> None:
 def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
     identity, state = image.identity, image.state
     yield "file", escaped(str(image.path))
-    yield "size", f"{size(len(image))}, {image.extent_count:,} extents of {size(EXTENT_SIZE)}"
+    yield (
+        "size",
+        f"{size_exactly(len(image))}, {image.extent_count:,} extents of {size(EXTENT_SIZE)}",
+    )
     yield "format", f"version {identity.version}, file id {identity.file_id.hex()}"
     yield "created", moment(identity.created_at)
     yield "state", _state(image)
@@ -185,17 +189,21 @@ def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
     how = "by the index" if space.by_index else "record by record: the index was not trusted"
     yield "records", f"{space.records:,}, counted {how}"
     if space.records:
-        yield "with TTL", f"{space.expiring:,}, of which {space.expired:,} expired and still there"
+        yield "with TTL", f"{space.expiring:,} of them"
         yield "keys", f"{size(space.key_size)}, {space.key_size / space.records:,.1f} B each"
         mean = space.value_size / space.records
         largest = size(space.largest_value)
         yield "values", f"{size(space.value_size)} of JSON, {mean:,.1f} B each, largest {largest}"
+    yield "expired", f"{space.expired:,} beside them, whose space was not yet taken back"
     slots = f"{space.segments:,} segments, {space.segments * SEGMENT_SLOTS:,} slots"
     yield "table", f"{slots}, {space.load:.1%} full, {space.tombstones:,} tombstones"
     yield "", ""
-    yield "table space", size(space.segments * EXTENT_SIZE)
-    yield "records space", f"{size(space.live_size)}, padding {size(space.padding_size)} of it"
-    yield "free space", f"{size(space.free_size)}, {space.free_extents:,} whole extents in it"
+    yield "table space", size_exactly(space.segments * EXTENT_SIZE)
+    padding = size(space.padding_size)
+    yield "records space", f"{size_exactly(space.live_size)}, padding {padding} of it"
+    yield "expired space", size_exactly(space.expired_size)
+    free = f"{space.free_extents:,} whole extents in it"
+    yield "free space", f"{size_exactly(space.free_size)}, {free}"
     yield "", ""
     yield "hot path", IMPLEMENTATION
 
@@ -214,21 +222,32 @@ def _state(image: Image) -> str:
 
 def _class_table(space: Space) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    columns = ("class", "block", "extents", "records", "free blocks", "live", "padding", "")
+    columns = (
+        "class",
+        "block",
+        "extents",
+        "records",
+        "expired",
+        "free blocks",
+        "live",
+        "padding",
+        "",
+    )
     for name in columns:
         table.add_column(name, justify="right")
     for each in space.classes:
-        if each.records:
+        if each.records or each.expired:
             live = each.records * each.block_size
             table.add_row(
                 str(each.size_class),
                 f"{each.block_size:,} B",
                 f"{each.extents:,}",
                 f"{each.records:,}",
+                f"{each.expired:,}",
                 f"{each.free_blocks:,}",
                 size(live),
                 size(each.padding_size),
-                f"{each.padding_size / live:.0%}",
+                f"{each.padding_size / live:.0%}" if live else "",
             )
     return table
 

@@ -11,7 +11,7 @@ from kvstore import __version__
 from kvstore.layout import KIND_SEGMENT
 from kvstore_inspect.image import Image
 from kvstore_inspect.survey import NEVER, Survey, advice, survey
-from kvstore_inspect.terminal import escaped, moment, progress, say, size
+from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly
 
 from .common import DONE, PROBLEMS, now_ms, opened, reading
 
@@ -67,7 +67,7 @@ def render(image: Image, found: Survey) -> str:
         advice=advice(found, image),
         numbers=_numbers(image, found),
         pictures=pictures(found),
-        damage=found.damage,
+        damage=sorted(found.damage, key=lambda damage: damage.offset),
         damage_count=found.damage_count,
         escaped=escaped,
     )
@@ -76,13 +76,14 @@ def render(image: Image, found: Survey) -> str:
 def _numbers(image: Image, found: Survey) -> list[tuple[str, str]]:
     loads = found.loads
     return [
-        ("records", f"{found.records - found.expired:,}"),
+        ("records", f"{found.records:,}"),
+        ("of these with a time-to-live", f"{found.records - found.lifetimes[NEVER]:,}"),
         ("expired, not yet taken back", f"{found.expired:,}"),
-        ("with a time-to-live", f"{found.records - found.lifetimes[NEVER]:,}"),
-        ("file", size(len(image))),
-        ("free in it", size(max(0, found.free_bytes))),
-        ("padding", size(found.padding)),
-        ("segments", f"{found.count(KIND_SEGMENT):,}"),
+        ("file", size_exactly(len(image))),
+        ("free in it", size_exactly(max(0, found.free_bytes))),
+        ("held by what has expired", size_exactly(found.expired_bytes)),
+        ("padding of the records", size_exactly(found.padding)),
+        ("segments of the table", f"{found.count(KIND_SEGMENT):,}"),
         ("mean load", f"{sum(loads) / len(loads):.0%}" if loads else "no table"),
         ("created", moment(image.identity.created_at)),
         ("closed in order", "yes" if image.state.clean else "no"),

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import sleep
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
 from rich.table import Table
@@ -21,6 +21,8 @@ from kvstore.layout import (
     CONTROL_TOMBSTONE,
     EXTENT_SHIFT,
     FIXED_EXTENTS,
+    IDENTITY,
+    IDENTITY_OFFSETS,
     KIND_SEGMENT,
     KIND_SLAB,
     SEGMENT_ENTRY,
@@ -28,6 +30,7 @@ from kvstore.layout import (
     SLAB_ENTRY,
     SLOT_COUNT,
     SLOT_SIZE,
+    U64,
     bucket_marker,
     segment_run,
 )
@@ -43,6 +46,7 @@ from kvstore_inspect.anatomy import (
     superblock,
 )
 from kvstore_inspect.fields import (
+    IDENTITY_STRUCTURE,
     SLOT_STRUCTURE,
     Field,
     hexadecimal,
@@ -60,6 +64,12 @@ _PAUSE_SECONDS: Final = 0.001
 _DUMP_SIZE: Final = 256
 _FIELD_LINE_SIZE: Final = 8
 _BAR_SIZE: Final = 20
+_SEED_OFFSETS: Final = tuple(
+    each.offset
+    for offset in IDENTITY_OFFSETS
+    for each in IDENTITY_STRUCTURE.fields(bytes(IDENTITY.size), offset)
+    if each.name == "hash_seed"
+)
 _HELP = """Show the raw bytes of the file with every field named, and what does not fit.
 
 Without an option: the segments of the table, and how full they are. A segment is an extent of the
@@ -68,6 +78,9 @@ file; --segment takes its number, and shows a slab's blocks or the superblock (0
 
 The format of the file, with an example, is described in kvstore/layout.py: "python -m pydoc
 kvstore.layout". Exit status 1 where something does not fit, or the key is absent.
+
+The hash seed is the file's secret: whoever knows it can choose keys that the table has no room for.
+It is shown as dots, so that what is printed can be passed on, unless --secret is given.
 """
 
 
@@ -95,6 +108,7 @@ kvstore.layout". Exit status 1 where something does not fit, or the key is absen
 @click.option("--slot", type=click.IntRange(0), metavar="OFFSET", help="The slot at this byte.")
 @click.option("--record", type=click.IntRange(0), metavar="OFFSET", help="The record at this byte.")
 @click.option("--full", is_flag=True, help="Values to their end, not their first 256 bytes.")
+@click.option("--secret", is_flag=True, help="The bytes of the hash seed, not dots.")
 def command(
     file: Path,
     wait: float,
@@ -105,6 +119,7 @@ def command(
     slot: int | None,
     record: int | None,
     full: bool,
+    secret: bool,
 ) -> int:
     """Print what was asked for; exit 1 where something of it does not fit."""
     if sum(each is not None for each in (key, extent, slot, record)) > 1:
@@ -112,19 +127,20 @@ def command(
     if bucket is not None and extent is None:
         raise click.UsageError("--bucket needs --segment")
     encoded = None if key is None else encode_key(key)
+    how = _How(full, secret)
     with opened(file, wait, unlocked) as image:
         for problem in image.problems:
             say(f"{file}: {problem}")
         _warn_of_index(image)
         if encoded is not None:
-            wrong = _show(image, lambda: lookup(image, encoded, now_ms()), full)
+            wrong = _show(image, lambda: lookup(image, encoded, now_ms()), how)
         elif slot is not None:
-            wrong = _show(image, lambda: _slot_pieces(image, _within(image, slot)), full)
+            wrong = _show(image, lambda: _slot_pieces(image, _within(image, slot)), how)
         elif record is not None:
             offset = _within(image, record)
-            wrong = _show(image, lambda: record_pieces(image, offset, now_ms()), full)
+            wrong = _show(image, lambda: record_pieces(image, offset, now_ms()), how)
         elif extent is not None:
-            wrong = _show_extent(image, extent, bucket, full)
+            wrong = _show_extent(image, extent, bucket, how)
         else:
             wrong = _list_segments(image)
         return PROBLEMS if wrong or image.problems else DONE
@@ -146,10 +162,26 @@ def _slot_pieces(image: Image, slot: int) -> Iterator[Piece]:
     yield slot_piece(image, slot)
 
 
+class _How(NamedTuple):
+    """How bytes are shown: values to their end, and the hash seed as it is."""
+
+    full: bool
+    secret: bool
+
+    def hexadecimal(self, raw: bytes, offset: int) -> str:
+        """Return the bytes at a file offset, those of the hash seed as dots."""
+        digits = hexadecimal(raw).split(" ")
+        if not self.secret:
+            for start in _SEED_OFFSETS:
+                for place in range(max(start, offset), min(start + U64.size, offset + len(raw))):
+                    digits[place - offset] = ".."
+        return " ".join(digits)
+
+
 # --- pieces --------------------------------------------------------------------------------------
 
 
-def _show(image: Image, look: Callable[[], Iterable[Piece]], full: bool) -> bool:
+def _show(image: Image, look: Callable[[], Iterable[Piece]], how: "_How") -> bool:
     """Print pieces; return whether something in them does not fit."""
     pieces = list(look())
     for _ in range(_LOOKS):
@@ -162,38 +194,44 @@ def _show(image: Image, look: Callable[[], Iterable[Piece]], full: bool) -> bool
     for number, piece in enumerate(pieces):
         if number:
             out.print()
-        _show_piece(piece, full)
+        _show_piece(piece, how)
     return any(piece.problems for piece in pieces)
 
 
-def _show_piece(piece: Piece, full: bool) -> None:
+def _show_piece(piece: Piece, how: "_How") -> None:
     out.print(Text(piece.title, style="bold"))
     if piece.fields:
-        show_table(_field_table(piece.fields))
+        show_table(_field_table(piece.fields, how))
     if piece.dump:
-        _show_dump(*piece.dump, full)
+        _show_dump(*piece.dump, how)
     for note in piece.notes:
         out.print(Text(f"  {note}"))
     for problem in piece.problems:
         out.print(Text(f"  ! {problem}", style="red"))
 
 
-def _field_table(fields: Iterable[Field]) -> Table:
+def _field_table(fields: Iterable[Field], how: "_How") -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(justify="right", no_wrap=True, min_width=13)
     table.add_column(no_wrap=True, min_width=3 * _FIELD_LINE_SIZE - 1)
     table.add_column(no_wrap=True, style="cyan", min_width=15)
     table.add_column(overflow="fold")
     for each in fields:
-        raw = "\n".join(hexadecimal(line) for _, line in lines(each.raw, 0, _FIELD_LINE_SIZE))
-        table.add_row(f"{each.offset:,}", raw, each.name or "(unnamed)", Text(each.meaning))
+        raw = "\n".join(
+            how.hexadecimal(line, start)
+            for start, line in lines(each.raw, each.offset, _FIELD_LINE_SIZE)
+        )
+        hidden = "secret; --secret shows it" if ".." in raw else each.meaning
+        table.add_row(f"{each.offset:,}", raw, each.name or "(unnamed)", Text(hidden))
     return table
 
 
-def _show_dump(offset: int, raw: bytes, full: bool) -> None:
-    shown = raw if full else raw[:_DUMP_SIZE]
+def _show_dump(offset: int, raw: bytes, how: "_How") -> None:
+    shown = raw if how.full else raw[:_DUMP_SIZE]
     for start, line in lines(shown, offset):
-        out.print(Text(f"{start:13,}  {hexadecimal(line):47}  {printable(line)}"))
+        digits = how.hexadecimal(line, start)
+        text = "" if ".." in digits else printable(line)
+        out.print(Text(f"{start:13,}  {digits:47}  {text}"))
     if len(shown) < len(raw):
         out.print(Text(f"  {len(raw) - len(shown):,} more bytes; --full shows them"))
 
@@ -225,21 +263,19 @@ def _list_segments(image: Image) -> bool:
     return wrong
 
 
-def _show_extent(image: Image, extent: int, bucket: int | None, full: bool) -> bool:
+def _show_extent(image: Image, extent: int, bucket: int | None, how: "_How") -> bool:
     if extent >= image.extent_count:
         raise click.UsageError(f"the file has extents 0 to {image.extent_count - 1:,}")
     if extent == 0 and bucket is None:
-        return _show(image, lambda: superblock(image), full)
+        return _show(image, lambda: superblock(image), how)
     contents = image.extent(extent)
     marked = contents[:8] == bucket_marker(extent << EXTENT_SHIFT).to_bytes(8, "little")
     kind = image.map_entry(extent)[:1]
     if bucket is not None:
         offset = (extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE
-        return _show(image, lambda: _bucket_pieces(image, offset), full)
+        return _show(image, lambda: _bucket_pieces(image, offset), how)
     segment = marked or kind == bytes([KIND_SEGMENT])
-    wrong = _show(
-        image, lambda: [map_piece(image, extent, KIND_SEGMENT if segment else None)], full
-    )
+    wrong = _show(image, lambda: [map_piece(image, extent, KIND_SEGMENT if segment else None)], how)
     _write("")
     if segment:
         return _show_segment(image, extent, contents) or wrong
