@@ -682,6 +682,27 @@ def test_slab_extent_with_a_wrong_count_of_live_blocks(plant: Plant) -> None:
     assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "live blocks, has")
 
 
+def test_empty_extent_that_stays_with_its_class_is_nothing_wrong_while_the_file_is_open(
+    path: Path,
+) -> None:
+    """So the only record of its size comes and goes for little. In a closed file there is none."""
+    with KVStore(path) as store:
+        store.create("small", {})
+        empty = store.stats()
+        store.create("large", {"text": "x" * 5_000})
+        store.delete("large")
+        assert store.stats().live_size == empty.live_size
+        assert store.stats().free_size == empty.free_size
+        assert store.stats().slab_size == empty.slab_size + EXTENT_SIZE
+        problems = check_file(path)
+        assert [problem.breach for problem in problems] == [Breach.NOT_CLOSED]
+        died = path.with_suffix(".died")
+        died.write_bytes(path.read_bytes())
+    assert check_file(path) == []
+    with KVStore(path) as store, KVStore(died) as recovered:
+        assert store.stats() == recovered.stats() == empty._replace(max_bytes=10**9)
+
+
 # --- anything at all ---------------------------------------------------------------------------
 
 

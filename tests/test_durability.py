@@ -416,8 +416,20 @@ def test_extent_that_became_free_is_flushed_before_it_gets_another_class(durable
     assert has_asked_for_its_record_alone(lambda: durable.create("key", {}))
 
 
+def test_only_record_of_its_size_comes_and_goes_without_a_flush_of_everything(
+    durable: KVStore,
+) -> None:
+    """Each time an extent was freed and opened, and all else that was dirty flushed with it."""
+    for _ in range(3):
+        assert has_asked_for_its_record_alone(lambda: durable.delete("large"))
+        assert has_asked_for_its_record_alone(lambda: durable.create("large", LARGE))
+
+
 def test_delete_that_frees_an_extent_flushes_everything(durable: KVStore) -> None:
-    assert not has_asked_for_its_record_alone(lambda: durable.delete("large"))
+    """The one that was emptied before, and had stayed with its class until then."""
+    assert has_asked_for_its_record_alone(lambda: durable.delete("large"))
+    assert not has_asked_for_its_record_alone(lambda: durable.delete("small"))
+    assert has_asked_for_its_record_alone(lambda: durable.create("small", {}))
     assert has_asked_for_its_record_alone(lambda: durable.create("large", LARGE))
 
 

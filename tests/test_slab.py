@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import kvstore.datafile
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.check import check_file
 from kvstore.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     EXTENT_SHIFT,
@@ -26,6 +29,7 @@ from kvstore.layout import (
     NO_BLOCK,
     NO_EXTENT,
     RECORD_MAGIC_BYTES,
+    SIZE_CLASSES,
     SLAB_ENTRY,
     class_head_offset,
     map_entry_offset,
@@ -155,6 +159,7 @@ def test_extent_leaves_the_list_from_any_place_in_it(parts: Parts, position: int
         if offsets[0] >> EXTENT_SHIFT == leaving:
             parts.slab.give(offsets[1])
             parts.slab.give(offsets[2])
+    parts.slab.free_spare()
     assert class_list(parts, LARGEST) == [extent for extent in listed if extent != leaving]
     assert entry(parts, leaving)[0] == KIND_FREE
 
@@ -173,8 +178,7 @@ def test_extent_whose_last_block_is_freed_can_serve_another_class(path: Path) ->
         assert len(in_extent) == BLOCKS_PER_EXTENT[0]
         for offset in in_extent:
             parts.slab.give(offset)
-        assert entry(parts, extent)[0] == KIND_FREE
-        assert class_list(parts, 0) == []
+        assert class_list(parts, 0) == [extent]
         assert parts.slab.take(5_000) >> EXTENT_SHIFT == extent
         for offset in set(offsets) - set(in_extent):
             parts.slab.give(offset)
@@ -195,8 +199,100 @@ def test_single_block_of_a_full_extent_frees_it_whole(parts: Parts) -> None:
             parts.slab.give(offset)
             assert class_list(parts, size_class) == [offsets[0] >> EXTENT_SHIFT]
         parts.slab.give(offsets[-1])
+        assert class_list(parts, size_class) == [offsets[0] >> EXTENT_SHIFT]
+        parts.slab.free_spare()
         assert class_list(parts, size_class) == []
         assert entry(parts, offsets[0] >> EXTENT_SHIFT)[0] == KIND_FREE
+
+
+def empty_extents(parts: Parts) -> list[int]:
+    """Return the slab extents that have no live block."""
+    return [
+        extent
+        for extent in range(FIXED_EXTENTS, parts.file.extent_count)
+        if entry(parts, extent)[0] == KIND_SLAB and not entry(parts, extent)[2]
+    ]
+
+
+def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> None:
+    """It opened and freed one each time, at ten times the price, and each time owed a flush."""
+    with open_parts(path) as parts:
+        others = [parts.slab.take(64) for _ in range(3)]
+        parts.slab.give(offset := parts.slab.take(5_000))
+        extent = offset >> EXTENT_SHIFT
+        assert (class_list(parts, SIZE_CLASSES[5_000 + 31 >> 5]), empty_extents(parts)) == (
+            [extent],
+            [extent],
+        )
+        parts.file.flush()
+        before = parts.file.map[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
+        for _ in range(10):
+            assert parts.slab.take(5_000) == offset
+            assert empty_extents(parts) == []
+            parts.slab.give(offset)
+        assert parts.file.map[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE] == before
+        assert not parts.file._flush_shared._owes_everything
+        for offset in others:
+            parts.slab.give(offset)
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+def test_only_the_extent_that_was_emptied_last_stays_with_its_class(path: Path) -> None:
+    with open_parts(path) as parts:
+        offsets = [parts.slab.take(size) for size in (100, 1_000, 5_000)]
+        for offset in offsets:
+            parts.file.flush()
+            parts.slab.give(offset)
+            assert empty_extents(parts) == [offset >> EXTENT_SHIFT]
+            # What has become no class's owes a flush of everything; what stays does not.
+            assert parts.file._flush_shared._owes_everything == (offset != offsets[0])
+        # One that is filled again is nobody's to take away.
+        assert parts.slab.take(5_000) == offsets[2]
+        parts.slab.give(other := parts.slab.take(100))
+        assert entry(parts, offsets[2] >> EXTENT_SHIFT)[:3] == (
+            KIND_SLAB,
+            SIZE_CLASSES[5_000 + 31 >> 5],
+            1,
+        )
+        assert empty_extents(parts) == [other >> EXTENT_SHIFT]
+        parts.slab.give(offsets[2])
+        parts.slab.free_spare()
+        assert empty_extents(parts) == []
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+@pytest.mark.parametrize("error", [StoreFullError("no room"), KeyboardInterrupt()])
+def test_spare_extent_is_one_whatever_cuts_its_change_short(
+    path: Path, error: BaseException
+) -> None:
+    """Taken from again, replaced by another, and opened for another class, at every write."""
+    sizes = MAX_RECORD_SIZE, 5_000
+    with open_parts(path) as parts:
+        write = parts.file.write
+        offsets: list[int] = []
+
+        def take(size: int) -> None:
+            offsets.append(parts.slab.take(size))
+
+        def give() -> None:
+            parts.slab.give(offsets[-1])
+            offsets.pop()
+
+        changes = [partial(take, size) for size in (*sizes, *sizes, 300)]
+        for act in (*changes[:2], give, give, *changes[2:4], give, give, changes[4], give):
+            fail_at, done = 1, False
+            while not done:
+                door = FaultyDoor(parts.file, fail_at, error)
+                try:
+                    act()
+                    done = True
+                except type(error):
+                    fail_at += 1
+                finally:
+                    replace_door(parts.file, write)
+                assert done != door.reached
+                assert set(empty_extents(parts)) <= {parts.slab._spare}
+    assert [str(problem) for problem in check_file(path)] == []
 
 
 def test_random_takes_and_gives_keep_to_what_is_free(path: Path) -> None:

@@ -6,6 +6,7 @@ cdef class Slab:
 
     cdef public object _file
     cdef public object _extents
+    cdef public uint64_t _spare
     cdef Lock lock
     cdef Window window
 
@@ -103,7 +104,7 @@ cdef class Slab:
         cdef uint64_t entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
         cdef Window window = self.window
         cdef uint64_t entry, size_class, was_first, block, after, head, link
-        cdef bint was_full, is_unused
+        cdef bint was_full
         window.check(offset)
         self.lock.take()
         try:
@@ -115,10 +116,12 @@ cdef class Slab:
             block = (offset & EXTENT_SIZE - 1) // block_sizes[size_class]
             after = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]
-            is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
             head = get_word(window.base + offset)
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
-            if window.direct and not is_unused:
+            if not after >> ENTRY_LIVE_SHIFT & 0xFFFF and extent != self._spare:
+                self._make_spare(extent)
+                window.look_at_door(self._file)  # a signal handler may have forked
+            if window.direct:
                 if was_full:
                     self.check_head(size_class)
                 set_word(window.base + entry_offset, after)
@@ -127,18 +130,11 @@ cdef class Slab:
                 keep_order()
                 set_word(window.base + offset, link)
                 keep_order()
-            elif was_full or is_unused:
+            elif was_full:
                 with Undo(self._file) as undo:
                     undo.write(entry_offset, word_bytes(after))
-                    if is_unused:
-                        if not was_full:
-                            self._unlink(extent, size_class, undo)
-                        self._extents.give(extent, undo)
-                    else:
-                        self._link(extent, size_class, undo)
+                    self._link(extent, size_class, undo)
                     undo.write(offset, word_bytes(link))
-                    if is_unused:
-                        self._file.owe_flush()
             else:
                 try:
                     self._file.write_word(entry_offset >> 3, after)

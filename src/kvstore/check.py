@@ -123,6 +123,8 @@ class _Check:
         self._progress = progress
         self.extent_count = 0
         self._seed = 0
+        # While a file is open, one extent that is empty may stay with its class.
+        self._least_live = 0
         self._kinds: list[int] = []
         self._size_classes: list[int] = []
         # Offsets, in steps of 32, of the records that a slot points to.
@@ -163,6 +165,7 @@ class _Check:
             yield Problem(STATE_OFFSET, "state", message, Breach.STATE_DAMAGED)
             self.extent_count = min(len(self._image) >> EXTENT_SHIFT, MAX_EXTENTS)
             return
+        self._least_live = 1 if clean else 0
         if not clean:
             message = "not clean: the next opening rebuilds the index"
             yield Problem(STATE_OFFSET, "state", message, Breach.NOT_CLOSED)
@@ -241,7 +244,7 @@ class _Check:
             if size_class >= len(BLOCK_SIZES):
                 yield self._entry_problem(extent, Breach.SLAB_ENTRY, f"size class is {size_class}")
                 self._kinds[extent] = -1
-            elif block > BLOCKS_PER_EXTENT[size_class] or not 0 < live <= block:
+            elif block > BLOCKS_PER_EXTENT[size_class] or not self._least_live <= live <= block:
                 message = f"{live} live blocks, fresh block {block}"
                 yield self._entry_problem(extent, Breach.SLAB_ENTRY, message)
                 self._kinds[extent] = -1

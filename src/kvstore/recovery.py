@@ -107,6 +107,7 @@ def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     rebuilding.scan()
     file.read_ahead(False)
     rebuilding.write_table()
+    slab.free_spare()
     if not file.in_memory:
         file.flush()
     file.accept_rebuilt_index()

@@ -3,8 +3,10 @@
 Invariants, under the space lock of `extents`:
 1. A record's magic is overwritten before anyone may take its block, and a block is off the free
    list before a record is written to it.
-2. An extent of a class is on that class's list exactly while it has a free or a fresh block; one
-   whose last live block is given back goes to the pool.
+2. An extent of a class is on that class's list exactly while it has a free or a fresh block.
+3. One extent without a live block, the spare, stays with its class, so that a record that comes and
+   goes as the only one of its size opens and frees none. It goes to the pool when another extent is
+   emptied, when any class opens one, and when the file is closed.
 
 A record itself belongs to whoever holds the stripe of its key.
 """
@@ -76,6 +78,8 @@ class Slab:
         self._shorts = file.shorts
         self._extents = extents
         self._lock = extents.lock
+        # The extent that was last emptied or opened: the spare, while it has no live block.
+        self._spare = NO_EXTENT
 
     # --- blocks --------------------------------------------------------------------------------
 
@@ -149,23 +153,17 @@ class Slab:
             block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
             after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
-            is_unused = not after >> ENTRY_LIVE_SHIFT & 0xFFFF
             head = self._words[offset >> 3]
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
             # The link last: it ends the record. A disk that refuses a write before it, and then
             # the undoing too, has not taken the record away.
-            if was_full or is_unused:
+            if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
+                self._make_spare(extent)
+            if was_full:
                 with Undo(self._file) as undo:
                     undo.write(entry_offset, U64.pack(after))
-                    if is_unused:
-                        if not was_full:
-                            self._unlink(extent, size_class, undo)
-                        self._extents.give(extent, undo)
-                    else:
-                        self._link(extent, size_class, undo)
+                    self._link(extent, size_class, undo)
                     undo.write(offset, U64.pack(link))
-                    if is_unused:
-                        self._file.owe_flush()
                 return
             try:
                 self._file.write_word(entry_offset >> 3, after)
@@ -174,6 +172,31 @@ class Slab:
                 self._file.restore(offset, U64.pack(head))
                 self._file.restore(entry_offset, U64.pack(entry))
                 raise
+
+    def _make_spare(self, extent: int) -> None:
+        """Have `extent`, which is about to be emptied or opened, be the spare from then on."""
+        if extent != self._spare:
+            self._free_spare()
+            self._spare = extent
+
+    def _free_spare(self) -> None:
+        """Put the spare, if there is one, on the list of free extents: it is of no class then."""
+        extent = self._spare
+        if extent == NO_EXTENT:
+            return
+        entry = self._words[map_entry_offset(extent) >> 3]
+        # Not so where it was taken from again, or given back by a call that was then cut short.
+        if entry & ENTRY_KIND_MASK == KIND_SLAB and not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            with Undo(self._file) as undo:
+                self._unlink(extent, entry >> 8 & 0xFF, undo)
+                self._extents.give(extent, undo)
+                self._file.owe_flush()
+        self._spare = NO_EXTENT
+
+    def free_spare(self) -> None:
+        """Have no extent that is empty stay with its class. Takes the space lock."""
+        with self._lock:
+            self._free_spare()
 
     def discard(self, offset: int) -> None:
         """Free a block that was taken for a record that then failed.
@@ -188,7 +211,11 @@ class Slab:
             self._file.leave_unclean()
 
     def _open_extent(self, size_class: int) -> int:
-        """Take an extent for a class of which none has room. The caller holds the space lock."""
+        """Take an extent for a class of which none has room. The caller holds the space lock.
+
+        It is the spare, if there is one; and then itself, until a block of it is taken.
+        """
+        self._free_spare()
         with Undo(self._file) as undo:
             extent = self._extents.take(undo)
             undo.write(
@@ -196,6 +223,7 @@ class Slab:
                 SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
             )
             self._link(extent, size_class, undo)
+            self._spare = extent
         return extent
 
     def _link(self, extent: int, size_class: int, undo: Undo) -> None:

@@ -366,6 +366,11 @@ class KVStore(Operations, Mapping[str, Value]):
                     self._file.close()
 
     def _set_closed(self) -> None:
+        if not self._closed:
+            try:
+                self._slab.free_spare()
+            except (KVStoreError, OSError):
+                self._file.leave_unclean()
         self._was_open = True
         self._closed = True
 
@@ -454,7 +459,8 @@ class KVStore(Operations, Mapping[str, Value]):
     def _abandon(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""
         self._renew_locks()
-        self._set_closed()
+        self._was_open = True
+        self._closed = True
         self._file.abandon()
 
 

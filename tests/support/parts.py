@@ -64,6 +64,7 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
             rebuild(file, extents, slab, now_ms)
         file.begin_changes()
         yield Parts(file, extents, slab, table)
+        slab.free_spare()
     finally:
         file.close()
 
