@@ -33,10 +33,10 @@ def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)
 
 
-def take(parts: Parts) -> int:
+def take(parts: Parts, *, for_segment: bool = False) -> int:
     """Take an extent and mark it as a slab, as its new owner would."""
     with parts.extents.lock, Undo(parts.file) as undo:
-        extent = parts.extents.take(undo)
+        extent = parts.extents.take(undo, for_segment=for_segment)
         undo.write(
             map_entry_offset(extent),
             SLAB_ENTRY.pack(KIND_SLAB, 0, 1, NO_BLOCK, 1, NO_EXTENT, NO_EXTENT, 0),
@@ -92,6 +92,27 @@ def test_file_does_not_grow_while_an_extent_is_free_or_fresh(path: Path) -> None
         assert allocator(parts) == (NO_EXTENT, size // EXTENT_SIZE + 1)
         give(parts, *taken)
     assert [str(problem) for problem in check_file(path)] == []
+
+
+def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: Path) -> None:
+    """It takes others until everything has been flushed; and then those too."""
+    with open_parts(path, 4 * MIB) as parts:
+        taken = [take(parts) for _ in range(4)]
+        give(parts, *taken)
+        assert not parts.extents.wait_for_flush
+        assert take(parts, for_segment=True) == taken.pop()
+        parts.file.note_freed()
+        assert parts.extents.wait_for_flush
+        more = [take(parts, for_segment=True) for _ in range(12)]
+        assert not set(taken) & set(more)
+        assert take(parts) == taken[-1], "a slab takes what was one, flushed or not"
+        with pytest.raises(StoreFullError):
+            while True:
+                more.append(take(parts, for_segment=True))
+        parts.file.flush()
+        assert not parts.extents.wait_for_flush
+        assert take(parts, for_segment=True) == taken[-2]
+        parts.file.leave_unclean()
 
 
 @pytest.mark.parametrize("error", [StoreFullError("no room"), KeyboardInterrupt()])

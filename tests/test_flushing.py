@@ -497,3 +497,37 @@ def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
     assert parts.shared(PART) is False
     assert parts.asked == [PART]
     assert late.is_followed
+
+
+def test_what_is_owed_for_reuse_waits_for_a_flush_that_began_later() -> None:
+    """Neither one of a part will do, nor one that was under way, nor one that failed."""
+    parts = Parts()
+    shared = parts.shared
+    assert not shared.reuse_waits
+    shared(PART)
+    shared.owe_for_reuse()
+    seen = []
+
+    class Amid(Parts):
+        def _note(self, what: tuple[int, int] | None) -> None:
+            super()._note(what)
+            seen.append(amid.shared.reuse_waits)
+            if len(seen) == 1:
+                amid.shared.owe_for_reuse()
+
+    amid = Amid()
+    amid.shared.owe_for_reuse()
+    amid.shared(PART)
+    assert amid.shared.reuse_waits, "for it was owed once more while the disk was at it"
+    amid.shared(PART)
+    assert not amid.shared.reuse_waits
+    amid.shared(PART)
+    assert (amid.asked, seen) == ([None, None, PART], [True, True, False])
+
+    parts.outcome = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        shared()
+    assert shared.reuse_waits
+    shared(PART)
+    assert parts.asked == [PART, None, None]
+    assert not shared.reuse_waits

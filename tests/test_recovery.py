@@ -3,11 +3,14 @@
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Final
 
 import pytest
 from faults.damage import is_bucket
-from support import scaled, seeded_random
+from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
 from support.disks import quick_folder
 from support.files import digest
@@ -20,9 +23,12 @@ from kvstore.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
     DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
     EXTENT_SIZE,
     FIXED_EXTENTS,
     IDENTITY,
+    KIND_SLAB,
     RECORD_HEADER_SIZE,
 )
 
@@ -457,3 +463,145 @@ def test_disk_is_asked_to_read_ahead_while_recovery_scans_and_at_no_other_time(
     asked.clear()
     KVStore(crashed).close()
     assert asked == [False, True, False]
+
+
+# --- more records than the file has slots for ----------------------------------------------------
+
+
+class Flushes:
+    """What a file held each time that everything in it was flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.images: list[bytes] = []
+
+    def __call__(self) -> None:
+        self.images.append(self._path.read_bytes())
+
+
+def create_until_full(store: KVStore, name: str, value: Value, most: int = 10**6) -> list[str]:
+    """Create so many records, or as many as there is room for."""
+    keys: list[str] = []
+    with suppress(StoreFullError):
+        while len(keys) < most:
+            store.create(f"{name} {len(keys)}", value)
+            keys.append(f"{name} {len(keys)}")
+    return keys
+
+
+def segments_of(image: bytes) -> set[int]:
+    return set(memoryview(image)[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE].cast("H"))
+
+
+def slabs_of(image: bytes) -> set[int]:
+    kinds = image[EXTENT_MAP_OFFSET : EXTENT_MAP_OFFSET + 16 * (len(image) // EXTENT_SIZE) : 16]
+    return {extent for extent, kind in enumerate(kinds) if kind == KIND_SLAB}
+
+
+def with_old(extents: set[int], old: bytes, new: bytes) -> bytes:
+    """Return the new bytes of a file, with the old ones of some extents."""
+    image = bytearray(new)
+    for extent in extents:
+        place = slice(extent * EXTENT_SIZE, (extent + 1) * EXTENT_SIZE)
+        image[place] = old[place]
+    return bytes(image)
+
+
+LARGE: Final[Value] = {"text": "x" * 16_000}
+
+
+def test_records_that_power_loss_brings_back_leave_the_table_its_extents(path: Path) -> None:
+    """What large records had been in became segments; the old ones were whole there once more.
+
+    And no extent was left for the table of all the small ones: the file could not be opened. So
+    the table takes none that may hold old records, and the small ones find room all the same.
+    """
+    flushes = Flushes(path)
+    with KVStore(path, max_bytes=4 * MIB) as store, before_each_flush(flushes):
+        large = create_until_full(store, "large", LARGE)
+        store.sync()
+        del flushes.images[:-1]
+        for key in large[1:]:
+            store.delete(key)
+        small = set(create_until_full(store, "small", {}))
+        assert len(small) > 25_000
+        images = [*flushes.images, path.read_bytes()]
+    assert 2 < len(images) < 10
+    for old, new in pairwise(images):
+        assert not slabs_of(old) & segments_of(new)
+        changed = slabs_of(old) ^ slabs_of(new)
+        for image in (with_old(changed, old, new), with_old(slabs_of(old), old, new), new):
+            with KVStore(write_image(path, image), max_bytes=4 * MIB) as store:
+                assert store.read(large[0]) == LARGE
+                assert set(store) <= small.union(large)
+                assert store.stats().file_size == 4 * MIB
+            assert_whole(path)
+
+
+def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The extents of the table are lost to what came back: the newest of the small ones go."""
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        large = create_until_full(store, "large", LARGE)
+        store.sync()
+        old = path.read_bytes()
+        for key in large[1:]:
+            store.delete(key)
+        small = create_until_full(store, "small", {})
+        new = path.read_bytes()
+    image = with_old(slabs_of(old) & segments_of(new), old, new)
+    with KVStore(write_image(path, image), max_bytes=4 * MIB) as store:
+        assert store.read(large[0]) == LARGE
+        found = set(store) & set(small)
+        assert found == set(small[: len(found)])
+        assert 1_000 < len(found) < len(small)
+    assert f"gave up the {len(small) - len(found)} newest" in caplog.text
+    assert_whole(path)
+
+
+def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All creations had reached the disk, and none of the deletes before. The newest give way."""
+    flushes = Flushes(path)
+    with KVStore(path, max_bytes=4 * MIB) as store, before_each_flush(flushes):
+        large = create_until_full(store, "large", LARGE)
+        for key in large[::2]:
+            store.delete(key)
+        for key in large[1 : len(large) // 2 : 2]:
+            store.delete(key)
+        store.sync()
+        old_ones = create_until_full(store, "old", {})
+        store.sync()
+        flushed = len(flushes.images)
+        old = flushes.images[-1]
+        kept = {key: store.read(key) for key in (*old_ones[:100], *large[-1:])}
+        for key in (*old_ones, *sorted(set(large) & set(store))):
+            if key not in kept:
+                store.delete(key)
+        new_ones = create_until_full(store, "new", {}, 18_000)
+        assert len(flushes.images) == flushed, "else the deletes are on the disk"
+        new = path.read_bytes()
+    tiny_ones_were_in = {
+        extent
+        for extent in slabs_of(old)
+        if b"old " in old[extent * EXTENT_SIZE : (extent + 1) * EXTENT_SIZE]
+    }
+    image = with_old(tiny_ones_were_in, old, new)
+    with KVStore(write_image(path, image), max_bytes=5 * MIB) as store:
+        everything = set(store)
+    assert "newest" not in caplog.text, "there is room where the file may grow"
+    with KVStore(write_image(path, image), max_bytes=4 * MIB) as store:
+        assert {key: store.read(key) for key in kept} == kept
+        found = set(store)
+        assert everything - found <= set(new_ones), "what the last flush promised is older"
+        on_disk = [key for key in new_ones if key in everything]
+        count = len(found & set(new_ones))
+        assert 0 < count < len(on_disk)
+        assert found & set(new_ones) == set(on_disk[:count])
+        assert store.stats().file_size == 4 * MIB
+        for key in on_disk[:count]:
+            store.delete(key)
+    assert f"gave up the {len(on_disk) - count} newest" in caplog.text
+    assert_whole(path)

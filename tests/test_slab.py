@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -278,8 +278,10 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
             parts.slab.give(offsets[-1])
             offsets.pop()
 
-        changes = [partial(take, size) for size in (*sizes, *sizes, 300)]
-        for act in (*changes[:2], give, give, *changes[2:4], give, give, changes[4], give):
+        takes = [partial(take, size) for size in (*sizes, *sizes, 300)]
+        changes: tuple[Callable[[], None], ...]
+        changes = (*takes[:2], give, give, *takes[2:4], give, give, takes[4], give)
+        for act in changes:
             fail_at, done = 1, False
             while not done:
                 door = FaultyDoor(parts.file, fail_at, error)

@@ -595,6 +595,15 @@ class DataFile:
         """
         self._flush_shared.owe()
 
+    def note_freed(self) -> None:
+        """As `owe_flush`, for an extent that became free. The caller holds the space lock."""
+        self._flush_shared.owe_for_reuse()
+
+    @property
+    def freed_may_come_back(self) -> bool:
+        """Whether power loss could bring back records of extents that became free."""
+        return self._flush_shared.reuse_waits
+
     def note_cleared(self, offset: int) -> None:
         """As `owe_flush`, for the record at `offset` that a durable `delete` has cleared.
 

@@ -4,6 +4,9 @@ Invariants, under `lock`, the space lock:
 1. Every extent is fixed, a segment, a slab extent, on the list of free ones, or at or after the
    fresh extent, and only one of these.
 2. The extents of a class with a free block are on that class's list; see `slab`.
+3. No record comes back after power loss in an extent that has become a segment: a slab's that
+   became free is for slabs alone until everything has been flushed. Else the table could lose its
+   own extents to records that were deleted, where there are no others.
 
 The space lock covers the extent map but for the counts in segments' entries, the allocator, and
 growth. It is taken after a stripe and never before one.
@@ -32,7 +35,13 @@ class Extents:
         self._file = file
         self.lock = Lock()
 
-    def take(self, undo: Undo) -> int:
+    @property
+    def wait_for_flush(self) -> bool:
+        """Whether there are free extents that the table may take once everything was flushed."""
+        is_any_free = self._file.shorts[FREE_EXTENTS_OFFSET >> 1] != NO_EXTENT
+        return is_any_free and self._file.freed_may_come_back
+
+    def take(self, undo: Undo, *, for_segment: bool = False) -> int:
         """Return the number of an extent that is nobody's. The caller holds `lock`.
 
         The caller writes its entry in the extent map, through the same `undo`.
@@ -43,7 +52,7 @@ class Extents:
         """
         file = self._file
         extent = file.shorts[FREE_EXTENTS_OFFSET >> 1]
-        if extent != NO_EXTENT:
+        if extent != NO_EXTENT and not (for_segment and file.freed_may_come_back):
             self.check(extent)
             entry = SLAB_ENTRY.unpack_from(file.map, map_entry_offset(extent))
             if entry[0] != KIND_FREE:

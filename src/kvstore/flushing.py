@@ -66,6 +66,9 @@ class SharedFlush:
         self._owes_everything = False
         self._cleared: list[int] = []
         self._was_followed = False
+        # How often `owe_for_reuse` was called, by now and before the last flush of everything.
+        self._reuses = 0
+        self._reuses_flushed = 0
 
     def is_led_here(self) -> bool:
         """Return whether this very thread leads a flush, so that another would wait for itself."""
@@ -79,6 +82,19 @@ class SharedFlush:
         others from building on this change.
         """
         self._owes_everything = True
+
+    def owe_for_reuse(self) -> None:
+        """As `owe`; until that flush has succeeded, `reuse_waits` is true.
+
+        The caller holds a lock that all callers hold.
+        """
+        self._owes_everything = True
+        self._reuses += 1
+
+    @property
+    def reuse_waits(self) -> bool:
+        """Whether no flush of everything has succeeded that began after the last such call."""
+        return self._reuses != self._reuses_flushed
 
     def note_cleared(self, offset: int) -> None:
         """As `owe`, but a flush of a part that starts at `offset` will do as well."""
@@ -146,7 +162,9 @@ class SharedFlush:
             ):
                 self._owes_everything = False
                 self._cleared.clear()
+                reuses = self._reuses
                 self._flush()
+                self._reuses_flushed = reuses
             else:
                 own.is_whole = False
                 del self._cleared[: len(cleared)]

@@ -8,6 +8,7 @@ bucket and fingerprint, and by the uppermost 27 two records of one key are found
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
@@ -114,12 +115,21 @@ class Notes:
             while part and part[-1] >> OFFSET_SHIFT & OFFSET_MASK >= base:
                 part.pop()
 
+    def forget(self, words: "set[int]") -> None:
+        """Forget these."""
+        for part in self._parts:
+            part[:] = array("Q", (word for word in part if word not in words))
+
     # --- going through them --------------------------------------------------------------------
 
     def sort(self) -> None:
         """Put them in order, which all that follows needs."""
         for part in self._parts:
             part[:] = array("Q", sorted(part))
+
+    def words(self) -> Iterator[int]:
+        """Yield all of them."""
+        return chain.from_iterable(self._parts)
 
     def slices(self, prefix: int, run: int) -> "Iterator[tuple[array[int], int, int]]":
         """Yield parts, with start and end, of the words that lead to `run` directory entries."""

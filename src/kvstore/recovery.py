@@ -8,14 +8,25 @@ their checksum; also makes the index of a new file, which is that of no records.
 3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
    one key the newer gets the slot, and the older is freed: likewise. Flush.
 
+Every file gets its table, whatever power loss has left. Say that everything was last flushed at a
+time F, with a table of T extents that held a slot for each record there was then. What the disk may
+hold are those records, promised or deleted since, and newer ones, which are promised to nobody;
+those that are durable were flushed with a table of their own, whose extents count like the T. No
+record is in any extent of that table, for a segment stays one. So the T are left, and enough for
+the records of F. Only all records together may need more, in a file at its limit: as where old ones
+were deleted and new ones created in other blocks, and the disk took the latter but not the former.
+Then the newest are given up, as few as that takes: no record of F is among them, unless the clock
+was set back since. A process that died has left one state, for which its table was enough.
+
 Records are not moved and the file stays marked "not clean" until it is closed, so a crash in here
 does no harm: it starts again. It takes 8 bytes of memory a record for as long as it runs.
 """
 
 import logging
 from array import array
+from bisect import bisect_left
 from heapq import heapify, heappop, heappush
-from itertools import chain
+from itertools import accumulate, chain
 from struct import Struct
 from time import monotonic
 from typing import Any, Final
@@ -32,6 +43,7 @@ from .layout import (
     BLOCKS_PER_EXTENT,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
+    DIRECTORY_SHIFT,
     EXTENT_MAP_OFFSET,
     EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
@@ -50,6 +62,7 @@ from .layout import (
     NO_EXPIRY,
     NO_EXTENT,
     RECORD,
+    RECORD_CREATED_OFFSET,
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
@@ -131,6 +144,7 @@ class _Rebuild:
         self._damaged = 0
         self._outdated = 0
         self._unplaced = 0
+        self._given_up = 0
 
     # --- records, extent by extent -------------------------------------------------------------
 
@@ -240,7 +254,7 @@ class _Rebuild:
         """Write a fresh table for the records that were noted."""
         self._notes.sort()
         directory = array("H", bytes(2 * DIRECTORY_ENTRIES))
-        layout = self._lay_out()
+        layout = self._find_room()
         for number, (extent, depth, prefix) in enumerate(layout):
             self._show_progress("written", number, len(layout), "segments")
             run = segment_run(depth)
@@ -253,10 +267,68 @@ class _Rebuild:
             directory[prefix : prefix + run] = array("H", [extent]) * run
         self._file.write(DIRECTORY_OFFSET, directory.tobytes())
 
-    def _lay_out(self) -> list[tuple[int, int, int]]:
+    def _find_room(self) -> list[tuple[int, int, int]]:
+        """As `_lay_out`, giving up the newest records where the file may not grow for all of them.
+
+        Raises:
+            StoreFullError: the disk has no room for it to grow. It may have at another time.
+        """
+        extents: list[int] = []
+        try:
+            return self._lay_out(extents)
+        except StoreFullError:
+            for extent in extents:
+                with self._extents.lock, Undo(self._file) as undo:
+                    self._extents.give(extent, undo)
+            if self._file.extent_count < self._file.max_extents:
+                raise
+        self._give_up_newest(len(extents))
+        return self._lay_out([])
+
+    def _give_up_newest(self, room: int) -> None:
+        """Free the records that were created last, so that `room` extents do for the others.
+
+        Together with the extents that this empties.
+        """
+        words, notes = self._file.words, self._notes
+        times, entries = array("Q"), array("H")
+        oldest: dict[int, int] = {}
+        for word in notes.words():
+            offset = word >> OFFSET_SHIFT & OFFSET_MASK
+            created_at = words[offset + RECORD_CREATED_OFFSET >> 3]
+            times.append(created_at)
+            entries.append(word >> DIRECTORY_SHIFT)
+            extent = offset >> EXTENT_SHIFT
+            oldest[extent] = min(created_at, oldest.get(extent, created_at))
+
+        def is_too_late(last: int) -> bool:
+            counts = [0] * DIRECTORY_ENTRIES
+            for created_at, entry in zip(times, entries, strict=True):
+                counts[entry] += created_at <= last
+            sums = list(accumulate(counts, initial=0))
+            run = segment_run(MIN_DEPTH)
+            needed = sum(_least(sums, start, run) for start in range(0, DIRECTORY_ENTRIES, run))
+            return needed > room + sum(first > last for first in oldest.values())
+
+        moments = sorted(set(times))
+        first = moments[bisect_left(moments, True, key=is_too_late)]
+        given_up = {
+            word
+            for word in notes.words()
+            if words[(word >> OFFSET_SHIFT & OFFSET_MASK) + RECORD_CREATED_OFFSET >> 3] >= first
+        }
+        for word in sorted(given_up):
+            self._slab.give(word >> OFFSET_SHIFT & OFFSET_MASK)
+        self._slab.free_spare()
+        notes.forget(given_up)
+        self._records -= len(given_up)
+        self._given_up += len(given_up)
+
+    def _lay_out(self, extents: list[int]) -> list[tuple[int, int, int]]:
         """Cut the hashes into segments; return the extent, depth and prefix of each, in order.
 
-        The fullest are halved first. Where extents run out, the others are filled beyond 7/8.
+        The fullest are halved first. Where extents run out, the others are filled beyond 7/8. Those
+        that it takes it puts in `extents`.
         """
         run = segment_run(MIN_DEPTH)
         waiting = [
@@ -264,7 +336,8 @@ class _Rebuild:
             for prefix in range(0, DIRECTORY_ENTRIES, run)
         ]
         heapify(waiting)
-        extents = [self._take_extent() for _ in waiting]
+        while len(extents) < len(waiting):
+            extents.append(self._take_extent())
         segments: list[tuple[int, int]] = []
         while waiting:
             negative_count, depth, prefix = heappop(waiting)
@@ -380,6 +453,14 @@ class _Rebuild:
                 self._outdated,
                 self._damaged,
             )
+        if self._given_up:
+            logger.error(
+                "%s: after power loss, the file at its limit of %d extents had no room for the "
+                "slots of all records; gave up the %d newest, which were not synced",
+                self._file.path,
+                self._file.max_extents,
+                self._given_up,
+            )
         if self._unplaced:
             logger.error(
                 "%s: %d records have no slot, because one entry of the directory is full; delete "
@@ -405,6 +486,17 @@ class _CompiledRebuild(_Rebuild):
             self._file.map, self._file.size, slices, extent, depth, prefix
         )
         return built or super()._build_segment(extent, depth, prefix)
+
+
+def _least(sums: list[int], start: int, run: int) -> int:
+    """Return how many segments the records of `run` directory entries need at least.
+
+    `sums` has, for each entry, how many records lead to those before it.
+    """
+    if run == 1 or sums[start + run] - sums[start] <= SEGMENT_SLOTS:
+        return 1
+    half = run // 2
+    return _least(sums, start, half) + _least(sums, start + half, half)
 
 
 def _set_entry(

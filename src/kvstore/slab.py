@@ -190,7 +190,7 @@ class Slab:
             with Undo(self._file) as undo:
                 self._unlink(extent, entry >> 8 & 0xFF, undo)
                 self._extents.give(extent, undo)
-                self._file.owe_flush()
+                self._file.note_freed()
         self._spare = NO_EXTENT
 
     def free_spare(self) -> None:

@@ -352,7 +352,7 @@ class Slots:
             StoreFullError: there is no extent for it; nothing has changed.
         """
         with self._extents.lock, Undo(self._file) as undo:
-            upper_extent = self._extents.take(undo)
+            upper_extent = self._extents.take(undo, for_segment=True)
             undo.write(
                 map_entry_offset(upper_extent),
                 SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),

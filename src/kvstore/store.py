@@ -123,7 +123,7 @@ class KVStore(Operations, Mapping[str, Value]):
             create=self._creates,
         )
         try:
-            extents = Extents(self._file)
+            self._extents = extents = Extents(self._file)
             self._slab = Slab(self._file, extents)
             self._table = Table(self._file, extents, self._slab)
             self._space = extents.lock
@@ -273,6 +273,10 @@ class KVStore(Operations, Mapping[str, Value]):
     def _purge_for_room(self) -> None:
         with suppress(StoreFullError, CorruptStoreError):
             self.purge_expired()
+            # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
+            self._slab.free_spare()
+        if self._extents.wait_for_flush:
+            self._file.flush()
 
     # --- the store -----------------------------------------------------------------------------
 
