@@ -370,13 +370,16 @@ class KVStore(Operations, Mapping[str, Value]):
                     self._file.close()
 
     def _set_closed(self) -> None:
-        if not self._closed:
-            try:
+        try:
+            if not self._closed:
                 self._slab.free_spare()
-            except (KVStoreError, OSError):
-                self._file.leave_unclean()
-        self._was_open = True
-        self._closed = True
+        except BaseException as error:
+            self._file.leave_unclean()
+            if not isinstance(error, KVStoreError | OSError):
+                raise
+        finally:
+            self._was_open = True
+            self._closed = True
 
     def _is_half_made(self) -> bool:
         """Return whether `__init__` was not called, has not ended or has failed."""

@@ -38,7 +38,15 @@ import kvstore.datafile
 from kvstore import KVStore, StoreFullError
 from kvstore.datafile import DataFile
 from kvstore.disk import reserve, write_at
-from kvstore.layout import STRIPE_SHIFT, U64, key_hash
+from kvstore.layout import (
+    EXTENT_MAP_OFFSET,
+    EXTENT_MAP_SIZE,
+    EXTENT_SHIFT,
+    SLAB_ENTRY,
+    STRIPE_SHIFT,
+    U64,
+    key_hash,
+)
 
 from .laboratory import Experiment
 
@@ -298,7 +306,7 @@ class Outage:
         for start in starts:
             self._versions[start].append((number, bytes(contents[start : start + unit])))
 
-    def image(self, moment: int, rng: random.Random) -> bytes:
+    def image(self, moment: int, rng: random.Random, whole_extents: float) -> bytes:
         """Return what the disk may hold where power was lost after so many changes."""
         image = bytearray(self._epoch.base.ljust(self._size, b"\0"))
         # The chance that a sector is as of the moment. Else it is as of the flush, or now and then
@@ -306,6 +314,9 @@ class Outage:
         share = rng.choice((0.1, 0.5, 0.9, 1.0))
         in_runs = rng.random() < 0.3
         between = rng.choice((0.0, 0.1, 1.0))
+        # Of extents that got another kind or class, those that changed likewise go together.
+        remade = self._remade(moment) if rng.random() < whole_extents else {}
+        shares = {change: rng.choice((0.0, 1.0)) for change in sorted(set(remade.values()))}
         floors = self._floors(moment)
         for start in sorted(self._versions):
             versions = self._versions[start]
@@ -313,6 +324,8 @@ class Outage:
             oldest = bisect_right(versions, floors.get(start, 0), key=_number) - 1
             if in_runs and rng.random() < 0.1:
                 share = rng.choice((0.0, 1.0))
+            if remade:
+                share = shares.get(remade.get(start >> EXTENT_SHIFT, b""), 1.0)
             chosen = count - 1
             if rng.random() >= share:
                 chosen = rng.randrange(oldest, count) if rng.random() < between else oldest
@@ -320,6 +333,21 @@ class Outage:
         lengths = self._lengths[: moment + 1]
         length = rng.choice((lengths[0], lengths[-1], rng.choice(lengths)))
         return bytes(image[:length]).ljust(length, b"\0")
+
+    def _remade(self, moment: int) -> dict[int, bytes]:
+        """Return for each extent that is of another kind or class what it was and has become."""
+        first, end = EXTENT_MAP_OFFSET, EXTENT_MAP_OFFSET + EXTENT_MAP_SIZE
+        before = self._epoch.base[first:end]
+        after = bytearray(before)
+        for start in range(first, end, self._unit):
+            versions = self._versions.get(start, ())
+            for _, contents in versions[: bisect_right(versions, moment, key=_number)]:
+                after[start - first : start - first + self._unit] = contents
+        return {
+            place // SLAB_ENTRY.size: before[place : place + 2] + after[place : place + 2]
+            for place in range(0, len(before), SLAB_ENTRY.size)
+            if before[place : place + 2] != after[place : place + 2]
+        }
 
     def _floors(self, moment: int) -> dict[int, int]:
         """Return for each unit that was flushed by itself after how many changes it last was."""
@@ -346,16 +374,24 @@ def _end(offset: int | None, data: bytes | int) -> int:
 # --- what a store makes of it ------------------------------------------------------------------
 
 
-def assert_survives(path: Path, allowed: Possible, clock: Clock, rng: random.Random) -> None:
+def assert_survives(
+    path: Path, allowed: Possible, clock: Clock, rng: random.Random, room: int
+) -> None:
     """Assert that the file opens, holds what was promised, works on, and is whole once closed."""
-    with KVStore(path, max_bytes=ROOM_AFTERWARDS) as store:
+    with KVStore(path, max_bytes=room) as store:
+        assert store.stats().file_size <= room
         contents = assert_allowed(store, allowed, clock.seconds)
         created = {}
         largest = rng.choice((100, 100, 1_000, 16_000))
         for number in range(rng.choice((10, 10, 40))):
             key = f"afterwards {number}"
-            created[key] = make_value(key, number, rng.randrange(largest))
-            store.create(key, created[key])
+            value = make_value(key, number, rng.randrange(largest))
+            try:
+                store.create(key, value)
+            except StoreFullError:
+                assert room < ROOM_AFTERWARDS, "there was room"
+            else:
+                created[key] = value
         for key in list(contents)[::2][:40]:
             store.delete(key)
             del contents[key]
@@ -433,7 +469,8 @@ class Life:
         self._marks += 1
         ttl = self.rng.choice(LIFETIMES)
         expires = ttl and self._clock.seconds + ttl
-        state = State(make_value(key, self._marks, size), expires)
+        value = make_value(key, self._marks, size) if size else {"mark": self._marks}
+        state = State(value, expires)
         self._disk.intend(key, state)
         self._key = key
         self.live[key] = state
@@ -596,6 +633,26 @@ def change_classes(life: Life) -> None:
         life.work(10, population=20, largest=100)
 
 
+def change_sizes_at_the_limit(life: Life) -> None:
+    """Fill the file with records of one size, give most of them up, fill it with those of another.
+
+    The smallest take half of it for their slots.
+    """
+    rng = life.rng
+    sizes = rng.choice(((16_000, 0), (16_000, 0), (3_000, 0), (0, 16_000, 0)))
+    for name, size in zip("abc", sizes, strict=False):
+        life.sync()
+        old = list(life.live)
+        for key in old[rng.choice((0, 1, len(old) // 20)) :]:
+            life.delete(key)
+        if rng.random() < 0.1:
+            life.sync()
+        # Of the smallest so many need no extent for their slots but those that were deleted.
+        for number in range(18_000 if rng.random() < 0.2 else 10**5):
+            if not life.create(f"{name}{number}", size):
+                break
+
+
 def rewrite_segments(life: Life) -> None:
     """Fill a segment until it splits, or is rewritten because of its tombstones."""
     store, rng = life.store, life.rng
@@ -630,6 +687,9 @@ class Plan:
     durable: bool = False
     lives: int = LIVES
     images: int = IMAGES
+    room: int = ROOM_AFTERWARDS  # that the file has in the opening after power was lost
+    whole_extents: float = 0.1  # the chance that extents are old or new as wholes
+    late: float = 0.0  # that power is lost before the last change of the longest epoch
     in_opening: float = 0.1  # the chance that power is lost while the store is being opened
     epochs: int = sys.maxsize  # then in one of so many first epochs
 
@@ -652,7 +712,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
             epoch, moment = choose_moment(disk, opened, plan, rng)
             if epoch not in outages:
                 outages[epoch] = Outage(disk.epochs[epoch], unit)
-            contents = outages[epoch].image(moment, rng)
+            contents = outages[epoch].image(moment, rng, plan.whole_extents)
             possible = disk.epochs[epoch].allowed(moment)
             clock.now_ns = now_ns
             clock.jump(rng.choice(JUMPS))
@@ -668,7 +728,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                 patch.setattr(kvstore.datafile, "flush_file", lambda *_: None)
                 try:
                     image = write_image(folder / "image", contents)
-                    assert_survives(image, possible, clock, rng)
+                    assert_survives(image, possible, clock, rng, plan.room)
                 except BaseException as error:
                     error.add_note(
                         f"life {number}, image {image_number}: after change {moment} of "
@@ -702,6 +762,9 @@ def choose_moment(
         epoch = rng.randrange(min(opened[0] + 1, plan.epochs))
         last = opened[1] if epoch == opened[0] else len(disk.epochs[epoch].changes)
         return epoch, rng.randint(0, last)
+    if rng.random() < plan.late:
+        longest = max(range(len(disk.epochs)), key=lambda number: len(disk.epochs[number].changes))
+        return longest, len(disk.epochs[longest].changes)
     if rng.random() < 0.3:
         epoch = rng.randrange(len(disk.epochs))
     else:
@@ -720,6 +783,18 @@ PLANS: Final = {
     ),
     "growth": (Plan((grow,)), "... while the file grows, or is full"),
     "classes": (Plan((change_classes,)), "... while extents pass between size classes"),
+    "limit": (
+        Plan(
+            (change_sizes_at_the_limit,),
+            lives=1,
+            images=8,
+            in_opening=0.0,
+            room=MAX_BYTES,
+            whole_extents=0.8,
+            late=0.7,
+        ),
+        "... in a full file, whose records become smaller or larger",
+    ),
     "segments": (
         Plan((rewrite_segments,), lives=3),
         "... while segments are rewritten and split",
