@@ -35,6 +35,7 @@ from kvstore.layout import (
     HOLDER_OFFSET,
     IDENTITY,
     IDENTITY_OFFSETS,
+    RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC_BYTES,
     SLOT_COUNT,
@@ -340,18 +341,39 @@ def test_slot_that_leads_beside_its_record_expires_for_all_members_alike(
     assert store.purge_expired() == 1
 
 
-def test_slot_with_an_expiry_of_its_own_has_no_time_left(
-    clock: FakeClock, open_store: OpenStore
+@pytest.mark.parametrize("key", ["key", "é" * 20], ids=["short", "long"])
+@pytest.mark.parametrize("of_record", [False, True], ids=["of the slot", "of the record"])
+@pytest.mark.parametrize("ms_left", [-(10**12), -60_000, -1, 0, 1, 60_000, None])
+def test_key_with_a_damaged_expiry_is_damaged_for_every_member(
+    clock: FakeClock, open_store: OpenStore, key: str, of_record: bool, ms_left: int | None
 ) -> None:
-    """It has passed for the slot, and not for the record: that was 2**64 milliseconds to go."""
+    """Its time left was none, or less than none; and before that 2**64 milliseconds."""
     store = open_store(check=False)
-    store.create("key", {}, ttl=5)
-    for ms_ago in (0, 1, 999, 1_000, 60_000):
-        change_slot(store, "key", SLOT_EXPIRES_OFFSET, U64.pack(clock.now_ms - ms_ago))
-        assert store.ttl("key") == -(ms_ago // 1000)
-        assert "key" in store
+    store.create(key, {"n": 1}, ttl=5)
+    expires_at = U64.pack(0 if ms_left is None else clock.now_ms + ms_left)
+    if of_record:
+        record = EXTENT_SIZE * 22 + RECORD_EXPIRES_OFFSET
+        store._file.map[record : record + U64.size] = expires_at
+    else:
+        change_slot(store, key, SLOT_EXPIRES_OFFSET, expires_at)
+    for seconds in (0, 10):  # its true time is up after five
+        clock.advance(seconds)
+        for use in (store.ttl, store.read, store.__getitem__, store.get, store.read_bytes):
+            with pytest.raises(CorruptStoreError, match=f"key {key!r}: the record at byte"):
+                use(key)
+        assert key in store
+        assert list(store) == [key]
+        assert len(store) == 1
         with pytest.raises(CorruptStoreError):
-            store.read("key")
+            list(store.items())
+        with pytest.raises(KeyExistsError):
+            store.create(key, {})
+        assert store.purge_expired() == 0
+    store.delete(key)
+    assert key not in store
+    store.create(key, {"n": 2}, ttl=5)
+    assert store.ttl(key) == 5
+    assert store.read(key) == {"n": 2}
 
 
 def test_key_that_rewriting_its_segment_brings_to_light_exists(

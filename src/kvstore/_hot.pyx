@@ -577,17 +577,16 @@ cdef class Operations:
     def ttl(self, key):
         """Return the whole seconds until `key` expires, rounded up; None if it never does.
 
-        Raises InvalidKeyError, KeyNotFoundError, StoreClosedError; see `kvstore.operations`.
+        Raises InvalidKeyError, KeyNotFoundError, CorruptStoreError, StoreClosedError; see
+        `kvstore.operations`.
         """
         cdef uint64_t expires_at, now_ms
-        if not self._expiry(encode_key_(key), &expires_at, &now_ms):
+        if not self._expiry(encode_key_(key), &expires_at, &now_ms, key):
             raise absent(key, 0)
         if not expires_at:
             return None
-        if expires_at > now_ms:
-            return (expires_at - now_ms - 1) // 1000 + 1
-        # A damaged slot, whose record has another expiry.
-        return -<int64_t>((now_ms - expires_at) // 1000)
+        # It is not past: then the key has expired, or its record does not agree.
+        return (expires_at - now_ms - 1) // 1000 + 1
 
     def __contains__(self, key):
         cdef uint64_t expires_at, now_ms
@@ -598,12 +597,16 @@ cdef class Operations:
             if self._closed:
                 self._refuse()
             return False
-        return self._expiry(encoded_key, &expires_at, &now_ms)
+        return self._expiry(encoded_key, &expires_at, &now_ms, None)
 
     cdef bint _expiry(
-        self, bytes encoded_key, uint64_t *expires_at, uint64_t *now_ms
+        self, bytes encoded_key, uint64_t *expires_at, uint64_t *now_ms, object key
     ) except -1:
-        """Tell whether a key is there; set its expires_at and, where it has one, the time now."""
+        """Tell whether a key is there; set its expires_at and, where it has one, the time now.
+
+        Raises CorruptStoreError where its record says otherwise, if it has a `key` to name.
+        """
+        cdef uint64_t record
         cdef uint64_t key_hash = hash_of(encoded_key, self._seed)
         cdef Lock stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         cdef int64_t slot
@@ -618,7 +621,13 @@ cdef class Operations:
             expires_at[0] = get_word(self.table.window.base + slot + SLOT_EXPIRES_OFFSET)
             if expires_at[0]:
                 now_ms[0] = now_ms_()
-                return not self.table.is_expired_(slot, now_ms[0])
+                if self.table.is_expired_(slot, now_ms[0]):
+                    return False
+            if key is not None:
+                record = get_word(self.table.window.base + slot + SLOT_RECORD_OFFSET)
+                record &= SLOT_RECORD_MASK
+                if self.slab.expiry_at_(record) != expires_at[0]:
+                    raise self._damaged(key, slot, record)
             return True
         finally:
             stripe.let_go()

@@ -315,9 +315,10 @@ class Operations(ABC):
         Raises:
             InvalidKeyError: `key` is not a string of 1 to 32 characters.
             KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            CorruptStoreError: its slot and its record do not agree on that; one is damaged.
             StoreClosedError: the store is closed, or was opened before a fork.
         """
-        found = self._expiry(encode_key(key))
+        found = self._expiry(encode_key(key), key)
         if found is None:
             raise KeyNotFoundError(key)
         expires_at, now_ms = found
@@ -333,8 +334,11 @@ class Operations(ABC):
             return False
         return self._expiry(encoded_key) is not None
 
-    def _expiry(self, encoded_key: bytes) -> tuple[int, int] | None:
-        """Return a key's expires_at and the time now, in ms; None where the key is absent."""
+    def _expiry(self, encoded_key: bytes, key: str | None = None) -> tuple[int, int] | None:
+        """Return a key's expires_at and the time now, in ms; None where the key is absent.
+
+        Raises CorruptStoreError where its record says otherwise, if it has a `key` to name.
+        """
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         inside = thread.inside
         if inside._is_owned():
@@ -347,10 +351,14 @@ class Operations(ABC):
                 if slot <= 0:
                     return None
                 expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-                if not expires_at:
-                    return 0, 0
-                now_ms = clock.now_ms()
-                return None if self._table.is_expired(slot, now_ms) else (expires_at, now_ms)
+                now_ms = clock.now_ms() if expires_at else 0
+                if expires_at and self._table.is_expired(slot, now_ms):
+                    return None
+                if key is not None:
+                    record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+                    if self._slab.expiry_at(record) != expires_at:
+                        raise _damaged(key, slot, record)
+                return expires_at, now_ms
         finally:
             if waiting:
                 leave()
