@@ -99,10 +99,10 @@ def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: P
     with open_parts(path, 4 * MIB) as parts:
         taken = [take(parts) for _ in range(4)]
         give(parts, *taken)
-        assert not parts.extents.wait_for_flush
+        assert not parts.extents.waits_for_flush
         assert take(parts, for_segment=True) == taken.pop()
         parts.file.note_freed()
-        assert parts.extents.wait_for_flush
+        assert parts.extents.waits_for_flush
         more = [take(parts, for_segment=True) for _ in range(12)]
         assert not set(taken) & set(more)
         assert take(parts) == taken[-1], "a slab takes what was one, flushed or not"
@@ -110,7 +110,7 @@ def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: P
             while True:
                 more.append(take(parts, for_segment=True))
         parts.file.flush()
-        assert not parts.extents.wait_for_flush
+        assert not parts.extents.waits_for_flush
         assert take(parts, for_segment=True) == taken[-2]
         parts.file.leave_unclean()
 

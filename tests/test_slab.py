@@ -3,16 +3,19 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from support import MIB, seeded_random
+from support.clock import FakeClock
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
 import kvstore.datafile
-from kvstore import CorruptStoreError, StoreFullError
+from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.check import check_file
+from kvstore.datafile import DataFile
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -31,13 +34,17 @@ from kvstore.layout import (
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
     SLAB_ENTRY,
+    SPLIT_AT,
+    STRIPE_SHIFT,
     class_head_offset,
+    key_hash,
     map_entry_offset,
 )
 from kvstore.slab import verify
 
 KEY = b"a key"
 VALUE = b'{"b":1}'
+HUGE = {"text": "x" * 16_000}
 LARGEST = len(BLOCK_SIZES) - 1  # the class with the fewest blocks in an extent: three
 
 
@@ -587,3 +594,120 @@ def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Parts) -> N
     for size_class in (1, len(BLOCK_SIZES), 255):
         parts.file.write(map_entry_offset(record >> EXTENT_SHIFT) + 1, bytes([size_class]))
         assert parts.slab.holds(tail_of(record), KEY) == (size_class == 1)
+
+
+# --- interrupted in a full file ----------------------------------------------------------------
+
+
+class DoorThatInterrupts:
+    """Stands in for the `write` of a data file; one of the calls raises when it has written."""
+
+    def __init__(self, file: DataFile, at: int) -> None:
+        self._write = file.write
+        self._at = at
+        self.calls = 0
+        replace_door(file, self)
+
+    def __call__(self, offset: int, data: bytes) -> None:
+        self.calls += 1
+        self._write(offset, data)
+        if self.calls == self._at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def full_store(path: Path) -> Iterator[KVStore]:
+    """A store with room for two more of its records in one extent, and no other."""
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        with pytest.raises(StoreFullError):
+            for number in range(1_000):
+                store.create(f"{number}", HUGE)
+        store.delete("0")
+        store.delete("1")
+        yield store
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        assert len(store) == number
+    assert [str(problem) for problem in check_file(path)] == []
+
+
+def create_both_again(store: KVStore) -> None:
+    for key in ("0", "1"):
+        if key not in store:
+            store.create(key, HUGE)
+        assert store.read(key) == HUGE
+
+
+def test_block_of_an_interrupted_create_is_there_for_the_next_in_a_full_file(
+    full_store: KVStore,
+) -> None:
+    """Where it had just been taken, it was nobody's until the next opening."""
+    store, at, done = full_store, 0, False
+    write, write_word = store._file.write, store._file.write_word
+    while not done:
+        at += 1
+        door = DoorThatInterrupts(store._file, at)
+        with suppress(KeyboardInterrupt):
+            store.create("0", HUGE)
+            done = True
+        store._file.write, store._file.write_word = write, write_word
+        assert done == (door.calls < at)
+        create_both_again(store)
+        if not done:
+            store.delete("0")
+            store.delete("1")
+    assert at > 3
+
+
+def test_block_that_could_not_be_given_back_is_there_for_the_next_in_a_full_file(
+    full_store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, refused = full_store, []
+
+    def refuse(offset: int) -> None:
+        refused.append(offset)
+        raise StoreFullError("no room on the disk")
+
+    write, write_word = store._file.write, store._file.write_word
+    for at in range(1, 8):
+        with monkeypatch.context() as patch, suppress(StoreFullError):
+            FaultyDoor(store._file, at, StoreFullError("no room on the disk"))
+            patch.setattr(store._slab, "give", refuse)
+            store.create("0", HUGE)
+        store._file.write, store._file.write_word = write, write_word
+        create_both_again(store)
+        store.delete("0")
+        store.delete("1")
+    create_both_again(store)
+    assert len(refused) > 3
+
+
+def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full_file(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of what had expired in a segment was nobody's until the next opening."""
+    with KVStore(path, max_bytes=4 * MIB) as store:
+        seed = store._file.hash_seed
+        names = (f"{number}" for number in range(10**6))
+        keys = [key for key in names if not key_hash(key.encode(), seed) >> STRIPE_SHIFT]
+        for number in range(SPLIT_AT):
+            store.create(keys[number], {}, ttl=None if number % 2 else 10)
+        clock.advance(11)
+        give = store._slab.give
+        calls = []
+
+        def give_some(offset: int) -> None:
+            calls.append(offset)
+            if len(calls) == 3:
+                raise StoreFullError("no room on the disk")
+            give(offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._slab, "give", give_some)
+            with pytest.raises(StoreFullError):
+                store._table.make_room(key_hash(keys[0].encode(), seed), clock.now_ms)
+        assert store.stats().live_size == (SPLIT_AT - 2) * 64
+        store._purge_for_room()
+        assert store.stats().live_size == store.stats().records * 64 == SPLIT_AT // 2 * 64
+    with KVStore(path) as store:
+        assert len(store) == SPLIT_AT // 2
+    assert [str(problem) for problem in check_file(path)] == []

@@ -36,7 +36,7 @@ class Extents:
         self.lock = Lock()
 
     @property
-    def wait_for_flush(self) -> bool:
+    def waits_for_flush(self) -> bool:
         """Whether there are free extents that the table may take once everything was flushed."""
         is_any_free = self._file.shorts[FREE_EXTENTS_OFFSET >> 1] != NO_EXTENT
         return is_any_free and self._file.freed_may_come_back

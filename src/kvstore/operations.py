@@ -163,15 +163,15 @@ class Operations(ABC):
             expires_at = now_ms + lifetime if lifetime else 0
             if times is not None:
                 now_ms, expires_at = times
-            record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
+            taken: list[int] = []
             try:
+                record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded), taken)
                 slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
                 table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
                 if not self._file.in_place:
                     slab.finish_record(record)
             except BaseException:
-                if not (table.is_live(-slot) and slab.is_record(record)):
-                    self._undo_create(-slot, record)
+                self._give_up(-slot, taken)
                 raise
         except KVStoreError:
             raise
@@ -179,6 +179,12 @@ class Operations(ABC):
             self._file.leave_unclean()
             raise
         return record
+
+    def _give_up(self, slot: int, taken: list[int]) -> None:
+        """Undo a `create` that was cut short, unless its record is in its slot already."""
+        for record in taken:
+            if not (self._table.is_live(slot) and self._slab.is_record(record)):
+                self._undo_create(slot, record)
 
     def _undo_create(self, slot: int, record: int) -> None:
         """Give back the block of a record, and the slot if it got as far as that."""

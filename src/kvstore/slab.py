@@ -80,18 +80,22 @@ class Slab:
         self._lock = extents.lock
         # The extent that was last emptied or opened: the spare, while it has no live block.
         self._spare = NO_EXTENT
+        # Blocks of records that no slot points to: an operation that was to free them could not.
+        self._pending: list[int] = []
 
     # --- blocks --------------------------------------------------------------------------------
 
-    def take(self, size: int) -> int:
+    def take(self, size: int, taken: list[int] | None = None) -> int:
         """Return the offset of a block for a record of `size` bytes. Takes the space lock.
 
-        An exception after this may leak the block until the index is next rebuilt.
+        It is also put in the empty list `taken`: there whoever is interrupted before the offset has
+        come to him finds it. While nothing is in that, no block was taken.
 
         Raises:
             StoreFullError: no block, no free extent, and the file cannot grow.
         """
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
+        taken = [] if taken is None else taken
         with self._lock:
             while True:
                 extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
@@ -109,13 +113,20 @@ class Slab:
                         self._abandon_free_list(extent, entry, size_class)
                         continue
                     after = (entry & _REST) + ENTRY_LIVE_ONE + (rest << ENTRY_FIRST_FREE_SHIFT)
-                if after >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]:
-                    with Undo(self._file) as undo:
-                        undo.write(entry_offset, U64.pack(after))
-                        self._unlink(extent, size_class, undo)
-                else:
-                    self._file.write_word(entry_offset >> 3, after)
-                return (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
+                offset = (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
+                try:
+                    if after >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]:
+                        with Undo(self._file) as undo:
+                            undo.write(entry_offset, U64.pack(after))
+                            self._unlink(extent, size_class, undo)
+                    else:
+                        self._file.write_word(entry_offset >> 3, after)
+                    taken.append(offset)
+                except BaseException:
+                    if not taken and self._words[entry_offset >> 3] == after:
+                        taken.append(offset)
+                    raise
+                return offset
 
     def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
         """Return the second block of an extent's free list; -1 where the list is damaged."""
@@ -201,14 +212,40 @@ class Slab:
     def discard(self, offset: int) -> None:
         """Free a block that was taken for a record that then failed.
 
-        Where a full copy-on-write file system refuses even that, the block leaks until the index is
-        next rebuilt, which is then at the next opening.
+        Where a full copy-on-write file system refuses even that, it is for `give_pending`, or for
+        the next opening, which rebuilds the index.
         """
         try:
             self.give(offset)
             self._file.owe_flush()
         except (KVStoreError, OSError):
+            self._pending.append(offset)
             self._file.leave_unclean()
+
+    def give_soon(self, offsets: list[int]) -> None:
+        """Free the blocks of records that no slot points to any more.
+
+        Where something cuts this short, the rest is for `give_pending`.
+        """
+        self._pending += offsets
+        self.give_pending()
+
+    def give_pending(self) -> None:
+        """Free the blocks that should have been freed, and could not be."""
+        # Each is given by one thread, and never twice: then another record might be in it. So an
+        # interruption, which does not tell whether it was, costs one of them.
+        while self._pending:
+            try:
+                offset = self._pending.pop()
+            except IndexError:  # another thread has had the last one
+                return
+            try:
+                self.give(offset)
+                self._file.owe_flush()
+            except (KVStoreError, OSError):
+                self._pending.append(offset)
+                self._file.leave_unclean()
+                raise
 
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock.

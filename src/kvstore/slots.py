@@ -394,13 +394,14 @@ class Slots:
 
     def _free_records(self, slots: list[bytes]) -> None:
         """Free the records of slots that are no longer in the table."""
+        records = []
         for slot in slots:
             (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
             if self._slab.holds(tail, self._slot_key(slot)):
-                self._slab.give(tail & SLOT_RECORD_MASK)
-                self._file.owe_flush()
+                records.append(tail & SLOT_RECORD_MASK)
             else:
                 self._file.leave_unclean()
+        self._slab.give_soon(records)
 
 
 def control_offset_of(slot: int) -> int:

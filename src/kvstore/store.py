@@ -273,9 +273,10 @@ class KVStore(Operations, Mapping[str, Value]):
     def _purge_for_room(self) -> None:
         with suppress(StoreFullError, CorruptStoreError):
             self.purge_expired()
+            self._slab.give_pending()
             # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
             self._slab.free_spare()
-        if self._extents.wait_for_flush:
+        if self._extents.waits_for_flush:
             self._file.flush()
 
     # --- the store -----------------------------------------------------------------------------
