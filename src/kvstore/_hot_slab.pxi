@@ -68,11 +68,15 @@ cdef class Slab:
                         f"leads to block {block}, which is not in it"
                     )
                 if after >> ENTRY_FIRST_FREE_SHIFT != full_entries[size_class]:
-                    try:
-                        window.put_word(self._file, entry_offset, after)
-                    except BaseException:  # it was written, or not
-                        self._file.restore(entry_offset, word_bytes(entry))
-                        raise
+                    if window.direct:
+                        set_word(window.base + entry_offset, after)
+                        keep_order()
+                    else:
+                        try:
+                            self._file.write_word(entry_offset >> 3, after)
+                        except BaseException:  # it was written, or not
+                            self._file.restore(entry_offset, word_bytes(entry))
+                            raise
                 elif window.direct:
                     self.check_neighbours(extent)
                     set_word(window.base + entry_offset, after)
