@@ -242,6 +242,9 @@ class KVStore(Operations, Mapping[str, Value]):
             StoreClosedError: the store is closed, or was opened before a fork.
             StoreFullError: a copy-on-write file system has no room to overwrite.
         """
+        return self._purge()
+
+    def _purge(self) -> int:
         purged = 0
         for number in range(STRIPE_COUNT):
             position = number * _DIRECTORY_PER_STRIPE
@@ -270,9 +273,10 @@ class KVStore(Operations, Mapping[str, Value]):
             self._file.flush()
         return purged
 
+    @operation(flushes=True)
     def _purge_for_room(self) -> None:
         with suppress(StoreFullError, CorruptStoreError):
-            self.purge_expired()
+            self._purge()
             self._slab.give_pending()
             # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
             self._slab.free_spare()
