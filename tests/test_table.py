@@ -484,6 +484,9 @@ def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path)
         assert_holds(parts, expected, iter(keys[:50]))
         for filler in fillers[:3] + more:
             parts.slab.give(filler)
+        assert not parts.table.make_room(parts.hash(keys[0]), NOW_MS), "of what is not flushed"
+        parts.slab.free_spare()
+        parts.file.flush()
         assert parts.table.make_room(parts.hash(keys[0]), NOW_MS)
         assert len(list(parts.table.segments(11))) == 2
         assert_holds(parts, expected, iter(keys[:50]))

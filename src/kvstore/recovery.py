@@ -271,17 +271,18 @@ class _Rebuild:
         """As `_lay_out`, giving up the newest records where the file may not grow for all of them.
 
         Raises:
-            StoreFullError: the disk has no room for it to grow. It may have at another time.
+            StoreFullError: the disk has no room for it. It may have at another time.
         """
         extents: list[int] = []
         try:
             return self._lay_out(extents)
-        except StoreFullError:
-            for extent in extents:
-                with self._extents.lock, Undo(self._file) as undo:
-                    self._extents.give(extent, undo)
-            if self._file.extent_count < self._file.max_extents:
+        except StoreFullError as error:
+            is_at_limit = self._file.extent_count >= self._file.max_extents
+            if not is_at_limit or isinstance(error.__cause__, OSError):
                 raise
+        for extent in extents:
+            with self._extents.lock, Undo(self._file) as undo:
+                self._extents.give(extent, undo)
         self._give_up_newest(len(extents))
         return self._lay_out([])
 

@@ -59,10 +59,10 @@ def switch_often(rng: random.Random) -> None:
 
 
 def _switching(step: Callable[..., Any], dice: random.Random) -> Callable[..., Any]:
-    def take_turns(*arguments: Any) -> Any:
+    def take_turns(*arguments: Any, **named: Any) -> Any:
         if dice.random() < _SWITCH_CHANCE:
             sleep(_SWITCH_SECONDS)
-        result = step(*arguments)
+        result = step(*arguments, **named)
         if dice.random() < _SWITCH_CHANCE:
             sleep(_SWITCH_SECONDS)
         return result

@@ -64,7 +64,8 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
             rebuild(file, extents, slab, now_ms)
         file.begin_changes()
         yield Parts(file, extents, slab, table)
-        slab.free_spare()
+        if not file.closed:
+            slab.free_spare()
     finally:
         file.close()
 
