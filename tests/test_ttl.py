@@ -9,6 +9,7 @@ from support import MIN_MAX_BYTES, scaled, seeded_random
 from support.clock import START_SECONDS, FakeClock
 from support.keys import TRICKY
 from support.stores import OpenStore
+from support.threads import run_together
 
 from kvstore import InvalidTTLError, KeyExistsError, KeyNotFoundError, KVStore
 from kvstore.layout import IDENTITY, STRIPE_SHIFT, key_hash
@@ -319,11 +320,14 @@ def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_
     def set_the_clock_back(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
         if position == 0:
             clock.set(START_SECONDS)
-            for number in range(100):  # in all stripes but the first, which the purge holds now
-                if key_hash(f"{number}".encode(), seed) >> STRIPE_SHIFT:
-                    store.create(f"{number}", {}, ttl=60)
-                    created.append(f"{number}")
+            run_together(create_some)
         return due_at(table, position, now_ms)
+
+    def create_some() -> None:
+        for number in range(100):  # in all stripes but the first, which the purge holds now
+            if key_hash(f"{number}".encode(), seed) >> STRIPE_SHIFT:
+                store.create(f"{number}", {}, ttl=60)
+                created.append(f"{number}")
 
     created: list[str] = []
     seed = IDENTITY.unpack_from(store.path.read_bytes())[4]
