@@ -144,7 +144,7 @@ def test_file_shorter_or_longer_than_its_extents(good: bytes) -> None:
 
 
 def test_growth_that_power_loss_took_back_is_told_from_a_file_cut_off(plant: Plant) -> None:
-    plant.put(STATE_OFFSET, pack_state(False, plant.extent_count + 16, 32, 0, plant.seed))
+    plant.put(STATE_OFFSET, pack_state(False, plant.extent_count + 16, 32, 0, 0, plant.seed))
     breaches = [each.breach for each in problems(bytes(plant.image))]
     assert breaches[:2] == [Breach.NOT_CLOSED, Breach.GROWTH_LOST]
     breaches = [each.breach for each in problems(bytes(plant.image[: 31 * EXTENT_SIZE]))]
@@ -216,20 +216,21 @@ def test_damaged_state(plant: Plant, offset: int) -> None:
 
 
 def test_state_that_is_not_clean(plant: Plant) -> None:
-    _, count, durable, _, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
-    plant.put(STATE_OFFSET, pack_state(False, count, durable, checksum, plant.seed))
+    _, *fields, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    count, durable, records, checksum = fields
+    plant.put(STATE_OFFSET, pack_state(False, count, durable, records, checksum, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "not clean")
 
 
 @pytest.mark.parametrize(("count", "durable"), [(6, 6), (15_259, 6), (32, 33)])
 def test_impossible_counts_of_extents(plant: Plant, count: int, durable: int) -> None:
-    plant.put(STATE_OFFSET, pack_state(True, count, durable, 0, plant.seed))
+    plant.put(STATE_OFFSET, pack_state(True, count, durable, 0, 0, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", f"extent count {count}, durable")
 
 
 def test_wrong_index_checksum(plant: Plant) -> None:
-    _, count, durable, _, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
-    plant.put(STATE_OFFSET, pack_state(True, count, durable, checksum ^ 1, plant.seed))
+    _, count, durable, records, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    plant.put(STATE_OFFSET, pack_state(True, count, durable, records, checksum ^ 1, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "index checksum is wrong")
 
 
@@ -361,6 +362,30 @@ def test_segment_with_a_wrong_depth_or_prefix(plant: Plant, depth: int, prefix: 
     plant.put(base + 16, bytes([depth]))
     plant.put_u16(base + 18, prefix)
     assert_among(plant.sign(), base, "segment", f"depth {depth}, prefix {prefix} at 0")
+
+
+@pytest.mark.parametrize("number", [1, 15])
+@pytest.mark.parametrize(("offset", "value"), [(16, 5), (18, 2_048), (20, 7), (22, 9)])
+def test_bucket_that_is_of_another_segment_or_moment(
+    plant: Plant, number: int, offset: int, value: int
+) -> None:
+    """Its depth, prefix, rebuilds or rewrites are others than those of the first bucket."""
+    bucket = (plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT) + number * BUCKET_SIZE
+    plant.put(bucket + offset, bytes([value & 0xFF, value >> 8]))
+    assert_only(plant.sign(), bucket, "bucket", "are not those of its segment")
+
+
+def test_segment_of_an_older_index(plant: Plant) -> None:
+    extent = plant.u16(DIRECTORY_OFFSET)
+    for number in range(16):
+        plant.put_u16((extent << EXTENT_SHIFT) + number * BUCKET_SIZE + 20, 40)
+    assert_only(plant.sign(), extent << EXTENT_SHIFT, "segment", "of 40 rebuilds")
+
+
+@pytest.mark.parametrize("more", [-1, 1, 1_000])
+def test_state_with_another_number_of_records_than_the_extent_map(plant: Plant, more: int) -> None:
+    image = plant.sign(plant.records() + more)
+    assert_only(image, STATE_OFFSET, "state", f"says {plant.records():,} records at closing")
 
 
 @pytest.mark.parametrize("number", [0, 1, 15])
@@ -524,7 +549,7 @@ def test_two_slots_of_one_key(plant: Plant) -> None:
     plant.put(second + 40, other.to_bytes(4, "little"))
     plant.image[bucket + CONTROL_OFFSET + index] = plant.image[plant.control(key)]
     plant.change_segment(plant.segment_of(key), live=1, used=1)
-    assert_only(plant.sign(), second, "slot", "has the key of the slot")
+    assert_only(plant.sign(plant.records() + 1), second, "slot", "has the key of the slot")
 
 
 @pytest.mark.parametrize(
@@ -679,7 +704,8 @@ def test_block_that_is_neither_live_nor_on_the_free_list(plant: Plant) -> None:
 def test_slab_extent_with_a_wrong_count_of_live_blocks(plant: Plant) -> None:
     slab = plant.slab_of(b"small 1")
     plant.change_slab(slab, live=plant.slab_entry(slab)["live"] - 1)
-    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "live blocks, has")
+    image = plant.sign(plant.records() - 1)
+    assert_only(image, map_entry_offset(slab), f"extent {slab}", "live blocks, has")
 
 
 def test_empty_extent_that_stays_with_its_class_is_nothing_wrong_while_the_file_is_open(

@@ -99,7 +99,7 @@ def test_new_file_has_two_equal_identities_with_random_parts(path: Path) -> None
         one, other = (image[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS)
         assert one == other
         magic, version, extent_size, file_id, seed, created_at, _ = IDENTITY.unpack(one)
-        assert (magic, version, extent_size, created_at) == (FILE_MAGIC, 1, 65_536, NOW_MS)
+        assert (magic, version, extent_size, created_at) == (FILE_MAGIC, 2, 65_536, NOW_MS)
         assert seed == file.hash_seed
         assert one == pack_identity(file_id, seed, created_at)
     second = path.with_name("second")
@@ -189,8 +189,10 @@ def test_file_with_both_identities_damaged_is_refused(path: Path) -> None:
     assert path.read_bytes() == damaged
 
 
-@pytest.mark.parametrize(("field", "value"), [("version", 2), ("extent_size", 131_072)])
-def test_file_of_a_newer_format_is_refused_and_left_as_it_is(
+@pytest.mark.parametrize(
+    ("field", "value"), [("version", 1), ("version", 3), ("extent_size", 131_072)]
+)
+def test_file_of_another_format_is_refused_and_left_as_it_is(
     path: Path, field: str, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"version": "FORMAT_VERSION", "extent_size": "EXTENT_SIZE"}
@@ -201,10 +203,12 @@ def test_file_of_a_newer_format_is_refused_and_left_as_it_is(
         identity = pack_identity(bytes(16), 1, NOW_MS)
     for offset in IDENTITY_OFFSETS:
         overwrite(path, offset, identity)
-    newer = path.read_bytes()
-    with pytest.raises(UnsupportedFormatError, match=f"{value:,}"):
+    other = path.read_bytes()
+    with pytest.raises(UnsupportedFormatError, match=f"{value:,}") as error:
         DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
-    assert path.read_bytes() == newer
+    assert path.read_bytes() == other
+    # Who has a file of the first one made it with a commit from before this one.
+    assert ("never released" in str(error.value)) == ((field, value) == ("version", 1))
 
 
 # --- state -------------------------------------------------------------------------------------
@@ -274,7 +278,8 @@ def test_clean_state_with_a_wrong_index_checksum_is_not_trusted(path: Path) -> N
     with open_parts(path) as parts:
         seed = parts.file.hash_seed
     state = state_of(path)
-    packed = pack_state(True, FIRST_EXTENTS, FIRST_EXTENTS, state["index_checksum"] ^ 1, seed)
+    checksum = state["index_checksum"] ^ 1
+    packed = pack_state(True, FIRST_EXTENTS, FIRST_EXTENTS, 0, checksum, seed)
     overwrite(path, STATE_OFFSET, packed)
     with open_file(path) as file:
         assert not file.trusted

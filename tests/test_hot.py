@@ -141,7 +141,7 @@ def test_nothing_is_taken_for_bytes_that_is_none(path: Path, store: KVStore) -> 
         lambda: slab.write_record(2**20, b"k", nothing, 1, 0, 0),
         lambda: table._slot_key(nothing),
         lambda: table._slot_key(b"short"),
-        lambda: table._build(6, 4, 0, nothing),
+        lambda: table._build(6, 4, nothing),
         lambda: store._restore("k", nothing, 0, 0),
     ):
         with pytest.raises((TypeError, ValueError)):

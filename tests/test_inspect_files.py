@@ -135,12 +135,12 @@ def test_a_newer_format_is_refused_with_both_versions(
 
     contents = bytearray(filled.read_bytes())
     for offset in IDENTITY_OFFSETS:
-        contents[offset + 8 : offset + 12] = (2).to_bytes(4, "little")
+        contents[offset + 8 : offset + 12] = (3).to_bytes(4, "little")
         body = bytes(contents[offset : offset + IDENTITY.size - U64.size])
         contents[offset + len(body) : offset + IDENTITY.size] = U64.pack(xxh3_64_intdigest(body))
     filled.write_bytes(contents)
     assert_refused(
-        inspect(command, filled), WRONG_USAGE, "format version 2 with extents of 65,536 bytes, this"
+        inspect(command, filled), WRONG_USAGE, "format version 3 with extents of 65,536 bytes; this"
     )
 
 

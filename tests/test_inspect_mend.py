@@ -101,7 +101,7 @@ def unclosed(whole: Truth, holder: int = 0) -> list[tuple[int, bytes]]:
     contents = whole.original.contents
     seed = IDENTITY.unpack_from(contents)[4]
     _, count, durable, *_ = STATE.unpack_from(contents, STATE_OFFSET)
-    state = pack_state(False, count, durable, 0, seed)
+    state = pack_state(False, count, durable, 0, 0, seed)
     return [(STATE_OFFSET, state), (HOLDER_OFFSET, HOLDER.pack(holder))]
 
 
@@ -675,7 +675,7 @@ def test_repair_never_writes_over_an_older_copy(whole: Truth, path: Path) -> Non
 def newer(whole: Truth) -> bytes:
     """Return an identity as a newer version would write it."""
     body = bytearray(whole.original.contents[: IDENTITY.size])
-    body[8] = 2
+    body[8] = 3
     body[48:] = xxh3_64_intdigest(bytes(body[:48])).to_bytes(8, "little")
     return bytes(body)
 

@@ -152,7 +152,8 @@ def test_file_that_was_not_closed_is_shown_without_its_index(path: Path) -> None
     contents = bytearray(path.read_bytes())
     _, count, durable, *_ = STATE.unpack_from(contents, STATE_OFFSET)
     seed = IDENTITY.unpack_from(contents)[4]
-    contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = pack_state(False, count, durable, 0, seed)
+    state = pack_state(False, count, durable, 0, 0, seed)
+    contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = state
     path.write_bytes(contents)
     status, page = report(path)
     assert status == 0

@@ -125,6 +125,7 @@ def test_example_shows_every_structure_on_the_way_to_its_record(example: bytes) 
         ("segment's entry", EXTENT_MAP_OFFSET + 16 * segment, 16),
         ("slab's entry", EXTENT_MAP_OFFSET + 16 * (record // 65_536), 16),
         ("bucket's marker", bucket, 8),
+        ("bucket's shape", bucket + 16, 8),
         ("control byte", bucket + 32, 1),
         ("slot", slot, 48),
         ("record", record, 32 + len(b"user:1") + len(b'{"name":"Ada"}')),
@@ -294,9 +295,9 @@ def test_runs_of_segments_halve_from_depth_to_depth() -> None:
 def test_packed_identity_and_state_end_in_the_checksum_of_what_is_before_it() -> None:
     identity = pack_identity(b"i" * 16, 7, EXAMPLE_TIME_MS)
     assert identity[-8:] == xxh3_64_intdigest(identity[:-8]).to_bytes(8, "little")
-    state = pack_state(True, 32, 31, 5, 7)
+    state = pack_state(True, 32, 31, 6, 5, 7)
     assert state[-8:] == xxh3_64_intdigest(state[:-8], 7).to_bytes(8, "little")
-    assert STATE.unpack(state)[:5] == (1, 32, 31, 0, 5)
+    assert STATE.unpack(state)[:5] == (1, 32, 31, 6, 5)
 
 
 def test_checksum_of_a_record_depends_on_key_value_times_and_place() -> None:

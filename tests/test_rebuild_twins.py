@@ -150,7 +150,7 @@ def forge_some(image: Image, rng: random.Random) -> None:
 def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, bytes]], bytes]:
     """Recover a file of these contents; return every write, and what the file then is."""
     write_image(path, contents)
-    file = DataFile(str(path), 64 * MIB, 0.0, now_ms)
+    file = DataFile(str(path), 64 * MIB, 0.0, now_ms, mending=True)
     try:
         writes: list[tuple[int, bytes]] = []
         real = file.write
@@ -302,6 +302,18 @@ def test_words_are_sorted(words: list[int]) -> None:
     assert sorted_words.tolist() == sorted(words)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([b"\xff\xfeKR", b"\xff", b"\xfeKR"]))),
+    st.integers(0, 3),
+)
+def test_magics_are_counted(pieces: list[tuple[int, bytes]], rest: int) -> None:
+    contents = b"".join(bytes(size) + piece for size, piece in pieces)
+    contents += bytes(-len(contents) % 32 + 32 * rest)
+    counts = kvstore.notes.Notes(1, 0).count_magics(contents)
+    assert twin.count_magics(contents) == counts
+    assert twin.count_magics(contents.rstrip(b"\0")) == counts
+
+
 EXTENT: Final = bytes(EXTENT_SIZE)
 NOTES: Final = array("Q", [64 << 7])  # the one record is at byte 64
 
@@ -310,17 +322,18 @@ NOTES: Final = array("Q", [64 << 7])  # the one record is at byte 64
     ("name", "arguments"),
     [
         ("find_magics", (None,)),
+        ("count_magics", (None,)),
         ("scan_blocks", (EXTENT[1:], 0, 64, 32, 0, 0, array("Q"))),
         ("scan_blocks", (EXTENT, 0, 0, 32, 0, 0, array("Q"))),
         ("scan_blocks", (EXTENT, 0, 8, 32, 0, 0, array("Q"))),
         ("link_free_blocks", (print, 0, 64, array("H"))),
         ("link_free_blocks", (print, 0, 0, array("H", [0]))),
         ("sort_words", (array("H"),)),
-        ("build_segment", (bytes(128), 128, [(NOTES, 0, 2)], 6, 4, 0)),
-        ("build_segment", (bytes(128), 128, [(NOTES, 1, 0)], 6, 4, 0)),
-        ("build_segment", (bytes(128), 128, [(NOTES, -1, 1)], 6, 4, 0)),
-        ("build_segment", (bytes(128), 127, [(NOTES, 0, 1)], 6, 4, 0)),
-        ("build_segment", (bytes(127), 128, [(NOTES, 0, 1)], 6, 4, 0)),
+        ("build_segment", (bytes(128), 128, [(NOTES, 0, 2)], 6, 4)),
+        ("build_segment", (bytes(128), 128, [(NOTES, 1, 0)], 6, 4)),
+        ("build_segment", (bytes(128), 128, [(NOTES, -1, 1)], 6, 4)),
+        ("build_segment", (bytes(128), 127, [(NOTES, 0, 1)], 6, 4)),
+        ("build_segment", (bytes(127), 128, [(NOTES, 0, 1)], 6, 4)),
     ],
 )
 def test_what_would_lead_astray_is_refused(name: str, arguments: tuple[object, ...]) -> None:

@@ -605,3 +605,15 @@ def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds
             store.delete(key)
     assert f"gave up the {len(on_disk) - count} newest" in caplog.text
     assert_whole(path)
+
+
+def test_reason_for_recovery_is_told_truly(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A store may be closed in order, and its index still have to be built anew."""
+    with KVStore(path) as store:
+        create_all(store, some_values(10))
+        crashed = crash_copy(store)
+        store._file.leave_unclean()
+    (killed,) = log_of_opening(crashed, caplog)
+    assert "was not closed; rebuilt the index of 10 records" in killed
+    (closed,) = log_of_opening(path, caplog)
+    assert "was closed after a change that was cut short" in closed

@@ -474,4 +474,4 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
     assert store.read("key") == {}
     store.close()
     with pytest.raises(ValueError, match="closed"):
-        table._build(6, 4, 0, lower + upper)
+        table._build(6, 4, lower + upper)

@@ -51,7 +51,7 @@ from .errors import (
     StoreBusyError,
     StoreFullError,
 )
-from .headers import no_bucket
+from .headers import torn_bucket, wanted_shape, wrong_bucket
 from .undo import Undo
 
 include "layout_constants.pxi"

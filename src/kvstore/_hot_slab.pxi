@@ -124,6 +124,10 @@ cdef class Slab:
             block = (offset & EXTENT_SIZE - 1) // block_sizes[size_class]
             after = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]
+            if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1 and self.has_other_records(
+                extent, block, entry
+            ):
+                self._check_is_last(extent, block, entry)
             head = get_word(window.base + offset)
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
             if not after >> ENTRY_LIVE_SHIFT & 0xFFFF and extent != self._spare:
@@ -154,6 +158,20 @@ cdef class Slab:
         finally:
             self.lock.let_go()
         return 0
+
+    cdef bint has_other_records(self, uint64_t extent, uint64_t block, uint64_t entry) noexcept:
+        """Tell whether `slab.Slab._check_is_last` would raise."""
+        cdef const uint8_t *start = self.window.base + (extent << EXTENT_SHIFT)
+        cdef uint64_t size = block_sizes[entry >> 8 & 0xFF]
+        cdef uint64_t end = min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
+        cdef uint64_t place = 0
+        if not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            return True
+        while place < end:
+            if <uint32_t>get_word(start + place) == RECORD_MAGIC and place != block * size:
+                return True
+            place += size
+        return False
 
     # As `_link` and `_unlink` where the door stores through the map: then nothing can cut them short
     # once they have begun, so what they may raise is looked for before.

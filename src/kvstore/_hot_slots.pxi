@@ -59,12 +59,14 @@ cdef class Slots:
     cdef Slab slab
     cdef Window window
     cdef object _seed
+    cdef uint64_t _of_file  # as `wanted_shape`
 
     def __cinit__(self, file not None, extents, Slab slab not None):
         self._file = file
         self.slab = slab
         self.window = needed(file.window)
         self._seed = file.hash_seed
+        self._of_file = wanted_shape(file)
 
     @property
     def _slab(self):
@@ -91,11 +93,18 @@ cdef class Slots:
         cdef const uint8_t *control
         cdef const uint8_t *place
         cdef int same
+        prefetch(memory + home + CONTROL_OFFSET + 64)
+        cdef uint64_t shape = get_word(memory + home + SHAPE_OFFSET)
+        if not self.fits(shape, key_hash):
+            raise wrong_bucket(self._file, home, key_hash)
         while True:
             control = memory + bucket + CONTROL_OFFSET
             prefetch(control + 64)
-            if get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT):
-                raise no_bucket(self._file, bucket)
+            if (
+                get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
+                or get_word(memory + bucket + SHAPE_OFFSET) != shape
+            ):
+                raise torn_bucket(self._file, bucket, shape)
             place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
             while place is not NULL:
                 slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
@@ -125,6 +134,16 @@ cdef class Slots:
             bucket = base | bucket + BUCKET_SIZE & EXTENT_SIZE - 1
             if bucket == home:
                 return damaged or vacant
+
+    cdef inline bint fits(self, uint64_t shape, uint64_t key_hash) noexcept:
+        """Tell whether a bucket of this shape is of the segment that a hash leads to."""
+        cdef uint64_t depth = shape & SHAPE_DEPTH_MASK
+        cdef uint64_t wanted = self._of_file | key_hash >> DIRECTORY_SHIFT << SHAPE_PREFIX_SHIFT
+        # Without the rewrites, and without those bits of the prefix that are the segment's own.
+        return (
+            depth - MIN_DEPTH <= MAX_DEPTH - MIN_DEPTH
+            and (shape ^ wanted) << 16 >> 47 - depth == 0
+        )
 
     cdef inline void expect_(self, uint64_t key_hash) noexcept:
         """Have the processor fetch where a key is looked up next, while its value is encoded.
@@ -324,9 +343,13 @@ cdef class Slots:
         cdef uint64_t bucket, index, slot, key_hash
         cdef size_t lost = 0
         cdef list expired = []
+        cdef uint64_t shape = get_word(memory + (extent << EXTENT_SHIFT) + SHAPE_OFFSET)
         for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
-            if get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT):
-                raise no_bucket(self._file, bucket)
+            if (
+                get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
+                or get_word(memory + bucket + SHAPE_OFFSET) != shape
+            ):
+                raise torn_bucket(self._file, bucket, shape)
             for index in range(SLOT_COUNT):
                 if memory[bucket + CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
                     continue
@@ -343,11 +366,9 @@ cdef class Slots:
             self._file.leave_unclean()
         return lower, upper, expired
 
-    def _build(
-        self, uint64_t extent, uint64_t depth, uint64_t prefix, Members members not None
-    ):
+    def _build(self, uint64_t extent, uint64_t shape, Members members not None):
         """See `segment.build`."""
-        return build_(extent, depth, prefix, members)
+        return build_(extent, shape, members)
 
     def _slot_key(self, bytes slot not None):
         """See `slots.Slots._slot_key`."""
@@ -362,7 +383,7 @@ cdef class Slots:
         return PyBytes_FromStringAndSize(<const char *>slot, size)
 
 
-cdef tuple build_(uint64_t extent, uint64_t depth, uint64_t prefix, Members of):
+cdef tuple build_(uint64_t extent, uint64_t shape, Members of):
     cdef const Member *members = of.members
     cdef size_t count = of.count
     if count and of.window.base is NULL:
@@ -393,8 +414,7 @@ cdef tuple build_(uint64_t extent, uint64_t depth, uint64_t prefix, Members of):
     for bucket in range(BUCKET_COUNT):
         set_word(page, BUCKET_MARKER | (extent << EXTENT_SHIFT >> BUCKET_SHIFT) + bucket)
         set_word(page + EARLIEST_OFFSET, earliest[bucket])
-        if not bucket:
-            set_word(page + 16, depth | prefix << 16)
+        set_word(page + SHAPE_OFFSET, shape)
         earliest_of_all = min(earliest_of_all, earliest[bucket])
         for number in range(counts[bucket]):
             member = members + places[bucket * MOST_MEMBERS + number]

@@ -15,7 +15,7 @@ from array import array
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memchr, memcpy, memset
 
 from xxhash import xxh3_64_intdigest
 
@@ -54,6 +54,28 @@ def find_magics(bytes contents not None):
                 first = index * BLOCK_ALIGNMENT
             count += 1
     return count, first
+
+
+def count_magics(bytes contents not None):
+    """`Notes.count_magics`."""
+    cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(contents)
+    cdef const uint8_t *place = start
+    cdef uint64_t count = 0, aligned = 0, left = len(contents)
+    cdef uint32_t magic
+    while left >= sizeof(magic):
+        place = <const uint8_t *>memchr(place, <uint8_t>RECORD_MAGIC, left)
+        if place is NULL:
+            break
+        left = len(contents) - <uint64_t>(place - start)
+        if left < sizeof(magic):
+            break
+        memcpy(&magic, place, sizeof(magic))
+        if magic == RECORD_MAGIC:
+            count += 1
+            aligned += <uint64_t>(place - start) % BLOCK_ALIGNMENT == 0
+        place += 1
+        left -= 1
+    return count, aligned
 
 
 def scan_blocks(
@@ -189,7 +211,7 @@ cdef void sort_by(int shift, uint64_t *words, Py_ssize_t count) noexcept:
 
 def build_segment(
     const uint8_t[::1] mapped not None, uint64_t file_size, list slices not None,
-    uint64_t extent, uint8_t depth, uint16_t prefix,
+    uint64_t extent, uint64_t shape,
 ):
     """`_Rebuild._build_segment` of the records noted in these slices; None: leave it to that.
 
@@ -220,11 +242,10 @@ def build_segment(
     image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
     cdef uint8_t *page = <uint8_t *>PyBytes_AS_STRING(image)
     memset(page, 0, EXTENT_SIZE)
-    page[BUCKET_DEPTH_OFFSET] = depth
-    memcpy(page + BUCKET_PREFIX_OFFSET, &prefix, sizeof(prefix))
     for bucket in range(BUCKET_COUNT):
         store(page, BUCKET_MARKER | (extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE >> BUCKET_SHIFT)
         store(page + EARLIEST_OFFSET, earliest[bucket])
+        store(page + SHAPE_OFFSET, shape)
         first = min(first, earliest[bucket])
         for index in range(<Py_ssize_t>counts[bucket]):
             put_slot(

@@ -16,12 +16,12 @@ from xxhash import xxh3_64_intdigest
 from .layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
-    BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     BUCKET_COUNT,
     BUCKET_HEADER,
     BUCKET_SIZE,
+    BUCKET_WORDS,
     CONTROL_EMPTY,
     CONTROL_TOMBSTONE,
     DIRECTORY_ENTRIES,
@@ -49,11 +49,10 @@ from .layout import (
     MIN_DEPTH,
     NO_BLOCK,
     NO_EXTENT,
+    REBUILDS_OFFSET,
     RECORD,
     RECORD_HEADER_SIZE,
-    RECORD_KEY_SIZE_OFFSET,
     RECORD_MAGIC,
-    RECORD_MAGIC_BYTES,
     SEGMENT_ENTRY,
     SIZE_CLASSES,
     SLAB_ENTRY,
@@ -64,6 +63,7 @@ from .layout import (
     U16,
     bucket_marker,
     class_head_offset,
+    count_records,
     key_hash,
     map_entry_offset,
     pack_identity,
@@ -73,6 +73,7 @@ from .layout import (
     slot_offset,
 )
 from .problem import Breach, Problem
+from .scan import is_of_table, is_whole, magics
 from .segment import live_slots
 
 _DIRECTORY: Final = Struct(f"<{DIRECTORY_ENTRIES}H")
@@ -159,8 +160,8 @@ class _Check:
 
     def _state(self) -> Iterator[Problem]:
         packed = self._bytes(STATE_OFFSET, STATE.size)
-        clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
-        if packed != pack_state(bool(clean), count, durable, index_checksum, self._seed):
+        clean, count, durable, records, index_checksum, _ = STATE.unpack(packed)
+        if packed != pack_state(bool(clean), count, durable, records, index_checksum, self._seed):
             message = "checksum or a reserved field is wrong"
             yield Problem(STATE_OFFSET, "state", message, Breach.STATE_DAMAGED)
             self.extent_count = min(len(self._image) >> EXTENT_SHIFT, MAX_EXTENTS)
@@ -184,6 +185,10 @@ class _Check:
         self.extent_count = count
         if clean and index_checksum != self._index_checksum():
             yield Problem(STATE_OFFSET, "state", "index checksum is wrong", Breach.INDEX_CHECKSUM)
+        mapped = count_records(self._bytes(EXTENT_MAP_OFFSET, SLAB_ENTRY.size * count))
+        if clean and records != mapped:
+            message = f"says {records:,} records at closing, the extent map {mapped:,}"
+            yield Problem(STATE_OFFSET, "state", message, Breach.STATE_RECORDS)
 
     def _index_checksum(self) -> int:
         return xxh3_64_intdigest(
@@ -327,8 +332,14 @@ class _Check:
         The directory's entries from `start` to before `end` lead to it.
         """
         base = extent << EXTENT_SHIFT
-        marker, _, depth, prefix, _ = BUCKET_HEADER.unpack(self._bytes(base, BUCKET_HEADER.size))
+        marker, _, depth, prefix, rebuilds, *_ = BUCKET_HEADER.unpack(
+            self._bytes(base, BUCKET_HEADER.size)
+        )
         if marker == bucket_marker(base):
+            expected = self._u16(REBUILDS_OFFSET)
+            if rebuilds != expected:
+                message = f"of {rebuilds} rebuilds of the index, the allocator says {expected}"
+                yield Problem(base, "segment", message, Breach.SEGMENT_HEADER)
             if MIN_DEPTH <= depth <= MAX_DEPTH and prefix == start:
                 return int(depth)
             message = f"depth {depth}, prefix {prefix} at {start}"
@@ -347,17 +358,22 @@ class _Check:
         )
         live_found = used_found = 0
         whole = True
+        expected: int | None = None
         full = [False] * BUCKET_COUNT
         homes: list[tuple[int, int, int]] = []
         keys: dict[bytes, tuple[int, int]] = {}
         for number in range(BUCKET_COUNT):
             bucket = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
             page = self._bytes(bucket, BUCKET_SIZE)
-            marker, earliest, _, _, control = BUCKET_HEADER.unpack_from(page)
+            marker, earliest, shape, control = BUCKET_WORDS.unpack_from(page)
             if marker != bucket_marker(bucket):
                 yield _no_marker(bucket)
                 whole, full[number] = False, True
                 continue
+            expected = shape if expected is None else expected
+            if shape != expected:
+                message = "depth, prefix, rebuilds and rewrites are not those of its segment"
+                yield Problem(bucket, "bucket", message, Breach.BUCKET_SHAPE)
             empty = control.count(CONTROL_EMPTY)
             tombstones = control.count(CONTROL_TOMBSTONE)
             full[number] = not empty
@@ -440,21 +456,23 @@ class _Check:
         """Check every slab extent's blocks: each is live, on the free list, or fresh."""
         for extent in range(FIXED_EXTENTS, self.extent_count):
             self._progress(DIRECTORY_ENTRIES + extent, DIRECTORY_ENTRIES + self.extent_count)
-            contents = self._bytes(extent << EXTENT_SHIFT, EXTENT_SIZE)
-            magics = {
+            base = extent << EXTENT_SHIFT
+            contents = self._bytes(base, EXTENT_SIZE)
+            found = {
                 position
-                for position in _find_all(contents, RECORD_MAGIC_BYTES)
-                if not position % BLOCK_ALIGNMENT and not _is_time(contents, position)
+                for position in magics(contents)
+                if not is_of_table(contents, position, base)
+                or is_whole(contents, position, base, self._seed)
             }
             if self._kinds[extent] == KIND_SLAB:
-                yield from self._slab(extent, contents, magics)
+                yield from self._slab(extent, contents, found)
             else:
-                for position in sorted(magics):
-                    offset = (extent << EXTENT_SHIFT) + position
+                for position in sorted(found):
+                    offset = base + position
                     message = "its magic is outside of any slab extent"
                     yield Problem(offset, "record", message, Breach.RECORD_OUTSIDE)
 
-    def _slab(self, extent: int, contents: bytes, magics: set[int]) -> Iterator[Problem]:
+    def _slab(self, extent: int, contents: bytes, found: set[int]) -> Iterator[Problem]:
         _, size_class, live, first_free, fresh, *_ = self._entry(extent)
         base, block_size = extent << EXTENT_SHIFT, BLOCK_SIZES[size_class]
         free: dict[int, None] = {}
@@ -470,8 +488,8 @@ class _Check:
                 yield _no_free_block(base + block * block_size, magic)
                 break
             block = following
-        blocks = {position // block_size for position in magics if not position % block_size}
-        for position in sorted(magics):
+        blocks = {position // block_size for position in found if not position % block_size}
+        for position in sorted(found):
             offset = base + position
             if position % block_size or position // block_size >= fresh:
                 message = "its magic is not at a block in use"
@@ -513,18 +531,3 @@ def _no_free_block(offset: int, magic: int) -> Problem:
         message = "has the magic of a record, and is on the free list"
         return Problem(offset, "free block", message, Breach.FREE_BLOCKS_LIVE)
     return Problem(offset, "free block", "has not the magic of one", Breach.FREE_BLOCKS_BROKEN)
-
-
-def _is_time(contents: bytes, position: int) -> bool:
-    """Tell whether an aligned magic is but the lower half of a time in a slot, or in what was one.
-
-    One millisecond in 49.7 days looks so. A record has a key, whose size is where a time has zero.
-    """
-    return contents[position + RECORD_KEY_SIZE_OFFSET] == 0
-
-
-def _find_all(contents: bytes, wanted: bytes) -> Iterator[int]:
-    position = contents.find(wanted)
-    while position >= 0:
-        yield position
-        position = contents.find(wanted, position + 1)

@@ -13,6 +13,8 @@ Invariants:
    There the map is a private one: what is stored through it stays in memory, for readers to see
    what the disk has no room for. That is done only once nothing more goes to the file.
 4. The state on disk says "not clean" from before the first change until `close` has flushed.
+5. Before it is known that the index can be used, or may be rebuilt, not a byte of the file is
+   changed, nor its length.
 
 Locks: `_state_lock` covers the state's fields and is taken last, but for `filelock`'s own.
 """
@@ -32,6 +34,7 @@ from .disk import (
     ask_to_overwrite_in_place,
     bring_in,
     can_flush_pages,
+    find_last,
     flush_file,
     flush_folder,
     flush_pages,
@@ -74,15 +77,19 @@ from .layout import (
     IDENTITY_OFFSETS,
     MAX_EXTENTS,
     MAX_FILE_SIZE,
+    RECORD_MAGIC_BYTES,
     STATE,
     STATE_OFFSET,
     U64,
+    count_records,
     is_state,
     map_entry_offset,
     pack_identity,
     pack_state,
+    unknown_format,
 )
 from .reentry import leave, thread, waiting
+from .soundness import is_sound, told_records
 
 # The disk, a quota, or a limit on the size of files leaves no room.
 _NO_ROOM: Final = (ENOSPC, EDQUOT, EFBIG)
@@ -100,6 +107,7 @@ class DataFile:
         now_ms: the time of creation of a new file.
         create: create one; else nothing is changed, and a file without a store is an error.
         durable: have at hand what `flush_record` needs to be faster than `flush`.
+        mending: open whatever can be opened: what would be lost by that was copied before.
 
     Attributes:
         map: the mapped file; slices of it are copies, as bytes.
@@ -118,11 +126,13 @@ class DataFile:
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
         let_go: `close` has come to its end.
         trusted: the index on disk was found clean and whole; else it must be rebuilt before use.
+        distrust: why not, in words.
 
     Raises:
         StoreLockedError: as `FileLock`.
-        UnsupportedFormatError: the file is no store, or of a newer format. It is unchanged.
-        CorruptStoreError: both identities are damaged, or the file is shorter than its contents.
+        UnsupportedFormatError: the file is no store, or of another format. It is unchanged.
+        CorruptStoreError: both identities are damaged, the file is shorter than its contents, or
+            its index is damaged and to rebuild it would lose records. It is unchanged.
         StoreFullError: the disk has no room for the blocks that the file needs.
         OSError: what the operating system said.
     """
@@ -136,6 +146,7 @@ class DataFile:
         *,
         durable: bool = False,
         create: bool = True,
+        mending: bool = False,
     ) -> None:
         self.path = path
         self._lock = FileLock(path, timeout, create=create)
@@ -145,7 +156,7 @@ class DataFile:
         self._is_new = False
         self._has_failed = False
         try:
-            self._open(max_bytes, now_ms, durable, create)
+            self._open(max_bytes, now_ms, durable, create, mending)
         except BaseException as error:
             try:
                 self._take_back_new_file()
@@ -160,18 +171,28 @@ class DataFile:
 
     # --- opening -------------------------------------------------------------------------------
 
-    def _open(self, max_bytes: int, now_ms: int, durable: bool, create: bool) -> None:
+    def _open(
+        self, max_bytes: int, now_ms: int, durable: bool, create: bool, mending: bool
+    ) -> None:
         self._fd = self._lock.open_again()
         self.in_place = overwrites_in_place(self._fd)
         self.private = not self.in_place and may_be_mapped_privately(self._fd)
-        if not self._load_identity():
+        is_new = not self._load_identity()
+        if is_new:
             if not create:
                 raise UnsupportedFormatError(
                     f"{self.path}: no store is in the file: it is empty, or holds nothing but "
                     f"zeros; it was left as it is"
                 )
             self._create(now_ms)
-        self._load_state()
+        size = self._load_state()
+        self.distrust = "is being repaired" if mending else self._find_distrust(size)
+        self.trusted = self._clean and not self.distrust
+        if not (self.trusted or is_new or mending):
+            self._check_records(size)
+        # From here on the file is changed.
+        if size > self.size:
+            os.ftruncate(self._fd, self.size)
         self._reserve_all()
         self._map(max_bytes)
         self.write: Callable[[int, bytes], None]
@@ -191,7 +212,6 @@ class DataFile:
         self.in_memory = False
         self._leave_unclean = False
         self._cautious = False
-        self.trusted = self._clean and self._index_checksum() == self._stored_index_checksum
         self.pristine = self.trusted
         # The number is only for another opener's message.
         with suppress(StoreFullError, OSError):
@@ -208,8 +228,7 @@ class DataFile:
                     continue
                 if version != FORMAT_VERSION or extent_size != EXTENT_SIZE:
                     raise UnsupportedFormatError(
-                        f"{self.path}: format version {version} with extents of {extent_size:,} "
-                        f"bytes, this library reads version {FORMAT_VERSION} of {EXTENT_SIZE:,}"
+                        f"{self.path}: {unknown_format(version, extent_size)}"
                     )
                 valid.append((copy, seed))
         if valid:
@@ -259,7 +278,7 @@ class DataFile:
             write_at(self._fd, 0, self._identity)
             flush_file(self._fd)
             write_at(self._fd, IDENTITY_OFFSETS[1], self._identity)
-            write_at(self._fd, STATE_OFFSET, pack_state(False, extents, extents, 0, self.hash_seed))
+            write_at(self._fd, STATE_OFFSET, self._pack_new_state(extents))
             flush_file(self._fd)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -277,17 +296,20 @@ class DataFile:
                 os.ftruncate(self._fd, 0)
             self._lock.remove_if_new()
 
-    def _load_state(self) -> None:
-        """Take over the state, and cut off what a process left that died while opening."""
+    def _pack_new_state(self, extents: int) -> bytes:
+        return pack_state(False, extents, extents, 0, 0, self.hash_seed)
+
+    def _load_state(self) -> int:
+        """Take over the state, and what follows from it; return the length of the file."""
         packed = read_at(self._fd, STATE.size, STATE_OFFSET)
         size = os.fstat(self._fd).st_size
         least = FIRST_FILE_SIZE >> EXTENT_SHIFT
         intact = is_state(packed, self.hash_seed) and STATE.unpack(packed)[1] >= least
         self._state_intact = intact
         if intact:
-            clean, count, durable, _, self._stored_index_checksum, _ = STATE.unpack(packed)
+            clean, count, durable, records, checksum, _ = STATE.unpack(packed)
+            self._records_at_close, self._index_checksum_at_close = records, checksum
         else:
-            self._stored_index_checksum = 0
             clean, count, durable = 0, min(size >> EXTENT_SHIFT, MAX_EXTENTS), 0
         # Power loss may take back a growth that was never flushed, but no more than that.
         least = max(count if clean else durable, least)
@@ -300,8 +322,80 @@ class DataFile:
         self._extent_count: int = min(count, size >> EXTENT_SHIFT)
         self._durable_count: int = min(durable, self._extent_count)
         self.size = self._extent_count << EXTENT_SHIFT
-        if size > self.size:
-            os.ftruncate(self._fd, self.size)
+        return size
+
+    def _find_distrust(self, size: int) -> str:
+        """Return why the index cannot be used as it is, in words; none where it can."""
+        if not self._state_intact:
+            return "its state is damaged"
+        if not self._clean:
+            holder = read_at(self._fd, HOLDER.size, HOLDER_OFFSET)
+            if any(holder):
+                return "was not closed"
+            return "was closed after a change that was cut short, or that met damage"
+        start = self._read_start()
+        if self._index_checksum(start) != self._index_checksum_at_close:
+            return "was closed, but its index is damaged"
+        if not is_sound(start, self._extent_count):
+            return "was closed, but its index contradicts itself"
+        # A process that dies while it opens a file may leave zeros, of whole extents.
+        if size > self.size and (
+            size % EXTENT_SIZE or find_last(self._fd, b"", self.size, size) >= 0
+        ):
+            return "was closed, but is longer than its contents"
+        return ""
+
+    def _check_records(self, size: int) -> None:
+        """Take into account what a rebuild of the index would lose; look at every record.
+
+        Raises:
+            CorruptStoreError: records that a repair could use.
+        """
+        from .evidence import find_shift, gather  # after a crash only
+
+        beyond = find_last(self._fd, RECORD_MAGIC_BYTES, self.size, size)
+        found = ""
+        if self._clean or not self._state_intact:
+            evidence = gather(self._read_extent, self._extent_count, self.hash_seed)
+            expected = self._expected_records()
+            if expected < 0:
+                expected = evidence.whole
+            if evidence.damaged or evidence.astray or beyond >= 0 or evidence.whole != expected:
+                found = f"found were {evidence}"
+                if evidence.whole != expected:
+                    found += f", where there should be {expected:,}"
+                if beyond >= 0:
+                    found += f"; one that begins past the end, at byte {beyond:,}"
+        else:
+            shift = find_shift(self._read_extent, self._extent_count, size, self.hash_seed)
+            if shift is not None:
+                found = (
+                    f"the record at byte {shift:,} is not in its place, as if bytes had been "
+                    f"inserted or removed before it"
+                )
+            elif beyond >= 0:  # power loss took back the new length in the state, and not this
+                self._extent_count = min(beyond + EXTENT_SIZE >> EXTENT_SHIFT, MAX_EXTENTS)
+                self.size = self._extent_count << EXTENT_SHIFT
+        if found:
+            raise CorruptStoreError(
+                f"{self.path}: {self.distrust}, and to rebuild the index would lose records: "
+                f"{found}. The file was not changed; kvstore-inspect repair {self.path} rebuilds "
+                f"the index from those records that are whole, and keeps a copy of the file"
+            )
+
+    def _expected_records(self) -> int:
+        """Return how many records there should be, of a file that can tell; else -1."""
+        if self._clean:
+            return int(self._records_at_close)
+        return told_records(self._read_start(), self._extent_count)
+
+    def _read_start(self) -> bytes:
+        """Read the file up to, and with, the entries of its extents in the extent map."""
+        size = map_entry_offset(self._extent_count)
+        return read_at(self._fd, size, 0).ljust(size, b"\0")
+
+    def _read_extent(self, extent: int) -> bytes:
+        return read_at(self._fd, EXTENT_SIZE, extent << EXTENT_SHIFT).ljust(EXTENT_SIZE, b"\0")
 
     def _reserve_all(self) -> None:
         """Reserve the blocks of the whole file: a sparse restore leaves holes."""
@@ -514,26 +608,27 @@ class DataFile:
         """The length in extents that the file does not grow past."""
         return self._max_extents
 
-    def _write_state(self, index_checksum: int = 0) -> None:
+    def _write_state(self, records: int = 0, index_checksum: int = 0) -> None:
         self.write(
             STATE_OFFSET,
             pack_state(
                 self._clean,
                 self._extent_count,
                 self._durable_count,
+                records,
                 index_checksum,
                 self.hash_seed,
             ),
         )
 
-    def _index_checksum(self) -> int:
+    def _index_checksum(self, contents: mmap.mmap | bytes) -> int:
         digest = xxh3_64(seed=self.hash_seed)
         for start, end in (
             (DIRECTORY_OFFSET, DIRECTORY_OFFSET + DIRECTORY_SIZE),
             (EXTENT_MAP_OFFSET, map_entry_offset(self._extent_count)),
             (ALLOCATOR_OFFSET, ALLOCATOR_OFFSET + ALLOCATOR_SIZE),
         ):
-            digest.update(self.map[start:end])
+            digest.update(contents[start:end])
         return digest.intdigest()
 
     def _disk_full(self, error: OSError, what: str) -> StoreFullError:
@@ -690,7 +785,8 @@ class DataFile:
             if not self.pristine and not self._leave_unclean:
                 self._clean = True
                 self._durable_count = self._extent_count
-                self._write_state(self._index_checksum())
+                entries = self.map[EXTENT_MAP_OFFSET : map_entry_offset(self._extent_count)]
+                self._write_state(count_records(entries), self._index_checksum(self.map))
                 self._flush()
             self.write(HOLDER_OFFSET, HOLDER.pack(0))
 

@@ -197,6 +197,22 @@ def is_zero(fd: int, size: int) -> bool:
     return True
 
 
+def find_last(fd: int, wanted: bytes, start: int, end: int) -> int:
+    """Return where these bytes are last between two offsets; -1 where they are not.
+
+    For no bytes: where something else than a zero is. Holes are not read.
+    """
+    last = -1
+    for data_start, data_end in _data(fd, start, end):
+        for offset in range(data_start, data_end, EXTENT_SIZE):
+            # A little more, for what goes on in the next piece.
+            size = min(EXTENT_SIZE + max(len(wanted) - 1, 0), data_end - offset)
+            piece = read_at(fd, size, offset)
+            found = piece.rfind(wanted) if wanted else len(piece.rstrip(b"\0")) - 1
+            last = offset + found if found >= 0 else last
+    return last
+
+
 def read_at(fd: int, size: int, offset: int) -> bytes:
     """Read up to `size` bytes; for before the file is mapped and shared by threads."""
     os.lseek(fd, offset, os.SEEK_SET)

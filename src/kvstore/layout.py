@@ -1,8 +1,11 @@
-"""The file format, version 1. Every offset, size and reserved value is declared here and only here.
+"""The file format, version 2. Every offset, size and reserved value is declared here and only here.
 
 All integers are unsigned and little-endian. Times are whole milliseconds since 1970 UTC, below
 2**48. Offsets are in bytes from the start of the file unless they say "in the ...". Bytes that no
 field names are zero. A reader in another language needs nothing but this module.
+
+Version 2 is not frozen before it is released. Version 1 never was released: its buckets, but for
+the first of a segment, did not say what segment they are of, and its state had no count of records.
 
 The file
 ========
@@ -29,7 +32,7 @@ Superblock (extent 0)
 both are valid and differ, the true one is that whose seed fits the checksum of the state::
 
      0  8s   magic            89 4B 56 53 0D 0A 1A 0A
-     8  u32  version          1
+     8  u32  version          2
     12  u32  extent size      65,536
     16  16s  file id          random
     32  u64  hash seed        random
@@ -41,14 +44,17 @@ both are valid and differ, the true one is that whose seed fits the checksum of 
      0  u32  clean            1: directory, extent map and allocator can be trusted; 0: rebuild them
      4  u32  extent count     the file is this many extents long
      8  u32  durable count    no power loss can have left fewer extents than this
-    12  u32  zero
+    12  u32  records          where clean is 1: how many there are, expired ones included; else 0
     16  u64  index checksum   where clean is 1: xxh3_64, with the hash seed, of the directory, the
                               first `extent count` entries of the extent map, and ``ALLOCATOR``
     24  u64  checksum         xxh3_64(bytes 0..23, seed = hash seed)
 
-A state whose checksum is wrong counts as not clean, and so does one of fewer than 32 extents, which
-every file has. The file may be longer than `extent count` says (a process died while it opened or
-grew it); what is beyond holds nothing.
+A state of fewer than 32 extents, which every file has, counts as one whose checksum is wrong. No
+crash leaves a wrong checksum (a sector is written whole or not at all), nor an index that is not
+the one that a clean state vouches for: both are damage, or a copy that was torn while it was made.
+Then the index may be rebuilt only if every aligned magic of a record is that of a whole one, and
+their number, where the state is clean, is `records`. The file may be longer than `extent count`
+says (a process died while it opened or grew it). Where it is clean, what is beyond holds nothing.
 
 ``HOLDER`` at byte 1,024: u32 process id of who has the file open; 0 when closed. It is advice for a
 message: the lock itself is the operating system's.
@@ -57,7 +63,9 @@ message: the lock itself is the operating system's.
 
      0  u16      free extents     first extent of the list of free ones, linked by `next`
      2  u16      fresh extent     every extent from this one on is unused, and on no list
-     4  u32      zero
+     4  u16      rebuilds         counts how often the index was built anew, modulo 2**16; as in
+                                  the header of every bucket
+     6  u16      zero
      8  64xu16   class heads      for each size class the first extent of those with a free block,
                                   linked both ways
 
@@ -88,8 +96,10 @@ Bucket b of the segment in extent n begins at byte 65,536 n + 4,096 b::
 
       0  u64    marker          0x4B425630 << 32 | (number of this page: its offset / 4,096)
       8  u64    earliest expiry in this bucket, or 2**64-1; never later than the true one
-     16  u8     depth           bucket 0 only
-     18  u16    prefix          bucket 0 only: first directory index of the segment
+     16  u8     depth           of the segment: 4 to 15
+     18  u16    prefix          first directory index of the segment
+     20  u16    rebuilds        as the allocator has it
+     22  u16    rewrites        how often, modulo 2**16, the segment was written whole since then
      32  80xu8  control bytes   one a slot: 0 empty, 1 tombstone, 2..255 fingerprint of a live slot
     256  80x48  slots
 
@@ -107,6 +117,27 @@ or a bucket with an empty slot (control byte 0) has been searched, or all sixtee
 longer than 32 bytes is compared on its first 32 in the slot and on the rest in its record. A
 deleted slot becomes *empty* where its bucket has another empty slot, else a *tombstone*; so a
 bucket with an empty slot never holds a tombstone. A page without its marker is damage.
+
+Bytes 16..23 are one word, the bucket's **shape**. It must fit the hash that is looked for (depth,
+`rebuilds`, and as many of the uppermost bits of `prefix` as the depth says) in the home bucket, and
+be the same in each bucket that the search goes on to. Whatever else is damage, or a copy of the
+file whose pages are of different moments: some program read one after the other while a store wrote
+to them. For in such a copy a key that nobody touched meanwhile is found, or this tells:
+
+1. A segment is written whole by a rewrite, a split or a rebuild only. Each gives all its pages a
+   shape that no page at that place had before: one more rewrite than before, counting those that
+   were undone; after a split, one bit of depth more; after a rebuild, a number of it that is in no
+   bucket of the file.
+2. Between two of these, a key stays in its page, and a page without an empty slot stays so. So the
+   pages from a key's home bucket to its own, of whatever moments, lead to it.
+3. Where the pages are of a time before and one after, their shapes differ, and the search does not
+   go on. Within one page, and so where the search ends in the home bucket, all is of one moment.
+4. A page that was left behind, in an extent that is free or a slab by now, has another number of
+   `rebuilds`: only a rebuild gives up segments. Directory and allocator are of one moment by the
+   index checksum of a clean state; where it is wrong, the records alone count, and those of keys
+   that nobody touched are in their places.
+
+It takes for granted that each page of the copy is of one moment.
 
 Slab: records in blocks of one size class an extent
 ===================================================
@@ -146,21 +177,21 @@ and the bytes from there on.
 
 Identity, and again at byte 4,096::
 
-            0  89 4B 56 53 0D 0A 1A 0A 01 00 00 00 00 00 01 00
+            0  89 4B 56 53 0D 0A 1A 0A 02 00 00 00 00 00 01 00
            16  00 01 02 03 04 05 06 07 08 09 0A 0B 0C 0D 0E 0F
            32  EF CD AB 89 67 45 23 01 00 68 E5 CF 8B 01 00 00
-           48  F7 9F D9 18 68 F8 D7 E9
+           48  6A BD 57 3D 12 4C B7 ED
 
-    magic, version 1, extents of 65,536 bytes; file id; hash seed, created_at 1,700,000,000,000;
-    checksum 0xE9D7F86818D99FF7 of bytes 0..47
+    magic, version 2, extents of 65,536 bytes; file id; hash seed, created_at 1,700,000,000,000;
+    checksum 0xEDB74C123D57BD6A of bytes 0..47
 
 State::
 
-          512  01 00 00 00 20 00 00 00 20 00 00 00 00 00 00 00
-          528  83 1B FD 2B AB 38 F3 A9 C9 A8 35 ED E0 6A D9 5E
+          512  01 00 00 00 20 00 00 00 20 00 00 00 01 00 00 00
+          528  32 78 3C 4B 3A AF F0 E7 C4 2F 59 22 03 E5 DE AD
 
-    clean, 32 extents, all of them durable, zero; index checksum 0xA9F338AB2BFD1B83,
-    checksum 0x5ED96AE0ED35A8C9 of bytes 512..535
+    clean, 32 extents, all of them durable, 1 record; index checksum 0xE7F0AF3A4B3C7832,
+    checksum 0xADDEE50322592FC4 of bytes 512..535
 
 The hash of the key is xxh3_64("user:1", seed 0x0123456789ABCDEF) = 0xB3749DA551FA0168::
 
@@ -183,18 +214,20 @@ Extent map, entry 17, at byte 131,072 + 16 x 17::
 Bucket 0 of this segment, at byte 65,536 x 17, the first 32 bytes of its header::
 
     1,114,112  10 01 00 00 30 56 42 4B FF FF FF FF FF FF FF FF
-    1,114,128  04 00 00 58 00 00 00 00 00 00 00 00 00 00 00 00
+    1,114,128  04 00 00 58 01 00 00 00 00 00 00 00 00 00 00 00
 
     marker of page 0x110 = 272, nothing in it expires; depth 4, prefix 0x5800 = 22,528, so this
-    segment owns the directory entries 22,528..24,575
+    segment owns the directory entries 22,528..24,575; first build of the index, never rewritten
 
 Bucket 8, the home bucket, at byte 65,536 x 17 + 4,096 x 8, and its first control byte::
 
     1,146,880  18 01 00 00 30 56 42 4B 80 56 1C D0 8B 01 00 00
+    1,146,896  04 00 00 58 01 00 00 00 00 00 00 00 00 00 00 00
     1,146,912  16
 
-    marker of page 0x118 = 280, earliest expiry 1,700,003,600,000; the fingerprint, so slot 0 may
-    be the key's
+    marker of page 0x118 = 280, earliest expiry 1,700,003,600,000; shape as in bucket 0, and the
+    uppermost 4 bits of the prefix are those of the hash; the fingerprint, so slot 0 may be the
+    key's
 
 Slot 0 of this bucket, 256 bytes after the bucket's start::
 
@@ -260,12 +293,12 @@ IDENTITY_FIELDS: Final = (
     "magic", "version", "extent_size", "file_id", "hash_seed", "created_at", "checksum",
 )  # fmt: skip
 FILE_MAGIC: Final = b"\x89KVS\r\n\x1a\n"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 STATE: Final = Struct("<IIIIQQ")
 STATE_OFFSET: Final = 512
 STATE_FIELDS: Final = (
-    "clean", "extent_count", "durable_count", "zero", "index_checksum", "checksum",
+    "clean", "extent_count", "durable_count", "records", "index_checksum", "checksum",
 )  # fmt: skip
 
 HOLDER: Final = Struct("<I")
@@ -275,6 +308,7 @@ ALLOCATOR_OFFSET: Final = 1536
 ALLOCATOR_SIZE: Final = 8 + 2 * 64
 FREE_EXTENTS_OFFSET: Final = ALLOCATOR_OFFSET
 FRESH_EXTENT_OFFSET: Final = ALLOCATOR_OFFSET + 2
+REBUILDS_OFFSET: Final = ALLOCATOR_OFFSET + 4
 CLASS_HEADS_OFFSET: Final = ALLOCATOR_OFFSET + 8
 U16: Final = Struct("<H")
 U64: Final = Struct("<Q")
@@ -322,12 +356,18 @@ BUCKET_COUNT: Final = 16
 BUCKET_SIZE: Final = 4096
 BUCKET_SHIFT: Final = 12
 BUCKET_HEADER_SIZE: Final = 256
-BUCKET_HEADER: Final = Struct("<QQBxH12x80s")
-BUCKET_HEADER_FIELDS: Final = ("marker", "earliest_expiry", "depth", "prefix", "control")
+BUCKET_HEADER: Final = Struct("<QQBxHHH8x80s")
+BUCKET_HEADER_FIELDS: Final = (
+    "marker", "earliest_expiry", "depth", "prefix", "rebuilds", "rewrites", "control",
+)  # fmt: skip
+BUCKET_WORDS: Final = Struct("<QQQ8x80s")  # the same, with the shape as one word
 BUCKET_MARKER: Final = 0x4B425630 << 32
 EARLIEST_OFFSET: Final = 8  # in the bucket
-BUCKET_DEPTH_OFFSET: Final = 16  # in the bucket
-BUCKET_PREFIX_OFFSET: Final = 18  # in the bucket
+SHAPE_OFFSET: Final = 16  # in the bucket
+SHAPE_DEPTH_MASK: Final = 0xFFFF  # with the zero after it
+SHAPE_PREFIX_SHIFT: Final = 16
+SHAPE_REBUILDS_SHIFT: Final = 32
+SHAPE_REWRITES_SHIFT: Final = 48
 CONTROL_OFFSET: Final = 32  # in the bucket
 SLOT_COUNT: Final = 80
 SEGMENT_SLOTS: Final = BUCKET_COUNT * SLOT_COUNT
@@ -429,6 +469,16 @@ def bucket_marker(bucket: int) -> int:
     return BUCKET_MARKER | bucket >> BUCKET_SHIFT
 
 
+def bucket_shape(depth: int, prefix: int, rebuilds: int, rewrites: int) -> int:
+    """Return the word that all buckets of such a segment have in their headers."""
+    return (
+        depth
+        | prefix << SHAPE_PREFIX_SHIFT
+        | (rebuilds & 0xFFFF) << SHAPE_REBUILDS_SHIFT
+        | (rewrites & 0xFFFF) << SHAPE_REWRITES_SHIFT
+    )
+
+
 def slot_offset(bucket: int, index: int) -> int:
     """Return the file offset of slot `index` in the bucket that begins at file offset `bucket`."""
     return bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
@@ -443,10 +493,15 @@ def pack_identity(file_id: bytes, hash_seed: int, created_at: int) -> bytes:
 
 
 def pack_state(
-    clean: bool, extent_count: int, durable_count: int, index_checksum: int, hash_seed: int
+    clean: bool,
+    extent_count: int,
+    durable_count: int,
+    records: int,
+    index_checksum: int,
+    hash_seed: int,
 ) -> bytes:
     """Return the 32 bytes of a state, checksum included."""
-    body = STATE.pack(clean, extent_count, durable_count, 0, index_checksum, 0)[: -U64.size]
+    body = STATE.pack(clean, extent_count, durable_count, records, index_checksum, 0)[: -U64.size]
     return body + U64.pack(xxh3_64_intdigest(body, hash_seed))
 
 
@@ -455,3 +510,24 @@ def is_state(packed: bytes, hash_seed: int) -> bool:
     return len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
         xxh3_64_intdigest(packed[: -U64.size], hash_seed)
     )
+
+
+def count_records(extent_map: bytes) -> int:
+    """Return how many records the slabs in the extent map, or a part of it, say that they hold."""
+    lives: list[int] = memoryview(extent_map).cast("H")[1 :: SLAB_ENTRY.size // U16.size].tolist()
+    kinds = extent_map[:: SLAB_ENTRY.size]
+    return sum(live for kind, live in zip(kinds, lives, strict=True) if kind == KIND_SLAB)
+
+
+def unknown_format(version: int, extent_size: int) -> str:
+    """Return what is said of a valid identity of another format than this module's."""
+    what = (
+        f"format version {version} with extents of {extent_size:,} bytes; this library reads "
+        f"version {FORMAT_VERSION} of {EXTENT_SIZE:,}"
+    )
+    if version == 1:
+        what += (
+            ". Version 1 was never released: only the commits before version 2 read it; dump the "
+            "file with the kvstore-inspect of such a commit, and load that with this one"
+        )
+    return f"{what}; the file was left as it is"

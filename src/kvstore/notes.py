@@ -65,6 +65,14 @@ class Notes:
         """Return how many magics there are in an extent, and where the first one is."""
         return contents.count(RECORD_MAGIC_BYTES), contents.find(RECORD_MAGIC_BYTES)
 
+    def count_magics(self, contents: bytes) -> tuple[int, int]:
+        """Return how many magics there are in an extent, and how many aligned as a block is."""
+        count = contents.count(RECORD_MAGIC_BYTES)
+        if not count:
+            return 0, 0
+        heads = memoryview(contents).cast("I")[:: BLOCK_ALIGNMENT >> 2].tolist()
+        return count, heads.count(RECORD_MAGIC)
+
     def scan_blocks(self, contents: bytes, base: int, size_class: int) -> "array[int]":
         """Note the whole, live records in an extent's blocks of one class; return where they are.
 
@@ -161,6 +169,11 @@ class CompiledNotes(Notes):
         """As `Notes`, but of magics that are aligned as blocks are: others are no records'."""
         found: tuple[int, int] = self._twin.find_magics(contents)
         return found
+
+    def count_magics(self, contents: bytes) -> tuple[int, int]:
+        """As `Notes`."""
+        counts: tuple[int, int] = self._twin.count_magics(contents)
+        return counts
 
     def scan_blocks(self, contents: bytes, base: int, size_class: int) -> "array[int]":
         """As `Notes`."""

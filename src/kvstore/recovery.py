@@ -1,9 +1,11 @@
 """The index built anew from the records, which are the only truth.
 
 Runs when a file is opened that was not closed, or whose directory, extent map or allocator fail
-their checksum; also makes the index of a new file, which is that of no records.
+their checksum, once `evidence` has nothing against it; also makes the index of a new file, which is
+that of no records.
 
-1. Scan every extent for whole, live records of one class: see `scan`.
+1. Scan every extent for whole, live records of one class: see `scan`. Find out which numbers of
+   rebuilds the buckets in the file have, for this one to get another: see `layout`, "Segment".
 2. Clear the magic of everything that lost; write extent map, allocator and free lists.
 3. Write each segment of a fresh table whole, in free extents, then the directory. Of two records of
    one key the newer gets the slot, and the older is freed: likewise. Flush.
@@ -41,6 +43,7 @@ from .layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
+    BUCKET_SIZE,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
@@ -61,6 +64,7 @@ from .layout import (
     NO_BLOCK,
     NO_EXPIRY,
     NO_EXTENT,
+    REBUILDS_OFFSET,
     RECORD,
     RECORD_CREATED_OFFSET,
     RECORD_EXPIRES_OFFSET,
@@ -68,6 +72,8 @@ from .layout import (
     RECORD_MAGIC,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
+    SHAPE_OFFSET,
+    SHAPE_REBUILDS_SHIFT,
     SIZE_CLASSES,
     SLAB_ENTRY,
     SLAB_PREVIOUS_OFFSET,
@@ -76,6 +82,8 @@ from .layout import (
     SLOT_WORDS,
     SPLIT_AT,
     U16,
+    bucket_marker,
+    bucket_shape,
     map_entry_offset,
     segment_run,
 )
@@ -89,6 +97,7 @@ logger = logging.getLogger("kvstore")
 
 _PROGRESS_SECONDS: Final = 1.0
 _NO_MAGIC: Final = bytes(8)
+_COUNT_MASK: Final = 0xFFFF
 
 
 def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
@@ -142,9 +151,12 @@ class _Rebuild:
         self._records = 0
         self._expired = 0
         self._damaged = 0
+        self._first_damaged = 0
         self._outdated = 0
         self._unplaced = 0
         self._given_up = 0
+        self._rebuilds_seen: set[int] = set()
+        self._rebuilds = 0
 
     # --- records, extent by extent -------------------------------------------------------------
 
@@ -179,7 +191,10 @@ class _Rebuild:
         for extent in reversed(free_extents):
             _set_entry(entries, extent, KIND_FREE, next_extent=first)
             first = extent
-        allocator = Struct(f"<HHI{len(heads)}H").pack(first, fresh_extent, 0, *heads)
+        self._rebuilds = self._next_rebuilds()
+        allocator = Struct(f"<HHHH{len(heads)}H").pack(
+            first, fresh_extent, self._rebuilds, 0, *heads
+        )
         # To the end of the map: growth that power loss took back may have left entries behind.
         self._file.write(EXTENT_MAP_OFFSET, bytes(entries))
         self._file.write(ALLOCATOR_OFFSET, allocator.ljust(ALLOCATOR_SIZE, b"\0"))
@@ -191,6 +206,7 @@ class _Rebuild:
             Their size class and their positions in the extent, ascending.
         """
         contents = self._file.map[base : base + EXTENT_SIZE]
+        self._note_rebuilds(contents, base)
         magics, first = self._notes.find_magics(contents)
         if not magics:
             return 0, array("H")
@@ -206,6 +222,21 @@ class _Rebuild:
         self._records += len(positions)
         return size_class, positions
 
+    def _note_rebuilds(self, contents: bytes, base: int) -> None:
+        """Note what the pages that are buckets, or were, say of how often the index was rebuilt."""
+        words = memoryview(contents).cast("Q")
+        step, shape = BUCKET_SIZE >> 3, SHAPE_OFFSET >> 3
+        for page, marker in enumerate(words[::step].tolist()):
+            if marker == bucket_marker(base + page * BUCKET_SIZE):
+                rebuilds = words[page * step + shape] >> SHAPE_REBUILDS_SHIFT & _COUNT_MASK
+                self._rebuilds_seen.add(rebuilds)
+
+    def _next_rebuilds(self) -> int:
+        """Return the next number of rebuilds that is on no page; any, if all of them are."""
+        before = self._file.shorts[REBUILDS_OFFSET >> 1]
+        numbers = (before + step & _COUNT_MASK for step in range(1, _COUNT_MASK))
+        return next((number for number in numbers if number not in self._rebuilds_seen), 0)
+
     def _scan_blocks(self, contents: bytes, base: int, size_class: int) -> "array[int]":
         if size_class < 0:
             return array("H")
@@ -218,10 +249,12 @@ class _Rebuild:
             That class, which has the most bytes of blocks; -1 where there is none.
         """
         verdict = judge(contents, base, self._file.hash_seed, self._now_ms)
-        for position in (*verdict.outdated, *verdict.expired, *verdict.damaged):
+        for position in (*verdict.outdated, *verdict.expired, *verdict.damaged, *verdict.astray):
             self._file.write(base + position, _NO_MAGIC)
         self._outdated += len(verdict.outdated)
         self._expired += len(verdict.expired)
+        if verdict.damaged and not self._damaged:
+            self._first_damaged = base + verdict.damaged[0]
         self._damaged += len(verdict.damaged)
         return verdict.winner
 
@@ -370,7 +403,10 @@ class _Rebuild:
     def _build_segment(self, extent: int, depth: int, prefix: int) -> tuple[bytes, int, int]:
         """Return a segment, its earliest expiry, and how many members it has."""
         members = self._members(prefix, segment_run(depth))
-        return *build(extent, depth, prefix, members), len(members)
+        return *build(extent, self._shape(depth, prefix), members), len(members)
+
+    def _shape(self, depth: int, prefix: int) -> int:
+        return bucket_shape(depth, prefix, self._rebuilds, 0)
 
     def _members(self, prefix: int, run: int) -> list[Member]:
         """Return the slots, to be, of the records whose hashes lead to `run` directory entries."""
@@ -445,14 +481,16 @@ class _Rebuild:
         """Log what was found; nothing for a new file."""
         if self._records or self._expired or self._damaged or self._outdated:
             logger.warning(
-                "%s: was not closed; rebuilt the index of %d records in %.2f s; "
-                "dropped %d expired, %d outdated and %d damaged ones",
+                "%s: %s; rebuilt the index of %d records in %.2f s; "
+                "dropped %d expired, %d outdated and %d damaged ones%s",
                 self._file.path,
+                self._file.distrust,
                 self._records,
                 seconds,
                 self._expired,
                 self._outdated,
                 self._damaged,
+                f", the first of these at byte {self._first_damaged:,}" if self._damaged else "",
             )
         if self._given_up:
             logger.error(
@@ -484,7 +522,7 @@ class _CompiledRebuild(_Rebuild):
     def _build_segment(self, extent: int, depth: int, prefix: int) -> tuple[bytes, int, int]:
         slices = list(self._notes.slices(prefix, segment_run(depth)))
         built: tuple[bytes, int, int] | None = self._twin.build_segment(
-            self._file.map, self._file.size, slices, extent, depth, prefix
+            self._file.map, self._file.size, slices, extent, self._shape(depth, prefix)
         )
         return built or super()._build_segment(extent, depth, prefix)
 

@@ -8,11 +8,15 @@ deleted.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from struct import Struct
+from typing import Final, NamedTuple
 
 from .layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
+    BUCKET_HEADER_SIZE,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
     EXTENT_SIZE,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE,
@@ -21,10 +25,18 @@ from .layout import (
     RECORD_HEADER_SIZE,
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
+    SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_KEY_SIZE_SHIFT,
+    SLOT_SIZE,
     TIME_LIMIT,
+    U64,
+    bucket_marker,
     key_hash,
     record_checksum,
 )
+
+_TIME_AND_TAIL: Final = Struct("<QQ")  # of a slot
 
 
 class Verdict(NamedTuple):
@@ -40,18 +52,21 @@ class Verdict(NamedTuple):
     """Whole records past their expiry."""
     damaged: list[int]
     """No whole records."""
+    astray: list[int]
+    """No records at all: bytes of a page of the table that look like a magic."""
 
 
 def judge(contents: bytes, base: int, hash_seed: int, now_ms: int) -> Verdict:
     """Tell what each aligned magic of the extent at file offset `base` is of."""
     whole: dict[int, int] = {}
     expired = []
-    damaged = []
+    damaged: list[int] = []
+    astray: list[int] = []
     sizes: dict[int, int] = {}
     for position in magics(contents):
         size_class = size_class_at(contents, position)
         if size_class < 0 or not is_whole(contents, position, base, hash_seed):
-            damaged.append(position)
+            (astray if is_of_table(contents, position, base) else damaged).append(position)
             continue
         expires_at = RECORD.unpack_from(contents, position)[5]
         if expires_at and expires_at <= now_ms:
@@ -62,7 +77,7 @@ def judge(contents: bytes, base: int, hash_seed: int, now_ms: int) -> Verdict:
     winner = max(sizes, key=lambda size_class: sizes[size_class], default=-1)
     live = [position for position, size_class in whole.items() if size_class == winner]
     outdated = [position for position, size_class in whole.items() if size_class != winner]
-    return Verdict(winner, live, outdated, expired, damaged)
+    return Verdict(winner, live, outdated, expired, damaged, astray)
 
 
 def magics(contents: bytes) -> Iterator[int]:
@@ -72,6 +87,27 @@ def magics(contents: bytes) -> Iterator[int]:
         if position % BLOCK_ALIGNMENT == 0:
             yield position
         position = contents.find(RECORD_MAGIC_BYTES, position + 1)
+
+
+def is_of_table(contents: bytes, position: int, base: int) -> bool:
+    """Tell whether an aligned magic of no whole record is of a page of the table, or of a former.
+
+    It may be the lower half of a time in a slot: one millisecond in 49.7 days looks so. There the
+    sizes follow at once, and the uppermost bytes of a record's time of creation are zero. Or it may
+    be four control bytes.
+    """
+    in_page = position & BUCKET_SIZE - 1
+    page = position - in_page
+    if in_page < BUCKET_HEADER_SIZE:
+        (marker,) = U64.unpack_from(contents, page)
+        in_controls = CONTROL_OFFSET <= in_page < CONTROL_OFFSET + SLOT_COUNT
+        return in_controls and bool(marker == bucket_marker(base + page))
+    time, tail = _TIME_AND_TAIL.unpack_from(contents, position)
+    return (
+        (in_page - BUCKET_HEADER_SIZE) % SLOT_SIZE == SLOT_EXPIRES_OFFSET
+        and time < TIME_LIMIT
+        and 0 < tail >> SLOT_KEY_SIZE_SHIFT <= MAX_KEY_SIZE
+    )
 
 
 def size_class_at(contents: bytes, position: int) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from .layout import (
     BUCKET_COUNT,
-    BUCKET_HEADER,
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
+    BUCKET_WORDS,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
     EXTENT_SHIFT,
@@ -23,7 +23,7 @@ from .layout import (
     bucket_marker,
 )
 
-_HEADER_PADDING = bytes(BUCKET_HEADER_SIZE - BUCKET_HEADER.size)
+_HEADER_PADDING = bytes(BUCKET_HEADER_SIZE - BUCKET_WORDS.size)
 
 
 # A live slot on its way from one segment to another: hash of its key, expires_at, its 48 bytes.
@@ -44,10 +44,11 @@ def live_slots(bucket: bytes) -> Iterator[tuple[int, int, bytes]]:
             yield index, expires_at, slot
 
 
-def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[bytes, int]:
+def build(extent: int, shape: int, members: list[Member]) -> tuple[bytes, int]:
     """Return the bytes of a segment in `extent` that holds `members`, and its earliest expiry.
 
-    At most 1,280 members, whose hashes all belong there.
+    At most 1,280 members, whose hashes all belong there. `shape` is that of all its buckets: see
+    `layout.bucket_shape`.
     """
     slots: list[list[bytes]] = [[] for _ in range(BUCKET_COUNT)]
     fingerprints = [bytearray() for _ in range(BUCKET_COUNT)]
@@ -62,11 +63,10 @@ def build(extent: int, depth: int, prefix: int, members: list[Member]) -> tuple[
     _spill(slots, fingerprints, earliest)
     pages = []
     for bucket in range(BUCKET_COUNT):
-        header = BUCKET_HEADER.pack(
+        header = BUCKET_WORDS.pack(
             bucket_marker((extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE),
             earliest[bucket],
-            0 if bucket else depth,
-            0 if bucket else prefix,
+            shape,
             fingerprints[bucket].translate(FINGERPRINT_CODES),
         )
         page = b"".join((header, _HEADER_PADDING, *slots[bucket]))

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 from .datafile import DataFile
 from .errors import CorruptStoreError, KVStoreError
 from .extents import Extents
+from .headers import advice
 from .implementation import compiled
 from .layout import (
     BLOCK_ALIGNMENT,
@@ -164,6 +165,8 @@ class Slab:
             block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
             after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
+            if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
+                self._check_is_last(extent, block, entry)
             head = self._words[offset >> 3]
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
             # The link last: it ends the record. A disk that refuses a write before it, and then
@@ -208,6 +211,28 @@ class Slab:
         """Have no extent that is empty stay with its class. Takes the space lock."""
         with self._lock:
             self._free_spare()
+
+    def _check_is_last(self, extent: int, block: int, entry: int) -> None:
+        """Raise where an extent, whose entry says that `block` is its last live one, has others.
+
+        Likewise where it says that none is.
+
+        In a copy that was torn while it was made the entry may be older than records that were
+        added: as many could be deleted then, and the extent with all others in it be given up.
+        """
+        size = BLOCK_SIZES[entry >> 8 & 0xFF]
+        start = extent << EXTENT_SHIFT
+        end = start + min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
+        heads = self._words[start >> 3 : end >> 3 : size >> 3].tolist()
+        heads[block : block + 1] = []
+        found = sum(head & 0xFFFF_FFFF == RECORD_MAGIC for head in heads)
+        if found or not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            self._file.leave_unclean()
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte "
+                f"{map_entry_offset(extent):,} says that the last of its records is being "
+                f"deleted, but it has {found:,} others; {advice(self._file)}"
+            )
 
     def discard(self, offset: int) -> None:
         """Free a block that was taken for a record that then failed.

@@ -2,8 +2,11 @@
 
 Invariants, of a segment under its stripe:
 1. A control byte is stored after everything else of its slot, and taken away before anything else.
-2. A bucket with an empty slot has no tombstone, and no probe that began before it has gone past it.
-3. The counts in the segment's entry of the extent map equal its control bytes; "earliest expiry" of
+2. A bucket with an empty slot has no tombstone, and no probe that began before it has gone past it
+   since the segment was last written whole: a bucket that is full stays without an empty slot.
+3. All buckets of a segment have one shape, which no page at their places had before it was last
+   written whole. What follows from it for a copy that was torn while it was made: see `layout`.
+4. The counts in the segment's entry of the extent map equal its control bytes; "earliest expiry" of
    bucket and segment is never later than the true one.
 
 `key_hash >> STRIPE_SHIFT` names the stripe that covers a segment, its entry in the extent map, its
@@ -18,7 +21,15 @@ from xxhash import xxh3_64_intdigest
 from .datafile import DataFile
 from .errors import StoreFullError
 from .extents import Extents
-from .headers import buckets, depth_and_prefix, no_bucket
+from .headers import (
+    SHAPE_MASKS,
+    buckets,
+    depth_and_prefix,
+    rewrites_after,
+    torn_bucket,
+    wanted_shape,
+    wrong_bucket,
+)
 from .implementation import compiled
 from .layout import (
     BUCKET_COUNT,
@@ -46,6 +57,9 @@ from .layout import (
     SEGMENT_EARLIEST_OFFSET,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
+    SHAPE_OFFSET,
+    SHAPE_PREFIX_SHIFT,
+    SHAPE_REBUILDS_SHIFT,
     SLOT,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
@@ -59,6 +73,7 @@ from .layout import (
     TOMBSTONE_BYTE,
     U16,
     U64,
+    bucket_shape,
     key_hash,
     map_entry_offset,
     segment_run,
@@ -75,7 +90,10 @@ _PLACING_BITS: Final = 0xF << STRIPE_SHIFT | 0xFF << FINGERPRINT_SHIFT | BUCKET_
 
 
 class Slots:
-    """Finds, inserts and removes slots of `file`; splits and rewrites its segments."""
+    """Finds, inserts and removes slots of `file`; splits and rewrites its segments.
+
+    Made once the index of the file is there: it keeps how often that was rebuilt.
+    """
 
     def __init__(self, file: DataFile, extents: Extents, slab: Slab) -> None:
         self._file = file
@@ -84,6 +102,8 @@ class Slots:
         self._directory = file.directory
         self._extents = extents
         self._slab = slab
+        self._wanted_shape = wanted_shape(file)
+        self._undone = 0  # rewrites that were taken back
 
     # --- one key -------------------------------------------------------------------------------
 
@@ -95,17 +115,22 @@ class Slots:
         or 0 where its segment has none.
 
         Raises:
-            CorruptStoreError: a page on the way is no bucket.
+            CorruptStoreError: a page on the way is no bucket, or of another segment or moment.
         """
         words, mapped = self._words, self._map
-        base = self._directory[key_hash >> DIRECTORY_SHIFT] << EXTENT_SHIFT
+        position = key_hash >> DIRECTORY_SHIFT
+        base = self._directory[position] << EXTENT_SHIFT
         bucket = home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
         size = len(key)
         fingerprint = FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF]
         free = damaged = 0
+        shape = words[bucket + SHAPE_OFFSET >> 3]
+        wanted = self._wanted_shape | position << SHAPE_PREFIX_SHIFT
+        if (shape ^ wanted) & SHAPE_MASKS[shape & 0xFF] or (
+            words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
+        ):
+            raise wrong_bucket(self._file, bucket, key_hash)
         while True:
-            if words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT:
-                raise no_bucket(self._file, bucket)
             control = mapped[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
             index = control.find(fingerprint)
             while index >= 0:
@@ -131,6 +156,10 @@ class Slots:
             bucket = base | bucket + BUCKET_SIZE & EXTENT_SIZE - 1
             if bucket == home:
                 return damaged or free
+            if words[bucket + SHAPE_OFFSET >> 3] != shape or (
+                words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
+            ):
+                raise torn_bucket(self._file, bucket, shape)
 
     def _compare_long(self, slot: int, hash_of_key: int, key: bytes) -> bool | None:
         """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
@@ -300,8 +329,13 @@ class Slots:
                 return True
         if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
             return False
-        with Undo(self._file) as undo:
-            self._write_segment(extent, depth, prefix, lower + upper, undo)
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        try:
+            with Undo(self._file) as undo:
+                self._write_segment(extent, depth, prefix, rewrites, lower + upper, undo)
+        except BaseException:
+            self._undone += 1
+            raise
         self._free_records(expired)
         return True
 
@@ -359,12 +393,14 @@ class Slots:
             )
         half = segment_run(depth + 1)
         upper_prefix = prefix + half
+        rewrites = rewrites_after(self._file, extent, self._undone)
         try:
             with Undo(self._file) as undo:
-                self._write_segment(upper_extent, depth + 1, upper_prefix, upper, undo)
+                self._write_segment(upper_extent, depth + 1, upper_prefix, rewrites, upper, undo)
                 undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
-                self._write_segment(extent, depth + 1, prefix, lower, undo)
+                self._write_segment(extent, depth + 1, prefix, rewrites, lower, undo)
         except BaseException:
+            self._undone += 1
             # Cut short after the last write, the split is complete.
             if self._directory[upper_prefix] != upper_extent:
                 with self._extents.lock, Undo(self._file) as undo:
@@ -372,9 +408,17 @@ class Slots:
             raise
 
     def _write_segment(
-        self, extent: int, depth: int, prefix: int, members: list[Member], undo: Undo
+        self,
+        extent: int,
+        depth: int,
+        prefix: int,
+        rewrites: int,
+        members: list[Member],
+        undo: Undo,
     ) -> None:
-        image, earliest = self._build(extent, depth, prefix, members)
+        rebuilds = self._wanted_shape >> SHAPE_REBUILDS_SHIFT
+        shape = bucket_shape(depth, prefix, rebuilds, rewrites)
+        image, earliest = self._build(extent, shape, members)
         count = len(members)
         undo.write(extent << EXTENT_SHIFT, image)
         undo.write(

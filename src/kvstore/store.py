@@ -51,7 +51,6 @@ from .reentry import (
     waiting,
 )
 from .slab import Slab
-from .soundness import is_sound
 from .stats import StoreStats, count_extents
 from .table import Table
 from .views import StoreItems, StoreValues
@@ -88,8 +87,9 @@ class KVStore(Operations, Mapping[str, Value]):
     Raises:
         ValueError: `max_bytes` or `timeout` is out of range.
         StoreLockedError: another process has the file after `timeout`, or this one has it already.
-        UnsupportedFormatError: the file is no store, or is of a newer format.
-        CorruptStoreError: the file was cut off, or both its superblocks are damaged.
+        UnsupportedFormatError: the file is no store, or is of another format.
+        CorruptStoreError: the file was cut off, both its superblocks are damaged, or its index is
+            and to rebuild it would lose records.
         StoreFullError: the disk has no room for a new file, or to fill the holes of one.
         OSError: the path cannot be opened for reading and writing.
     """
@@ -125,12 +125,12 @@ class KVStore(Operations, Mapping[str, Value]):
         try:
             self._extents = extents = Extents(self._file)
             self._slab = Slab(self._file, extents)
-            self._table = Table(self._file, extents, self._slab)
             self._space = extents.lock
-            if not (self._file.trusted and is_sound(self._file)):
+            if not self._file.trusted:
                 from .recovery import rebuild  # after a crash only
 
                 rebuild(self._file, extents, self._slab, clock.now_ms())
+            self._table = Table(self._file, extents, self._slab)
         except BaseException:
             self._file.give_up()
             raise

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from .errors import CorruptStoreError
-from .headers import buckets, depth_and_prefix, no_bucket
+from .headers import advice, buckets, depth_and_prefix, is_torn, torn_bucket
 from .layout import (
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
@@ -17,9 +17,11 @@ from .layout import (
     DIRECTORY_ENTRIES,
     DIRECTORY_SHIFT,
     EARLIEST_OFFSET,
+    EMPTY_BYTE,
     ENTRY_LIVE_SHIFT,
     ENTRY_USED_SHIFT,
     EXTENT_SHIFT,
+    EXTENT_SIZE,
     FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
     NO_EXPIRY,
@@ -27,6 +29,7 @@ from .layout import (
     RECORD_HEADER_SIZE,
     SEGMENT_EARLIEST_OFFSET,
     SEGMENT_SLOTS,
+    SHAPE_OFFSET,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
     SLOT_KEY_SIZE,
@@ -34,8 +37,8 @@ from .layout import (
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
     STRIPE_COUNT,
+    TOMBSTONE_BYTE,
     U64,
-    bucket_marker,
     key_hash,
     map_entry_offset,
     segment_run,
@@ -74,9 +77,11 @@ class Table(Slots):
             depth, prefix = depth_and_prefix(self._file, extent, position)
         except CorruptStoreError as error:
             return keys, self._end_of_run(position), [str(error)]
-        for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
-            if self._words[bucket >> 3] != bucket_marker(bucket):
-                damage.append(str(no_bucket(self._file, bucket)))
+        first = extent << EXTENT_SHIFT
+        shape = self._words[first + SHAPE_OFFSET >> 3]
+        for bucket in range(first, first + EXTENT_SIZE, BUCKET_SIZE):
+            if is_torn(self._file, bucket, shape):  # a key may be in another bucket besides
+                damage.append(str(torn_bucket(self._file, bucket, shape)))
                 continue
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
                 if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
@@ -129,9 +134,20 @@ class Table(Slots):
                 f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
                 f"that it is a segment of {live} live and {used} used slots of {SEGMENT_SLOTS:,}"
             )
-        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] <= now_ms:
-            live -= sum(self._count_due(bucket, now_ms) for bucket in buckets(self._file, extent))
-        return live
+        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] > now_ms:
+            return live
+        found = due = 0
+        for bucket in buckets(self._file, extent):
+            control = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+            found += SLOT_COUNT - control.count(EMPTY_BYTE) - control.count(TOMBSTONE_BYTE)
+            due += self._count_due(bucket, now_ms)
+        if found != live:  # as in a copy whose pages are of another moment than the extent map
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
+                f"that it is a segment of {live} live slots, but it has {found}; "
+                f"{advice(self._file)}"
+            )
+        return live - due
 
     def _count_due(self, bucket: int, now_ms: int) -> int:
         """Return how many slots of a bucket `is_expired` holds of: a sixth of asking it of each."""

@@ -40,8 +40,7 @@ def cut_everywhere(folder: Path, rng: random.Random) -> int:
         for size in lengths(contents):
             path.write_bytes(contents[:size])
             try:
-                whole = size // EXTENT_SIZE * EXTENT_SIZE
-                left = {key: live[key] for key, end in end_of.items() if end <= whole}
+                left = {key: live[key] for key, end in end_of.items() if end <= size}
                 open_cut(path, contents, size, left)
             except BaseException as error:
                 error.add_note(f"cut off at {size:,} of {len(contents):,} bytes")

@@ -18,6 +18,7 @@ from kvstore import (
 from kvstore.layout import (
     BUCKET_MARKER,
     BUCKET_SIZE,
+    EXTENT_MAP_OFFSET,
     EXTENT_SIZE,
     FIXED_EXTENTS,
     MAX_FILE_SIZE,
@@ -32,6 +33,7 @@ State = dict[str, Value]
 
 FILES = 20  # a trial, all of one original
 PAGE = 4096
+_EXTENT_MAP = EXTENT_MAP_OFFSET // EXTENT_SIZE
 SIZES = (0, 50, 50, 200, 200, 700, 3_000, 15_000)
 LINE = 64  # damage is aimed at such pieces of the file that hold something
 
@@ -76,23 +78,24 @@ class Original:
         ]
         self.pages = sorted({offset // PAGE * PAGE for offset in self.lines})
         self.buckets = [page for page in self.pages if is_bucket(contents, page)]
-        segments = {page // EXTENT_SIZE for page in self.buckets}
-        self._index_extents = segments | set(range(FIXED_EXTENTS))
+        self._segments = {page // EXTENT_SIZE for page in self.buckets}
 
     def may_hide_keys(self, damage: Damage) -> bool:
         """Tell whether keys may be absent, without an error, after this damage.
 
-        A page of the table that was replaced as a whole is found by its marker. If it was one of
-        the fixed extents, the index is built anew: what is gone then is in damaged records.
+        A page of the table that was replaced as a whole is found by its marker or its shape. If it
+        was one of the fixed extents, the index is built anew only where all records are there, and
+        that cannot be told only where both state and extent map are damaged.
         """
         extents = {
             extent
             for hit in damage.hits
             for extent in range(hit.start // EXTENT_SIZE, (hit.stop - 1) // EXTENT_SIZE + 1)
         }
-        if all(len(hit) == PAGE for hit in damage.hits):
-            return min(extents, default=0) < FIXED_EXTENTS and not extents <= self._index_extents
-        return bool(extents & self._index_extents)
+        in_first_page = any(hit.start < PAGE for hit in damage.hits)
+        if in_first_page and extents & set(range(_EXTENT_MAP, FIXED_EXTENTS)):
+            return True
+        return bool(extents & self._segments) and any(len(hit) != PAGE for hit in damage.hits)
 
 
 def is_bucket(contents: bytes | bytearray, page: int) -> bool:

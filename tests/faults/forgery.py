@@ -304,11 +304,11 @@ def forge_superblock(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]
         what = "both copies" if copies == IDENTITY_OFFSETS else f"one copy, at {copies[0]:,},"
         return bytes(plant.image), [f"{what} of the identity, field {place}"]
     said = _forge_fields(forge, plant, forge.state, rng)
-    clean, extents, durable, zero, *_ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    clean, extents, durable, records, *_ = STATE.unpack_from(plant.image, STATE_OFFSET)
     if rng.random() < 0.3:
         clean = 0
         said.append("not clean")
-    return plant.sign_state(clean, extents, durable, zero), said
+    return plant.sign_state(clean, extents, durable, records), said
 
 
 def forge_index(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:

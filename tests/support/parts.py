@@ -12,7 +12,6 @@ from kvstore.extents import Extents
 from kvstore.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.recovery import rebuild
 from kvstore.slab import Slab
-from kvstore.soundness import is_sound
 from kvstore.table import Table
 
 from . import MIB
@@ -59,9 +58,9 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
     try:
         extents = Extents(file)
         slab = Slab(file, extents)
-        table = Table(file, extents, slab)
-        if not (file.trusted and is_sound(file)):
+        if not file.trusted:
             rebuild(file, extents, slab, now_ms)
+        table = Table(file, extents, slab)
         file.begin_changes()
         yield Parts(file, extents, slab, table)
         if not file.closed:

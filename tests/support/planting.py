@@ -105,24 +105,33 @@ class Plant:
             SEGMENT_ENTRY.pack(kind, zero, was_live + live, was_used + used, zero_too, earliest),
         )
 
-    def sign(self) -> bytes:
-        """Return the bytes with checksums in the state that fit the index as it is now."""
+    def sign(self, records: int | None = None) -> bytes:
+        """Return the bytes with checksums in the state that fit the index as it is now.
+
+        It tells of so many records, by default of as many as before.
+        """
         clean, count, durable, _, _, _ = STATE.unpack_from(self.image, STATE_OFFSET)
-        return self.sign_state(clean, count, durable)
+        return self.sign_state(clean, count, durable, records)
+
+    def records(self) -> int:
+        """Return how many records the state tells of."""
+        return int(STATE.unpack_from(self.image, STATE_OFFSET)[3])
 
     def sign_identity(self, fields: tuple[object, ...]) -> bytes:
         """Return an identity of these fields, the last of them made to fit the others."""
         body = IDENTITY.pack(*fields)[: -U64.size]
         return body + U64.pack(xxh3_64_intdigest(body))
 
-    def sign_state(self, clean: int, count: int, durable: int, zero: int = 0) -> bytes:
-        """As `sign`, with these fields in the state."""
+    def sign_state(self, clean: int, count: int, durable: int, records: int | None = None) -> bytes:
+        """As `sign`, with these fields in the state; with as many records as there were."""
+        if records is None:
+            records = STATE.unpack_from(self.image, STATE_OFFSET)[3]
         index = (
             self.image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
             + self.image[EXTENT_MAP_OFFSET : map_entry_offset(min(count, EXTENT_MAP_ENTRIES))]
             + self.image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
         )
         checksum = xxh3_64_intdigest(bytes(index), self.seed)
-        body = STATE.pack(clean, count, durable, zero, checksum, 0)[: -U64.size]
+        body = STATE.pack(clean, count, durable, records, checksum, 0)[: -U64.size]
         self.put(STATE_OFFSET, body + U64.pack(xxh3_64_intdigest(body, self.seed)))
         return bytes(self.image)

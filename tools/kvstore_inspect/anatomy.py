@@ -213,7 +213,7 @@ def bucket_piece(page: bytes, bucket: int) -> Piece:
     if len(page) < BUCKET_SIZE:
         piece.problems.append("the file is cut off here")
         return piece
-    marker, _, _, _, control = BUCKET_HEADER.unpack_from(page)
+    marker, *_, control = BUCKET_HEADER.unpack_from(page)
     empty, tombstones = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
     if bucket & _POSITION:
         # Depth and prefix are bucket 0's.

@@ -66,7 +66,8 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.FILE_TOO_LONG: Explanation(
         "Bytes follow the last extent, as when a process died while it opened or grew the file. "
-        "They hold nothing.",
+        "They are cut off where they hold nothing; else a closed store does not open, for they may "
+        "have been appended, or all after some place been moved, and repair says what is left.",
         Remedy.OPEN,
     ),
     Breach.IDENTITY_DAMAGED: Explanation(
@@ -86,7 +87,8 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.STATE_DAMAGED: Explanation(
         "Whether the file was closed in order cannot be told, so its index is not trusted. The "
-        "next opening rebuilds it from the records.",
+        "next opening rebuilds it if every record is whole; else the store does not open before "
+        "it is repaired.",
         Remedy.OPEN,
     ),
     Breach.NOT_CLOSED: Explanation(
@@ -99,9 +101,15 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         Remedy.REPAIR,
     ),
     Breach.INDEX_CHECKSUM: Explanation(
-        "Directory, extent map or allocator are not as they were when the store was closed. The "
-        "next opening rebuilds them from the records.",
+        "Directory, extent map or allocator are not as they were when the store was closed, or "
+        "this is a copy that was torn while it was made. The next opening rebuilds them if all "
+        "records of then are there and whole; else the store does not open before it is repaired.",
         Remedy.OPEN,
+    ),
+    Breach.STATE_RECORDS: Explanation(
+        "The state does not say how many records there were when the store was closed. No data is "
+        "touched, but were the index damaged too, the store would not open.",
+        Remedy.REPAIR,
     ),
     Breach.FRESH_EXTENT: Explanation(_MIXED, Remedy.REPAIR),
     Breach.EXTENT_KIND: Explanation(_MIXED, Remedy.REPAIR),
@@ -137,6 +145,12 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.BUCKET_MARKER: Explanation(
         "A page of the table is damaged. Keys that are looked for there raise an error, though "
+        "their records may be whole.",
+        Remedy.REPAIR,
+    ),
+    Breach.BUCKET_SHAPE: Explanation(
+        "A page of the table is damaged, or is of another moment than its neighbours, as in a copy "
+        "that was torn while it was made. Keys that are looked for there raise an error, though "
         "their records may be whole.",
         Remedy.REPAIR,
     ),

@@ -38,6 +38,7 @@ from kvstore.layout import (
     U64,
     map_entry_offset,
     pack_state,
+    unknown_format,
 )
 
 _LOOKS: Final = 5  # at what does not fit in a file in use
@@ -61,6 +62,7 @@ class State(NamedTuple):
     clean: bool
     extent_count: int
     durable_count: int
+    records: int
     index_checksum: int
     intact: bool
 
@@ -183,19 +185,17 @@ class Image:
             )
         if (found.version, found.extent_size) != (FORMAT_VERSION, EXTENT_SIZE):
             raise UnsupportedFormatError(
-                f"{self.path}: format version {found.version} with extents of "
-                f"{found.extent_size:,} bytes, this tool reads version {FORMAT_VERSION} of "
-                f"{EXTENT_SIZE:,}"
+                f"{self.path}: {unknown_format(found.version, found.extent_size)}"
             )
         return found
 
     def _load_state(self) -> State:
         packed = self._exactly(STATE_OFFSET, STATE.size)
-        clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
-        intact = packed == pack_state(bool(clean), count, durable, index_checksum, self.seed)
+        clean, count, durable, records, checksum, _ = STATE.unpack(packed)
+        intact = packed == pack_state(bool(clean), count, durable, records, checksum, self.seed)
         if not intact:
             self.problems.append(f"the state at byte {STATE_OFFSET:,} is damaged")
-        return State(bool(clean) and intact, count, durable, index_checksum, intact)
+        return State(bool(clean) and intact, count, durable, records, checksum, intact)
 
     @property
     def counts_extents(self) -> bool:

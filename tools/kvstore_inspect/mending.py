@@ -149,8 +149,8 @@ def _seed(identity: bytes) -> int:
 def _fit(image: Image, seed: int) -> tuple[int, bool]:
     """Return how many records are whole with this hash seed, and whether the state is."""
     packed = image[STATE_OFFSET : STATE_OFFSET + STATE.size].ljust(STATE.size, b"\0")
-    clean, count, durable, _, index_checksum, _ = STATE.unpack(packed)
-    fits = packed == pack_state(bool(clean), count, durable, index_checksum, seed)
+    clean, count, durable, at_close, checksum, _ = STATE.unpack(packed)
+    fits = packed == pack_state(bool(clean), count, durable, at_close, checksum, seed)
     records = 0
     for extent in range(FIXED_EXTENTS, min(-(-len(image) // EXTENT_SIZE), MAX_EXTENTS)):
         contents = image.extent(extent).ljust(EXTENT_SIZE, b"\0")
@@ -179,7 +179,7 @@ def prepare(image: Image, fd: int) -> None:
             os.ftruncate(fd, size)
             raise
     # Zeros first: a crash between the two leaves lost records that the checker finds.
-    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, image.seed))
+    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, 0, image.seed))
     flush_file(fd)
 
 
@@ -205,7 +205,7 @@ def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
         OSError: the operating system refused a write or a flush.
     """
     with _silence():
-        file = DataFile(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms)
+        file = DataFile(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms, mending=True)
         try:
             extents = Extents(file)
             rebuild(file, extents, Slab(file, extents), now_ms)

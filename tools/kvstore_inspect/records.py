@@ -34,26 +34,27 @@ from kvstore.layout import (
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
-    KIND_SLAB,
     MAX_DEPTH,
     MAX_KEY_SIZE,
     MIN_DEPTH,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
-    SLAB_ENTRY,
+    SHAPE_OFFSET,
     SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
     U64,
     bucket_marker,
     key_hash,
+    map_entry_offset,
     record_checksum,
     segment_run,
     slot_offset,
 )
 from kvstore.scan import is_whole, judge, magics, size_class_at
 from kvstore.segment import live_slots
+from kvstore.soundness import told_records
 
 from .image import Image
 
@@ -223,7 +224,7 @@ class Records:
         where = DIRECTORY_OFFSET + 2 * position
         if not FIXED_EXTENTS <= extent < self._image.extent_count or len(contents) < EXTENT_SIZE:
             return Damage(where, None, f"the directory's entry {position} leads to extent {extent}")
-        marker, _, depth, prefix, _ = BUCKET_HEADER.unpack_from(contents)
+        marker, _, depth, prefix, *_ = BUCKET_HEADER.unpack_from(contents)
         base = extent << EXTENT_SHIFT
         if marker != bucket_marker(base):
             return Damage(base, None, f"the directory leads to extent {extent}, no segment")
@@ -235,6 +236,8 @@ class Records:
             bucket = base + number * BUCKET_SIZE
             if not _is_bucket(contents[number * BUCKET_SIZE :], bucket):
                 return _no_bucket(bucket)
+            if _shape(contents, number * BUCKET_SIZE) != _shape(contents):
+                return Damage(bucket, None, "a page of the table is of another moment than others")
         return None
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
@@ -310,7 +313,7 @@ class Records:
             page = self._image[bucket : bucket + BUCKET_SIZE]
             if not _is_bucket(page, bucket):
                 return _no_bucket(bucket)
-            control = BUCKET_HEADER.unpack_from(page)[4]
+            control = BUCKET_HEADER.unpack_from(page)[-1]
             for index, _, packed in live_slots(page):
                 start, _, _, _, size = SLOT.unpack(packed)
                 if (
@@ -385,13 +388,12 @@ class Records:
 
 def records_at_close(image: Image) -> int | None:
     """Return how many records the file had when it was closed; None where it does not say."""
-    if not image.state.clean or image.state.index_checksum != image.index_checksum():
-        return None
-    count = 0
-    for extent in range(image.state.extent_count):
-        kind, _, live, *_ = SLAB_ENTRY.unpack(image.map_entry(extent))
-        count += live if kind == KIND_SLAB else 0
-    return count
+    if image.state.clean:
+        return image.state.records
+    size = map_entry_offset(image.extent_count)
+    start = image[:size].ljust(size, b"\0")
+    told = -1 if image.state.intact else told_records(start, image.extent_count)
+    return told if told >= 0 else None  # there was no crash to leave a wrong state
 
 
 def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
@@ -412,6 +414,12 @@ def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
 
 def _is_bucket(page: bytes, bucket: int) -> bool:
     return len(page) >= BUCKET_SIZE and U64.unpack_from(page)[0] == bucket_marker(bucket)
+
+
+def _shape(contents: bytes, bucket: int = 0) -> int:
+    """Return the shape of a bucket that begins in these bytes at `bucket`."""
+    shape: int = U64.unpack_from(contents, bucket + SHAPE_OFFSET)[0]
+    return shape
 
 
 def _no_bucket(bucket: int) -> Damage:

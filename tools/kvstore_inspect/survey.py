@@ -189,7 +189,10 @@ def advice(result: Survey, image: Image) -> list[str]:
             "rebuilds the index from the records."
         )
     elif not image.trusted:
-        found.append("The index fails its checksum. The next opening rebuilds it from the records.")
+        found.append(
+            "The index fails its checksum. The next opening rebuilds it from the records if all of "
+            "them are there and whole; else kvstore-inspect repair does."
+        )
     if result.damage_count:
         found.append(
             f"Damaged places: {result.damage_count:,}. kvstore-inspect verify names them and says "

@@ -262,8 +262,9 @@ def _advice(image: Image, space: Space) -> Iterator[str]:
     elif _is_altered(image):
         yield (
             "The index is not what it was when the file was closed, so it is damaged, or something "
-            "else than kvstore wrote to the file. No record is lost by that: the next opening, or "
-            "`kvstore-inspect repair`, rebuilds the index from the records."
+            "else than kvstore wrote to the file, or this is a copy torn while it was made. The "
+            "next opening rebuilds the index if all records of then are there and whole; else the "
+            "store does not open before `kvstore-inspect repair` has done so."
         )
     elif not image.state.clean and not image.in_use:
         yield (
