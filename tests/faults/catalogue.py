@@ -19,6 +19,7 @@ from . import (
     processes,
     reentry,
     refusals,
+    torn,
     writes,
 )
 from .laboratory import Experiment
@@ -32,6 +33,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *damage.EXPERIMENTS,
     *cutting.EXPERIMENTS,
     *forgery.EXPERIMENTS,
+    *torn.EXPERIMENTS,
     *full_disks.EXPERIMENTS,
     *refusals.EXPERIMENTS,
     *little_memory.EXPERIMENTS,
