@@ -1,7 +1,9 @@
 """Damaged files: the right value or an error, never a wrong value, a hang or a crash."""
 
+import json
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
@@ -9,6 +11,7 @@ from struct import Struct
 import pytest
 from faults.cases import CASES
 from faults.damage import Original, build
+from faults.inspector import Ran
 from support import seeded_random
 from support.clock import FakeClock
 from support.disks import quick_folder
@@ -505,4 +508,189 @@ def test_damaged_index_page_is_rebuilt_from_the_records(
         for number in range(200):
             store.create(f"new {number}", make_value("new", number, 10 * number))
         assert live.items() <= dict(store).items()
+    assert_whole(path)
+
+
+# --- what a rebuild would lose ------------------------------------------------------------------
+
+
+PLACES = {
+    "magic": 0,
+    "magic, last byte": 3,
+    "value size": 4,
+    "key size": 6,
+    "flags": 7,
+    "created_at": 8,
+    "expires_at": 16,
+    "checksum": 24,
+    "key": RECORD_HEADER_SIZE,
+    "value": RECORD_HEADER_SIZE + len("unlucky"),
+}
+INDEX = {
+    "directory": DIRECTORY_OFFSET + 1_000,
+    "extent map": EXTENT_MAP_OFFSET + 16 * 22 + 2,
+    "allocator": ALLOCATOR_OFFSET + 2,
+    "state": STATE_OFFSET + 4,
+}
+
+
+def assert_refused_and_left_alone(path: Path, *told: str) -> str:
+    """Open a file that is refused; not a byte of it, nor its length or times, have changed."""
+    contents, status = path.read_bytes(), path.stat()
+    with pytest.raises(CorruptStoreError) as error:
+        KVStore(path)
+    assert path.read_bytes() == contents
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_blocks) == (
+        *(status.st_size, status.st_mtime_ns),
+        status.st_blocks,
+    )
+    for text in (str(path), f"kvstore-inspect repair {path}", *told):
+        assert text in str(error.value)
+    return str(error.value)
+
+
+def repair(path: Path) -> tuple[int, dict[str, object]]:
+    """Repair a file with the tool; return its exit status and what it says."""
+    ran = Ran("repair", path, "--json")
+    return ran.status, json.loads(ran.output)
+
+
+@pytest.mark.parametrize("index", INDEX)
+@pytest.mark.parametrize("place", PLACES)
+def test_closed_file_with_damage_to_the_index_and_to_a_record_is_left_to_a_repair(
+    path: Path, index: str, place: str
+) -> None:
+    """One bit each. It was rebuilt, the record wiped, and "was not closed" was the reason given.
+
+    The record may be the only one that there is, and worth mending by hand.
+    """
+    record = make_store(path)
+    change_byte(path, INDEX[index], 0x04)
+    change_byte(path, record + PLACES[place], 0x01)
+    said = assert_refused_and_left_alone(path, "50 whole records")
+    assert "was not closed" not in said
+    damaged = path.read_bytes()
+    status, outcome = repair(path)
+    assert status == 1
+    assert outcome["kept"] == 50
+    assert Path(str(outcome["backup"])).read_bytes() == damaged
+    with KVStore(path) as store:
+        assert dict(store) == neighbours()
+    assert_whole(path)
+
+
+@pytest.mark.parametrize("index", INDEX)
+def test_closed_file_with_damage_to_the_index_alone_is_rebuilt_and_says_so(
+    path: Path, index: str, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records that have expired since are counted: they are there, until the rebuild drops them."""
+    make_store(path)
+    change_byte(path, INDEX[index], 0x04)
+    clock.advance(2_000_000)
+    with KVStore(path) as store:
+        assert dict(store) == neighbours()
+    assert "was not closed" not in caplog.text
+    assert ("its state is damaged" if index == "state" else "its index is damaged") in caplog.text
+    assert "dropped 1 expired" in caplog.text
+    assert_whole(path)
+
+
+def test_file_that_was_not_closed_loses_a_torn_record_as_before_and_says_where(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = make_store(path)
+    with KVStore(path) as store:
+        store.create("new", {})
+        crashed = path.read_bytes()
+    path.write_bytes(crashed)
+    change_byte(path, record + PLACES["value"], 0x01)
+    with KVStore(path) as store:
+        assert dict(store) == {**neighbours(), "new": {}}
+    assert "was not closed" in caplog.text
+    assert f"1 damaged ones, the first of these at byte {record:,}" in caplog.text
+
+
+def test_new_file_whose_state_never_reached_the_disk_is_opened(path: Path) -> None:
+    KVStore(path).close()
+    contents = path.read_bytes()
+    for size in (2 * EXTENT_SIZE, len(contents)):
+        path.write_bytes(contents[: IDENTITY.size].ljust(size, b"\0"))
+        if size < len(contents):
+            with pytest.raises(CorruptStoreError, match="cut off"):
+                KVStore(path)
+            continue
+        with KVStore(path) as store:
+            store.create("key", {})
+            assert dict(store) == {"key": {}}
+        assert_whole(path)
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
+@pytest.mark.parametrize("size", [1, 7, 32, 4_096])
+@pytest.mark.parametrize("what", ["inserted", "removed"])
+def test_file_with_bytes_inserted_or_removed_is_refused_and_left_as_it_is(
+    path: Path, what: str, size: int, closed: bool
+) -> None:
+    """As by a transfer that takes it for text. It opened as an empty store, without a word."""
+    live = build(path, random.Random(8), 300)
+    contents = path.read_bytes()
+    with KVStore(path) as store:
+        store.create("new", {})
+        contents = contents if closed else path.read_bytes()
+    records = [match.start() for match in re.finditer(re.escape(RECORD_MAGIC_BYTES), contents)]
+    places = (40_000, STATE_OFFSET + 100, DIRECTORY_OFFSET + 9, EXTENT_MAP_OFFSET + 50, 300_000)
+    for place in (*places, records[0] - 5, records[len(records) // 2] + 9):
+        inserted = contents[:place] + bytes(size) + contents[place:]
+        removed = contents[:place] + contents[place + size :]
+        path.write_bytes(inserted if what == "inserted" else removed)
+        said = str(assert_never_loses_a_word(path, live))
+        assert str(path) in said, f"at byte {place:,}"
+
+
+def assert_never_loses_a_word(path: Path, live: dict[str, dict[str, object]]) -> object:
+    """Assert that a file is refused and left as it is; return what was said."""
+    contents = path.read_bytes()
+    try:
+        store = KVStore(path)
+    except CorruptStoreError as error:
+        assert path.read_bytes() == contents
+        return error
+    with store:
+        raise AssertionError(f"opened with {len(store)} of {len(live)} records")
+
+
+def test_text_at_the_end_of_a_closed_file_is_cut_off_and_a_record_there_is_not(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = make_store(path)
+    with KVStore(path) as store:
+        live = dict(store)
+    contents = path.read_bytes()
+    path.write_bytes(contents + b"\n")
+    with KVStore(path) as store:
+        assert dict(store) == live
+    assert "is longer than its contents" in caplog.text
+    assert path.stat().st_size == len(contents)
+    assert_whole(path)
+    path.write_bytes(contents + bytes(100) + contents[record : record + 200])
+    assert_refused_and_left_alone(path, f"at byte {len(contents) + 100:,}")
+
+
+def test_records_past_the_end_that_a_crash_left_are_there(path: Path) -> None:
+    """Power was lost before the new length was in the state, which is one sector, but not after."""
+    with KVStore(path) as store:
+        for number in range(100):
+            store.create(f"{number}", make_value("", number, 16_000))
+        store.sync()
+        state = path.read_bytes()[STATE_OFFSET : STATE_OFFSET + STATE.size]
+        while store._file.extent_count == STATE.unpack(state)[1]:
+            number += 1
+            store.create(f"{number}", make_value("", number, 16_000))
+        live = dict(store)
+        crashed = bytearray(path.read_bytes())
+    crashed[STATE_OFFSET : STATE_OFFSET + STATE.size] = state
+    path.write_bytes(crashed)
+    with KVStore(path) as store:
+        assert dict(store) == live
     assert_whole(path)
