@@ -104,7 +104,82 @@ _SAFE: Final = frozenset(
 )
 
 
-class Injection:
+class Stepping:
+    """Comes to points of a call, and at one of them does what a subclass says.
+
+    Args:
+        at: the number of that point, from 1; 0 only counts them.
+        profiles: whether calls are points too.
+    """
+
+    def __init__(self, at: int, *, profiles: bool) -> None:
+        self._at = at
+        self._profiles = profiles
+        self.points = 0
+        self.where = ""
+
+    def run(self, act: Callable[[], object]) -> None:
+        """Call `act`."""
+        # What is raised while garbage is collected, the interpreter only prints.
+        gc.collect()
+        gc.disable()
+        if self._profiles:
+            sys.setprofile(self._profile)
+        # Python 3.12 tells of instructions only where some frame has asked for them before.
+        sys._getframe().f_trace_opcodes = True
+        sys.settrace(self._call)
+        try:
+            act()
+        finally:
+            sys.settrace(None)
+            sys.setprofile(None)
+            gc.enable()
+
+    def do(self, frame: FrameType) -> None:
+        """Do it, in the frame that has come to the point."""
+        raise NotImplementedError
+
+    def is_of_interest(self, frame: FrameType) -> bool:
+        """Return whether the instructions of this frame may be points."""
+        raise NotImplementedError
+
+    def name_of(self, frame: FrameType) -> str | None:
+        """Return what to call the instruction that a frame has come to; None where it is none."""
+        raise NotImplementedError
+
+    def name_of_call(self, event: str, arg: object) -> str | None:
+        """Likewise, of an event of `sys.setprofile`."""
+        raise NotImplementedError
+
+    def _point(self, frame: FrameType, what: str) -> None:
+        self.points += 1
+        if self.points == self._at:
+            code = frame.f_code
+            self.where = f"{what} in {code.co_qualname}, line {frame.f_lineno}"
+            self.do(frame)
+
+    def _call(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        if self.where or not self.is_of_interest(frame):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._opcode
+
+    def _opcode(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "opcode" and not self.where and (name := self.name_of(frame)):
+            self._point(frame, name)
+        return self._opcode
+
+    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
+        if (
+            not self.where
+            and self.is_of_interest(frame)
+            and (name := self.name_of_call(event, arg))
+        ):
+            self._point(frame, name)
+
+
+class Injection(Stepping):
     """Raises one exception at one of the points that a call comes to.
 
     Args:
@@ -113,58 +188,35 @@ class Injection:
     """
 
     def __init__(self, error: type[BaseException], at: int = 0) -> None:
+        super().__init__(at, profiles=error is not MemoryError)
         self._error = error
-        self._at = at
         self._offsets = _memory_points if error is MemoryError else _interrupt_points
-        self.points = 0
-        self.where = ""
 
     def run(self, act: Callable[[], object]) -> None:
         """Call `act`, and end quietly where it raises what was injected."""
-        # What is raised while garbage is collected, the interpreter only prints.
-        gc.collect()
-        gc.disable()
-        if self._error is not MemoryError:
-            sys.setprofile(self._profile)
-        # Python 3.12 tells of instructions only where some frame has asked for them before.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._call)
         try:
-            act()
+            super().run(act)
         except self._error:
             if not self.where:
                 raise
-        finally:
-            sys.settrace(None)
-            sys.setprofile(None)
-            gc.enable()
 
-    def _point(self, frame: FrameType, what: str) -> None:
-        self.points += 1
-        if self.points == self._at:
-            code = frame.f_code
-            self.where = f"{what} in {code.co_qualname}, line {frame.f_lineno}"
-            raise self._error
+    def do(self, frame: FrameType) -> None:
+        """Raise."""
+        raise self._error
 
-    def _call(self, frame: FrameType, _event: str, _arg: object) -> Any:
-        if frame.f_code.co_filename.startswith(_TESTS) or self.where:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._opcode
+    def is_of_interest(self, frame: FrameType) -> bool:
+        """Return whether it is none of the tests' own."""
+        return not frame.f_code.co_filename.startswith(_TESTS)
 
-    def _opcode(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if event == "opcode" and (name := self._offsets(frame.f_code).get(frame.f_lasti)):
-            self._point(frame, name)
-        return self._opcode
+    def name_of(self, frame: FrameType) -> str | None:
+        """Return the name of an instruction at which the error can come up."""
+        return self._offsets(frame.f_code).get(frame.f_lasti)
 
-    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
-        if self.where or frame.f_code.co_filename.startswith(_TESTS):
-            return
+    def name_of_call(self, event: str, arg: object) -> str | None:
+        """Return what is said of a function's start, or of the return of one in C."""
         if event == "call":
-            self._point(frame, "start")
-        elif event == "c_return":
-            self._point(frame, f"return of {getattr(arg, '__qualname__', arg)}")
+            return "start"
+        return f"return of {getattr(arg, '__qualname__', arg)}" if event == "c_return" else None
 
 
 @cache
@@ -224,7 +276,7 @@ def interrupt_case(
         store.close()
         assert _contents(file) == prepared.after, "without any fault"
         tried = 0
-        for at in _points(counting, most, rng):
+        for at in points_of(counting, most, rng):
             injection = Injection(error, at)
             try:
                 _interrupt_once(prepared, file, injection, durable)
@@ -239,7 +291,7 @@ def interrupt_case(
     return tried
 
 
-def _points(counted: Injection, most: int, rng: random.Random) -> range:
+def points_of(counted: Stepping, most: int, rng: random.Random) -> range:
     """Return some of the points that a call came to, spread evenly over them."""
     if counted.points > _LONG:
         most = min(most, _POINTS_OF_LONG_CASES)
@@ -281,7 +333,7 @@ def interrupt_opening(error: type[BaseException], folder: Path, rng: random.Rand
         for start, expected in ((None, {}), (file.read_bytes(), state), (unclean, state)):
             counting = Injection(error)
             _open_interrupted(file, start, counting)
-            for at in _points(counting, POINTS // 3, rng):
+            for at in points_of(counting, POINTS // 3, rng):
                 injection = Injection(error, at)
                 try:
                     _open_interrupted(file, start, injection)

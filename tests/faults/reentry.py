@@ -20,7 +20,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from support.clock import FakeClock
 from support.threads import run_together
@@ -40,16 +40,16 @@ from kvstore import (
 from kvstore.check import check_file
 
 from .cases import CASES, MAX_BYTES, Prepared, State, door
+from .interrupts import POINTS, Stepping, points_of
 from .laboratory import Experiment
 
-POINTS: Final = 60  # a trial, spread evenly over those of one case
 _OWN: Final = str(Path(kvstore.__file__).parent)
 _NESTED: Final = "nested"
 _VALUE: Final = {"by": "a call from within"}
 _SECONDS: Final = 1.5
 
 
-class Interruption:
+class Interruption(Stepping):
     """Calls `act` at one of the points that a call comes to.
 
     Args:
@@ -58,55 +58,27 @@ class Interruption:
     """
 
     def __init__(self, act: Callable[[FrameType], object], at: int = 0) -> None:
+        super().__init__(at, profiles=True)
         self._act = act
-        self._at = at
-        self.points = 0
-        self.where = ""
 
-    def run(self, act: Callable[[], object]) -> None:
-        """Call `act`; what was done amid it must not raise."""
-        gc.collect()
-        gc.disable()
-        sys.setprofile(self._profile)
-        # Python 3.12 tells of instructions only where some frame has asked for them before.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._call)
-        try:
-            act()
-        finally:
-            sys.settrace(None)
-            sys.setprofile(None)
-            gc.enable()
+    def do(self, frame: FrameType) -> None:
+        """Call it, and look no further."""
+        sys.settrace(None)
+        sys.setprofile(None)
+        self._act(frame)
 
-    def _point(self, frame: FrameType, what: str) -> None:
-        self.points += 1
-        if self.points == self._at:
-            code = frame.f_code
-            self.where = f"{what} in {code.co_qualname}, line {frame.f_lineno}"
-            sys.settrace(None)
-            sys.setprofile(None)
-            self._act(frame)
+    def is_of_interest(self, frame: FrameType) -> bool:
+        """Return whether it is the store's."""
+        return frame.f_code.co_filename.startswith(_OWN)
 
-    def _call(self, frame: FrameType, _event: str, _arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith(_OWN):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._opcode
+    def name_of(self, frame: FrameType) -> str | None:
+        """Return where the instruction is: each one is a point."""
+        return f"instruction {frame.f_lasti}"
 
-    def _opcode(self, frame: FrameType, event: str, _arg: object) -> Any:
-        if event == "opcode":
-            self._point(frame, f"instruction {frame.f_lasti}")
-        return self._opcode
-
-    def _profile(self, frame: FrameType, event: str, arg: object) -> None:
-        if event in ("c_call", "c_return") and frame.f_code.co_filename.startswith(_OWN):
-            self._point(frame, f"{event} of {getattr(arg, '__qualname__', arg)}")
-
-
-def _points(counted: int, rng: random.Random, most: int = POINTS) -> range:
-    stride = max(1, counted // most)
-    return range(rng.randrange(stride) + 1, counted + 1, stride)
+    def name_of_call(self, event: str, arg: object) -> str | None:
+        """Return what is said before and after each call of a function in C."""
+        is_of_c = event in ("c_call", "c_return")
+        return f"{event} of {getattr(arg, '__qualname__', arg)}" if is_of_c else None
 
 
 # --- what is called ------------------------------------------------------------------------------
@@ -192,7 +164,7 @@ def call_from_within(folder: Path, rng: random.Random) -> int:
         counting.run(partial(case.run, store))
         store.close()
         tried = 0
-        for at in _points(counting.points, rng):
+        for at in points_of(counting, POINTS, rng):
             name = names[rng.randrange(len(names))]
             store = prepared.open(file, durable=durable)
             outcome = Outcome(store, name, folder / "other.kvs")
@@ -302,7 +274,7 @@ def call_from_within_opening(folder: Path, rng: random.Random) -> int:
         for start, expected in ((None, {}), (file.read_bytes(), state), (unclean, state)):
             counting = Interruption(lambda _: None)
             _open_interrupted(file, start, counting)
-            for at in _points(counting.points, rng, POINTS // 3):
+            for at in points_of(counting, POINTS // 3, rng):
                 interruption = Interruption(AtOpening(file, folder / "other.kvs"), at)
                 try:
                     found = _open_interrupted(file, start, interruption)
