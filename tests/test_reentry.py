@@ -220,6 +220,22 @@ def test_close_amid_an_operation_takes_effect_as_it_ends(
         assert dict(opened) == expected
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_close_amid_close_leaves_it_to_that(
+    path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """It went ahead and unmapped the file, under the hands of the one that it had interrupted."""
+    KVStore(path).close()
+    store = KVStore(path)
+    if changed:
+        store.create("key", {})
+    outcomes = amid(monkeypatch, store._file, "_close_contents", store.close)
+    store.close()
+    assert (outcomes, store.closed) == ([None], True)
+    with KVStore(path) as opened:
+        assert len(opened) == changed
+
+
 def test_close_takes_effect_where_the_operation_is_cut_short(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

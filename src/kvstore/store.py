@@ -354,14 +354,18 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def _is_busy_here(self) -> bool:
         """Return whether this very thread is inside an operation on this store."""
-        if get_ident() in self._inside:
+        if get_ident() in self._inside or self._is_held_here(True):
             return True
         try:
-            if not self._closed:
-                self._check_reentry(True)
+            begin_inside(str(self._path))
         except StoreBusyError:
             return True
         return False
+
+    def _is_held_here(self, flushes: bool) -> bool:
+        """Return whether this very thread holds a lock that an operation may need."""
+        locks = (self._closing, *self._stripes, self._space)
+        return any(lock._is_owned() for lock in locks) or self._file.is_held_here(flushes)
 
     def _close(self) -> None:
         with self._closing:
@@ -442,8 +446,7 @@ class KVStore(Operations, Mapping[str, Value]):
         """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
         if self._closed:
             self._refuse()
-        locks = (self._closing, *self._stripes, self._space)
-        if any(lock._is_owned() for lock in locks) or self._file.is_held_here(flushes):
+        if self._is_held_here(flushes):
             raise StoreBusyError(
                 f"{self._path}: this thread is inside an operation on the store already, which a "
                 f"signal handler, a finalizer or a trace function has interrupted; try again once "
