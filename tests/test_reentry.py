@@ -8,21 +8,25 @@ import dataclasses
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import portalocker
 import pytest
 from support.processes import run_script
 from support.threads import run_together
 
 import kvstore.datafile
+import kvstore.filelock
 from kvstore import (
     KVStore,
     StoreBusyError,
     StoreClosedError,
     StoreFullError,
+    UnsupportedFormatError,
     reentry,
 )
 from kvstore.implementation import IMPLEMENTATION, Lock
@@ -331,6 +335,181 @@ def test_a_finalizer_that_deletes_does_not_hang(path: Path) -> None:
         path,
     )
     assert said == "end\n"
+
+
+# --- close, where another thread is at it --------------------------------------------------------
+
+
+@contextmanager
+def closing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, store: KVStore, owner: object, name: str
+) -> Iterator[list[BaseException | None]]:
+    """Have another thread be at closing `store` as `owner.name` is called, which closes it too."""
+    thread = threading.Thread(target=store.close, daemon=True)
+    is_closed = threading.Event()
+    set_closed = store._set_closed
+
+    def tell() -> None:
+        set_closed()
+        is_closed.set()
+
+    def close() -> None:
+        thread.start()
+        assert is_closed.wait(60)
+        store.close()
+
+    monkeypatch.setattr(store, "_set_closed", tell)
+
+    outcomes = amid(monkeypatch, owner, name, close)
+    yield outcomes
+    thread.join(60)
+    assert not thread.is_alive(), "the thread that closes hangs"
+    assert outcomes == [None]
+
+
+def test_close_amid_a_flush_that_another_threads_close_waits_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker shuts down, and SIGTERM comes: each waited for the other, in 7 of 12 tries."""
+    monkeypatch.setattr(kvstore.datafile, "can_flush_pages", lambda: False)
+    store = KVStore(path, durable=True)
+    store.create("key", {})
+    with closing_elsewhere(monkeypatch, store, kvstore.datafile, "flush_file"):
+        store.create("second", {})
+    with KVStore(path) as opened:
+        assert sorted(opened) == ["key", "second"]
+
+
+def test_close_amid_opening_another_one(
+    tmp_path: Path, store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard of all openings is held then, and the other thread's close needs it."""
+    with (
+        closing_elsewhere(monkeypatch, store, kvstore.filelock.FileLock, "_open"),
+        KVStore(tmp_path / "another.kvs") as another,
+    ):
+        another.create("key", {})
+
+
+def test_close_amid_a_failed_opening_is_not_forgotten(
+    tmp_path: Path, store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put off until something that never came."""
+    (tmp_path / "no store").write_bytes(b"something else" * 100)
+    outcomes = amid(monkeypatch, portalocker, "unlock", store.close)
+    with pytest.raises(UnsupportedFormatError):
+        KVStore(tmp_path / "no store")
+    assert (outcomes, store.closed, reentry.waiting) == ([None], True, {})
+
+
+def test_close_that_is_interrupted_once_more_is_not_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C, amid the close that the first one's handler had asked for."""
+    store = KVStore(path)
+    amid(monkeypatch, kvstore.clock, "time_ns", store.close)
+
+    def interrupt(_self: KVStore) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KVStore, "_close", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.create("key", {})
+    assert store.closed
+    assert not reentry.waiting
+    with KVStore(path) as opened:
+        assert list(opened) == ["key"]
+
+
+def test_who_follows_a_flush_is_inside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the leader's gate for a moment, and others wait for that one with locks held."""
+    KVStore(path).close()
+    with KVStore(path) as store:
+        outcomes = amid(
+            monkeypatch, store._file, "_flush_shared", partial(store.create, "nested", {})
+        )
+        store.sync()
+        assert [type(outcome) for outcome in outcomes] == [StoreBusyError]
+
+
+# --- forks from within ---------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+
+
+@needs_fork
+def test_a_child_forked_amid_a_create_over_an_expired_key_writes_nothing(path: Path) -> None:
+    """By a signal handler that returns in the child. The compiled one stored into the parent's."""
+    said = run_script(
+        """
+        import kvstore.clock
+        from kvstore.flushing import SharedFlush
+        store = KVStore(sys.argv[1])
+        store.create("key", {"old": 1}, ttl=1)
+        now = kvstore.clock.time_ns() + 10**10
+        kvstore.clock.time_ns = lambda: now
+        real, children = SharedFlush.owe, []
+        def fork(self):
+            SharedFlush.owe = real
+            children.append(os.fork())
+            if children[0]:
+                os.waitpid(children[0], 0)
+            real(self)
+        SharedFlush.owe = fork
+        try:
+            store.create("key", {"new": 1})
+        except StoreClosedError:
+            os._exit(0)
+        if not children[0]:
+            say("the child has created it")
+            os._exit(0)
+        say(dict(store))
+        store.close()
+        """,
+        path,
+    )
+    assert said == "{'key': {'new': 1}}\n"
+
+
+@needs_fork
+@needs_signals
+def test_a_signal_as_a_fork_waits_does_not_give_the_store_to_the_child(path: Path) -> None:
+    """No fork heeds what its hooks raise: the child went on with the parent's store as its own."""
+    said = run_script(
+        """
+        import threading
+        from kvstore import filelock
+        store = KVStore(sys.argv[1])
+        held, enough = threading.Event(), threading.Event()
+        def hold():
+            with filelock._guard:
+                held.set()
+                enough.wait(60)
+        threading.Thread(target=hold).start()
+        held.wait(60)
+        def interrupt(*_):
+            enough.set()
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        sys.unraisablehook = lambda _: None
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        child = os.fork()
+        if not child:
+            try:
+                store.create("child's", {})
+            except StoreClosedError:
+                os._exit(7)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        store.create("parent's", {})
+        KVStore(sys.argv[1] + "2").close()
+        say(os.waitstatus_to_exitcode(status), list(store))
+        store.close()
+        """,
+        path,
+    )
+    assert said == '7 ["parent\'s"]\n'
 
 
 # --- copies --------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ for _index in range(256):
     fingerprint_codes[_index] = layout.FINGERPRINT_CODES[_index]
 
 cdef uint64_t first_record = FIXED_EXTENTS << EXTENT_SHIFT
+cdef uint64_t least_size = first_record + EXTENT_SIZE  # of a file, whatever is in it
 cdef uint64_t rest_mask = ~(<uint64_t>0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 cdef uint64_t placing_bits = (
     <uint64_t>0xF << STRIPE_SHIFT | <uint64_t>0xFF << FINGERPRINT_SHIFT | BUCKET_COUNT - 1
@@ -309,12 +310,12 @@ cdef class Operations:
     cdef public object _seed
     cdef tuple stripes
     cdef public bint _durable
-    cdef public bint _closed
+    cdef bint closed_
     cdef bint _begun
 
     def __cinit__(self, *_, **__):
         # For whoever calls before a store is opened, or where it never is: then it counts as closed.
-        self._closed = True
+        self.closed_ = True
         self._seed = 0
         self.stripes = no_stripes
 
@@ -335,6 +336,16 @@ cdef class Operations:
     @_table.setter
     def _table(self, Slots table not None):
         self.table = table
+
+    @property
+    def _closed(self):
+        return self.closed_
+
+    @_closed.setter
+    def _closed(self, bint closed):
+        if not closed and (self.table is None or self.slab is None):
+            raise ValueError("nothing is there that could be opened")
+        self.closed_ = closed
 
     @property
     def _stripes(self):
@@ -398,7 +409,7 @@ cdef class Operations:
         stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         stripe.take()
         try:
-            if self._closed:
+            if self.closed_:
                 self._refuse()
             try:
                 return self._create_under_stripe(
@@ -438,7 +449,6 @@ cdef class Operations:
         used = table.used_(-slot) if slot else SEGMENT_SLOTS
         if used >= SPLIT_AT and (not slot or used % RETRY_EVERY == 0):
             slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
-            table.window.look_at_door(self._file)  # a signal handler may have forked
         expires_at = now_ms + lifetime if lifetime else 0
         if times is not None:
             now_ms, expires_at = times
@@ -460,7 +470,7 @@ cdef class Operations:
 
     cdef int _begin(self) except -1:
         """Begin changes, once; a file that was begun stays so."""
-        if self._closed:
+        if self.closed_:
             self._refuse()
         if self._file.pristine:
             self._begin_changes()
@@ -478,7 +488,7 @@ cdef class Operations:
         self.enter(False)
         stripe.take()
         try:
-            if self._closed:
+            if self.closed_:
                 self._refuse()
             slot[0] = self.table.find_(key_hash, encoded_key)
             if slot[0] > 0:
@@ -548,7 +558,7 @@ cdef class Operations:
         stripe = <Lock>self.stripes[key_hash >> STRIPE_SHIFT]
         stripe.take()
         try:
-            if self._closed:
+            if self.closed_:
                 self._refuse()
             slot = table.find_(key_hash, encoded_key)
             is_there = slot > 0 and not (
@@ -594,7 +604,7 @@ cdef class Operations:
         try:
             encoded_key = encode_key_(key)
         except InvalidKeyError:
-            if self._closed:
+            if self.closed_:
                 self._refuse()
             return False
         return self._expiry(encoded_key, &expires_at, &now_ms, None)
@@ -613,7 +623,7 @@ cdef class Operations:
         self.enter(False)
         stripe.take()
         try:
-            if self._closed:
+            if self.closed_:
                 self._refuse()
             slot = self.table.find_(key_hash, encoded_key)
             if slot <= 0:

@@ -26,13 +26,13 @@ cdef class Slab:
 
     def take(self, size):
         """See `slab.Slab.take`."""
-        self.window.check(0)
         self.window.look_at_door(self._file)
         return self.take_(size)
 
     cdef uint64_t take_(self, uint64_t size) except 0:
         if size > MAX_RECORD_SIZE:
             raise ValueError(f"a record of {size:,} bytes, the largest has {MAX_RECORD_SIZE:,}")
+        self.window.check(0)
         cdef uint64_t size_class = size_classes[size + BLOCK_ALIGNMENT - 1 >> 5]
         cdef Window window = self.window
         cdef uint64_t extent, entry_offset, entry, block, after
@@ -43,7 +43,6 @@ cdef class Slab:
                 extent = get_short(window.base + CLASS_HEADS_OFFSET + 2 * size_class)
                 if extent == NO_EXTENT:
                     extent = self._open_extent(size_class)
-                    window.look_at_door(self._file)  # a signal handler may have forked
                 elif (extent + 1) << EXTENT_SHIFT > window._size:
                     self._extents.check(extent)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
@@ -132,7 +131,6 @@ cdef class Slab:
             link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
             if not after >> ENTRY_LIVE_SHIFT & 0xFFFF and extent != self._spare:
                 self._make_spare(extent)
-                window.look_at_door(self._file)  # a signal handler may have forked
             if window.direct:
                 if was_full:
                     self.check_head(size_class)

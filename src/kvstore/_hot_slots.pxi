@@ -31,7 +31,9 @@ cdef class Members:
 
     def __add__(Members self, Members other not None):
         cdef Members both = Members()
-        both.window = self.window
+        both.window = self.window or other.window
+        if other.window is not None and other.window is not both.window:
+            raise ValueError("slots of two files cannot be in one segment")
         both.count = self.count + other.count
         if both.count > MOST_MEMBERS:
             raise ValueError(f"{both.count:,} members, a segment has {MOST_MEMBERS:,} slots")
@@ -78,10 +80,10 @@ cdef class Slots:
 
     def find(self, key_hash, bytes key not None):
         """See `slots.Slots.find`."""
-        self.window.check(0)
         return self.find_(key_hash, key)
 
     cdef int64_t find_(self, uint64_t key_hash, bytes key) except -1:
+        self.window.check(0)
         cdef const uint8_t *memory = self.window.base
         cdef const uint8_t *text = text_of(key)
         cdef uint64_t size = PyBytes_GET_SIZE(key)
@@ -386,7 +388,7 @@ cdef class Slots:
 cdef tuple build_(uint64_t extent, uint64_t shape, Members of):
     cdef const Member *members = of.members
     cdef size_t count = of.count
-    if count and of.window.base is NULL:
+    if count and (of.window is None or of.window.base is NULL):
         raise ValueError("the file was closed since these slots were looked for")
     cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
     cdef uint8_t *page = <uint8_t *>PyBytes_AS_STRING(image)

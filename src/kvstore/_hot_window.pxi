@@ -173,7 +173,9 @@ cdef class Window:
     cdef Py_buffer view
     cdef uint8_t *base
     cdef uint64_t _size
-    cdef bint direct
+    # Whether changes may be stored right here. Not any more, once a signal handler has forked, in
+    # the child that goes on with the operation: `DataFile.abandon` sees to that.
+    cdef public bint direct
 
     def __cinit__(self, mapped, size):
         PyObject_GetBuffer(mapped, &self.view, PyBUF_SIMPLE)
@@ -189,7 +191,7 @@ cdef class Window:
 
     @size.setter
     def size(self, uint64_t size):
-        if self.base is NULL or size > <uint64_t>self.view.len:
+        if self.base is NULL or not least_size <= size <= <uint64_t>self.view.len:
             raise ValueError(f"{size:,} bytes of a map of {self.view.len:,}, or of a closed one")
         self._size = size
 

@@ -26,7 +26,8 @@ from contextlib import suppress
 from errno import EAGAIN, EDQUOT, EFBIG, ENODEV, ENOMEM, ENOSPC
 from functools import partial
 from operator import setitem
-from typing import Final, NoReturn
+from threading import get_ident
+from typing import Final, NoReturn, SupportsIndex
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -155,16 +156,13 @@ class DataFile:
         self.hash_seed: int = 0
         self._is_new = False
         self._has_failed = False
+        self._is_mapped = False
+        self._flushing: set[int] = set()  # threads that are amid a flush
         try:
             self._open(max_bytes, now_ms, durable, create, mending)
         except BaseException as error:
-            try:
-                self._take_back_new_file()
-            finally:
-                try:
-                    self._close_descriptor()
-                finally:
-                    self._lock.release()
+            self._has_failed = True
+            self._let_go_of_file()
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = path
             raise
@@ -441,6 +439,7 @@ class DataFile:
         self.directory: memoryview[int] = self._views[
             DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
         ].cast("H")
+        self._is_mapped = True
 
     def read_ahead(self, wanted: bool) -> None:
         """Have the map read from end to end fast, or here and there, as it is after opening."""
@@ -664,12 +663,17 @@ class DataFile:
         self._flush_inside((offset, offset + size))
 
     def _flush_inside(self, part: tuple[int, int] | None) -> None:
+        ident = get_ident()
+        is_outermost = ident not in self._flushing
         try:
             with thread.inside:
+                self._flushing.add(ident)
                 count = self._extent_count
                 if self._flush_shared(part) and count > self._durable_count:
                     self._count_as_durable(count)
         finally:
+            if is_outermost:
+                self._flushing.discard(ident)
             if waiting:
                 leave()
 
@@ -719,12 +723,12 @@ class DataFile:
     def is_held_here(self, flushes: bool) -> bool:
         """Return whether this very thread holds a lock that an operation may need.
 
-        Those of a flush count only for an operation that `flushes`.
+        Those of a flush, which it leads or follows, count only for an operation that `flushes`.
         """
         return (
             self._state_lock._is_owned()
             or self._lock.is_held_here()
-            or (flushes and self._flush_shared.is_led_here())
+            or (flushes and get_ident() in self._flushing)
         )
 
     def check_path(self) -> None:
@@ -758,20 +762,25 @@ class DataFile:
                 self._close_contents()
                 self._lock.check_path()
         finally:
-            try:
+            self._let_go_of_file()
+            self.let_go = True
+
+    def _let_go_of_file(self) -> None:
+        """Unmap the file, close it and release its lock, whatever fails on the way."""
+        try:
+            if self._is_mapped:
                 if self.window is not None:
                     self.window.close()
                 for view in (self.directory, self.words, self.shorts, self._views):
                     view.release()
                 self.map.close()
+        finally:
+            try:
+                if self._has_failed:
+                    self._take_back_new_file()
+                self._close_descriptor()
             finally:
-                try:
-                    if self._has_failed:
-                        self._take_back_new_file()
-                    self._close_descriptor()
-                finally:
-                    self._lock.release()
-            self.let_go = True
+                self._lock.release()
 
     def _close_contents(self) -> None:
         try:
@@ -802,7 +811,12 @@ class DataFile:
             raise StoreClosedError(f"{self.path}: the store belongs to the parent of this process")
 
         self.write = self.write_word = refuse
+        if self.window is not None:
+            self.window.direct = False
         self._close_descriptor()
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"{self.path}: an open file cannot be copied")
 
     def _close_descriptor(self) -> None:
         # Forgotten first: after a fork amid this, the number may be that of another file.

@@ -15,12 +15,12 @@ Invariants:
 import os
 import stat
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EINVAL, ELOOP, ENOENT, ENOLCK, ENOSPC, ENOTDIR, ESTALE
+from threading import get_ident
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, NoReturn, SupportsIndex
 from weakref import WeakMethod, WeakValueDictionary
 
 import portalocker
@@ -40,14 +40,8 @@ _WHAT_TO_DO: Final = "have that one close it, or wait for it: timeout=SECONDS"
 _guard = Lock()
 
 
-class _Forks(threading.local):
-    """Whether each fork that this thread is at, the innermost last, has taken the guard."""
-
-    def __init__(self) -> None:
-        self.taken: list[bool] = []
-
-
-_forks = _Forks()
+# Threads that hold the guard for a fork.
+_forking: set[int] = set()
 # Weak: one that an interrupt let no one keep, lets go of the file as it is collected.
 _held: "WeakValueDictionary[tuple[int, int], FileLock]" = WeakValueDictionary()
 
@@ -67,11 +61,12 @@ class FileLock:
         OSError: the path cannot be opened, or is no regular file.
     """
 
+    fd = -1
+
     def __init__(
         self, path: str, timeout: float, *, read_only: bool = False, create: bool = True
     ) -> None:
         self.path = path
-        self.fd = -1
         self._pid = os.getpid()
         self._timeout = timeout
         self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS
@@ -240,16 +235,26 @@ class FileLock:
 
     def release(self) -> None:
         """Let go of the lock. Idempotent; does nothing in a forked child."""
-        with thread.inside, _guard:
-            if _held.get(self._identity) is self:
+        try:
+            with thread.inside, _guard:
+                self._release_alone()
+        finally:
+            if waiting:
+                leave()
+
+    def _release_alone(self) -> None:
+        if _held.get(self._identity) is self:
+            try:
+                if self.fd >= 0:
+                    portalocker.unlock(self.fd)
+            finally:
                 try:
-                    if self.fd >= 0:
-                        portalocker.unlock(self.fd)
+                    self._close()
                 finally:
-                    try:
-                        self._close()
-                    finally:
-                        del _held[self._identity]
+                    del _held[self._identity]
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"{self.path}: the lock of an open file cannot be copied")
 
     def __del__(self) -> None:
         self._close()
@@ -323,20 +328,32 @@ def is_alive(pid: int) -> bool:
 
 def _hold_guard() -> None:
     """Before a fork: wait until no other thread is at opening or closing a locked descriptor."""
-    _forks.taken.append(not _guard._is_owned())
-    if _forks.taken[-1]:
+    if not _guard._is_owned():
+        _forking.add(get_ident())
         _guard.acquire()
+        _forking.add(get_ident())  # a signal handler may have forked meanwhile
 
 
 def _let_go_of_guard() -> None:
-    if _forks.taken.pop():
-        _guard.release()
+    # It is held for another reason where the fork is amid an opening; and by another thread, or by
+    # none, where what a signal handler raised has ended the wait: no fork heeds that.
+    if get_ident() in _forking:
+        _forking.discard(get_ident())
+        if _guard._is_owned():
+            _guard.release()
+
+
+def _go_on_in_parent() -> None:
+    _let_go_of_guard()
+    if waiting:
+        leave()
 
 
 def _forget_in_child() -> None:
     """In a forked child: give up the parent's locks without releasing them, and tell the owners."""
     global _guard
     _let_go_of_guard()
+    _forking.clear()
     _guard = Lock()
     forget_others()
     locks = list(_held.values())
@@ -350,5 +367,5 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_hold_guard, after_in_parent=_let_go_of_guard, after_in_child=_forget_in_child
+        before=_hold_guard, after_in_parent=_go_on_in_parent, after_in_child=_forget_in_child
     )

@@ -70,11 +70,6 @@ class SharedFlush:
         self._reuses = 0
         self._reuses_flushed = 0
 
-    def is_led_here(self) -> bool:
-        """Return whether this very thread leads a flush, so that another would wait for itself."""
-        joinable = self._joinable.get(_NEXT)
-        return self._disk._is_owned() or (joinable is not None and joinable.gate._is_owned())
-
     def owe(self) -> None:
         """Have the next flush be one of everything, whoever asks for it.
 

@@ -24,12 +24,13 @@ outermost operation of that thread has ended: the stores that it has to close th
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from threading import get_ident
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from .errors import StoreBusyError
-from .implementation import Lock, compiled
+from .implementation import Lock, OwnedLock, compiled
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -48,8 +49,11 @@ Self = TypeVar("Self", bound=_Store)
 class _Thread(threading.local):
     """This thread's own lock, which it holds exactly while it is inside."""
 
-    def __init__(self) -> None:
-        self.inside = Lock()
+    inside: OwnedLock
+
+    def __getattr__(self, name: str) -> OwnedLock:
+        # Of two that want the first one, the second amid the first, both get the same.
+        return vars(self).setdefault(name, Lock())  # type: ignore[no-any-return]
 
 
 class _CompiledThread:
@@ -96,7 +100,12 @@ def leave() -> None:
         return
     stores = waiting.get(get_ident(), [])
     while stores:
-        close_reporting(stores.pop())
+        # Taken off once that has ended: what interrupts it leaves it for the next call, and the last
+        # thing that closing does is to come here.
+        store = stores[-1]
+        close_reporting(store)
+        if store in stores:
+            stores.remove(store)
     waiting.pop(get_ident(), None)
 
 
@@ -105,7 +114,8 @@ def close_reporting(store: _Store) -> None:
     try:
         store.close()
     except Exception:
-        sys.excepthook(*sys.exc_info())
+        with suppress(Exception):  # of the hook
+            sys.excepthook(*sys.exc_info())
 
 
 def operation(

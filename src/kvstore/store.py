@@ -131,17 +131,18 @@ class KVStore(Operations, Mapping[str, Value]):
 
                 rebuild(self._file, extents, self._slab, clock.now_ms())
             self._table = Table(self._file, extents, self._slab)
+            self._words = self._file.words
+            self._seed = self._file.hash_seed
+            self._inside: set[int] = set()
+            self._closing = Lock()
+            self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
+            self._file.call_after_fork(self._abandon)
+            _stores.add(self)
+            self._closed = False  # in this one step it is open
         except BaseException:
-            self._file.give_up()
+            if self._closed:
+                self._file.give_up()
             raise
-        self._words = self._file.words
-        self._seed = self._file.hash_seed
-        self._inside: set[int] = set()
-        self._closing = Lock()
-        self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
-        self._file.call_after_fork(self._abandon)
-        _stores.add(self)
-        self._closed = False  # in this one step it is open
 
     def __delitem__(self, key: str) -> None:
         self.delete(key)
@@ -160,11 +161,15 @@ class KVStore(Operations, Mapping[str, Value]):
         value = self.read_bytes(key)
         encoded_key = key.encode()
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
-        with thread.inside, self._stripes[key_hash >> STRIPE_SHIFT]:
-            slot = self._table.find(key_hash, encoded_key)
-            header, _ = self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])
+        header = self._header_of(key_hash, encoded_key)
         _, created_at, expires_at, _ = header
         return value, created_at, expires_at
+
+    @operation(flushes=False)
+    def _header_of(self, key_hash: int, encoded_key: bytes) -> tuple[int, int, int, int]:
+        with self._stripes[key_hash >> STRIPE_SHIFT]:
+            slot = self._table.find(key_hash, encoded_key)
+            return self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])[0]
 
     # --- all keys ------------------------------------------------------------------------------
 
@@ -342,6 +347,8 @@ class KVStore(Operations, Mapping[str, Value]):
             # Here before `_abandon`: collected as garbage, or closed by a function that the program
             # had registered to run in forked children before it imported this package.
             self._abandon()
+        if self._closed and (self._file.let_go or self._file.is_parents):
+            return
         if is_inside() and self._is_busy_here():
             close_at_end(self)
             return
@@ -353,8 +360,12 @@ class KVStore(Operations, Mapping[str, Value]):
                 leave()
 
     def _is_busy_here(self) -> bool:
-        """Return whether this very thread is inside an operation on this store."""
-        if get_ident() in self._inside or self._is_held_here(True):
+        """Return whether this thread must not wait until it can close the store.
+
+        It is inside an operation on it; or whoever closes it already, be it another thread, may be
+        waiting for what this one holds.
+        """
+        if self._closed or get_ident() in self._inside or self._is_held_here(True):
             return True
         try:
             begin_inside(str(self._path))
