@@ -100,8 +100,8 @@ def leave() -> None:
         return
     stores = waiting.get(get_ident(), [])
     while stores:
-        # Taken off once that has ended, so that what interrupts it leaves it to the next call; which
-        # comes as a close ends, too.
+        # Taken off once that has ended: what interrupts it leaves it to the next call, and there is
+        # one as a close ends, too.
         store = stores[-1]
         close_reporting(store)
         if store in stores:
