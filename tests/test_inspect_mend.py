@@ -19,7 +19,7 @@ from support.parts import NOW_MS, open_parts, replace_door
 from xxhash import xxh3_64_intdigest
 
 import kvstore_inspect.commands.repair as repair_command
-from kvstore import KVStore, disk
+from kvstore import CorruptStoreError, KVStore, disk
 from kvstore.check import check_file
 from kvstore.datafile import DataFile
 from kvstore.layout import (
@@ -48,6 +48,7 @@ from kvstore.problem import Breach
 from kvstore_inspect import mending
 from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
 from kvstore_inspect.image import open_image
+from kvstore_inspect.opening import Opening
 from kvstore_inspect.records import Record, Records
 from kvstore_inspect.terminal import escaped
 
@@ -139,14 +140,107 @@ def test_every_breach_is_explained(breach: Breach) -> None:
 
 def test_where_the_next_opening_rebuilds_the_index_nothing_is_to_be_done() -> None:
     index = {Breach.SLOT_SEGMENT, Breach.SLAB_COUNT}
-    assert set(remedies(index).values()) == {Remedy.REPAIR}
+    assert set(remedies(index, Opening.USES).values()) == {Remedy.REPAIR}
     for reason in (Breach.NOT_CLOSED, Breach.STATE_DAMAGED, Breach.INDEX_CHECKSUM):
-        assert set(remedies({*index, reason}).values()) == {Remedy.OPEN}
+        found = {*index, reason}
+        assert set(remedies(found, Opening.REBUILDS).values()) == {Remedy.OPEN}
+        assert set(remedies(found, Opening.REFUSES).values()) == {Remedy.REPAIR}
 
 
 def test_where_the_store_does_not_open_opening_is_no_advice() -> None:
     found = {Breach.NOT_CLOSED, Breach.FILE_CUT_OFF, Breach.SLAB_COUNT, Breach.RECORD_CHECKSUM}
-    assert set(remedies(found).values()) == {Remedy.REPAIR, Remedy.RESTORE}
+    assert set(remedies(found, Opening.REFUSES).values()) == {Remedy.REPAIR, Remedy.RESTORE}
+
+
+def flipped(contents: bytes, *places: int) -> bytes:
+    """Return the contents with a bit flipped at each of these places."""
+    changed = bytearray(contents)
+    for place in places:
+        changed[place] ^= 1
+    return bytes(changed)
+
+
+Damaging = Callable[["Truth"], bytes]
+
+
+def with_directory_and_record_hit(whole: Truth) -> bytes:
+    return flipped(whole.original.contents, DIRECTORY_OFFSET + 999, whole.places["1"].stop - 1)
+
+
+def with_state_and_record_hit(whole: Truth) -> bytes:
+    return flipped(whole.original.contents, STATE_OFFSET + 8, whole.places["1"].stop - 1)
+
+
+def with_state_and_magic_hit(whole: Truth) -> bytes:
+    return flipped(whole.original.contents, STATE_OFFSET + 8, whole.places["1"].start)
+
+
+def with_a_byte_more(whole: Truth) -> bytes:
+    contents = whole.original.contents
+    return contents[:40_000] + b"+" + contents[40_000:]
+
+
+def unclosed_with_a_byte_more(whole: Truth) -> bytes:
+    contents = bytearray(whole.original.contents)
+    for offset, data in unclosed(whole):
+        contents[offset : offset + len(data)] = data
+    return bytes(contents[:40_000]) + b"+" + bytes(contents[40_000:])
+
+
+def with_something_appended(whole: Truth) -> bytes:
+    return whole.original.contents + whole.original.contents[whole.places["1"].start :][:4_096]
+
+
+REFUSED: Final[tuple[Damaging, ...]] = (
+    with_directory_and_record_hit,
+    with_state_and_record_hit,
+    with_state_and_magic_hit,
+    with_a_byte_more,
+    unclosed_with_a_byte_more,
+    with_something_appended,
+)
+
+
+@pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
+def test_what_the_next_opening_refuses_is_never_said_to_be_mended_by_it(
+    whole: Truth, path: Path, damage: Damaging
+) -> None:
+    """verify, info and report asked what was found, the opening what would be lost by it."""
+    path.write_bytes(damage(whole))
+    with pytest.raises(CorruptStoreError, match="kvstore-inspect repair"):
+        KVStore(path)
+    found = orjson.loads(Ran("verify", "--json", path).output)
+    assert {kind["remedy"] for kind in found["kinds"]} <= {"repair", "restore"}
+    text = Ran("verify", path).output.decode()
+    assert "nothing to do" not in text
+    assert "nothing is lost" not in text
+    assert "raises an error" not in text, "no key can be read at all"
+    assert "the store does not open before that is mended" in text
+    assert "next opening" not in " ".join(
+        orjson.loads(Ran("info", "--json", path).output)["advice"]
+    )
+    page = path.with_suffix(".html")
+    Ran("report", path, "-o", page)
+    assert "The store does not open as it is" in page.read_text()
+    assert "next opening rebuilds" not in page.read_text()
+    Ran("repair", "--no-backup", path)
+    assert Ran("verify", path).status == 0
+    KVStore(path).close()
+
+
+def test_to_ask_what_the_next_opening_does_changes_nothing(whole: Truth, path: Path) -> None:
+    expected = dict.fromkeys(REFUSED, Opening.REFUSES)
+    expected[lambda whole: whole.original.contents] = Opening.USES
+    expected[lambda whole: whole.original.contents + bytes(EXTENT_SIZE)] = Opening.USES
+    expected[lambda whole: flipped(whole.original.contents, DIRECTORY_OFFSET)] = Opening.REBUILDS
+    expected[lambda whole: whole.original.contents[:-1]] = Opening.REFUSES
+    for damage, opening in expected.items():
+        path.write_bytes(damage(whole))
+        os.utime(path, ns=(10**18, 10**18))
+        with open_image(path) as image:
+            assert image.next_opening() is opening
+        assert path.read_bytes() == damage(whole)
+        assert os.stat(path).st_mtime_ns == 10**18
 
 
 # --- verify ------------------------------------------------------------------------------------

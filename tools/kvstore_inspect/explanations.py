@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 from kvstore.problem import Breach
 
+from .opening import Opening
+
 
 class Remedy(StrEnum):
     """What to do, by names for programs, which do not change."""
@@ -34,10 +36,14 @@ _ADVICE: Final = {
 
 
 class Explanation(NamedTuple):
-    """What a problem means, as sentences, and what mends it."""
+    """What a problem means, as sentences, and what mends it where the store opens with it."""
 
     meaning: str
     remedy: Remedy
+    opened: str = ""
+    """Meant besides where the next opening uses the index as it is."""
+    rebuilt: str = ""
+    """Likewise where it rebuilds the index."""
 
 
 _ORPHANED = "If the record is whole, its key cannot be found, and repair brings it back."
@@ -46,6 +52,8 @@ _MIXED = (
     "No record is damaged yet. But a later create could take space that is in use: do not write to "
     "the store before it is repaired."
 )
+_RAISES = "Keys that are looked for there raise an error."
+_KEY_RAISES = "The key raises an error."
 _UNREACHED = "The key cannot be found, though its record may be whole."
 
 EXPLANATIONS: Final[dict[Breach, Explanation]] = {
@@ -92,9 +100,10 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         Remedy.OPEN,
     ),
     Breach.NOT_CLOSED: Explanation(
-        "The process that had the store open ended without closing it. The next opening rebuilds "
-        "the index from the records: nothing that was promised to be kept is lost.",
+        "The process that had the store open ended without closing it.",
         Remedy.OPEN,
+        rebuilt="The next opening rebuilds the index from the records: nothing that was promised "
+        "to be kept is lost.",
     ),
     Breach.STATE_COUNTS: Explanation(
         "The state gives a length that no store has. All of the file is searched for records.",
@@ -121,9 +130,9 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.CLASS_LIST_MEMBERS: Explanation(_MIXED, Remedy.REPAIR),
     Breach.CLASS_LIST_UNKNOWN: Explanation(_LEAKED, Remedy.REPAIR),
     Breach.DIRECTORY_ENTRY: Explanation(
-        "Keys whose hashes lead there cannot be read or written, though their records may be "
-        "whole.",
+        "The records of keys whose hashes lead there may be whole.",
         Remedy.REPAIR,
+        "These keys cannot be read or written.",
     ),
     Breach.DIRECTORY_RUN: Explanation(
         "Some keys are looked for in the wrong segment and not found there, though their records "
@@ -144,15 +153,15 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         Remedy.REPAIR,
     ),
     Breach.BUCKET_MARKER: Explanation(
-        "A page of the table is damaged. Keys that are looked for there raise an error, though "
-        "their records may be whole.",
+        "A page of the table is damaged. The records that it leads to may be whole.",
         Remedy.REPAIR,
+        _RAISES,
     ),
     Breach.BUCKET_SHAPE: Explanation(
         "A page of the table is damaged, or is of another moment than its neighbours, as in a copy "
-        "that was torn while it was made. Keys that are looked for there raise an error, though "
-        "their records may be whole.",
+        "that was torn while it was made. The records that it leads to may be whole.",
         Remedy.REPAIR,
+        _RAISES,
     ),
     Breach.BUCKET_TOMBSTONE: Explanation(
         "A control byte is damaged: a key may not be found, though its record may be whole.",
@@ -166,9 +175,9 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.SLOT_SEGMENT: Explanation(_UNREACHED, Remedy.REPAIR),
     Breach.SLOT_FINGERPRINT: Explanation(_UNREACHED, Remedy.REPAIR),
     Breach.SLOT_RECORD: Explanation(
-        "The slot is damaged, and its key raises an error. If its record is whole elsewhere, "
-        "repair brings it back.",
+        "The slot is damaged. If its record is whole elsewhere, repair brings it back.",
         Remedy.REPAIR,
+        _KEY_RAISES,
     ),
     Breach.SLOT_SHARED: Explanation(
         "At least one of the two slots is damaged. Its own record may be whole elsewhere: then "
@@ -179,19 +188,21 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         "The key has two values, and either may be read. Repair keeps the newer.", Remedy.REPAIR
     ),
     Breach.RECORD_HEADER: Explanation(
-        "Slot or record is damaged, and the key raises an error. If the record is whole, or is "
-        "elsewhere, repair brings it back; else its value is lost.",
+        "Slot or record is damaged. If the record is whole, or is elsewhere, repair brings it "
+        "back; else its value is lost.",
         Remedy.REPAIR,
+        _KEY_RAISES,
     ),
     Breach.RECORD_KEY: Explanation(
-        "Slot or record is damaged, and the key raises an error. If the record is whole, repair "
-        "brings it back; else its value is lost.",
+        "Slot or record is damaged. If the record is whole, repair brings it back; else its value "
+        "is lost.",
         Remedy.REPAIR,
+        _KEY_RAISES,
     ),
     Breach.RECORD_CHECKSUM: Explanation(
-        "The value is lost: bytes of the record are not what was written. Reading the key raises "
-        "an error; every other key works on.",
+        "The value is lost: bytes of the record are not what was written.",
         Remedy.DELETE,
+        "Reading the key raises an error. That touches no other key.",
     ),
     Breach.RECORD_CLASS: Explanation(
         "The record is whole, but in a block of another size: a recovery could drop it. Read the "
@@ -224,28 +235,28 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
 }
 
-# With one of the first the next opening rebuilds the index; with one of the others it is refused,
-# or goes wrong.
-_REBUILT = frozenset({Breach.NOT_CLOSED, Breach.STATE_DAMAGED, Breach.INDEX_CHECKSUM})
-_REFUSED = frozenset(
-    {
-        Breach.FILE_TOO_SHORT,
-        Breach.FILE_CUT_OFF,
-        Breach.IDENTITIES_DIFFER,
-        Breach.IDENTITIES_LOST,
-        Breach.STATE_COUNTS,
-    }
-)
+# With one of these an opening goes wrong where it is not refused.
+_UNOPENED = frozenset({Breach.IDENTITIES_DIFFER, Breach.IDENTITIES_LOST, Breach.STATE_COUNTS})
 
 
-def remedies(found: set[Breach]) -> dict[Breach, Remedy]:
-    """Return what mends each of the breaches, where all of them were found in one file."""
+def meaning(breach: Breach, opening: Opening) -> str:
+    """Return what a breach means in a file with which the next opening does this."""
+    said = EXPLANATIONS[breach]
+    besides = {Opening.USES: said.opened, Opening.REBUILDS: said.rebuilt}.get(opening)
+    return f"{said.meaning} {besides}" if besides else said.meaning
+
+
+def remedies(found: set[Breach], opening: Opening) -> dict[Breach, Remedy]:
+    """Return what mends each of the breaches that were found in one file.
+
+    `opening` is what the next opening does with it. Where that rebuilds the index, it mends; where
+    it is refused, only a repair does, or a copy.
+    """
     chosen = {breach: EXPLANATIONS[breach].remedy for breach in found}
-    rebuilt = not found.isdisjoint(_REBUILT) and found.isdisjoint(_REFUSED)
-    if rebuilt:
-        kept = (Remedy.OPEN, Remedy.RESTORE)
-        return {b: r if r in kept else Remedy.OPEN for b, r in chosen.items()}
-    if not found.isdisjoint(_REFUSED):
-        kept = (Remedy.REPAIR, Remedy.RESTORE)
-        return {b: r if r in kept else Remedy.REPAIR for b, r in chosen.items()}
-    return chosen
+    if opening is Opening.REFUSES or not found.isdisjoint(_UNOPENED):
+        kept, other = (Remedy.REPAIR, Remedy.RESTORE), Remedy.REPAIR
+    elif opening is Opening.REBUILDS:
+        kept, other = (Remedy.OPEN, Remedy.RESTORE), Remedy.OPEN
+    else:
+        return chosen
+    return {b: r if r in kept else other for b, r in chosen.items()}

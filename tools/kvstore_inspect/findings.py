@@ -31,6 +31,7 @@ from kvstore.layout import (
 from kvstore.problem import Breach, Problem
 
 from .image import Image
+from .opening import Opening
 from .records import Damage, Progress, Record, Records, records_at_close, slots_of
 
 MOST_NAMED: Final = 100_000
@@ -247,6 +248,11 @@ def holder_lives(image: Image) -> bool:
     """Tell whether the process that the file names as having it open is there."""
     pid = image.holder()
     return pid > 0 and is_alive(pid)
+
+
+def opening_of(image: Image) -> Opening:
+    """Return what the next opening of a file does; of one that is open, what it did."""
+    return Opening.USES if image.in_use and holder_lives(image) else image.next_opening()
 
 
 def _mark(image: Image, problem: Problem) -> int:

@@ -41,6 +41,8 @@ from kvstore.layout import (
     unknown_format,
 )
 
+from .opening import Opening, next_opening
+
 _LOOKS: Final = 5  # at what does not fit in a file in use
 _PAUSE_SECONDS: Final = 0.001
 
@@ -91,6 +93,7 @@ class Image:
         self.path = path
         self.in_use = in_use
         self._fd = fd
+        self._next_opening: Opening | None = None
         self.look_again()
         for _ in range(_LOOKS):
             # What is wrong with a file in use may be a change half made.
@@ -146,6 +149,12 @@ class Image:
         """Return the process id that is written in the file; 0 where it was closed."""
         (pid,) = HOLDER.unpack(self._exactly(HOLDER_OFFSET, HOLDER.size))
         return int(pid)
+
+    def next_opening(self) -> Opening:
+        """Return what the next opening does. Asked once: it may have to read all of the file."""
+        if self._next_opening is None:
+            self._next_opening = next_opening(self.path, self._fd)
+        return self._next_opening
 
     def index_checksum(self) -> int:
         """Return the checksum of directory, extent map and allocator as they are now.

@@ -1,6 +1,7 @@
 """Everything about a file in numbers, from one walk over it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -26,6 +27,7 @@ from kvstore.layout import (
 )
 
 from .image import Image
+from .opening import Opening
 from .records import Damage, Progress, Record, Records
 from .terminal import size as in_bytes
 
@@ -180,19 +182,7 @@ def _count(result: Survey, image: Image, record: Record) -> None:
 
 def advice(result: Survey, image: Image) -> list[str]:
     """Return what is unusual about the file, and what to do about it, a sentence or two each."""
-    found = []
-    if image.in_use:
-        found.append("The file is in use: the numbers are of no one moment.")
-    elif not image.state.clean:
-        found.append(
-            "The file was not closed. Nothing acknowledged is lost by that: the next opening "
-            "rebuilds the index from the records."
-        )
-    elif not image.trusted:
-        found.append(
-            "The index fails its checksum. The next opening rebuilds it from the records if all of "
-            "them are there and whole; else kvstore-inspect repair does."
-        )
+    found = list(_on_opening(image))
     if result.damage_count:
         found.append(
             f"Damaged places: {result.damage_count:,}. kvstore-inspect verify names them and says "
@@ -231,3 +221,27 @@ def advice(result: Survey, image: Image) -> list[str]:
             "had no room to grow; after deleting, kvstore-inspect copy spreads it anew."
         )
     return found
+
+
+def _on_opening(image: Image) -> Iterator[str]:
+    """Yield what is to be known of the file before it is opened the next time."""
+    if image.in_use:
+        yield "The file is in use: the numbers are of no one moment."
+    elif image.next_opening() is Opening.REFUSES:
+        yield (
+            "The store does not open as it is: the index is not to be trusted, and to rebuild it "
+            "would lose records, or the file was cut off. kvstore-inspect repair rebuilds it from "
+            "those records that are whole, and keeps a copy of the file."
+        )
+    elif not image.state.intact:
+        yield "The state is damaged. The next opening rebuilds the index from the records."
+    elif not image.state.clean:
+        yield (
+            "The file was not closed. Nothing acknowledged is lost by that: the next opening "
+            "rebuilds the index from the records."
+        )
+    elif not image.trusted:
+        yield (
+            "The index fails its checksum. The next opening rebuilds it from the records, which "
+            "are all there and whole."
+        )

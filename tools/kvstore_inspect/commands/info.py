@@ -13,6 +13,7 @@ from rich.text import Text
 from kvstore import IMPLEMENTATION
 from kvstore.layout import EXTENT_SIZE, MAX_FILE_SIZE, SEGMENT_SLOTS
 from kvstore_inspect.image import Image
+from kvstore_inspect.opening import Opening
 from kvstore_inspect.space import Space, survey
 from kvstore_inspect.terminal import (
     escaped,
@@ -38,7 +39,8 @@ looks at each structure and each record, this only at what it counts.
   file      path, size, allocated_size (null where the system does not tell)
   header    version, extent_size, file_id (hex), created_at
   state     intact, clean, trusted (clean, and the index is as it was then), in_use (looked
-            at with --unlocked), extent_count, durable_count, holder (process id, or null)
+            at with --unlocked), extent_count, durable_count (null where the state is damaged),
+            holder (process id, or null)
   records   counted_by (index or records), count, of these expiring; key_size, value_size,
             largest_value; expired: beside them, still there and no longer read
   table     segments, slots, load (0 to 1, by expired records too), tombstones
@@ -81,6 +83,11 @@ def _is_altered(image: Image) -> bool:
     return image.state.clean and not image.trusted and not image.in_use
 
 
+def _is_refused(image: Image) -> bool:
+    """Tell whether the next opening refuses the file; one in use was opened."""
+    return not image.in_use and image.next_opening() is Opening.REFUSES
+
+
 def _allocated(image: Image) -> int | None:
     blocks: int | None = getattr(image.status(), "st_blocks", None)
     return None if blocks is None else 512 * blocks
@@ -106,7 +113,7 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
             "trusted": image.trusted,
             "in_use": image.in_use,
             "extent_count": image.extent_count,
-            "durable_count": state.durable_count,
+            "durable_count": state.durable_count if state.intact else None,
             "holder": image.holder() or None,
         },
         "records": {
@@ -184,7 +191,8 @@ def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
     yield "format", f"version {identity.version}, file id {identity.file_id.hex()}"
     yield "created", moment(identity.created_at)
     yield "state", _state(image)
-    yield "durable", f"{state.durable_count:,} extents at least are left by any power loss"
+    if state.intact:
+        yield "durable", f"{state.durable_count:,} extents at least are left by any power loss"
     yield "", ""
     how = "by the index" if space.by_index else "record by record: the index was not trusted"
     yield "records", f"{space.records:,}, counted {how}"
@@ -259,12 +267,17 @@ def _advice(image: Image, space: Space) -> Iterator[str]:
             "The file is damaged. `kvstore-inspect verify` says what is lost by it, `dump` saves "
             "every record that is whole, `repair` rebuilds the index from them."
         )
+    elif _is_refused(image):
+        yield (
+            "The store does not open as it is: its index is not to be trusted, and to rebuild it "
+            "would lose records. `kvstore-inspect verify` says what is wrong, `repair` rebuilds "
+            "the index from the records that are whole."
+        )
     elif _is_altered(image):
         yield (
             "The index is not what it was when the file was closed, so it is damaged, or something "
             "else than kvstore wrote to the file, or this is a copy torn while it was made. The "
-            "next opening rebuilds the index if all records of then are there and whole; else the "
-            "store does not open before `kvstore-inspect repair` has done so."
+            "next opening rebuilds the index: all records of then are there and whole."
         )
     elif not image.state.clean and not image.in_use:
         yield (
@@ -278,7 +291,7 @@ def _advice(image: Image, space: Space) -> Iterator[str]:
 
 def _advice_on_space(image: Image, space: Space) -> Iterator[str]:
     beyond = len(image) - image.state.extent_count * EXTENT_SIZE
-    if image.state.intact and beyond > 0 and not image.in_use:
+    if image.state.intact and beyond > 0 and not (image.in_use or _is_refused(image)):
         yield (
             f"The file is {size(beyond)} longer than what it holds: its process died while it "
             f"opened the file or made it grow. The next opening cuts that off."

@@ -13,9 +13,18 @@ from rich.text import Text
 
 from kvstore import CorruptStoreError
 from kvstore.problem import Breach, Problem
-from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
-from kvstore_inspect.findings import Counts, Findings, holder_lives, key_of, lasting_problems, shown
+from kvstore_inspect.explanations import Remedy, meaning, remedies
+from kvstore_inspect.findings import (
+    Counts,
+    Findings,
+    holder_lives,
+    key_of,
+    lasting_problems,
+    opening_of,
+    shown,
+)
 from kvstore_inspect.image import Image, open_image
+from kvstore_inspect.opening import Opening
 from kvstore_inspect.terminal import escaped, out, progress, say, write_json
 
 from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
@@ -123,8 +132,9 @@ def _as_object(image: Image, problem: Problem) -> dict[str, Any]:
 
 def _summary(checking: _Checking) -> dict[str, Any]:
     breaches = checking.findings.breaches
-    mends = remedies(set(breaches))
     image = checking.image
+    opening = opening_of(image)
+    mends = remedies(set(breaches), opening)
     return {
         "file": checking.name,
         "fine": not breaches,
@@ -135,7 +145,7 @@ def _summary(checking: _Checking) -> dict[str, Any]:
             {
                 "breach": breach,
                 "count": breaches[breach],
-                "meaning": EXPLANATIONS[breach].meaning,
+                "meaning": meaning(breach, opening),
                 "remedy": mends[breach],
                 "advice": mends[breach].advice(checking.name),
             }
@@ -160,7 +170,7 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
             shown_now.setdefault(problem.breach, []).append(problem)
     counts = checking.count()
     breaches = checking.findings.breaches
-    mends = remedies(set(breaches))
+    mends = remedies(set(breaches), opening_of(checking.image))
     for breach in Breach:
         if breaches[breach]:
             _print_kind(checking, breach, shown_now.get(breach, []), mends[breach])
@@ -176,7 +186,7 @@ def _print_kind(
         out.print(Text(f"  {_line(checking.image, problem)}"))
     if problems and count > len(problems):
         out.print(Text(f"  and {count - len(problems):,} more of the kind; --all shows them"))
-    out.print(Text(f"  means: {EXPLANATIONS[breach].meaning}"))
+    out.print(Text(f"  means: {meaning(breach, opening_of(checking.image))}"))
     out.print(Text(f"  mend: {remedy.advice(escaped(checking.name))}"))
     out.print()
 
@@ -202,9 +212,13 @@ def _print_counts(checking: _Checking, counts: Counts) -> None:
         )
     found = sum(checking.findings.breaches.values())
     name = escaped(checking.name)
+    opening = opening_of(checking.image)
     if not found:
         out.print(Text(f"{name}: no problems"))
-    elif set(checking.findings.breaches) <= {Breach.NOT_CLOSED, Breach.GROWTH_LOST}:
+    elif opening is Opening.REBUILDS and set(checking.findings.breaches) <= {
+        Breach.NOT_CLOSED,
+        Breach.GROWTH_LOST,
+    }:
         out.print(
             Text(
                 f"{name}: was not closed, and nothing else is wrong: the next opening rebuilds the "
@@ -212,4 +226,7 @@ def _print_counts(checking: _Checking, counts: Counts) -> None:
             )
         )
     else:
-        out.print(Text(f"{name}: {found:,} problems" if found > 1 else f"{name}: 1 problem"))
+        said = f"{found:,} problems" if found > 1 else "1 problem"
+        if opening is Opening.REFUSES:
+            said += ", and the store does not open before that is mended"
+        out.print(Text(f"{name}: {said}"))
