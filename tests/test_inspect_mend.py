@@ -759,6 +759,42 @@ def test_repair_on_a_full_disk_is_refused_unless_no_copy_is_wanted(
         assert contents_of(path) == whole.live
 
 
+@pytest.mark.parametrize("count", [1, 2, 32, 64, 4_096, EXTENT_SIZE])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
+@pytest.mark.parametrize("place", ["before all", "amid"])
+def test_repair_counts_each_record_once_where_bytes_were_inserted(
+    whole: Truth, path: Path, count: int, closed: bool, place: str
+) -> None:
+    """A record was counted by its slot and where it had moved to; of a file not closed, by none.
+
+    So more were dropped than there had been, or none with all of them gone: "no problems".
+    """
+    contents = bytearray(damaged(whole, path, *([] if closed else unclosed(whole))))
+    starts = sorted(each.start for each in whole.places.values())
+    at = 40_000 if place == "before all" else starts[KEYS // 2]
+    contents[at:at] = bytes(count)
+    path.write_bytes(contents)
+    kept = whole.whole(bytes(contents))
+    counts = orjson.loads(Ran("verify", "--json", path).output)["counts"]
+    assert (counts["keys"], counts["damaged"]) == (len(kept), KEYS - len(kept))
+    outcome = orjson.loads(Ran("repair", "--json", "--no-backup", path).output)
+    assert (outcome["kept"], outcome["counts"]["damaged"]) == (len(kept), KEYS - len(kept))
+    assert len(outcome["lost"]) <= KEYS - len(kept)
+    assert not outcome["complete"]
+    assert contents_of(path) == {key: whole.live[key] for key in kept}
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
+def test_repair_that_keeps_little_says_so_plainly(whole: Truth, path: Path, closed: bool) -> None:
+    path.write_bytes((with_a_byte_more if closed else unclosed_with_a_byte_more)(whole))
+    ran = Ran("repair", path)
+    assert ran.status == 1
+    said = f"0 of {KEYS} records could be kept; restore it from a copy if there is one"
+    assert said in ran.output.decode()
+    assert "--json names them" not in ran.output.decode(), "nothing is left to name"
+    assert "repaired" not in ran.output.decode()
+
+
 def test_repair_never_writes_over_an_older_copy(whole: Truth, path: Path) -> None:
     for _ in range(3):
         damaged(whole, path, zeroed_table(whole))

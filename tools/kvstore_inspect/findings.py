@@ -15,6 +15,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from kvstore.check import check_image
+from kvstore.evidence import find_shift, gather
 from kvstore.filelock import is_alive
 from kvstore.layout import (
     BLOCK_ALIGNMENT,
@@ -24,6 +25,7 @@ from kvstore.layout import (
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    RECORD_MAGIC_BYTES,
     SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
@@ -161,13 +163,16 @@ class Findings:
             elif found.offset:
                 self._count_damage(found)
         counts.outdated = records.outdated
-        counts.damaged = len(self.lost) + self._more_lost
+        counts.damaged = len(self.lost) + self._more_lost + self._count_astray()
         at_close = records_at_close(self._image)
         if at_close is not None:
-            missing = at_close - counts.keys - counts.expired - counts.outdated
-            if missing <= 0:  # what looks lost are slots, whose records are all there
+            missing = max(0, at_close - counts.keys - counts.expired - counts.outdated)
+            # What was not said at closing, but by the extent map alone, may be too few.
+            counts.damaged = max(missing, 0 if self._image.state.clean else counts.damaged)
+            if not missing:  # what looks lost are slots, whose records are all there
+                counts.damaged = 0
                 self.lost.clear()
-            counts.damaged = max(missing, counts.damaged) if missing > 0 else 0
+            self._forget_unknown(len(self.lost) - counts.damaged)
             self.certain = True
         return counts
 
@@ -191,10 +196,42 @@ class Findings:
     def _count_damage(self, damage: Damage) -> None:
         if damage.offset in self.lost:
             return
+        key = damage.key or _key_in_record(self._image, damage.offset)
+        if key is not None and self._is_waited_for(key.encode()):
+            return
         if len(self.lost) >= MOST_NAMED:
             self._more_lost += 1
         else:
-            self.lost[damage.offset] = damage.key or _key_in_record(self._image, damage.offset)
+            self.lost[damage.offset] = key
+
+    def _is_waited_for(self, key: bytes) -> bool:
+        """Tell whether a slot whose record is not in its place stands for that of this key."""
+        waiting = self._waiting.get((key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key)))
+        if not waiting:
+            return False
+        if len(key) > SLOT_KEY_SIZE:  # of several that begin alike, each stands for one
+            self.lost[waiting.pop()] = key.decode()
+        return True
+
+    def _forget_unknown(self, too_many: int) -> None:
+        """Of what is named as lost, leave out so much without a key: other entries name it."""
+        unknown = [offset for offset, key in self.lost.items() if key is None]
+        for offset in unknown[: max(0, too_many)]:
+            del self.lost[offset]
+
+    def _count_astray(self) -> int:
+        """Count records that bytes inserted or removed have moved to where none can begin."""
+        image = self._image
+        if image.state.clean:
+            return 0  # which says how many there were
+
+        def read(extent: int) -> bytes:
+            return image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+
+        if find_shift(read, image.extent_count, len(image), image.seed) is None:
+            return 0
+        past = image[image.extent_count * EXTENT_SIZE : len(image)].count(RECORD_MAGIC_BYTES)
+        return gather(read, image.extent_count, image.seed).astray + past
 
     def _count_slots(self) -> Counts:
         """Count the slots: all of them have records, or nobody can tell while the file changes."""

@@ -187,7 +187,7 @@ def _print(outcome: Outcome) -> None:
         return
     for label, number, explained in (
         ("kept", outcome.kept, f"keys, {counts.expiring:,} of them expiring"),
-        ("brought back", counts.orphaned, "of them, which no slot led to"),
+        ("brought back", counts.orphaned, "of them, which their keys did not lead to"),
         ("expired", counts.expired, "dropped"),
         ("duplicates", counts.outdated, "dropped: older records of keys that have a newer one"),
         ("damaged", counts.damaged, "dropped"),
@@ -195,8 +195,18 @@ def _print(outcome: Outcome) -> None:
         out.print(Text(f"{label:12} {number:10,}  {explained}"))
     for offset, key in islice(sorted(outcome.lost.items()), MOST_SHOWN):
         out.print(Text(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}"))
-    if counts.damaged > MOST_SHOWN:
-        out.print(Text(f"  and {counts.damaged - MOST_SHOWN:,} more; --json names them"))
+    if len(outcome.lost) > MOST_SHOWN:
+        out.print(Text(f"  and {len(outcome.lost) - MOST_SHOWN:,} more; --json names them"))
+    if 0 < len(outcome.lost) < counts.damaged:
+        out.print(Text(f"  of {counts.damaged - len(outcome.lost):,} no trace tells which"))
+    if counts.damaged > outcome.kept:
+        whole = outcome.kept + counts.damaged
+        out.print(
+            Text(
+                f"{name}: {outcome.kept:,} of {whole:,} records could be kept; restore it from a "
+                f"copy if there is one"
+            )
+        )
     if outcome.cut_off and not outcome.certain:
         out.print(Text(f"{name}: had been cut off; what was in the missing part is lost"))
     if outcome.backup:
@@ -204,4 +214,5 @@ def _print(outcome: Outcome) -> None:
     if outcome.problems_left or outcome.kept < counts.keys:
         out.print(Text(f"{name}: still not whole; see kvstore-inspect verify {name}"))
     else:
-        out.print(Text(f"{name}: repaired; checked again, no problems"))
+        mended = "repaired" if counts.damaged <= outcome.kept else "what is left is a whole store"
+        out.print(Text(f"{name}: {mended}; checked again, no problems"))
