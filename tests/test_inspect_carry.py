@@ -16,6 +16,7 @@ import orjson
 import pytest
 from support import MIB
 from support.clock import FakeClock
+from support.disks import fill, mounted
 from support.inspecting import (
     DONE,
     LOCKED,
@@ -408,10 +409,40 @@ def test_copy_of_a_damaged_file_leaves_out_the_damage(
     out = tmp_path / "copy.kvs"
     result = inspect("copy", filled, out)
     assert result.status == PROBLEMS
-    assert "1 damaged places left out" in result.err
+    assert "1 damaged place left out" in result.err
     del whole["1"]
     assert contents(out) == whole
     assert_whole(out)
+
+
+def test_copy_never_tells_of_its_temporary_file(
+    filled: Path, tmp_path: Path, inspect: Inspect
+) -> None:
+    """Of a missing folder it said that ".out.kvs.x1y2z3.tmp" does not exist."""
+    missing = tmp_path / "missing"
+    result = inspect("copy", filled, missing / "out.kvs")
+    assert (result.status, result.err) == (
+        WRONG_USAGE,
+        f"kvstore-inspect: {missing}: No such file or directory\n",
+    )
+    with mounted("tmpfs", tmp_path) as disk:
+        fill(disk)
+        result = inspect("copy", filled, disk / "out.kvs")
+        assert result.status == PROBLEMS
+        assert f"{disk / 'out.kvs'}: no room on the disk" in result.err
+        assert ".tmp" not in result.err
+        assert not list(disk.glob("*out.kvs*"))
+
+
+def test_copy_counts_one_record_as_one(path: Path, tmp_path: Path, inspect: Inspect) -> None:
+    with KVStore(path) as store:
+        store.create("whole", {})
+        store.create("torn", {"b": 1})
+    contents = path.read_bytes()
+    flip(path, contents.index(b'{"b":1}'))
+    result = inspect("copy", path, tmp_path / "out.kvs")
+    assert "out.kvs: 1 record, " in result.err
+    assert "1 damaged place left out\n" in result.err
 
 
 def test_copy_that_fails_leaves_nothing_behind(

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 from support import MIB
 from support.clock import FakeClock
+from support.disks import fill, mounted
 
 from kvstore import KVStore
 from kvstore.layout import (
@@ -170,6 +171,36 @@ def test_page_goes_to_standard_output_and_the_store_is_never_overwritten(
     assert set(Page(capsys.readouterr().out).headings) == PICTURES
     assert main(["report", str(path), "-o", str(path)]) == 2
     assert path.read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_is_told_of_by_name_and_not_left_in_part(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said "[Errno 28] No space left on device", ended with 2, and left an empty page."""
+    full = Path("/dev/full")
+    if full.exists():
+        assert main(["report", str(path), "-o", str(full)]) == 1
+        assert capsys.readouterr().err == (
+            "kvstore-inspect: /dev/full: the page could not be written: No space left on device\n"
+        )
+        assert full.is_char_device()
+    assert main(["report", str(path), "-o", str(tmp_path / "missing" / "page.html")]) == 2
+    assert "missing/page.html: No such file" in capsys.readouterr().err
+    with mounted("tmpfs", tmp_path) as disk:
+        page = disk / "page.html"
+        fill(disk)
+        assert main(["report", str(path), "-o", str(page)]) == 1
+        said = capsys.readouterr().err
+        assert f"{page}: the page could not be written: No space left on device" in said
+        assert not page.exists()
+
+
+def test_report_tells_how_many_bytes_the_page_has(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = path.with_suffix(".html")
+    report(path)
+    assert f"{page}: {page.stat().st_size:,} bytes\n" in capsys.readouterr().err
 
 
 def test_survey_counts_what_is_in_the_file(path: Path, clock: FakeClock) -> None:

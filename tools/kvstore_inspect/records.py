@@ -137,7 +137,7 @@ class Records:
         # A record may be lost with its slot, and then nothing names it.
         count = None if self._image.in_use or damaged else records_at_close(self._image)
         if count is not None and whole < count:
-            yield Damage(EXTENT_MAP_OFFSET, None, f"{count - whole:,} records are nowhere")
+            yield Damage(EXTENT_MAP_OFFSET, None, f"records that are nowhere: {count - whole:,}")
 
     def find(self, key: str) -> Found | None:
         """Return the record of `key`, or what is damaged of it; None where it is absent."""

@@ -156,6 +156,11 @@ def duration(milliseconds: int) -> str:
     return " ".join(parts[:2])
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things whose plural ends in s."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def size(count: int) -> str:
     """Return a number of bytes, with its unit."""
     number = float(count)

@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 from xxhash import xxh3_128_intdigest
 
-from kvstore import KVStore, KVStoreError
+from kvstore import KVStore, KVStoreError, StoreFullError
 from kvstore.check import check_file
 from kvstore.disk import flush_folder
 from kvstore_inspect.image import Image
 from kvstore_inspect.lines import to_line
 from kvstore_inspect.records import Damage, Progress, Record, Records
-from kvstore_inspect.terminal import progress, say, size
+from kvstore_inspect.terminal import counted, progress, say, size
 
 from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
 
@@ -49,18 +49,31 @@ def command(file: Path, wait: float, unlocked: bool, out: Path, force: bool) -> 
         _name(temporary, out, force)
     flush_folder(os.path.abspath(out))
     saved = f"{size(len(image))} -> {size(out.stat().st_size)}"
-    left_out = f", {damaged:,} damaged places left out" if damaged else ""
-    say(f"{out}: {count:,} records, {saved}{left_out}")
+    left_out = f", {counted(damaged, 'damaged place')} left out" if damaged else ""
+    say(f"{out}: {counted(count, 'record')}, {saved}{left_out}")
     return PROBLEMS if damaged else DONE
 
 
 @contextmanager
 def _temporary(out: Path) -> Iterator[Path]:
-    """Give the name of an empty file beside `out`, which is gone in the end."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    """Give the name of an empty file beside `out`, which is gone in the end.
+
+    Nobody is told of that name: what is wrong is said of the folder, or of `out`.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    except OSError as error:
+        error.filename = str(out.parent)
+        raise
     os.close(descriptor)
     try:
         yield Path(name)
+    except StoreFullError as error:
+        raise StoreFullError(str(error).replace(os.path.abspath(name), str(out))) from error
+    except OSError as error:
+        if error.filename in (name, os.path.abspath(name)):
+            error.filename = str(out)
+        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(name)

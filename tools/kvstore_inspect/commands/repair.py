@@ -16,7 +16,7 @@ from kvstore.problem import Breach
 from kvstore_inspect.findings import Counts, Findings, shown
 from kvstore_inspect.image import Image, open_image
 from kvstore_inspect.mending import back_up, locked, prepare, rebuild_index, settle_identity
-from kvstore_inspect.terminal import escaped, out, print_json, progress, say
+from kvstore_inspect.terminal import counted, escaped, out, print_json, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, json_option, now_ms, wait_option
 
@@ -183,7 +183,7 @@ def _print(outcome: Outcome) -> None:
     name = escaped(outcome.file)
     counts = outcome.counts
     if not outcome.changed:
-        out.print(Text(f"{name}: no problems, nothing to do; {outcome.kept:,} keys"))
+        out.print(Text(f"{name}: no problems, nothing to do; {counted(outcome.kept, 'key')}"))
         return
     for label, number, explained in (
         ("kept", outcome.kept, f"keys, {counts.expiring:,} of them expiring"),

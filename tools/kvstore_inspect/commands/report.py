@@ -1,7 +1,9 @@
 """`report`: an HTML page of its own, with pictures."""
 
 import os
+import stat
 import sys
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,9 +43,31 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
     if str(target) == "-":
         sys.stdout.write(page)
     else:
-        target.write_text(page, encoding="utf-8")
-        say(f"{target}: {len(page):,} characters")
+        contents = page.encode()
+        try:
+            _write(target, contents)
+        except _NotWrittenError as error:
+            say(f"kvstore-inspect: {target}: the page could not be written: {error.__cause__}")
+            return PROBLEMS
+        say(f"{target}: {len(contents):,} bytes")
     return PROBLEMS if found.damage_count or found.orphans else DONE
+
+
+class _NotWrittenError(Exception):
+    """The disk did not take the page; its cause tells why."""
+
+
+def _write(target: Path, contents: bytes) -> None:
+    """Write the page; where that fails no part of one is left, nor anything else removed."""
+    with target.open("wb", buffering=0) as file:
+        try:
+            while contents:
+                contents = contents[file.write(contents) or 0 :]
+        except OSError as error:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                with suppress(OSError):
+                    target.unlink()
+            raise _NotWrittenError from OSError(error.strerror)
 
 
 def render(image: Image, found: Survey) -> str:

@@ -25,7 +25,7 @@ from kvstore_inspect.findings import (
 )
 from kvstore_inspect.image import Image, open_image
 from kvstore_inspect.opening import Opening
-from kvstore_inspect.terminal import escaped, out, progress, say, write_json
+from kvstore_inspect.terminal import counted, escaped, out, progress, say, write_json
 
 from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
 
@@ -226,7 +226,7 @@ def _print_counts(checking: _Checking, counts: Counts) -> None:
             )
         )
     else:
-        said = f"{found:,} problems" if found > 1 else "1 problem"
+        said = counted(found, "problem")
         if opening is Opening.REFUSES:
             said += ", and the store does not open before that is mended"
         out.print(Text(f"{name}: {said}"))
