@@ -181,6 +181,66 @@ def test_wrong_usage_exits_with_2_and_says_how(tmp_path: Path, arguments: tuple[
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--wait", "abc"), "argument --wait: 'abc' is not a number of seconds, 0 or more"),
+        (("--wait", "nan"), "argument --wait: 'nan' is not a number of seconds, 0 or more"),
+        (("--max-bytes", "1e9"), "argument --max-bytes: '1e9' is not a whole number"),
+        (("create", "k", "{}", "--ttl", "1.5"), "argument --ttl: '1.5' is not a whole number"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, tuple) else "",
+)
+def test_wrong_numbers_are_told_of_without_names_of_the_source(
+    arguments: tuple[str, ...], said: str
+) -> None:
+    """It said "invalid _seconds value"."""
+    message = _failed(children.run_command(*arguments), USAGE)
+    assert message.endswith(f"error: {said}\n")
+
+
+def test_messages_name_the_options_of_the_shell(path: Path) -> None:
+    """They named the library's arguments, and None, which a shell does not have."""
+    message = _failed(_run("create", path, "k", "{}", "--ttl", 0), REFUSED)
+    assert message == (
+        "kvstore: key 'k': --ttl is 0, allowed are 1 to 10,000,000,000 seconds; without --ttl the "
+        "record does not expire\n"
+    )
+    message = _failed(_run("create", path, "k", "{}", "--max-bytes", 5), REFUSED)
+    assert message == "kvstore: --max-bytes is 5, allowed are 4,194,304 to 1,000,000,000\n"
+    named = path.with_name("max_bytes")
+    assert f"{named}: the file does not exist" in _failed(_run("read", named, "k"), REFUSED)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the data folder is found by HOME on POSIX only")
+def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) -> None:
+    """Each command printed a line of this program's source with it."""
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file")
+    changes = {"HOME": nowhere, "XDG_DATA_HOME": nowhere, "TMPDIR": str(tmp_path)}
+    environment = children.environment(**changes)
+    environment.pop("KVSTORE_PATH", None)
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=children.PATIENCE_SECONDS,
+            check=False,
+        )
+
+    for arguments, printed in ((("create", "k", "{}"), ""), (("read", "k"), "{}\n")):
+        result = run("-m", "kvstore", *arguments)
+        assert (result.returncode, result.stdout) == (DONE, printed)
+        assert result.stderr.startswith("kvstore: ")
+        assert result.stderr.count("\n") == 1
+        assert "may not last" in result.stderr
+    assert run("-W", "ignore", "-m", "kvstore", "read", "k").stderr == ""
+    assert "may not last" in _failed(run("-W", "error", "-m", "kvstore", "read", "k"), REFUSED)
+
+
 def test_help_is_printed_and_makes_no_file(tmp_path: Path) -> None:
     result = children.run_command("--help", KVSTORE_PATH=str(tmp_path / "default.kvs"))
     printed = _done(result)
@@ -300,7 +360,8 @@ def test_max_bytes_keeps_the_file_from_growing(path: Path) -> None:
 def test_max_bytes_makes_do_with_little_address_space(path: Path) -> None:
     """A file is mapped as long as it may become, which a limit on memory may not allow."""
     line = "ulimit -v 600000; kvstore"
-    assert _in_shell(line, "create", "--file", path, "k", "{}").returncode == REFUSED
+    refused = _failed(_in_shell(line, "create", "--file", path, "k", "{}"), REFUSED)
+    assert "give a smaller --max-bytes than 1,000,000,000" in refused
     _done(_in_shell(line, "--max-bytes", 64 * MIB, "create", "--file", path, "k", "{}"))
     assert _done(_in_shell(line, "read", "k", "--file", path, "--max-bytes", 64 * MIB)) == "{}\n"
 

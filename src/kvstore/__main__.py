@@ -7,15 +7,17 @@ usage; 3: another process has the file.
 import argparse
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from kvstore import __version__
 
-from .codec import check_ttl, encode_key, encode_value
-from .errors import KVStoreError, StoreLockedError
+from .codec import MAX_TTL_SECONDS, check_ttl, encode_key, encode_value
+from .errors import InvalidTTLError, KVStoreError, StoreLockedError
 from .layout import MAX_FILE_SIZE
 from .store import KVStore
 
@@ -23,6 +25,10 @@ DONE: Final = 0
 REFUSED: Final = 1
 LOCKED: Final = 3  # 2, wrong usage, is argparse's
 INTERRUPTED: Final = 128 + 2  # as of a program that SIGINT ends
+
+
+# The library's name of an option, in what it says of its number.
+_LIMIT: Final = re.compile(r"\bmax_bytes(?= (?:is|than) -?\d)")
 
 
 class _Failure(Exception):
@@ -38,6 +44,12 @@ class _Existing(KVStore):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     _fill_standard_streams()
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = _parse(arguments)
         if isinstance(options, int):
@@ -50,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         told = error.strerror or error
         return _end(f"{error.filename}: {told}" if error.filename else told, REFUSED)
-    except (KVStoreError, ValueError, _Failure) as error:
+    # A warning: where Python was told to make errors of them.
+    except (KVStoreError, ValueError, Warning, _Failure) as error:
         return _end(error, REFUSED)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -60,8 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _end(message: object, status: int) -> int:
     # Where it cannot be written, the status still tells.
     with suppress(OSError):
-        print(f"kvstore: {message}", file=sys.stderr, flush=True)
+        said = _LIMIT.sub("--max-bytes", str(message))
+        print(f"kvstore: {said}", file=sys.stderr, flush=True)
     return status
+
+
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    """Print a warning as a line: no line of this program's source says more."""
+    _end(message, DONE)
 
 
 def _missing(error: FileNotFoundError) -> str:
@@ -80,9 +99,19 @@ def _create(options: argparse.Namespace) -> None:
     encode_key(options.key)
     encode_value(options.key, value)
     if options.ttl is not None:
-        check_ttl(options.key, options.ttl)
+        _check_ttl(options.key, options.ttl)
     with _opened(KVStore, options) as store:
         store.create(options.key, value, ttl=options.ttl)
+
+
+def _check_ttl(key: str, seconds: int) -> None:
+    try:
+        check_ttl(key, seconds)
+    except InvalidTTLError as error:
+        raise _Failure(
+            f"key {key!r}: --ttl is {seconds}, allowed are 1 to {MAX_TTL_SECONDS:,} seconds; "
+            f"without --ttl the record does not expire"
+        ) from error
 
 
 def _read(options: argparse.Namespace) -> None:
@@ -199,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "value", nargs="?", default="-", help="a JSON object (default: read from standard input)"
     )
-    create.add_argument("--ttl", type=int, metavar="SECONDS", help="time to live")
+    create.add_argument("--ttl", type=_whole_number, metavar="SECONDS", help="time to live")
     return parser
 
 
@@ -219,7 +248,7 @@ def _add_shared(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     )
     parser.add_argument(
         "--max-bytes",
-        type=int,
+        type=_whole_number,
         default=defaults["max_bytes"],
         metavar="N",
         help=f"the file does not grow past this (default: {MAX_FILE_SIZE:,}); under a limit on "
@@ -243,10 +272,20 @@ def _path(text: str) -> str:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
     return seconds
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 if __name__ == "__main__":
