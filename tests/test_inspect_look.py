@@ -41,6 +41,7 @@ from kvstore.layout import (
     SLOT_FIELDS,
     SLOT_SIZE,
     STATE_FIELDS,
+    STATE_OFFSET,
     key_hash,
 )
 from kvstore_inspect import command_line
@@ -626,3 +627,14 @@ def test_a_store_too_large_for_memory_is_sorted_in_files_that_are_gone_afterward
     assert len({each["key"] for each in listed(result)}) == 1000
     assert list(folder.iterdir()) == []
     shutil.rmtree(folder)
+
+
+def test_info_tells_no_number_of_a_damaged_state(path: Path, inspect: Inspect) -> None:
+    """It printed how many extents are durable from the very bytes that it called damaged."""
+    KVStore(path).close()
+    assert "extents at least" in inspect("info", path).out
+    flip(path, STATE_OFFSET + 8)
+    result = inspect("info", path)
+    assert "extents at least" not in result.out
+    state = json.loads(inspect("info", "--json", path).out)["state"]
+    assert state["durable_count"] is None
