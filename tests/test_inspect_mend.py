@@ -652,6 +652,23 @@ def test_repair_of_a_crashed_store_closes_it(whole: Truth, path: Path) -> None:
     assert contents_of(path) == whole.live
 
 
+def test_repair_keeps_what_an_opening_would_keep_past_the_length_in_the_state(
+    whole: Truth, path: Path
+) -> None:
+    """Power loss had taken back the state of a growth, and repair cut the new extents off."""
+    contents = damaged(whole, path, *unclosed(whole))
+    seed = IDENTITY.unpack_from(contents)[4]
+    last = max(place.start for place in whole.places.values())
+    count = last >> EXTENT_SHIFT
+    state = pack_state(False, count, 8, 0, 0, seed)
+    before = damaged(whole, path, *unclosed(whole), (STATE_OFFSET, state))
+    assert contents_after_opening(path) == whole.live
+    path.write_bytes(before)
+    assert orjson.loads(Ran("verify", "--json", path).output)["counts"]["keys"] == KEYS
+    assert Ran("repair", "--no-backup", path).status == 0
+    assert contents_of(path) == whole.live
+
+
 def test_repair_can_be_run_again_wherever_it_was_killed(
     whole: Truth, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

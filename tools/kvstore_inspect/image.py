@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
+from kvstore.disk import find_last
 from kvstore.filelock import FileLock
 from kvstore.layout import (
     ALLOCATOR_OFFSET,
@@ -32,6 +33,7 @@ from kvstore.layout import (
     IDENTITY,
     IDENTITY_OFFSETS,
     MAX_EXTENTS,
+    RECORD_MAGIC_BYTES,
     SLAB_ENTRY,
     STATE,
     STATE_OFFSET,
@@ -118,7 +120,7 @@ class Image:
         self.state = self._load_state()
         # One that was cut off within is looked at too.
         extents = self._size + EXTENT_SIZE - 1 >> EXTENT_SHIFT
-        self.extent_count = min(extents, self._known_extents(), MAX_EXTENTS)
+        self.extent_count = min(extents, max(self._known_extents(), self._used_beyond()))
         self._compare_lengths()
 
     def __len__(self) -> int:
@@ -213,6 +215,17 @@ class Image:
 
     def _known_extents(self) -> int:
         return self.state.extent_count if self.counts_extents else MAX_EXTENTS
+
+    def _used_beyond(self) -> int:
+        """Return how many extents the records of a file that was not closed need.
+
+        Power loss may take back the new length in its state, and not what is in the new extents.
+        """
+        if self.state.clean or self.in_use or not self.counts_extents:
+            return 0
+        end = self.state.extent_count * EXTENT_SIZE
+        last = find_last(self._fd, RECORD_MAGIC_BYTES, end, self._size)
+        return 0 if last < 0 else min(last + EXTENT_SIZE >> EXTENT_SHIFT, MAX_EXTENTS)
 
     def _compare_lengths(self) -> None:
         needed = FIXED_EXTENTS
