@@ -4,7 +4,8 @@ Such a program reads one page after the other, while the store writes to them. T
 (`faults.torn`) tears copies anywhere; here is what has happened, and each thing that tells of it.
 """
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
@@ -308,3 +309,143 @@ def test_deleting_what_was_added_later_does_not_give_up_what_was_there(path: Pat
         assert store.read("0") == {"text": "x" * 300}
     with KVStore(copy) as store:
         assert store.read("0") == {"text": "x" * 300}
+
+
+def torn_before_its_first_change(path: Path, old: int, later: int, text: str) -> Path:
+    """Return a copy whose head is of a closed store, and whose records are of a later moment."""
+    with KVStore(path) as store:
+        for number in range(old):
+            store.create(f"old {number}", {"n": number})
+    with KVStore(path) as store:
+        before = path.read_bytes()
+        for number in range(later):
+            store.create(f"later {number}", {"text": text})
+        after = path.read_bytes()
+    return write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
+
+
+def created_until_told(copy: Path, sizes: Iterable[int]) -> tuple[dict[str, dict[str, str]], int]:
+    """Create records of these sizes in a copy; return those that it took, and how many it did not.
+
+    The process is killed then, as far as the file can tell: it is left as it was when it was open.
+    """
+    taken: dict[str, dict[str, str]] = {}
+    said: list[str] = []
+    with KVStore(copy) as store:
+        for number, size in enumerate(sizes):
+            try:
+                store.create(f"new {number}", {"text": "y" * size})
+            except CorruptStoreError as error:
+                said.append(str(error))
+            else:
+                taken[f"new {number}"] = {"text": "y" * size}
+        killed = copy.read_bytes()
+    copy.write_bytes(killed)
+    assert all("does not know" in each for each in said)
+    assert all(f"kvstore-inspect repair {copy}" in each for each in said)
+    return taken, len(said)
+
+
+def test_nothing_is_created_beside_records_of_a_later_moment(path: Path) -> None:
+    """In what the map of before calls free there are whole records, of another class.
+
+    Twenty new ones went beside them. The next rebuild gave the extent to the class with more bytes:
+    "old 100 new 0".
+    """
+    copy = torn_before_its_first_change(path, 100, 60, "x" * 4_000)
+    taken, refused = created_until_told(copy, [200] * 20)
+    assert not taken
+    assert refused == 20
+    with KVStore(copy) as store:  # it was told of damage, and so it is rebuilt
+        assert all(store.read(f"old {number}") == {"n": number} for number in range(100))
+        store.create("now it can", {})
+
+
+def test_nothing_is_created_in_an_extent_that_was_of_another_class_later(path: Path) -> None:
+    """Its entry says that it has room for one class, its records are of another by then."""
+    with KVStore(path) as store:
+        for number in range(3):
+            store.create(f"going {number}", {"text": "x" * 1_000})
+        store.create("stays", {})
+    with KVStore(path) as store:
+        before = path.read_bytes()
+        for number in range(3):
+            store.delete(f"going {number}")
+        for number in range(40):
+            store.create(f"later {number}", {"text": "x" * 3_000})
+        after = path.read_bytes()
+    copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
+    taken, refused = created_until_told(copy, [1_000] * 20)
+    assert refused
+    with KVStore(copy) as store:
+        assert store.read("stays") == {}
+        assert all(store.read(key) == value for key, value in taken.items())
+
+
+def test_deleting_a_record_past_what_was_ever_taken_is_refused(path: Path) -> None:
+    """Its slot is newer than the extent's entry. On the free list it made the map contradict itself.
+
+    The copy was closed without an error then, and refused to open from then on.
+    """
+    copy = torn_before_its_first_change(path, 100, 60, "")
+    told = 0
+    with KVStore(copy) as store:
+        for number in range(60):
+            if f"later {number}" in store:
+                with pytest.raises(CorruptStoreError, match="were ever taken"):
+                    store.delete(f"later {number}")
+                assert f"later {number}" in store
+                told += 1
+    assert told
+    with KVStore(copy) as store:
+        assert all(store.read(f"old {number}") == {"n": number} for number in range(100))
+        store.delete("later 0")
+    with KVStore(copy) as store:
+        assert "later 0" not in store
+
+
+def test_what_expired_past_what_was_ever_taken_is_not_purged(path: Path, clock: FakeClock) -> None:
+    with KVStore(path) as store:
+        for number in range(100):
+            store.create(f"old {number}", {"n": number}, ttl=5)
+    with KVStore(path) as store:
+        before = path.read_bytes()
+        for number in range(60):
+            store.create(f"later {number}", {"n": number}, ttl=5)
+        after = path.read_bytes()
+    copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
+    clock.advance(10)
+    with KVStore(copy) as store, pytest.raises(CorruptStoreError, match="were ever taken"):
+        store.purge_expired()
+    with KVStore(copy) as store:
+        assert len(store) == 0
+        store.create("later 0", {})
+    with KVStore(copy) as store:
+        assert list(store) == ["later 0"]
+
+
+def test_former_pages_of_the_table_are_not_taken_for_records_of_a_later_moment(path: Path) -> None:
+    """Rebuilt, split, emptied and filled again: whatever an extent was, it can be of any class."""
+    rng = seeded_random()
+    sizes = (10, 100, 400, 2_000, 16_000)
+    with KVStore(path, max_bytes=8 * 1024 * 1024) as store:
+        for number in range(5_000):
+            store.create(f"{number}", {}, ttl=10_000)
+    for round_ in range(4):
+        path.write_bytes(_left_open(path, rng, sizes))
+        with KVStore(path, max_bytes=8 * 1024 * 1024) as store:
+            for key in rng.sample(sorted(store), len(store) * 9 // 10):
+                store.delete(key)
+            for size in sizes:
+                for number in range(40):
+                    store.create(f"{round_} {size} {number}", {"text": "z" * size})
+
+
+def _left_open(path: Path, rng: random.Random, sizes: tuple[int, ...]) -> bytes:
+    """Return the file as it was in the middle of an opening: the next one rebuilds the index."""
+    with KVStore(path, max_bytes=8 * 1024 * 1024) as store:
+        for number in range(200):
+            store.create(f"r {number}", {"text": "z" * rng.choice(sizes)})
+        for number in range(200):
+            store.delete(f"r {number}")
+        return path.read_bytes()

@@ -7,6 +7,7 @@ cdef class Slab:
     cdef public object _file
     cdef public object _extents
     cdef public uint64_t _spare
+    cdef public bytearray _looked_at
     cdef Lock lock
     cdef Window window
 
@@ -47,6 +48,8 @@ cdef class Slab:
                     self._extents.check(extent)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
                 entry = get_word(window.base + entry_offset)
+                if not self._looked_at[extent]:
+                    self.look_at(extent, size_class, entry >> ENTRY_FRESH_SHIFT)
                 block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
                 if block == NO_BLOCK:
                     block = entry >> ENTRY_FRESH_SHIFT
@@ -88,6 +91,27 @@ cdef class Slab:
         finally:
             self.lock.let_go()
 
+    cdef int look_at(self, uint64_t extent, uint64_t size_class, uint64_t fresh) except -1:
+        """As `slab.Slab._look_at`, and only where something is to be seen that."""
+        cdef const uint8_t *start = self.window.base + (extent << EXTENT_SHIFT)
+        cdef uint64_t block_size = block_sizes[size_class]
+        cdef uint64_t end = min(fresh * block_size, EXTENT_SIZE)
+        cdef uint64_t place = 0, head, size
+        while place < EXTENT_SIZE:
+            head = get_word(start + place)
+            if <uint32_t>head == RECORD_MAGIC:
+                size = RECORD_HEADER_SIZE + (head >> 32 & 0xFFFF) + (head >> 48 & 0xFF)
+                if (
+                    place >= end
+                    or size > MAX_RECORD_SIZE
+                    or size_classes[size + BLOCK_ALIGNMENT - 1 >> 5] != size_class
+                ):
+                    self._look_at(extent, size_class, fresh)
+                    return 0
+            place += BLOCK_ALIGNMENT
+        self._looked_at[extent] = True
+        return 0
+
     cdef int64_t _after_first_free(
         self, uint64_t extent, uint64_t entry, uint64_t block, uint64_t size_class
     ) noexcept:
@@ -123,6 +147,8 @@ cdef class Slab:
             block = (offset & EXTENT_SIZE - 1) // block_sizes[size_class]
             after = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]
+            if block >= entry >> ENTRY_FRESH_SHIFT:
+                self._refuse_untaken(extent, block, entry)
             if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1 and self.has_other_records(
                 extent, block, entry
             ):

@@ -4,7 +4,10 @@ Invariants, under the space lock of `extents`:
 1. A record's magic is overwritten before anyone may take its block, and a block is off the free
    list before a record is written to it.
 2. An extent of a class is on that class's list exactly while it has a free or a fresh block.
-3. One extent without a live block, the spare, stays with its class, so that a record that comes and
+3. A block is taken only from an extent that was looked at in this opening: every whole record in
+   it is of its class, and in a block that was taken. In a copy that was torn while it was made
+   others may be there, of a later moment, which the next rebuild would take for the right ones.
+4. One extent without a live block, the spare, stays with its class, so that a record that comes and
    goes as the only one of its size opens and frees none. It goes to the pool when another extent is
    emptied, when any class opens one, and when the file is closed.
 
@@ -31,6 +34,7 @@ from .layout import (
     ENTRY_KIND_MASK,
     ENTRY_LIVE_ONE,
     ENTRY_LIVE_SHIFT,
+    EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -59,6 +63,7 @@ from .layout import (
     key_hash,
     map_entry_offset,
 )
+from .scan import is_whole, magics, size_class_at
 from .undo import Undo
 
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
@@ -81,6 +86,7 @@ class Slab:
         self._lock = extents.lock
         # The extent that was last emptied or opened: the spare, while it has no live block.
         self._spare = NO_EXTENT
+        self._looked_at = bytearray(EXTENT_MAP_ENTRIES)
         # Blocks of records that no slot points to: an operation that was to free them could not.
         self._pending: list[int] = []
 
@@ -94,6 +100,7 @@ class Slab:
 
         Raises:
             StoreFullError: no block, no free extent, and the file cannot grow.
+            CorruptStoreError: the extent has records that its entry does not know.
         """
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
         taken = [] if taken is None else taken
@@ -104,6 +111,8 @@ class Slab:
                     extent = self._open_extent(size_class)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
                 entry = self._words[entry_offset >> 3]
+                if not self._looked_at[extent]:
+                    self._look_at(extent, size_class, entry >> ENTRY_FRESH_SHIFT)
                 block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
                 if block == NO_BLOCK:
                     block = entry >> ENTRY_FRESH_SHIFT
@@ -128,6 +137,29 @@ class Slab:
                         taken.append(offset)
                     raise
                 return offset
+
+    def _look_at(self, extent: int, size_class: int, fresh: int) -> None:
+        """Raise where an extent has a whole record of another class, or in a block not yet taken.
+
+        What only looks like one, in a former page of the table or in a damaged record, no rebuild
+        takes for one. The caller holds the space lock.
+        """
+        base, end = extent << EXTENT_SHIFT, fresh * BLOCK_SIZES[size_class]
+        contents = self._map[base : base + EXTENT_SIZE]
+        for position in magics(contents):
+            found = size_class_at(contents, position)
+            if (
+                found >= 0
+                and (found != size_class or position >= end)
+                and is_whole(contents, position, base, self._file.hash_seed)
+            ):
+                self._file.leave_unclean()
+                raise CorruptStoreError(
+                    f"{self._file.path}: at byte {base + position:,} is a record that the entry of "
+                    f"extent {extent} at byte {map_entry_offset(extent):,} does not know, and none "
+                    f"can be created beside it; {advice(self._file)}"
+                )
+        self._looked_at[extent] = True
 
     def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
         """Return the second block of an extent's free list; -1 where the list is damaged."""
@@ -165,6 +197,8 @@ class Slab:
             block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
             after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
             was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
+            if block >= entry >> ENTRY_FRESH_SHIFT:
+                self._refuse_untaken(extent, block, entry)
             if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
                 self._check_is_last(extent, block, entry)
             head = self._words[offset >> 3]
@@ -234,6 +268,20 @@ class Slab:
                 f"deleted, but it has {found:,} others; {advice(self._file)}"
             )
 
+    def _refuse_untaken(self, extent: int, block: int, entry: int) -> None:
+        """Raise for a block with a record that, as its extent's entry says, was never taken.
+
+        In a copy that was torn while it was made a slot may be newer than the entry. On the free
+        list, such a block would make the extent map contradict itself.
+        """
+        self._file.leave_unclean()
+        raise CorruptStoreError(
+            f"{self._file.path}: the entry of extent {extent} at byte "
+            f"{map_entry_offset(extent):,} says that {entry >> ENTRY_FRESH_SHIFT:,} of its blocks "
+            f"were ever taken, but a record in block {block:,} is being deleted; "
+            f"{advice(self._file)}"
+        )
+
     def discard(self, offset: int) -> None:
         """Free a block that was taken for a record that then failed.
 
@@ -285,6 +333,8 @@ class Slab:
                 SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
             )
             self._link(extent, size_class, undo)
+            if not self._looked_at[extent]:
+                self._look_at(extent, size_class, 0)
             self._spare = extent
         return extent
 
