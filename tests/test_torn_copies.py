@@ -383,7 +383,7 @@ def test_nothing_is_created_in_an_extent_that_was_of_another_class_later(path: P
 
 
 def test_deleting_a_record_past_what_was_ever_taken_is_refused(path: Path) -> None:
-    """Its slot is newer than the extent's entry. On the free list it made the map contradict itself.
+    """Its slot is newer than its extent's entry. On the free list it had the map contradict itself.
 
     The copy was closed without an error then, and refused to open from then on.
     """

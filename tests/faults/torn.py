@@ -19,7 +19,7 @@ from support.parts import replace_door
 from support.workload import make_value
 
 import kvstore.clock
-from kvstore import CorruptStoreError, KeyExistsError, KeyNotFoundError, KVStore
+from kvstore import CorruptStoreError, KeyExistsError, KeyNotFoundError, KVStore, StoreFullError
 from kvstore.layout import (
     BUCKET_COUNT,
     BUCKET_SIZE,
@@ -269,7 +269,32 @@ def use(path: Path, copy: bytes, still: State, rng: random.Random) -> bool:
                 store.create(key, still[key])
             except CorruptStoreError:
                 continue
+    if rng.random() < 0.5:
+        path.write_bytes(copy)
+    use_further(path, still, rng)
     return False
+
+
+def use_further(path: Path, still: State, rng: random.Random) -> None:
+    """Create records in a copy that opened, be killed or close it, and look for them."""
+    created: State = {}
+    try:
+        store = KVStore(path, max_bytes=MAX_BYTES)
+    except CorruptStoreError:  # it was closed after it had met damage, and told of it
+        return
+    with store:
+        for number in range(60):
+            key = f"further {number}"
+            value = make_value(key, number, rng.choice((0, 60, 200, 300, 1_000, 5_000)))
+            with suppress(CorruptStoreError, StoreFullError):
+                store.create(key, value)
+                created[key] = value
+        left = path.read_bytes()
+    if rng.random() < 0.7:
+        path.write_bytes(left)
+    with KVStore(path, max_bytes=MAX_BYTES) as store:
+        for key, value in (still | created).items():
+            assert _or_torn(lambda: store.read(key)) in (value, None), f"{key!r}: after"  # noqa: B023
 
 
 def look_at(store: KVStore, key: str, value: dict[str, object]) -> None:
