@@ -33,6 +33,7 @@ from kvstore.layout import (
     CONTROL_OFFSET,
     DIRECTORY_OFFSET,
     EXTENT_MAP_OFFSET,
+    EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     HOLDER_OFFSET,
@@ -694,3 +695,43 @@ def test_records_past_the_end_that_a_crash_left_are_there(path: Path) -> None:
     with KVStore(path) as store:
         assert dict(store) == live
     assert_whole(path)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_file_with_a_damaged_state_that_was_cut_between_extents_is_refused(
+    path: Path, cut: int
+) -> None:
+    """Only the entries of the extents that were left counted: the keys of the others were gone."""
+    with KVStore(path) as store:
+        for number in range(200):
+            store.create(f"{number}", {"text": "x" * 16_000})
+    contents = path.read_bytes()
+    end = contents.rindex(RECORD_MAGIC_BYTES) + EXTENT_SIZE >> EXTENT_SHIFT
+    os.truncate(path, (end - cut) << EXTENT_SHIFT)
+    change_byte(path, STATE_OFFSET + 8, 0x01)
+    shortened = path.read_bytes()
+    with pytest.raises(CorruptStoreError, match="where there should be 200"):
+        KVStore(path)
+    assert path.read_bytes() == shortened
+
+
+@pytest.mark.parametrize("change", [b"\xff", bytes(EXTENT_MAP_SIZE)], ids=["a byte", "all"])
+def test_file_with_a_damaged_state_whose_extent_map_cannot_tell_either_is_refused(
+    path: Path, change: bytes
+) -> None:
+    """How many records there should be nobody knows then, and so not whether it was cut off."""
+    build(path, random.Random(5), 300)
+    change_byte(path, STATE_OFFSET + 8, 0x01)
+    overwrite(path, EXTENT_MAP_OFFSET, change)
+    contents = path.read_bytes()
+    with pytest.raises(CorruptStoreError, match=r"extent map|where there should be 0"):
+        KVStore(path)
+    assert path.read_bytes() == contents
+
+
+def test_refusal_of_a_file_that_is_too_short_names_the_way_to_save_what_is_left(path: Path) -> None:
+    build(path, random.Random(6), 100)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(CorruptStoreError, match="bytes were removed") as error:
+        KVStore(path)
+    assert f"Where there is none, kvstore-inspect repair {path} saves" in str(error.value)

@@ -66,6 +66,7 @@ from .layout import (
     ALLOCATOR_SIZE,
     DIRECTORY_OFFSET,
     DIRECTORY_SIZE,
+    EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -314,7 +315,9 @@ class DataFile:
         if size < least * EXTENT_SIZE or count > MAX_EXTENTS:
             raise CorruptStoreError(
                 f"{self.path}: the file is {size:,} bytes, shorter than its contents of "
-                f"{least * EXTENT_SIZE:,}; it was cut off, restore it from a copy"
+                f"{least * EXTENT_SIZE:,}; it was cut off, or bytes were removed from it; "
+                f"restore it from a copy. Where there is none, kvstore-inspect repair {self.path} "
+                f"saves the records that are whole"
             )
         self._clean = bool(clean)
         self._extent_count: int = min(count, size >> EXTENT_SHIFT)
@@ -331,7 +334,7 @@ class DataFile:
             if any(holder):
                 return "was not closed"
             return "was closed after a change that was cut short, or that met damage"
-        start = self._read_start()
+        start = self._read_start(self._extent_count)
         if self._index_checksum(start) != self._index_checksum_at_close:
             return "was closed, but its index is damaged"
         if not is_sound(start, self._extent_count):
@@ -356,11 +359,11 @@ class DataFile:
         if self._clean or not self._state_intact:
             evidence = gather(self._read_extent, self._extent_count, self.hash_seed)
             expected = self._expected_records()
-            if expected < 0:
-                expected = evidence.whole
             if evidence.damaged or evidence.astray or beyond >= 0 or evidence.whole != expected:
                 found = f"found were {evidence}"
-                if evidence.whole != expected:
+                if expected < 0:
+                    found += ", and the extent map, which tells of how many, is damaged too"
+                elif evidence.whole != expected:
                     found += f", where there should be {expected:,}"
                 if beyond >= 0:
                     found += f"; one that begins past the end, at byte {beyond:,}"
@@ -382,14 +385,19 @@ class DataFile:
             )
 
     def _expected_records(self) -> int:
-        """Return how many records there should be, of a file that can tell; else -1."""
+        """Return how many records there should be; -1 where the file cannot tell.
+
+        Where the state is damaged, those past the end of the file count: it may have been cut off.
+        """
         if self._clean:
             return int(self._records_at_close)
-        return told_records(self._read_start(), self._extent_count)
+        start = self._read_start(EXTENT_MAP_ENTRIES)
+        # A new file, whose index was not made yet: it has no records.
+        return told_records(start, EXTENT_MAP_ENTRIES) if any(start[EXTENT_MAP_OFFSET:]) else 0
 
-    def _read_start(self) -> bytes:
-        """Read the file up to, and with, the entries of its extents in the extent map."""
-        size = map_entry_offset(self._extent_count)
+    def _read_start(self, extent_count: int) -> bytes:
+        """Read the file up to, and with, the entries of so many extents in the extent map."""
+        size = map_entry_offset(extent_count)
         return read_at(self._fd, size, 0).ljust(size, b"\0")
 
     def _read_extent(self, extent: int) -> bytes:
