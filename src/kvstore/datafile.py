@@ -800,11 +800,15 @@ class DataFile:
         # rebuilds the index from the records, which have just been flushed.
         with suppress(StoreFullError, CorruptStoreError):
             if not self.pristine and not self._leave_unclean:
-                self._clean = True
-                self._durable_count = self._extent_count
-                entries = self.map[EXTENT_MAP_OFFSET : map_entry_offset(self._extent_count)]
-                self._write_state(count_records(entries), self._index_checksum(self.map))
-                self._flush()
+                # In a torn copy, say, the counts of a segment may be older than its pages, and what
+                # was created and deleted have made them impossible: the file would be refused.
+                start = self.map[: map_entry_offset(self._extent_count)]
+                if is_sound(start, self._extent_count):
+                    self._clean = True
+                    self._durable_count = self._extent_count
+                    records = count_records(start[EXTENT_MAP_OFFSET:])
+                    self._write_state(records, self._index_checksum(start))
+                    self._flush()
             self.write(HOLDER_OFFSET, HOLDER.pack(0))
 
     @property
