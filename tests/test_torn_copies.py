@@ -26,6 +26,7 @@ from kvstore.layout import (
     FIXED_EXTENTS,
     SEGMENT_SLOTS,
     SHAPE_OFFSET,
+    SLOT_COUNT,
     SPLIT_AT,
     STATE_OFFSET,
     STRIPE_SHIFT,
@@ -449,3 +450,29 @@ def _left_open(path: Path, rng: random.Random, sizes: tuple[int, ...]) -> bytes:
         for number in range(200):
             store.delete(f"r {number}")
         return path.read_bytes()
+
+
+def test_counts_that_creating_made_impossible_are_not_vouched_for(path: Path) -> None:
+    """A segment's entry is older than its pages, and knows of no tombstones for new keys to take.
+
+    So it came to have more live slots than used ones, under a clean flag, and the closed file
+    refused to open.
+    """
+    with KVStore(path) as store:
+        names = names_in_one_segment(store, homes=1)
+        first = list(islice(names, SLOT_COUNT))
+        for name in first:
+            store.create(name, {})
+    with KVStore(path) as store:
+        before = path.read_bytes()
+        for name in first[1:]:
+            store.delete(name)
+        after = path.read_bytes()
+    copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
+    created: list[str] = []
+    with KVStore(copy) as store:
+        for name in islice(names, 20):
+            store.create(name, {})
+            created.append(name)
+    with KVStore(copy) as store:
+        assert {first[0], *created} <= set(store)

@@ -269,14 +269,14 @@ def use(path: Path, copy: bytes, still: State, rng: random.Random) -> bool:
                 store.create(key, still[key])
             except CorruptStoreError:
                 continue
-    if rng.random() < 0.5:
-        path.write_bytes(copy)
+    use_further(path, {}, rng)  # some of the keys were deleted by now
+    path.write_bytes(copy)
     use_further(path, still, rng)
     return False
 
 
 def use_further(path: Path, still: State, rng: random.Random) -> None:
-    """Create records in a copy that opened, be killed or close it, and look for them."""
+    """Create records in a copy, be killed or close it; look for them, and for what was there."""
     created: State = {}
     try:
         store = KVStore(path, max_bytes=MAX_BYTES)
