@@ -648,6 +648,8 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
         lambda: setattr(store, "_stripes", (None,) * 16),
         lambda: setattr(store, "_stripes", ()),
         lambda: setattr(slab, "_lock", None),
+        lambda: setattr(slab, "_looked_at", None),
+        lambda: setattr(slab, "_looked_at", bytearray()),
         lambda: setattr(table, "_slab", None),
         lambda: setattr(window, "size", 2**40),
         lambda: _hot.Slab(None, None),

@@ -7,11 +7,12 @@ cdef class Slab:
     cdef public object _file
     cdef public object _extents
     cdef public uint64_t _spare
-    cdef public bytearray _looked_at
+    cdef bytearray looked_at
     cdef Lock lock
     cdef Window window
 
     def __cinit__(self, file not None, extents not None):
+        self.looked_at = bytearray(EXTENT_MAP_ENTRIES)
         self._file = file
         self._extents = extents
         self.lock = needed(extents.lock)
@@ -24,6 +25,16 @@ cdef class Slab:
     @_lock.setter
     def _lock(self, Lock lock not None):
         self.lock = lock
+
+    @property
+    def _looked_at(self):
+        return self.looked_at
+
+    @_looked_at.setter
+    def _looked_at(self, bytearray looked_at not None):
+        if len(looked_at) != EXTENT_MAP_ENTRIES:
+            raise ValueError(f"not a byte for each of {EXTENT_MAP_ENTRIES:,} extents")
+        self.looked_at = looked_at
 
     def take(self, size):
         """See `slab.Slab.take`."""
@@ -48,7 +59,7 @@ cdef class Slab:
                     self._extents.check(extent)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
                 entry = get_word(window.base + entry_offset)
-                if not self._looked_at[extent]:
+                if not self.looked_at[extent]:
                     self.look_at(extent, size_class, entry >> ENTRY_FRESH_SHIFT)
                 block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
                 if block == NO_BLOCK:
@@ -109,7 +120,7 @@ cdef class Slab:
                     self._look_at(extent, size_class, fresh)
                     return 0
             place += BLOCK_ALIGNMENT
-        self._looked_at[extent] = True
+        self.looked_at[extent] = True
         return 0
 
     cdef int64_t _after_first_free(
