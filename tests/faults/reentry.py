@@ -28,6 +28,7 @@ from support.whole import assert_whole
 
 import kvstore.clock
 from kvstore import (
+    IMPLEMENTATION,
     KeyExistsError,
     KeyNotFoundError,
     KVStore,
@@ -39,7 +40,7 @@ from kvstore import (
 )
 from kvstore.check import check_file
 
-from .cases import CASES, MAX_BYTES, Prepared, State, door
+from .cases import CASES, MAX_BYTES, Case, Prepared, State, door
 from .interrupts import POINTS, Stepping, points_of
 from .laboratory import Experiment
 
@@ -84,6 +85,12 @@ class Interruption(Stepping):
 # --- what is called ------------------------------------------------------------------------------
 
 
+def prepare(store: KVStore) -> None:
+    """Have some keys, of which a few have a time-to-live."""
+    for number in range(30):
+        store.create(f"{'é' * (number % 3 * 10)}look {number}", {"n": number}, number + 10**6)
+
+
 def _list_all(store: KVStore) -> None:
     dict(store.items())
 
@@ -105,6 +112,13 @@ MEMBERS: Final[dict[str, Callable[[KVStore], object]]] = {
     "stats": KVStore.stats,
     "close": KVStore.close,
 }
+# What only looks is interrupted as well. At one key the compiled one looks without any Python.
+_LOOKS: Final = tuple(
+    Case(name, prepare, MEMBERS[name])
+    for name in ("len", "keys", "items", "stats", "read", "read_bytes", "get", "in", "ttl")[
+        : 4 if IMPLEMENTATION == "compiled" else None
+    ]
+)
 
 
 class Outcome:
@@ -153,7 +167,7 @@ class Outcome:
 
 def call_from_within(folder: Path, rng: random.Random) -> int:
     """Choose a case, and call a member at each of some of its points; return at how many."""
-    case = rng.choice(CASES)
+    case = rng.choice(CASES + _LOOKS)
     clock = FakeClock()
     setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     names = [name for name in MEMBERS if case.probes or not name.startswith("create")]
