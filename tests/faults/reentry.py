@@ -103,7 +103,7 @@ MEMBERS: Final[dict[str, Callable[[KVStore], object]]] = {
     "get": lambda store: store.get("none"),
     "in": lambda store: "3" in store,
     "ttl": lambda store: store.ttl("4"),
-    "delete": lambda store: store.delete("1"),
+    "delete": lambda store: store.delete("11"),
     "len": len,
     "keys": list,
     "items": _list_all,
@@ -158,7 +158,7 @@ class Outcome:
             if self.name.startswith("create"):
                 state[_NESTED] = _VALUE
             elif self.name == "delete":
-                del state["1"]
+                del state["11"]
         return state
 
 
