@@ -715,6 +715,19 @@ def test_file_with_a_damaged_state_that_was_cut_between_extents_is_refused(
     assert path.read_bytes() == shortened
 
 
+def test_file_with_a_damaged_state_and_a_spare_extent_opens(path: Path) -> None:
+    """Its entry has no live block, as no closed file's has; that was taken for damage too."""
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+        store.create("large", {"text": "x" * 3000})
+        store.delete("large")
+        unclosed = bytearray(path.read_bytes())
+    unclosed[STATE_OFFSET + 8] ^= 0xFF
+    path.write_bytes(unclosed)
+    with KVStore(path) as store:
+        assert dict(store) == {"key": {"n": 1}}
+
+
 @pytest.mark.parametrize("change", [b"\xff", bytes(EXTENT_MAP_SIZE)], ids=["a byte", "all"])
 def test_file_with_a_damaged_state_whose_extent_map_cannot_tell_either_is_refused(
     path: Path, change: bytes

@@ -36,6 +36,7 @@ from kvstore.layout import (
     IDENTITY,
     IDENTITY_OFFSETS,
     RECORD_HEADER_SIZE,
+    RECORD_MAGIC_BYTES,
     SLOT_COUNT,
     STATE,
     STATE_OFFSET,
@@ -810,6 +811,26 @@ def test_repair_that_keeps_little_says_so_plainly(whole: Truth, path: Path, clos
     assert said in ran.output.decode()
     assert "--json names them" not in ran.output.decode(), "nothing is left to name"
     assert "repaired" not in ran.output.decode()
+
+
+def test_repair_of_a_file_that_was_cut_between_extents_counts_what_is_gone(path: Path) -> None:
+    """With its state damaged too, it counted the extents that were left, and said "repaired"."""
+    with KVStore(path) as store:
+        for number in range(200):
+            store.create(f"{number}", {"text": "x" * 16_000})
+    contents = path.read_bytes()
+    os.truncate(path, (contents.rindex(RECORD_MAGIC_BYTES) >> EXTENT_SHIFT) - 20 << EXTENT_SHIFT)
+    damage = bytearray(path.read_bytes())
+    damage[STATE_OFFSET + 8] ^= 0xFF
+    path.write_bytes(damage)
+    left = damage.count(RECORD_MAGIC_BYTES)
+    ran = Ran("repair", path)
+    assert ran.status == 1
+    words = ran.output.decode().split()
+    assert (words[words.index("kept") + 1], words[words.index("damaged") + 1]) == (
+        f"{left}",
+        f"{200 - left}",
+    )
 
 
 def test_repair_never_writes_over_an_older_copy(whole: Truth, path: Path) -> None:

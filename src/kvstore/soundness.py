@@ -99,8 +99,7 @@ class _Index:
             and all(
                 kind != KIND_SLAB
                 or (
-                    size_class < len(BLOCK_SIZES)
-                    and 0 < live <= fresh <= BLOCKS_PER_EXTENT[size_class]
+                    size_class < len(BLOCK_SIZES) and live <= fresh <= BLOCKS_PER_EXTENT[size_class]
                 )
                 for kind, size_class, live, _, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries)
             )

@@ -28,6 +28,7 @@ from kvstore.layout import (
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     DIRECTORY_SIZE,
+    EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -390,9 +391,10 @@ def records_at_close(image: Image) -> int | None:
     """Return how many records the file had when it was closed; None where it does not say."""
     if image.state.clean:
         return image.state.records
-    size = map_entry_offset(image.extent_count)
+    # As an opening does: where the state is damaged, the file may have been cut off.
+    size = map_entry_offset(EXTENT_MAP_ENTRIES)
     start = image[:size].ljust(size, b"\0")
-    told = -1 if image.state.intact else told_records(start, image.extent_count)
+    told = -1 if image.state.intact else told_records(start, EXTENT_MAP_ENTRIES)
     return told if told >= 0 else None  # there was no crash to leave a wrong state
 
 
