@@ -413,7 +413,8 @@ def signals_and_garbage(folder: Path, rng: random.Random) -> int:
 
     def handle(*_: object) -> None:
         guarded(partial(crowd.use, "s"))
-        rearm()
+        if not deadline.is_set():  # one that came as the timer was stopped would start it again
+            rearm()
 
     thresholds = gc.get_threshold()
     gc.set_threshold(20, 2, 2)
@@ -425,8 +426,8 @@ def signals_and_garbage(folder: Path, rng: random.Random) -> int:
     while kvstore.clock.time_ns() < end and not failures:
         Garbage(crowd)
         crowd.use("m")
-    signal.setitimer(signal.ITIMER_REAL, 0)
     deadline.set()
+    signal.setitimer(signal.ITIMER_REAL, 0)
     thread.join(60)
     gc.collect()
     gc.set_threshold(*thresholds)
