@@ -102,8 +102,14 @@ cdef class Slab:
         finally:
             self.lock.let_go()
 
+    def _look_at(self, extent, size_class, fresh):
+        """See `slab.Slab._look_at`."""
+        if extent >= self.window._size >> EXTENT_SHIFT or size_class >= class_count:
+            raise IndexError(f"extent {extent} of class {size_class} is not in the open file")
+        self.look_at(extent, size_class, fresh)
+
     cdef int look_at(self, uint64_t extent, uint64_t size_class, uint64_t fresh) except -1:
-        """As `slab.Slab._look_at`, and only where something is to be seen that."""
+        """As `_look_at`."""
         cdef const uint8_t *start = self.window.base + (extent << EXTENT_SHIFT)
         cdef uint64_t block_size = block_sizes[size_class]
         cdef uint64_t end = min(fresh * block_size, EXTENT_SIZE)
@@ -117,8 +123,8 @@ cdef class Slab:
                     or size > MAX_RECORD_SIZE
                     or size_classes[size + BLOCK_ALIGNMENT - 1 >> 5] != size_class
                 ):
-                    self._look_at(extent, size_class, fresh)
-                    return 0
+                    self._look_closely(extent, size_class, fresh)
+                    break
             place += BLOCK_ALIGNMENT
         self.looked_at[extent] = True
         return 0

@@ -67,6 +67,7 @@ from .scan import is_whole, magics, size_class_at
 from .undo import Undo
 
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
+_UNUSED: Final = bytes(EXTENT_SIZE)
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
 # The upper half of an entry's first word where no block of its class is left.
 _FULL: Final = tuple(count << 16 | NO_BLOCK for count in BLOCKS_PER_EXTENT)
@@ -144,6 +145,13 @@ class Slab:
         What only looks like one, in a former page of the table or in a damaged record, no rebuild
         takes for one. The caller holds the space lock.
         """
+        base = extent << EXTENT_SHIFT
+        contents = self._map[base : base + EXTENT_SIZE]
+        if contents != _UNUSED:  # a tenth of the time that it takes to search
+            self._look_closely(extent, size_class, fresh)
+        self._looked_at[extent] = True
+
+    def _look_closely(self, extent: int, size_class: int, fresh: int) -> None:
         base, end = extent << EXTENT_SHIFT, fresh * BLOCK_SIZES[size_class]
         contents = self._map[base : base + EXTENT_SIZE]
         for position in magics(contents):
@@ -159,7 +167,6 @@ class Slab:
                     f"extent {extent} at byte {map_entry_offset(extent):,} does not know, and none "
                     f"can be created beside it; {advice(self._file)}"
                 )
-        self._looked_at[extent] = True
 
     def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
         """Return the second block of an extent's free list; -1 where the list is damaged."""
