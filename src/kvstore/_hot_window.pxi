@@ -118,13 +118,6 @@ cdef class Lock:
         """Return whether this thread holds it."""
         return self._owner == PyThread_get_thread_ident()
 
-    def locked(self):
-        """Tell whether somebody holds it."""
-        if PyThread_acquire_lock(self._handle, NOWAIT_LOCK):
-            PyThread_release_lock(self._handle)
-            return False
-        return True
-
     def __enter__(self):
         self.take()
         return True

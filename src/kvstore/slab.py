@@ -14,6 +14,7 @@ Invariants, under the space lock of `extents`:
 A record itself belongs to whoever holds the stripe of its key.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
@@ -295,12 +296,17 @@ class Slab:
         Where a full copy-on-write file system refuses even that, it is for `give_pending`, or for
         the next opening, which rebuilds the index.
         """
+        with suppress(KVStoreError, OSError):
+            self._give_or_keep(offset)
+
+    def _give_or_keep(self, offset: int) -> None:
         try:
             self.give(offset)
             self._file.owe_flush()
         except (KVStoreError, OSError):
             self._pending.append(offset)
             self._file.leave_unclean()
+            raise
 
     def give_soon(self, offsets: list[int]) -> None:
         """Free the blocks of records that no slot points to any more.
@@ -319,13 +325,7 @@ class Slab:
                 offset = self._pending.pop()
             except IndexError:  # another thread has had the last one
                 return
-            try:
-                self.give(offset)
-                self._file.owe_flush()
-            except (KVStoreError, OSError):
-                self._pending.append(offset)
-                self._file.leave_unclean()
-                raise
+            self._give_or_keep(offset)
 
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock.
