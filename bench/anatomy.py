@@ -129,7 +129,8 @@ def _samples(make: Callable[[], tuple[str, Any]]) -> Iterator[Pairs]:
 
 def _names(store: "KVStore") -> dict[str, Any]:
     """Return what the statements call and use."""
-    from kvstore import codec, layout, slab
+    from kvstore.format import codec, layout
+    from kvstore.index import slab
 
     return {
         **vars(layout),

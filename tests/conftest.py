@@ -16,7 +16,7 @@ from support.stores import OpenStore
 
 import kvstore.clock
 from kvstore import KVStore
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 settings.register_profile(
     "kvstore",

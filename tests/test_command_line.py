@@ -16,7 +16,7 @@ from support.stores import OpenStore
 from support.values import sized_value
 
 from kvstore import KVStore, StoreFullError
-from kvstore.filelock import FileLock
+from kvstore.file.lock import FileLock
 
 DONE, REFUSED, USAGE, LOCKED = 0, 1, 2, 3
 

@@ -14,7 +14,7 @@ import pytest
 from support.processes import run_script
 
 from kvstore import KVStore, StoreLockedError, UnsupportedFormatError
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners of files as in POSIX")
 
@@ -327,7 +327,7 @@ def test_a_user_without_a_home_or_an_entry_among_the_users_gets_the_fallback(
     folder.chmod(0o1777)
     script = """
         import pwd, tempfile, warnings
-        import kvstore.location, kvstore.recovery, platformdirs.unix
+        import kvstore.location, kvstore.recovery.rebuild, platformdirs.unix
         warnings.simplefilter("ignore")
         for name in ("HOME", "XDG_DATA_HOME", "KVSTORE_PATH"):
             os.environ.pop(name, None)

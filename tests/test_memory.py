@@ -99,10 +99,10 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
         "platformdirs",
         "argparse",
         "resource",
-        "kvstore.check",
+        "kvstore.recovery.check",
         "kvstore.location",
-        "kvstore.notes",
-        "kvstore.recovery",
+        "kvstore.recovery.found_records",
+        "kvstore.recovery.rebuild",
         "kvstore.__main__",
     }
     assert not imported & rare

@@ -20,7 +20,7 @@ from support.keys import contended_key
 from support.values import Value, identical, json_value, sized_value
 
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 values = st.one_of(
     json_value,

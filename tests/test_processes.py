@@ -27,9 +27,9 @@ from kvstore import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from kvstore.datafile import DataFile
-from kvstore.filelock import FileLock
-from kvstore.layout import (
+from kvstore.file.datafile import DataFile
+from kvstore.file.lock import FileLock
+from kvstore.format.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
     FIRST_FILE_SIZE,
@@ -411,7 +411,7 @@ def test_fork_while_a_store_is_being_closed_leaves_the_childs_other_files_alone(
 ) -> None:
     """The child closed the store's descriptor by its number, which was another file's by then."""
     script = """
-        from kvstore.filelock import FileLock
+        from kvstore.file.lock import FileLock
         release = FileLock.release
 
         def fork_and_release(lock):

@@ -19,17 +19,17 @@ import pytest
 from support.processes import run_script
 from support.threads import run_together
 
-import kvstore.datafile
-import kvstore.filelock
+import kvstore.file.datafile
+import kvstore.file.lock
 from kvstore import (
     KVStore,
     StoreBusyError,
     StoreClosedError,
     StoreFullError,
     UnsupportedFormatError,
-    reentry,
 )
-from kvstore.implementation import IMPLEMENTATION, Lock
+from kvstore.compiled import IMPLEMENTATION, Lock
+from kvstore.file import reentry
 
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="sends signals to itself")
 
@@ -127,12 +127,12 @@ def test_what_needs_no_flush_works_amid_a_flush(
     open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A durable store spends nearly all of its time there: handlers may look at what it holds."""
-    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: False)
     store = open_store(durable=True)
     store.create("key", {"n": 1})
-    looks = amid(monkeypatch, kvstore.datafile, "flush_file", lambda: dict(store.items()))
+    looks = amid(monkeypatch, kvstore.file.datafile, "flush_file", lambda: dict(store.items()))
     store.create("second", {})
-    deletes = amid(monkeypatch, kvstore.datafile, "flush_file", lambda: store.delete("key"))
+    deletes = amid(monkeypatch, kvstore.file.datafile, "flush_file", lambda: store.delete("key"))
     store.create("third", {})
     assert (looks, [type(outcome) for outcome in deletes]) == ([None], [StoreBusyError])
     assert dict(store) == {"key": {"n": 1}, "second": {}, "third": {}}
@@ -198,7 +198,7 @@ def _create_new(store: KVStore) -> None:
 def test_close_amid_an_operation_takes_effect_as_it_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch, member: str
 ) -> None:
-    monkeypatch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: False)
     store = KVStore(path)
     store.create("key", {"n": 1}, ttl=10**6)
     closed_meanwhile: list[bool] = []
@@ -209,7 +209,7 @@ def test_close_amid_an_operation_takes_effect_as_it_ends(
 
     where: tuple[object, str] = (kvstore.clock, "time_ns")
     if member == "sync":
-        where = (kvstore.datafile, "flush_file")
+        where = (kvstore.file.datafile, "flush_file")
     outcomes = amid(monkeypatch, *where, close)
     if member == "iteration":
         iterator = iter(store)
@@ -371,10 +371,10 @@ def test_close_amid_a_flush_that_another_threads_close_waits_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker shuts down, and SIGTERM comes: each waited for the other, in 7 of 12 tries."""
-    monkeypatch.setattr(kvstore.datafile, "can_flush_pages", lambda: False)
+    monkeypatch.setattr(kvstore.file.datafile, "can_flush_pages", lambda: False)
     store = KVStore(path, durable=True)
     store.create("key", {})
-    with closing_elsewhere(monkeypatch, store, kvstore.datafile, "flush_file"):
+    with closing_elsewhere(monkeypatch, store, kvstore.file.datafile, "flush_file"):
         store.create("second", {})
     with KVStore(path) as opened:
         assert sorted(opened) == ["key", "second"]
@@ -385,7 +385,7 @@ def test_close_amid_opening_another_one(
 ) -> None:
     """The guard of all openings is held then, and the other thread's close needs it."""
     with (
-        closing_elsewhere(monkeypatch, store, kvstore.filelock.FileLock, "_open"),
+        closing_elsewhere(monkeypatch, store, kvstore.file.lock.FileLock, "_open"),
         KVStore(tmp_path / "another.kvs") as another,
     ):
         another.create("key", {})
@@ -444,7 +444,7 @@ def test_a_child_forked_amid_a_create_over_an_expired_key_writes_nothing(path: P
     said = run_script(
         """
         import kvstore.clock
-        from kvstore.flushing import SharedFlush
+        from kvstore.file.group_commit import SharedFlush
         store = KVStore(sys.argv[1])
         store.create("key", {"old": 1}, ttl=1)
         now = kvstore.clock.time_ns() + 10**10
@@ -479,7 +479,7 @@ def test_a_signal_as_a_fork_waits_does_not_give_the_store_to_the_child(path: Pat
     said = run_script(
         """
         import threading
-        from kvstore import filelock
+        from kvstore.file import lock as filelock
         store = KVStore(sys.argv[1])
         held, enough = threading.Event(), threading.Event()
         def hold():
@@ -633,7 +633,7 @@ def test_a_store_in_a_circle_of_garbage_is_no_trap(path: Path) -> None:
 
 @pytest.mark.skipif(IMPLEMENTATION != "compiled", reason="the plain one has no pointers")
 def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
-    from kvstore import _hot  # type: ignore[attr-defined]
+    from kvstore.compiled import _hot  # type: ignore[attr-defined]
 
     store = KVStore(path)
     store.create("key", {})

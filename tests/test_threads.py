@@ -16,7 +16,7 @@ from support.threads import Operation, linearizable, run_together
 from support.values import sized_value
 
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 pytestmark = pytest.mark.usefixtures("frequent_switches")
 

@@ -12,8 +12,8 @@ from support.stores import OpenStore
 from support.threads import run_together
 
 from kvstore import InvalidTTLError, KeyExistsError, KeyNotFoundError, KVStore
-from kvstore.layout import IDENTITY, STRIPE_SHIFT, key_hash
-from kvstore.table import Table
+from kvstore.format.layout import IDENTITY, STRIPE_SHIFT, key_hash
+from kvstore.index.table import Table
 
 LONGEST = 10**10
 

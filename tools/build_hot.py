@@ -1,9 +1,9 @@
 """Builds the compiled twin of the hot path, as part of building the package.
 
-Every `.pyx` in `src/kvstore` becomes an extension. Offsets and sizes come from `layout.py`: each of
-its whole numbers becomes a constant of C, in a file that these sources include. Where one of them
-cannot be built, for want of a C compiler or for any other reason, the package goes without all of
-them: a line of the build's output says so, and the twin in Python does the work. With
+Every `.pyx` in `src/kvstore/compiled` becomes an extension. Offsets and sizes come from the layout:
+each of its whole numbers becomes a constant of C, in a file that these sources include. Where one
+of them cannot be built, for want of a C compiler or for any other reason, the package goes without
+all of them: a line of the build's output says so, and the twin in Python does the work. With
 ``KVSTORE_REQUIRE_COMPILED=1`` in the environment that is an error instead.
 """
 
@@ -18,7 +18,8 @@ from typing import Final
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-SOURCES: Final = Path("src/kvstore")
+SOURCES: Final = Path("src/kvstore/compiled")
+LAYOUT: Final = Path("src/kvstore/format/layout.py")
 TRANSLATED: Final = Path("build/cython")  # the C that Cython makes of the sources
 CONSTANTS: Final = "layout_constants.pxi"
 
@@ -35,7 +36,7 @@ def constants_of(layout: Path) -> dict[str, int]:
 def as_cython(constants: dict[str, int]) -> Iterator[str]:
     """Yield the lines of a file that declares these numbers as constants of C.
 
-    They are also in ``BUILT_WITH``, for `implementation.py` to compare with the layout it finds.
+    They are also in ``BUILT_WITH``, for `kvstore.compiled` to compare with the layout it finds.
     """
     yield "from libc.stdint cimport uint64_t"
     yield "cdef extern from *:"
@@ -50,7 +51,7 @@ def as_cython(constants: dict[str, int]) -> Iterator[str]:
 
 def write_constants() -> None:
     """Write them, unless they are there already: a newer file is a reason to build anew."""
-    text = "\n".join(as_cython(constants_of(SOURCES / "layout.py"))) + "\n"
+    text = "\n".join(as_cython(constants_of(LAYOUT))) + "\n"
     TRANSLATED.mkdir(parents=True, exist_ok=True)
     file = TRANSLATED / CONSTANTS
     if not file.exists() or file.read_text("utf-8") != text:
@@ -78,7 +79,7 @@ class BuildHot(build_ext):
     def finalize_options(self) -> None:
         """Look for what there is to build."""
         self.distribution.ext_modules = [
-            Extension(f"kvstore.{source.stem}", [source.as_posix()])
+            Extension(f"kvstore.compiled.{source.stem}", [source.as_posix()])
             for source in sorted(SOURCES.glob("*.pyx"))
         ]
         super().finalize_options()

@@ -26,8 +26,8 @@ LINKED: Final = f"{FLAGS} -static-libubsan -Wl,-Bsymbolic"
 LIBRARIES: Final = ("libasan.so", "libstdc++.so")  # the second for what others throw
 UNFIT: Final = (  # they limit or count memory, of which a sanitizer takes several times as much
     "--ignore=tests/test_memory.py",
-    "--ignore-glob=tests/test_bench*.py",
-    "--deselect=tests/test_faults.py::test_nothing_is_lost[little-memory]",
+    "--ignore=tests/bench",
+    "--deselect=tests/faults/test_faults.py::test_nothing_is_lost[little-memory]",
 )
 FUZZED: Final = (  # of the laboratory's experiments, those that put wrong bytes into a file
     "damage-bits",
@@ -163,8 +163,7 @@ def _environment(packages: Path, reports: Path, preloaded: str) -> dict[str, str
 def _check_that_it_runs(environment: dict[str, str]) -> None:
     """Raise Failure unless it is these extensions that the tests will get."""
     code = (
-        "import kvstore.implementation as i; print(i.IMPLEMENTATION, i.compiled and i.compiled"
-        ".__file__)"
+        "import kvstore.compiled as i; print(i.IMPLEMENTATION, i.compiled and i.compiled.__file__)"
     )
     finished = subprocess.run(
         [sys.executable, "-c", code],

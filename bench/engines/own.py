@@ -32,7 +32,7 @@ ENVIRONMENTS: Final = MappingProxyType(
 _TELL: Final = """
 import json
 from kvstore import __version__
-from kvstore.implementation import IMPLEMENTATION
+from kvstore.compiled import IMPLEMENTATION
 print(json.dumps([IMPLEMENTATION, __version__]))
 """
 
@@ -60,7 +60,7 @@ def check_implementation(engine: str) -> None:
     Raises:
         RuntimeError: it has the other one.
     """
-    from kvstore.implementation import IMPLEMENTATION
+    from kvstore.compiled import IMPLEMENTATION
 
     if IMPLEMENTATIONS[engine] != IMPLEMENTATION:
         raise RuntimeError(

@@ -8,6 +8,7 @@ if sys.byteorder != "little" or sys.maxsize < 2**63 - 1:
         f"a largest index of {sys.maxsize}"
     )
 
+from .compiled import IMPLEMENTATION
 from .errors import (
     CorruptStoreError,
     InvalidKeyError,
@@ -23,8 +24,7 @@ from .errors import (
     UnsupportedFormatError,
     ValueTooLargeError,
 )
-from .implementation import IMPLEMENTATION
-from .stats import StoreStats
+from .index.stats import StoreStats
 from .store import KVStore
 
 __version__ = "0.2.0.dev0"

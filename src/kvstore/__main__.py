@@ -16,9 +16,9 @@ from typing import Any, Final, NoReturn
 
 from kvstore import __version__
 
-from .codec import MAX_TTL_SECONDS, check_ttl, encode_key, encode_value
 from .errors import InvalidTTLError, KVStoreError, StoreLockedError
-from .layout import MAX_FILE_SIZE
+from .format.codec import MAX_TTL_SECONDS, check_ttl, encode_key, encode_value
+from .format.layout import MAX_FILE_SIZE
 from .store import KVStore
 
 DONE: Final = 0

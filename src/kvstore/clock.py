@@ -3,8 +3,8 @@
 import time
 from typing import Final
 
-from .codec import MAX_TTL_SECONDS
-from .layout import TIME_LIMIT
+from .format.codec import MAX_TTL_SECONDS
+from .format.layout import TIME_LIMIT
 
 # All who need the time look here, so that it can be another one.
 time_ns = time.time_ns

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, overload
 from xxhash import xxh3_64_intdigest
 
 from . import clock
-from .codec import Value, check_ttl, decode_value, encode_key, encode_value
-from .datafile import DataFile
+from .compiled import Lock, OwnedLock, compiled
 from .errors import (
     CorruptStoreError,
     InvalidKeyError,
@@ -21,8 +20,10 @@ from .errors import (
     KVStoreError,
     StoreFullError,
 )
-from .implementation import Lock, OwnedLock, compiled
-from .layout import (
+from .file.datafile import DataFile
+from .file.reentry import leave, thread, waiting
+from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
+from .format.layout import (
     FREE_BLOCK,
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
@@ -33,9 +34,8 @@ from .layout import (
     STRIPE_COUNT,
     STRIPE_SHIFT,
 )
-from .reentry import leave, thread, waiting
-from .slab import Slab, verify
-from .table import Table
+from .index.slab import Slab, verify
+from .index.table import Table
 
 Default = TypeVar("Default")
 

@@ -20,8 +20,7 @@ from weakref import WeakSet
 from xxhash import xxh3_64_intdigest
 
 from . import clock
-from .codec import Value, encode_key
-from .datafile import DataFile
+from .compiled import Lock
 from .errors import (
     CorruptStoreError,
     KVStoreError,
@@ -29,18 +28,8 @@ from .errors import (
     StoreClosedError,
     StoreFullError,
 )
-from .extents import Extents
-from .implementation import Lock
-from .layout import (
-    DIRECTORY_ENTRIES,
-    MAX_FILE_SIZE,
-    MIN_MAX_BYTES,
-    SLOT_RECORD_OFFSET,
-    STRIPE_COUNT,
-    STRIPE_SHIFT,
-)
-from .operations import Operations
-from .reentry import (
+from .file.datafile import DataFile
+from .file.reentry import (
     begin_inside,
     close_at_end,
     close_reporting,
@@ -50,9 +39,20 @@ from .reentry import (
     thread,
     waiting,
 )
-from .slab import Slab
-from .stats import StoreStats, count_extents
-from .table import Table
+from .format.codec import Value, encode_key
+from .format.layout import (
+    DIRECTORY_ENTRIES,
+    MAX_FILE_SIZE,
+    MIN_MAX_BYTES,
+    SLOT_RECORD_OFFSET,
+    STRIPE_COUNT,
+    STRIPE_SHIFT,
+)
+from .index.extents import Extents
+from .index.slab import Slab
+from .index.stats import StoreStats, count_extents
+from .index.table import Table
+from .operations import Operations
 from .views import StoreItems, StoreValues
 
 Result = TypeVar("Result")
@@ -127,7 +127,7 @@ class KVStore(Operations, Mapping[str, Value]):
             self._slab = Slab(self._file, extents)
             self._space = extents.lock
             if not self._file.trusted:
-                from .recovery import rebuild  # after a crash only
+                from .recovery.rebuild import rebuild  # after a crash only
 
                 rebuild(self._file, extents, self._slab, clock.now_ms())
             self._table = Table(self._file, extents, self._slab)

@@ -5,8 +5,8 @@ Those of `collections.abc` would raise for a key deleted between being listed an
 
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 
-from .codec import Value
 from .errors import KeyNotFoundError
+from .format.codec import Value
 
 
 class StoreItems(ItemsView[str, Value]):

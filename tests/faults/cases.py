@@ -15,7 +15,7 @@ from support.clock import FakeClock
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreFullError
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_SIZES,
     BUCKET_COUNT,
     EXTENT_SHIFT,
@@ -124,7 +124,7 @@ class Prepared:
 @contextmanager
 def door(in_place: bool) -> Iterator[None]:
     """Have stores write through the map, or by calls of the operating system."""
-    with mock.patch("kvstore.datafile.overwrites_in_place", return_value=in_place):
+    with mock.patch("kvstore.file.datafile.overwrites_in_place", return_value=in_place):
         yield
 
 

@@ -19,8 +19,8 @@ from support.workload import Value, make_value
 
 import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreFullError
-from kvstore.layout import TIME_LIMIT
-from kvstore.table import Table
+from kvstore.format.layout import TIME_LIMIT
+from kvstore.index.table import Table
 
 from .laboratory import Experiment
 

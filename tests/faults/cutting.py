@@ -7,7 +7,7 @@ import pytest
 from support.workload import make_value
 
 from kvstore import CorruptStoreError, KVStore, UnsupportedFormatError
-from kvstore.layout import (
+from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
     DIRECTORY_OFFSET,

@@ -15,7 +15,7 @@ from kvstore import (
     KVStore,
     KVStoreError,
 )
-from kvstore.layout import (
+from kvstore.format.layout import (
     BUCKET_MARKER,
     BUCKET_SIZE,
     EXTENT_MAP_OFFSET,

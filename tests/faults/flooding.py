@@ -14,17 +14,17 @@ import pytest
 from support.whole import assert_whole
 from xxhash import xxh3_64_intdigest
 
-import kvstore.check
-import kvstore.layout
-import kvstore.notes
+import kvstore.format.layout
+import kvstore.format.records
+import kvstore.index.slab
+import kvstore.index.slots
+import kvstore.index.table
 import kvstore.operations
-import kvstore.scan
-import kvstore.slab
-import kvstore.slots
-import kvstore.table
+import kvstore.recovery.check
+import kvstore.recovery.found_records
 from kvstore import KVStore, StoreFullError
-from kvstore.implementation import compiled, compiled_rebuild
-from kvstore.layout import (
+from kvstore.compiled import compiled, compiled_rebuild
+from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_SHIFT,
     DIRECTORY_SHIFT,
@@ -90,7 +90,7 @@ class Cost:
         self.deepest = max(file.map[extent << EXTENT_SHIFT | 16] for extent in set(directory))
         self.pages = 0
         for key in keys:
-            key_hash = kvstore.layout.key_hash(key.encode(), file.hash_seed)
+            key_hash = kvstore.format.layout.key_hash(key.encode(), file.hash_seed)
             slot = store._table.find(key_hash, key.encode())
             assert slot > 0
             passed = (slot >> BUCKET_SHIFT) - (key_hash & BUCKET_COUNT - 1)
@@ -130,13 +130,19 @@ def forced(prefix: int) -> Iterator[None]:
         return of_key(data, seed) if seed in seeds else real(data, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (kvstore.operations, kvstore.slots):
+        for module in (kvstore.operations, kvstore.index.slots):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
         if compiled is not None:
             patch.setattr(compiled, "digest_of_key", of_key)
-        for twin in filter(None, (kvstore.notes, compiled_rebuild)):
+        for twin in filter(None, (kvstore.recovery.found_records, compiled_rebuild)):
             patch.setattr(twin, "xxh3_64_intdigest", in_recovery)
-        for module in (kvstore.table, kvstore.slots, kvstore.scan, kvstore.check, kvstore.slab):
+        for module in (
+            kvstore.index.table,
+            kvstore.index.slots,
+            kvstore.format.records,
+            kvstore.recovery.check,
+            kvstore.index.slab,
+        ):
             patch.setattr(module, "key_hash", of_key)
         yield
 

@@ -18,8 +18,7 @@ from support.planting import Plant
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.check import check_file
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_SIZES,
     BUCKET_COUNT,
     BUCKET_SIZE,
@@ -52,6 +51,7 @@ from kvstore.layout import (
     map_entry_offset,
     slot_offset,
 )
+from kvstore.recovery.check import check_file
 
 from .damage import State, build, use
 from .laboratory import Experiment, stop_clock_between_calls

@@ -25,9 +25,9 @@ from support.workload import Value, make_value
 
 import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
-from kvstore.extents import Extents
-from kvstore.slab import Slab
-from kvstore.table import Table
+from kvstore.index.extents import Extents
+from kvstore.index.slab import Slab
+from kvstore.index.table import Table
 
 from .laboratory import Experiment
 

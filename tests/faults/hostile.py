@@ -16,10 +16,9 @@ from support import MIB
 from support.parts import replace_door
 from support.workload import make_value
 
-import kvstore.datafile
+import kvstore.file.datafile
 from kvstore import InvalidKeyError, InvalidValueError, KVStore
-from kvstore.check import check_file, check_image
-from kvstore.layout import (
+from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     EXTENT_SIZE,
     FIXED_EXTENTS,
@@ -28,6 +27,7 @@ from kvstore.layout import (
     RECORD_MAGIC_BYTES,
     STATE_OFFSET,
 )
+from kvstore.recovery.check import check_file, check_image
 
 from .laboratory import Experiment, stop_clock_between_calls
 
@@ -150,7 +150,7 @@ def leave_stale_records(folder: Path, rng: random.Random) -> int:
     stop_clock_between_calls()
     with pytest.MonkeyPatch.context() as patch:
         in_place = rng.random() < 0.5
-        patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _fd: in_place)
+        patch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: in_place)
         with KVStore(folder / "stale.kvs", max_bytes=MAX_BYTES) as store:
             crashes = Crashes(store, folder / "crashed.kvs", rng)
             while crashes.tried < IMAGES:

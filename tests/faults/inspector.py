@@ -18,8 +18,7 @@ from typing import Final
 import orjson
 
 from kvstore import KVStore
-from kvstore.check import check_file
-from kvstore.layout import (
+from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
     BUCKET_SIZE,
@@ -37,7 +36,8 @@ from kvstore.layout import (
     STATE,
     STATE_OFFSET,
 )
-from kvstore.scan import is_whole, magics, size_class_at
+from kvstore.format.records import is_whole, magics, size_class_at
+from kvstore.recovery.check import check_file
 from kvstore_inspect.command_line import group, main
 
 from .damage import KINDS, Damage, Original, State, build

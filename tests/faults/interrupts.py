@@ -32,7 +32,7 @@ from support.workload import Value, make_value
 
 import kvstore.clock
 from kvstore import KVStore
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from .laboratory import Experiment

@@ -18,7 +18,7 @@ from support import MIB
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.disk import _file_system
+from kvstore.file.platform import _file_system
 
 from .laboratory import Experiment
 

@@ -34,11 +34,11 @@ from support.whole import assert_whole
 from support.workload import Value, make_value, random_size
 
 import kvstore.clock
-import kvstore.datafile
+import kvstore.file.datafile
 from kvstore import KVStore, StoreFullError
-from kvstore.datafile import DataFile
-from kvstore.disk import reserve, write_at
-from kvstore.layout import (
+from kvstore.file.datafile import DataFile
+from kvstore.file.platform import reserve, write_at
+from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,
     EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
@@ -213,8 +213,8 @@ class Disk:
 @contextmanager
 def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
     """Have `disk` hear of each change of the one file that is open meanwhile."""
-    make_writer, pwrite = kvstore.datafile._map_writer, DataFile._pwrite
-    make_word_writer = kvstore.datafile._word_writer
+    make_writer, pwrite = kvstore.file.datafile._map_writer, DataFile._pwrite
+    make_word_writer = kvstore.file.datafile._word_writer
     ftruncate = os.ftruncate
 
     def recording_writer(mapped: Any) -> Callable[[int, bytes], None]:
@@ -252,17 +252,17 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         disk.resize(length)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvstore.datafile, "_map_writer", recording_writer)
-        patch.setattr(kvstore.datafile, "_word_writer", recording_word_writer)
+        patch.setattr(kvstore.file.datafile, "_map_writer", recording_writer)
+        patch.setattr(kvstore.file.datafile, "_word_writer", recording_word_writer)
         patch.setattr(DataFile, "_pwrite", record_pwrite)
-        patch.setattr(kvstore.datafile, "reserve", record_reserve)
-        patch.setattr(kvstore.datafile, "write_at", record_write_at)
+        patch.setattr(kvstore.file.datafile, "reserve", record_reserve)
+        patch.setattr(kvstore.file.datafile, "write_at", record_write_at)
         patch.setattr(os, "ftruncate", record_ftruncate)
-        patch.setattr(kvstore.datafile, "flush_file", lambda *_: disk.flush())
+        patch.setattr(kvstore.file.datafile, "flush_file", lambda *_: disk.flush())
         patch.setattr(
-            kvstore.datafile, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
+            kvstore.file.datafile, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
         )
-        patch.setattr(kvstore.datafile, "overwrites_in_place", lambda _: in_place)
+        patch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: in_place)
         patch.setattr(kvstore.clock, "time_ns", clock)
         yield
 
@@ -725,7 +725,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                 break
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kvstore.clock, "time_ns", clock)
-                patch.setattr(kvstore.datafile, "flush_file", lambda *_: None)
+                patch.setattr(kvstore.file.datafile, "flush_file", lambda *_: None)
                 try:
                     image = write_image(folder / "image", contents)
                     assert_survives(image, possible, clock, rng, plan.room)

@@ -36,9 +36,9 @@ from kvstore import (
     StoreBusyError,
     StoreClosedError,
     StoreLockedError,
-    reentry,
 )
-from kvstore.check import check_file
+from kvstore.file import reentry
+from kvstore.recovery.check import check_file
 
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door
 from .interrupts import POINTS, Stepping, points_of

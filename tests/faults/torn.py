@@ -20,7 +20,7 @@ from support.workload import make_value
 
 import kvstore.clock
 from kvstore import CorruptStoreError, KeyExistsError, KeyNotFoundError, KVStore, StoreFullError
-from kvstore.layout import (
+from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_SIZE,
     EXTENT_SIZE,

@@ -19,8 +19,8 @@ from support.clock import FakeClock
 from support.whole import assert_whole
 
 import kvstore.clock
-import kvstore.datafile
-import kvstore.disk
+import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import KVStore, StoreFullError
 
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
@@ -45,9 +45,9 @@ class Trace:
         """Take copies from now on, also while files are opened, created and grown."""
         with ExitStack() as patches:
             for name in (
-                "kvstore.disk.write_at",
-                "kvstore.datafile.write_at",
-                "kvstore.datafile.reserve",
+                "kvstore.file.platform.write_at",
+                "kvstore.file.datafile.write_at",
+                "kvstore.file.datafile.reserve",
                 "os.ftruncate",
                 "os.pwrite",
             ):
@@ -55,10 +55,10 @@ class Trace:
                 real = getattr(_module(module), function)
                 patches.enter_context(mock.patch(name, partial(self._call, real)))
             for writer in ("_map_writer", "_word_writer"):
-                real_writer = getattr(kvstore.datafile, writer)
+                real_writer = getattr(kvstore.file.datafile, writer)
                 patches.enter_context(
                     mock.patch(
-                        f"kvstore.datafile.{writer}",
+                        f"kvstore.file.datafile.{writer}",
                         lambda view, real=real_writer: partial(self._call, real(view)),
                     )
                 )
@@ -71,7 +71,11 @@ class Trace:
 
 
 def _module(name: str) -> Any:
-    return {"kvstore.disk": kvstore.disk, "kvstore.datafile": kvstore.datafile, "os": os}[name]
+    return {
+        "kvstore.file.platform": kvstore.file.platform,
+        "kvstore.file.datafile": kvstore.file.datafile,
+        "os": os,
+    }[name]
 
 
 def kill_after_every_write(in_place: bool, folder: Path, _rng: random.Random) -> int:

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-import kvstore.datafile
-import kvstore.disk
+import kvstore.file.datafile
+import kvstore.file.platform
 
 SECTOR: Final = 512
 PAGE: Final = 4096
@@ -19,7 +19,7 @@ PAGE: Final = 4096
 @contextmanager
 def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
     """Do `action` at the start of every flush: what the file holds then is what gets flushed."""
-    real, real_of_pages = os.fdatasync, kvstore.disk.flush_pages
+    real, real_of_pages = os.fdatasync, kvstore.file.platform.flush_pages
 
     def flush(fd: int) -> None:
         action()
@@ -31,7 +31,7 @@ def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.datafile, "flush_pages", flush_pages)
+        patch.setattr(kvstore.file.datafile, "flush_pages", flush_pages)
         yield
 
 

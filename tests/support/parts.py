@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kvstore.datafile import DataFile
-from kvstore.extents import Extents
-from kvstore.layout import RECORD_HEADER_SIZE, U64, key_hash
-from kvstore.recovery import rebuild
-from kvstore.slab import Slab
-from kvstore.table import Table
+from kvstore.file.datafile import DataFile
+from kvstore.format.layout import RECORD_HEADER_SIZE, U64, key_hash
+from kvstore.index.extents import Extents
+from kvstore.index.slab import Slab
+from kvstore.index.table import Table
+from kvstore.recovery.rebuild import rebuild
 
 from . import MIB
 from .clock import START_SECONDS

@@ -2,7 +2,7 @@
 
 from xxhash import xxh3_64_intdigest
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
     BUCKET_SIZE,

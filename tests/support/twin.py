@@ -25,8 +25,8 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 import kvstore.clock
 from kvstore import KVStore, KVStoreError
-from kvstore.implementation import IMPLEMENTATION
-from kvstore.layout import HOLDER, HOLDER_OFFSET
+from kvstore.compiled import IMPLEMENTATION
+from kvstore.format.layout import HOLDER, HOLDER_OFFSET
 
 from . import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
 from .clock import START_SECONDS, FakeClock

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvstore.check import check_file
+from kvstore.recovery.check import check_file
 
 
 def assert_whole(path: Path) -> None:

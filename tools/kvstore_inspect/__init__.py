@@ -4,5 +4,5 @@ Modules, low to high: `image` (the bytes of a file, and what its superblock says
 record of it, by the index or by itself), `findings` (what the checker finds, and the records
 counted), `explanations` (what each problem means, and what mends it), `mending` (how), `terminal`
 (what is printed, and how), `commands` (one module each), `command_line`. The format is
-`kvstore.layout`'s alone.
+`kvstore.format.layout`'s alone.
 """

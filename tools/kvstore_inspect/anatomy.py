@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     BUCKET_COUNT,
@@ -50,7 +50,7 @@ from kvstore.layout import (
     record_checksum,
     slot_offset,
 )
-from kvstore.scan import is_whole, size_class_at
+from kvstore.format.records import is_whole, size_class_at
 
 from .fields import (
     BUCKET_STRUCTURE,

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from kvstore.problem import Breach
+from kvstore.recovery.problems import Breach
 
 from .opening import Opening
 

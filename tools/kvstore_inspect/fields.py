@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from struct import Struct, calcsize
 from typing import Final, NamedTuple
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_SIZES,
     BUCKET_HEADER,
     BUCKET_HEADER_FIELDS,

@@ -14,10 +14,8 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from kvstore.check import check_image
-from kvstore.evidence import find_shift, gather
-from kvstore.filelock import is_alive
-from kvstore.layout import (
+from kvstore.file.lock import is_alive
+from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     EXTENT_SIZE,
     MAX_EXTENTS,
@@ -30,7 +28,9 @@ from kvstore.layout import (
     SLOT_KEY_SIZE,
     SLOT_SIZE,
 )
-from kvstore.problem import Breach, Problem
+from kvstore.recovery.check import check_image
+from kvstore.recovery.evidence import find_shift, gather
+from kvstore.recovery.problems import Breach, Problem
 
 from .image import Image
 from .opening import Opening

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
-from kvstore.disk import find_last
-from kvstore.filelock import FileLock
-from kvstore.layout import (
+from kvstore.file.lock import FileLock
+from kvstore.file.platform import find_last
+from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
     DIRECTORY_OFFSET,

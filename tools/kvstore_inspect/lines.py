@@ -13,8 +13,8 @@ from typing import Any, Final
 import orjson
 
 from kvstore import KVStoreError
-from kvstore.codec import encode_key, encode_value
-from kvstore.layout import TIME_LIMIT
+from kvstore.format.codec import encode_key, encode_value
+from kvstore.format.layout import TIME_LIMIT
 
 from .records import Record
 

@@ -15,11 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from kvstore.datafile import DataFile
-from kvstore.disk import ask_to_overwrite_in_place, flush_file, flush_folder, reserve, write_at
-from kvstore.extents import Extents
-from kvstore.filelock import FileLock
-from kvstore.layout import (
+from kvstore.file.datafile import DataFile
+from kvstore.file.lock import FileLock
+from kvstore.file.platform import (
+    ask_to_overwrite_in_place,
+    flush_file,
+    flush_folder,
+    reserve,
+    write_at,
+)
+from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIRST_FILE_SIZE,
@@ -33,9 +38,10 @@ from kvstore.layout import (
     pack_identity,
     pack_state,
 )
-from kvstore.recovery import rebuild
-from kvstore.scan import is_whole, magics, size_class_at
-from kvstore.slab import Slab
+from kvstore.format.records import is_whole, magics, size_class_at
+from kvstore.index.extents import Extents
+from kvstore.index.slab import Slab
+from kvstore.recovery.rebuild import rebuild
 
 from .image import Image
 

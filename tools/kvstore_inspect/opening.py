@@ -4,7 +4,7 @@ import os
 from enum import Enum
 
 from kvstore import CorruptStoreError, UnsupportedFormatError
-from kvstore.datafile import DataFile
+from kvstore.file.datafile import DataFile
 
 
 class Opening(Enum):

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kvstore.layout import KIND_FIXED, KIND_FREE, KIND_SEGMENT, KIND_SLAB
+from kvstore.format.layout import KIND_FIXED, KIND_FREE, KIND_SEGMENT, KIND_SLAB
 
 from .survey import NEVER, SizeClass, Survey
 

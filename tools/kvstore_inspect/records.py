@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BUCKET_COUNT,
     BUCKET_HEADER,
@@ -53,9 +53,9 @@ from kvstore.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.scan import is_whole, judge, magics, size_class_at
-from kvstore.segment import live_slots
-from kvstore.soundness import told_records
+from kvstore.format.records import is_whole, judge, magics, size_class_at
+from kvstore.format.segment import live_slots
+from kvstore.recovery.quick_check import told_records
 
 from .image import Image
 

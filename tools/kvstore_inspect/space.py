@@ -7,7 +7,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Final
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,

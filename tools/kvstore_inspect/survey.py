@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from kvstore.layout import (
+from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BUCKET_COUNT,

@@ -10,8 +10,8 @@ import click
 from xxhash import xxh3_128_intdigest
 
 from kvstore import KVStore, KVStoreError, StoreFullError
-from kvstore.check import check_file
-from kvstore.disk import flush_folder
+from kvstore.file.platform import flush_folder
+from kvstore.recovery.check import check_file
 from kvstore_inspect.image import Image
 from kvstore_inspect.lines import to_line
 from kvstore_inspect.records import Damage, Progress, Record, Records

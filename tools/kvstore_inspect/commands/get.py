@@ -7,7 +7,7 @@ import orjson
 from rich.table import Table
 from rich.text import Text
 
-from kvstore.codec import encode_key
+from kvstore.format.codec import encode_key
 from kvstore_inspect.records import Damage, Record, Records
 from kvstore_inspect.terminal import (
     duration,

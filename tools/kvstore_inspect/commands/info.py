@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvstore import IMPLEMENTATION
-from kvstore.layout import EXTENT_SIZE, MAX_FILE_SIZE, SEGMENT_SLOTS
+from kvstore.format.layout import EXTENT_SIZE, MAX_FILE_SIZE, SEGMENT_SLOTS
 from kvstore_inspect.image import Image
 from kvstore_inspect.opening import Opening
 from kvstore_inspect.space import Space, survey

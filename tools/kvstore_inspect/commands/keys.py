@@ -14,7 +14,7 @@ from typing import IO, Final, NamedTuple
 import click
 import orjson
 
-from kvstore.layout import NEVER, TIME_LIMIT
+from kvstore.format.layout import NEVER, TIME_LIMIT
 from kvstore_inspect.records import Damage, Record, Records
 from kvstore_inspect.terminal import duration, escaped, moment, progress, say
 

@@ -12,7 +12,7 @@ from typing import IO, Final
 import click
 
 from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
-from kvstore.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
+from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
 from kvstore_inspect.lines import LONGEST_LINE, Line, MalformedLineError, from_line
 from kvstore_inspect.terminal import escaped, progress, say
 

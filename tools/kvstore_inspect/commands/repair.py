@@ -11,8 +11,8 @@ import click
 from rich.text import Text
 
 from kvstore import CorruptStoreError, KVStoreError
-from kvstore.filelock import FileLock
-from kvstore.problem import Breach
+from kvstore.file.lock import FileLock
+from kvstore.recovery.problems import Breach
 from kvstore_inspect.findings import Counts, Findings, shown
 from kvstore_inspect.image import Image, open_image
 from kvstore_inspect.mending import back_up, locked, prepare, rebuild_index, settle_identity

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from kvstore import __version__
-from kvstore.layout import KIND_SEGMENT
+from kvstore.format.layout import KIND_SEGMENT
 from kvstore_inspect.image import Image
 from kvstore_inspect.survey import NEVER, Survey, advice, survey
 from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly

@@ -10,8 +10,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from kvstore.codec import encode_key
-from kvstore.layout import (
+from kvstore.format.codec import encode_key
+from kvstore.format.layout import (
     BLOCK_SIZES,
     BUCKET_COUNT,
     BUCKET_HEADER,
@@ -34,7 +34,7 @@ from kvstore.layout import (
     bucket_marker,
     segment_run,
 )
-from kvstore.segment import live_slots
+from kvstore.format.segment import live_slots
 from kvstore_inspect.anatomy import (
     Piece,
     blocks,
@@ -77,7 +77,7 @@ file; --segment takes its number, and shows a slab's blocks or the superblock (0
 --key shows the whole way of a lookup: hash, directory, bucket, slot, record.
 
 The format of the file, with an example, is described in kvstore/layout.py: "python -m pydoc
-kvstore.layout". Exit status 1 where something does not fit, or the key is absent.
+kvstore.format.layout". Exit status 1 where something does not fit, or the key is absent.
 
 The hash seed is the file's secret: whoever knows it can choose keys that the table has no room for.
 It is shown as dots, so that what is printed can be passed on, unless --secret is given.

@@ -12,7 +12,7 @@ import orjson
 from rich.text import Text
 
 from kvstore import CorruptStoreError
-from kvstore.problem import Breach, Problem
+from kvstore.recovery.problems import Breach, Problem
 from kvstore_inspect.explanations import Remedy, meaning, remedies
 from kvstore_inspect.findings import (
     Counts,

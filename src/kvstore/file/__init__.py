@@ -1,0 +1,1 @@
+"""One locked, mapped file, written and flushed safely, and what differs by platform."""

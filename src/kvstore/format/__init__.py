@@ -1,0 +1,1 @@
+"""What the bytes of the file mean: pure, no I/O."""

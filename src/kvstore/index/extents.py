@@ -1,0 +1,86 @@
+"""The pool of extents: taken for segments and slabs, given back for either.
+
+Invariants, under `lock`, the space lock:
+1. Every extent is fixed, a segment, a slab extent, on the list of free ones, or at or after the
+   fresh extent, and only one of these.
+2. The extents of a class with a free block are on that class's list; see `slab`.
+3. No record comes back after power loss in an extent that has become a segment: a slab's that
+   became free is for slabs alone until everything has been flushed. Else the table could lose its
+   own extents to records that were deleted, where there are no others.
+
+The space lock covers the extent map but for the counts in segments' entries, the allocator, and
+growth. It is taken after a stripe and never before one.
+"""
+
+from kvstore.compiled import Lock
+from kvstore.errors import CorruptStoreError
+from kvstore.file.datafile import DataFile
+from kvstore.file.rollback import Undo
+from kvstore.format.layout import (
+    FIXED_EXTENTS,
+    FREE_EXTENTS_OFFSET,
+    FRESH_EXTENT_OFFSET,
+    KIND_FREE,
+    NO_EXTENT,
+    SLAB_ENTRY,
+    U16,
+    map_entry_offset,
+)
+
+
+class Extents:
+    """Takes and gives back extents of `file`."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file = file
+        self.lock = Lock()
+
+    @property
+    def waits_for_flush(self) -> bool:
+        """Whether there are free extents that the table may take once everything was flushed."""
+        is_any_free = self._file.shorts[FREE_EXTENTS_OFFSET >> 1] != NO_EXTENT
+        return is_any_free and self._file.freed_may_come_back
+
+    def take(self, undo: Undo, *, for_segment: bool = False) -> int:
+        """Return the number of an extent that is nobody's. The caller holds `lock`.
+
+        The caller writes its entry in the extent map, through the same `undo`.
+
+        Raises:
+            StoreFullError: there is none, and the file cannot grow.
+            CorruptStoreError: the list of free extents leads to one that is not free.
+        """
+        file = self._file
+        extent = file.shorts[FREE_EXTENTS_OFFSET >> 1]
+        if extent != NO_EXTENT and not (for_segment and file.freed_may_come_back):
+            self.check(extent)
+            entry = SLAB_ENTRY.unpack_from(file.map, map_entry_offset(extent))
+            if entry[0] != KIND_FREE:
+                raise CorruptStoreError(
+                    f"{file.path}: extent {extent} is on the list of free extents, but its entry "
+                    f"at byte {map_entry_offset(extent):,} says kind {entry[0]}"
+                )
+            undo.write(FREE_EXTENTS_OFFSET, U16.pack(entry[6]))
+            return extent
+        extent = file.shorts[FRESH_EXTENT_OFFSET >> 1]
+        while extent >= file.extent_count:
+            file.grow()
+        file.bring_in(extent)
+        undo.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
+        return extent
+
+    def give(self, extent: int, undo: Undo) -> None:
+        """Put `extent` on the list of free ones. The caller holds `lock`; nothing points to it."""
+        head = self._file.shorts[FREE_EXTENTS_OFFSET >> 1]
+        undo.write(
+            map_entry_offset(extent), SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, head, 0)
+        )
+        undo.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
+
+    def check(self, extent: int) -> None:
+        """Raise CorruptStoreError for a number, read from the file, that can be no such extent."""
+        if not FIXED_EXTENTS <= extent < self._file.extent_count:
+            raise CorruptStoreError(
+                f"{self._file.path}: a list leads to extent {extent}, which is not among "
+                f"{FIXED_EXTENTS} to {self._file.extent_count - 1}"
+            )

@@ -1,0 +1,495 @@
+"""The slab: records in blocks of size classes.
+
+Invariants, under the space lock of `extents`:
+1. A record's magic is overwritten before anyone may take its block, and a block is off the free
+   list before a record is written to it.
+2. An extent of a class is on that class's list exactly while it has a free or a fresh block.
+3. A block is taken only from an extent that was looked at in this opening: every whole record in
+   it is of its class, and in a block that was taken. In a copy that was torn while it was made
+   others may be there, of a later moment, which the next rebuild would take for the right ones.
+4. One extent without a live block, the spare, stays with its class, so that a record that comes and
+   goes as the only one of its size opens and frees none. It goes to the pool when another extent is
+   emptied, when any class opens one, and when the file is closed.
+
+A record itself belongs to whoever holds the stripe of its key.
+"""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from xxhash import xxh3_64_intdigest
+
+from kvstore.compiled import compiled
+from kvstore.errors import CorruptStoreError, KVStoreError
+from kvstore.file.datafile import DataFile
+from kvstore.file.rollback import Undo
+from kvstore.format.layout import (
+    BLOCK_ALIGNMENT,
+    BLOCK_SIZES,
+    BLOCKS_PER_EXTENT,
+    CLASS_HEADS_OFFSET,
+    ENTRY_FIRST_FREE_SHIFT,
+    ENTRY_FRESH_ONE,
+    ENTRY_FRESH_SHIFT,
+    ENTRY_KIND_MASK,
+    ENTRY_LIVE_ONE,
+    ENTRY_LIVE_SHIFT,
+    EXTENT_MAP_ENTRIES,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    FREE_MAGIC,
+    FREE_NEXT_SHIFT,
+    KIND_SLAB,
+    NO_BLOCK,
+    NO_EXTENT,
+    RECORD,
+    RECORD_EXPIRES_OFFSET,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
+    RECORD_MAGIC_BYTES,
+    RECORD_WORDS,
+    SIZE_CLASSES,
+    SLAB_ENTRY,
+    SLAB_NEXT_OFFSET,
+    SLAB_PREVIOUS_OFFSET,
+    SLOT_KEY_SIZE_SHIFT,
+    SLOT_RECORD_MASK,
+    SLOT_VALUE_SIZE_SHIFT,
+    U16,
+    U64,
+    class_head_offset,
+    key_hash,
+    map_entry_offset,
+)
+from kvstore.format.records import is_whole, magics, size_class_at
+
+from .buckets import advice
+from .extents import Extents
+
+_FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
+_UNUSED: Final = bytes(EXTENT_SIZE)
+_NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
+# The upper half of an entry's first word where no block of its class is left.
+_FULL: Final = tuple(count << 16 | NO_BLOCK for count in BLOCKS_PER_EXTENT)
+# An entry's first word without its first free block.
+_REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
+
+
+class Slab:
+    """Takes and gives back blocks of `file`; writes and reads the records in them."""
+
+    def __init__(self, file: DataFile, extents: Extents) -> None:
+        self._file = file
+        self._map = file.map
+        self._words = file.words
+        self._shorts = file.shorts
+        self._extents = extents
+        self._lock = extents.lock
+        # The extent that was last emptied or opened: the spare, while it has no live block.
+        self._spare = NO_EXTENT
+        self._looked_at = bytearray(EXTENT_MAP_ENTRIES)
+        # Blocks of records that no slot points to: an operation that was to free them could not.
+        self._pending: list[int] = []
+
+    # --- blocks --------------------------------------------------------------------------------
+
+    def take(self, size: int, taken: list[int] | None = None) -> int:
+        """Return the offset of a block for a record of `size` bytes. Takes the space lock.
+
+        It is also put in the empty list `taken`: there whoever is interrupted before the offset has
+        come to him finds it. While nothing is in that, no block was taken.
+
+        Raises:
+            StoreFullError: no block, no free extent, and the file cannot grow.
+            CorruptStoreError: the extent has records that its entry does not know.
+        """
+        size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
+        taken = [] if taken is None else taken
+        with self._lock:
+            while True:
+                extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
+                if extent == NO_EXTENT:
+                    extent = self._open_extent(size_class)
+                entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+                entry = self._words[entry_offset >> 3]
+                if not self._looked_at[extent]:
+                    self._look_at(extent, size_class, entry >> ENTRY_FRESH_SHIFT)
+                block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+                if block == NO_BLOCK:
+                    block = entry >> ENTRY_FRESH_SHIFT
+                    after = entry + ENTRY_LIVE_ONE + ENTRY_FRESH_ONE
+                else:
+                    rest = self._after_first_free(extent, entry, block, size_class)
+                    if rest < 0:
+                        self._abandon_free_list(extent, entry, size_class)
+                        continue
+                    after = (entry & _REST) + ENTRY_LIVE_ONE + (rest << ENTRY_FIRST_FREE_SHIFT)
+                offset = (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
+                try:
+                    if after >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]:
+                        with Undo(self._file) as undo:
+                            undo.write(entry_offset, U64.pack(after))
+                            self._unlink(extent, size_class, undo)
+                    else:
+                        self._file.write_word(entry_offset >> 3, after)
+                    taken.append(offset)
+                except BaseException:
+                    if not taken and self._words[entry_offset >> 3] == after:
+                        taken.append(offset)
+                    raise
+                return offset
+
+    def _look_at(self, extent: int, size_class: int, fresh: int) -> None:
+        """Raise where an extent has a whole record of another class, or in a block not yet taken.
+
+        What only looks like one, in a former page of the table or in a damaged record, no rebuild
+        takes for one. The caller holds the space lock.
+        """
+        base = extent << EXTENT_SHIFT
+        contents = self._map[base : base + EXTENT_SIZE]
+        if contents != _UNUSED:  # a tenth of the time that it takes to search
+            self._look_closely(extent, size_class, fresh)
+        self._looked_at[extent] = True
+
+    def _look_closely(self, extent: int, size_class: int, fresh: int) -> None:
+        base, end = extent << EXTENT_SHIFT, fresh * BLOCK_SIZES[size_class]
+        contents = self._map[base : base + EXTENT_SIZE]
+        for position in magics(contents):
+            found = size_class_at(contents, position)
+            if (
+                found >= 0
+                and (found != size_class or position >= end)
+                and is_whole(contents, position, base, self._file.hash_seed)
+            ):
+                self._file.leave_unclean()
+                raise CorruptStoreError(
+                    f"{self._file.path}: at byte {base + position:,} is a record that the entry of "
+                    f"extent {extent} at byte {map_entry_offset(extent):,} does not know, and none "
+                    f"can be created beside it; {advice(self._file)}"
+                )
+
+    def _after_first_free(self, extent: int, entry: int, block: int, size_class: int) -> int:
+        """Return the second block of an extent's free list; -1 where the list is damaged."""
+        fresh = entry >> ENTRY_FRESH_SHIFT
+        if block < fresh:
+            link = self._words[(extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class] >> 3]
+            rest = link >> FREE_NEXT_SHIFT
+            if link & 0xFFFF_FFFF == FREE_MAGIC and (rest < fresh or rest == NO_BLOCK):
+                return rest
+        return -1
+
+    def _abandon_free_list(self, extent: int, entry: int, size_class: int) -> None:
+        """Go on without the free blocks of an extent whose list leads astray.
+
+        The next opening finds them again. The caller holds the space lock.
+        """
+        self._file.leave_unclean()
+        without = entry | _NO_FREE_BLOCK
+        with Undo(self._file) as undo:
+            undo.write(map_entry_offset(extent), U64.pack(without))
+            if without >> ENTRY_FRESH_SHIFT == BLOCKS_PER_EXTENT[size_class]:
+                self._unlink(extent, size_class, undo)
+
+    def give(self, offset: int) -> None:
+        """Free the block at `offset`, and with it the record there. Takes the space lock.
+
+        Where it raises, either nothing has changed or the block is free.
+        """
+        extent = offset >> EXTENT_SHIFT
+        entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
+        with self._lock:
+            entry = self._words[entry_offset >> 3]
+            size_class = entry >> 8 & 0xFF
+            was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+            block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
+            after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
+            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
+            if block >= entry >> ENTRY_FRESH_SHIFT:
+                self._refuse_untaken(extent, block, entry)
+            if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
+                self._check_is_last(extent, block, entry)
+            head = self._words[offset >> 3]
+            link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
+            # The link last: it ends the record. A disk that refuses a write before it, and then
+            # the undoing too, has not taken the record away.
+            if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
+                self._make_spare(extent)
+            if was_full:
+                with Undo(self._file) as undo:
+                    undo.write(entry_offset, U64.pack(after))
+                    self._link(extent, size_class, undo)
+                    undo.write(offset, U64.pack(link))
+                return
+            try:
+                self._file.write_word(entry_offset >> 3, after)
+                self._file.write_word(offset >> 3, link)
+            except BaseException:
+                self._file.restore(offset, U64.pack(head))
+                self._file.restore(entry_offset, U64.pack(entry))
+                raise
+
+    def _make_spare(self, extent: int) -> None:
+        """Have `extent`, which is about to be emptied or opened, be the spare from then on."""
+        if extent != self._spare:
+            self._free_spare()
+            self._spare = extent
+
+    def _free_spare(self) -> None:
+        """Put the spare, if there is one, on the list of free extents: it is of no class then."""
+        extent = self._spare
+        if extent == NO_EXTENT:
+            return
+        entry = self._words[map_entry_offset(extent) >> 3]
+        # Not so where it was taken from again, or given back by a call that was then cut short.
+        if entry & ENTRY_KIND_MASK == KIND_SLAB and not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            with Undo(self._file) as undo:
+                self._unlink(extent, entry >> 8 & 0xFF, undo)
+                self._extents.give(extent, undo)
+                self._file.note_freed()
+        self._spare = NO_EXTENT
+
+    def free_spare(self) -> None:
+        """Have no extent that is empty stay with its class. Takes the space lock."""
+        with self._lock:
+            self._free_spare()
+
+    def _check_is_last(self, extent: int, block: int, entry: int) -> None:
+        """Raise where an extent, whose entry says that `block` is its last live one, has others.
+
+        Likewise where it says that none is.
+
+        In a copy that was torn while it was made the entry may be older than records that were
+        added: as many could be deleted then, and the extent with all others in it be given up.
+        """
+        size = BLOCK_SIZES[entry >> 8 & 0xFF]
+        start = extent << EXTENT_SHIFT
+        end = start + min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
+        heads = self._words[start >> 3 : end >> 3 : size >> 3].tolist()
+        heads[block : block + 1] = []
+        found = sum(head & 0xFFFF_FFFF == RECORD_MAGIC for head in heads)
+        if found or not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            self._file.leave_unclean()
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte "
+                f"{map_entry_offset(extent):,} says that the last of its records is being "
+                f"deleted, but it has {found:,} others; {advice(self._file)}"
+            )
+
+    def _refuse_untaken(self, extent: int, block: int, entry: int) -> None:
+        """Raise for a block with a record that, as its extent's entry says, was never taken.
+
+        In a copy that was torn while it was made a slot may be newer than the entry. On the free
+        list, such a block would make the extent map contradict itself.
+        """
+        self._file.leave_unclean()
+        raise CorruptStoreError(
+            f"{self._file.path}: the entry of extent {extent} at byte "
+            f"{map_entry_offset(extent):,} says that {entry >> ENTRY_FRESH_SHIFT:,} of its blocks "
+            f"were ever taken, but a record in block {block:,} is being deleted; "
+            f"{advice(self._file)}"
+        )
+
+    def discard(self, offset: int) -> None:
+        """Free a block that was taken for a record that then failed.
+
+        Where a full copy-on-write file system refuses even that, it is for `give_pending`, or for
+        the next opening, which rebuilds the index.
+        """
+        with suppress(KVStoreError, OSError):
+            self._give_or_keep(offset)
+
+    def _give_or_keep(self, offset: int) -> None:
+        try:
+            self.give(offset)
+            self._file.owe_flush()
+        except (KVStoreError, OSError):
+            self._pending.append(offset)
+            self._file.leave_unclean()
+            raise
+
+    def give_soon(self, offsets: list[int]) -> None:
+        """Free the blocks of records that no slot points to any more.
+
+        Where something cuts this short, the rest is for `give_pending`.
+        """
+        self._pending += offsets
+        self.give_pending()
+
+    def give_pending(self) -> None:
+        """Free the blocks that should have been freed, and could not be."""
+        # Each is given by one thread, and never twice: then another record might be in it. So an
+        # interruption, which does not tell whether it was, costs one of them.
+        while self._pending:
+            try:
+                offset = self._pending.pop()
+            except IndexError:  # another thread has had the last one
+                return
+            self._give_or_keep(offset)
+
+    def _open_extent(self, size_class: int) -> int:
+        """Take an extent for a class of which none has room. The caller holds the space lock.
+
+        It is the spare, if there is one; and then itself, until a block of it is taken.
+        """
+        self._free_spare()
+        with Undo(self._file) as undo:
+            extent = self._extents.take(undo)
+            undo.write(
+                map_entry_offset(extent),
+                SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
+            )
+            self._link(extent, size_class, undo)
+            if not self._looked_at[extent]:
+                self._look_at(extent, size_class, 0)
+            self._spare = extent
+        return extent
+
+    def _link(self, extent: int, size_class: int, undo: Undo) -> None:
+        """Put `extent` at the head of its class's list. The caller holds the space lock."""
+        head = self._shorts[class_head_offset(size_class) >> 1]
+        entry = map_entry_offset(extent)
+        undo.write(entry + SLAB_PREVIOUS_OFFSET, U16.pack(NO_EXTENT) + U16.pack(head))
+        if head != NO_EXTENT:
+            undo.write(map_entry_offset(head) + SLAB_PREVIOUS_OFFSET, U16.pack(extent))
+        undo.write(class_head_offset(size_class), U16.pack(extent))
+
+    def _unlink(self, extent: int, size_class: int, undo: Undo) -> None:
+        """Take `extent` off its class's list. The caller holds the space lock."""
+        entry = map_entry_offset(extent)
+        before = self._shorts[entry + SLAB_PREVIOUS_OFFSET >> 1]
+        after = self._shorts[entry + SLAB_NEXT_OFFSET >> 1]
+        if before == NO_EXTENT:
+            undo.write(class_head_offset(size_class), U16.pack(after))
+        else:
+            self._extents.check(before)
+            undo.write(map_entry_offset(before) + SLAB_NEXT_OFFSET, U16.pack(after))
+        if after != NO_EXTENT:
+            self._extents.check(after)
+            undo.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
+
+    # --- records -------------------------------------------------------------------------------
+
+    def write_record(
+        self,
+        offset: int,
+        key: bytes,
+        value: bytes,
+        key_hash: int,
+        created_at: int,
+        expires_at: int,
+    ) -> None:
+        """Write a record to the block at `offset`, which nothing points to yet.
+
+        Where a write may be refused, without its magic: one that failed half-way, and that nothing
+        can be written over, is then no record. `finish_record` follows when its slot is there.
+        """
+        record = (
+            RECORD.pack(
+                RECORD_MAGIC,
+                len(value),
+                len(key),
+                0,
+                created_at,
+                expires_at,
+                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset),
+            )
+            + key
+            + value
+        )
+        if self._file.in_place:
+            self._file.write(offset, record)
+        else:
+            self._file.write(offset + len(RECORD_MAGIC_BYTES), record[len(RECORD_MAGIC_BYTES) :])
+
+    def finish_record(self, offset: int) -> None:
+        """Set the magic that `write_record` left out."""
+        self._file.write(offset, RECORD_MAGIC_BYTES)
+
+    def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
+        """Copy the record that a slot's last word tells of: its header as four words, its value.
+
+        The caller holds the key's stripe, and passes both to `verify` once it has let go of it.
+
+        Raises:
+            CorruptStoreError: there can be no record at that offset.
+        """
+        offset = slot_tail & SLOT_RECORD_MASK
+        start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
+        end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
+        if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
+            raise self._no_record(offset, end)
+        return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
+
+    def _no_record(self, offset: int, end: int) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, records "
+            f"are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to {self._file.size:,}"
+        )
+
+    def holds(self, slot_tail: int, key: bytes) -> bool:
+        """Tell whether the block that a slot's last word tells of holds a record of `key`."""
+        offset = slot_tail & SLOT_RECORD_MASK
+        if not _FIRST_RECORD <= offset < self._file.size:
+            return False
+        entry = self._words[EXTENT_MAP_OFFSET + (offset >> EXTENT_SHIFT << 4) >> 3]
+        size_class = entry >> 8 & 0xFF
+        return (
+            entry & ENTRY_KIND_MASK == KIND_SLAB
+            and size_class < len(BLOCK_SIZES)
+            and (offset & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class] == 0
+            and self._words[offset >> 3] == slot_tail ^ offset | RECORD_MAGIC
+            and self.key_at(offset, len(key)) == key
+        )
+
+    def is_whole(self, slot_tail: int, hash_seed: int) -> bool:
+        """Tell whether a slot's last word leads to a whole record, whatever key that is of."""
+        try:
+            header, value = self.read_record(slot_tail)
+        except CorruptStoreError:
+            return False
+        offset, key_size = slot_tail & SLOT_RECORD_MASK, slot_tail >> SLOT_KEY_SIZE_SHIFT
+        hash_of_key = key_hash(self.key_at(offset, key_size), hash_seed)
+        return verify(header, value, slot_tail, header[2], hash_of_key)
+
+    def is_record(self, offset: int) -> bool:
+        """Tell whether the block at `offset`, which was one of ours, still begins with a record."""
+        return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
+
+    def expiry_at(self, offset: int) -> int:
+        """Return expires_at of the record at `offset`; 0 where none can be."""
+        if offset + RECORD_HEADER_SIZE > self._file.size:
+            return 0
+        return self._words[offset + RECORD_EXPIRES_OFFSET >> 3]
+
+    def key_at(self, offset: int, size: int) -> bytes:
+        """Copy the key of `size` bytes from the record at `offset`; empty where none can be."""
+        start = offset + RECORD_HEADER_SIZE
+        if start + size > self._file.size:
+            return b""
+        return self._map[start : start + size]
+
+
+def verify(
+    header: tuple[int, int, int, int],
+    value: bytes,
+    slot_tail: int,
+    expires_at: int,
+    key_hash: int,
+) -> bool:
+    """Tell whether what `read_record` copied is the record that the slot and the key speak of."""
+    sizes_and_magic, created_at, record_expires_at, checksum = header
+    offset = slot_tail & SLOT_RECORD_MASK
+    return (
+        checksum
+        == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16 ^ offset)
+        and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
+        and record_expires_at == expires_at
+    )
+
+
+if not TYPE_CHECKING and compiled is not None:
+
+    class Slab(compiled.Slab, Slab):
+        """The compiled twin. What is rare it has from the plain one."""

@@ -1,0 +1,461 @@
+"""The slots of the table: found, filled and emptied one at a time; a segment's all at once.
+
+Invariants, of a segment under its stripe:
+1. A control byte is stored after everything else of its slot, and taken away before anything else.
+2. A bucket with an empty slot has no tombstone, and no probe that began before it has gone past it
+   since the segment was last written whole: a bucket that is full stays without an empty slot.
+3. All buckets of a segment have one shape, which no page at their places had before it was last
+   written whole. What follows from it for a copy that was torn while it was made: see `layout`.
+4. The counts in the segment's entry of the extent map equal its control bytes; "earliest expiry" of
+   bucket and segment is never later than the true one.
+
+`key_hash >> STRIPE_SHIFT` names the stripe that covers a segment, its entry in the extent map, its
+entries in the directory, and the records its slots point to. Unless they say otherwise, the caller
+of these functions holds it.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from xxhash import xxh3_64_intdigest
+
+from kvstore.compiled import compiled
+from kvstore.errors import StoreFullError
+from kvstore.file.datafile import DataFile
+from kvstore.file.rollback import Undo
+from kvstore.format.layout import (
+    BUCKET_COUNT,
+    BUCKET_HEADER_SIZE,
+    BUCKET_MARKER,
+    BUCKET_SHIFT,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
+    CONTROL_TOMBSTONE,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SHIFT,
+    EARLIEST_OFFSET,
+    EMPTY_BYTE,
+    ENTRY_LIVE_ONE,
+    ENTRY_USED_ONE,
+    ENTRY_USED_SHIFT,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FINGERPRINT_SHIFT,
+    FINGERPRINTS,
+    KIND_SEGMENT,
+    MAX_DEPTH,
+    NO_EXPIRY,
+    SEGMENT_EARLIEST_OFFSET,
+    SEGMENT_ENTRY,
+    SEGMENT_SLOTS,
+    SHAPE_OFFSET,
+    SHAPE_PREFIX_SHIFT,
+    SHAPE_REBUILDS_SHIFT,
+    SLOT,
+    SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_KEY_SIZE,
+    SLOT_KEY_SIZE_OFFSET,
+    SLOT_KEY_SIZE_SHIFT,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
+    SLOT_SIZE,
+    STRIPE_SHIFT,
+    TOMBSTONE_BYTE,
+    U16,
+    U64,
+    bucket_shape,
+    key_hash,
+    map_entry_offset,
+    segment_run,
+    slot_offset,
+)
+from kvstore.format.segment import Member, build, live_slots
+
+from .buckets import (
+    SHAPE_MASKS,
+    buckets,
+    depth_and_prefix,
+    rewrites_after,
+    torn_bucket,
+    wanted_shape,
+    wrong_bucket,
+)
+from .extents import Extents
+from .slab import Slab
+
+_COUNT_MASK: Final = 0xFFFF
+_CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+# Of a hash, what its stripe, its home bucket and its fingerprint are made of.
+_PLACING_BITS: Final = 0xF << STRIPE_SHIFT | 0xFF << FINGERPRINT_SHIFT | BUCKET_COUNT - 1
+
+
+class Slots:
+    """Finds, inserts and removes slots of `file`; splits and rewrites its segments.
+
+    Made once the index of the file is there: it keeps how often that was rebuilt.
+    """
+
+    def __init__(self, file: DataFile, extents: Extents, slab: Slab) -> None:
+        self._file = file
+        self._map = file.map
+        self._words = file.words
+        self._directory = file.directory
+        self._extents = extents
+        self._slab = slab
+        self._wanted_shape = wanted_shape(file)
+        self._undone = 0  # rewrites that were taken back
+
+    # --- one key -------------------------------------------------------------------------------
+
+    def find(self, key_hash: int, key: bytes) -> int:
+        """Return the offset of the slot of `key`.
+
+        A slot whose record is damaged where the end of its long key stood is taken for that of
+        `key` if all else fits. Where it is absent: minus the offset of the free slot to put it in,
+        or 0 where its segment has none.
+
+        Raises:
+            CorruptStoreError: a page on the way is no bucket, or of another segment or moment.
+        """
+        words, mapped = self._words, self._map
+        position = key_hash >> DIRECTORY_SHIFT
+        base = self._directory[position] << EXTENT_SHIFT
+        bucket = home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
+        size = len(key)
+        fingerprint = FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        free = damaged = 0
+        shape = words[bucket + SHAPE_OFFSET >> 3]
+        wanted = self._wanted_shape | position << SHAPE_PREFIX_SHIFT
+        if (shape ^ wanted) & SHAPE_MASKS[shape & 0xFF] or (
+            words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
+        ):
+            raise wrong_bucket(self._file, bucket, key_hash)
+        while True:
+            control = mapped[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+            index = control.find(fingerprint)
+            while index >= 0:
+                slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
+                if words[slot + SLOT_RECORD_OFFSET >> 3] >> SLOT_KEY_SIZE_SHIFT == size:
+                    same = (
+                        mapped[slot : slot + size] == key
+                        if size <= SLOT_KEY_SIZE
+                        else self._compare_long(slot, key_hash, key)
+                    )
+                    if same:
+                        return slot
+                    if same is None:
+                        damaged = slot
+                index = control.find(fingerprint, index + 1)
+            index = control.find(EMPTY_BYTE)
+            if index >= 0:
+                return damaged or free or -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+            if not free:
+                index = control.find(TOMBSTONE_BYTE)
+                if index >= 0:
+                    free = -(bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+            bucket = base | bucket + BUCKET_SIZE & EXTENT_SIZE - 1
+            if bucket == home:
+                return damaged or free
+            if words[bucket + SHAPE_OFFSET >> 3] != shape or (
+                words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
+            ):
+                raise torn_bucket(self._file, bucket, shape)
+
+    def _compare_long(self, slot: int, hash_of_key: int, key: bytes) -> bool | None:
+        """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
+
+        Returns:
+            Whether the slot is that key's; None where its record is too damaged to tell.
+        """
+        if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
+            return False
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        found = self._slab.key_at(tail & SLOT_RECORD_MASK, len(key))
+        if found == key:
+            return True
+        if self._slab.is_whole(tail, self._file.hash_seed):
+            return False
+        # A key that belongs here as well as `key` does is another one, whose value is damaged.
+        differing = key_hash(found, self._file.hash_seed) ^ hash_of_key
+        return None if differing & _PLACING_BITS else False
+
+    def insert(
+        self, slot: int, key_hash: int, key: bytes, record: int, value_size: int, expires_at: int
+    ) -> None:
+        """Make the free `slot` that `find` gave point at the whole record at offset `record`.
+
+        Where it raises, the slot is either untouched or whole; `is_live` tells.
+        """
+        words, file = self._words, self._file
+        file.write(slot, SLOT.pack(key, expires_at, record, value_size, len(key)))
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        if expires_at:
+            earliest = (slot & -BUCKET_SIZE) + EARLIEST_OFFSET >> 3
+            if expires_at < words[earliest]:
+                file.write_word(earliest, expires_at)
+            earliest = entry_offset + SEGMENT_EARLIEST_OFFSET >> 3
+            if expires_at < words[earliest]:
+                file.write_word(earliest, expires_at)
+        control_offset = control_offset_of(slot)
+        control = self._map[control_offset]
+        entry = words[entry_offset >> 3]
+        one = ENTRY_LIVE_ONE if control else ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        try:
+            file.write_word(entry_offset >> 3, entry + one)
+            # Last: until now a reader ignores the slot. A crash just before this leaves a record
+            # that no slot points to, and recovery adopts it.
+            file.write(control_offset, FINGERPRINTS[key_hash >> FINGERPRINT_SHIFT & 0xFF])
+        except BaseException:
+            self._file.restore(control_offset, bytes([control]))
+            self._file.restore(entry_offset, U64.pack(entry))
+            raise
+
+    def delete(self, slot: int, key: bytes) -> int:
+        """Take the live slot of `key` out of the table, then free its record.
+
+        A block that does not hold a record of that key, because slot or record is damaged, is left
+        alone; the next opening sorts it out. Where it raises, the key is either there or gone.
+
+        Returns:
+            The offset of the record that was; 0 where it was left alone.
+        """
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        if not self._slab.holds(tail, key):
+            self._file.leave_unclean()
+            self.remove(slot)
+            return 0
+        record = tail & SLOT_RECORD_MASK
+        try:
+            self.remove(slot)
+            self._slab.give(record)
+        except BaseException:
+            # A record without a slot must not outlive this: the next rebuild would adopt it,
+            # although its key may have been created and deleted again meanwhile.
+            if not self.is_live(slot) and self._slab.is_record(record):
+                self._put_back(slot, key)
+            raise
+        return record
+
+    def remove(self, slot: int) -> None:
+        """Take a live slot out of the table.
+
+        Where it raises, the slot is either as it was or removed; `is_live` tells.
+        """
+        control_offset = control_offset_of(slot)
+        bucket = slot & -BUCKET_SIZE
+        controls = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        if controls.find(EMPTY_BYTE) >= 0:  # no probe has gone past this bucket
+            control, after = EMPTY_BYTE, entry - (ENTRY_LIVE_ONE + ENTRY_USED_ONE)
+        else:
+            control, after = TOMBSTONE_BYTE, entry - ENTRY_LIVE_ONE
+        if after < 0:
+            # Damage: the counts say that there is no such slot. They are made anew at the next
+            # opening, or when the segment is next rewritten.
+            self._file.leave_unclean()
+            after = entry
+        try:
+            self._file.write(control_offset, control)
+            self._file.write_word(entry_offset >> 3, after)
+        except BaseException:
+            self._file.restore(entry_offset, U64.pack(entry))
+            self._file.restore(
+                control_offset, controls[control_offset - bucket - CONTROL_OFFSET :][:1]
+            )
+            raise
+
+    def _put_back(self, slot: int, key: bytes) -> None:
+        """Take back what `remove` did; where the disk refuses, as `DataFile.restore` does."""
+        hash_of_key = key_hash(key, self._file.hash_seed)
+        control_offset = control_offset_of(slot)
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        is_tombstone = self._map[control_offset]
+        one = ENTRY_LIVE_ONE if is_tombstone else ENTRY_LIVE_ONE + ENTRY_USED_ONE
+        self._file.restore(entry_offset, U64.pack(entry + one))
+        self._file.restore(control_offset, FINGERPRINTS[hash_of_key >> FINGERPRINT_SHIFT & 0xFF])
+
+    def hide(self, slot: int) -> None:
+        """Have readers not find a live slot that could not be removed.
+
+        The file is as it was, and refuses changes from now on.
+        """
+        entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
+        entry = self._words[entry_offset >> 3]
+        self._file.restore(control_offset_of(slot), TOMBSTONE_BYTE)
+        self._file.restore(entry_offset, U64.pack(entry - ENTRY_LIVE_ONE))
+
+    def is_live(self, slot: int) -> bool:
+        """Tell whether the slot has a fingerprint."""
+        return self._map[control_offset_of(slot)] > CONTROL_TOMBSTONE
+
+    def is_expired(self, slot: int, now_ms: int) -> bool:
+        """Tell whether a live slot is past its expiry, and its record does not disagree on that."""
+        expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+        return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at(
+            self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+        )
+
+    def used(self, slot: int) -> int:
+        """Return how many slots of this slot's segment are live or tombstones."""
+        entry = self._words[EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4) >> 3]
+        return entry >> ENTRY_USED_SHIFT & _COUNT_MASK
+
+    # --- one segment ---------------------------------------------------------------------------
+
+    def make_room(self, hash_of_key: int, now_ms: int) -> bool:
+        """Rewrite the segment of `hash_of_key` without tombstones and expired records.
+
+        Into itself where the rest fits in half of it, else into two; where no extent is left for
+        that, into itself if there was anything to drop. Takes the space lock.
+
+        Returns:
+            False where nothing could be done: the segment goes on filling.
+        """
+        position = hash_of_key >> DIRECTORY_SHIFT
+        extent = self._directory[position]
+        depth, prefix = depth_and_prefix(self._file, extent, position)
+        if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
+            return False
+        lower, upper, expired = self._sort_out(extent, depth, prefix, now_ms)
+        if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
+            try:
+                self._split(extent, depth, prefix, lower, upper)
+            except StoreFullError:
+                pass
+            else:
+                self._free_records(expired)
+                return True
+        if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
+            return False
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        try:
+            with Undo(self._file) as undo:
+                self._write_segment(extent, depth, prefix, rewrites, lower + upper, undo)
+        except BaseException:
+            self._undone += 1
+            raise
+        self._free_records(expired)
+        return True
+
+    def _sort_out(
+        self, extent: int, depth: int, prefix: int, now_ms: int
+    ) -> tuple[list[Member], list[Member], list[bytes]]:
+        """Return a segment's members by the half of its hashes that they are in, and what expired.
+
+        This loop is what the slowest creates take their time for.
+        """
+        halves: tuple[list[Member], list[Member]] = [], []
+        expired: list[bytes] = []
+        lost = 0
+        digest, seed = xxh3_64_intdigest, self._file.hash_seed
+        run = segment_run(depth) << DIRECTORY_SHIFT
+        first = prefix << DIRECTORY_SHIFT
+        middle, end = first + run // 2, first + run
+        for bucket in buckets(self._file, extent):
+            for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
+                if 0 < expires_at <= now_ms and self.is_expired(slot_offset(bucket, index), now_ms):
+                    expired.append(slot)
+                    continue
+                member_hash = digest(self._slot_key(slot), seed)
+                if first <= member_hash < end:
+                    halves[member_hash >= middle].append((member_hash, expires_at, slot))
+                else:
+                    lost += 1
+        if lost:
+            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
+            # when the index is next rebuilt.
+            self._file.leave_unclean()
+        return *halves, expired
+
+    def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
+        """Tell whether a segment has tombstones, or may hold expired slots, by its entry alone."""
+        # So that keys which all lead to one full segment are refused for little.
+        _, _, live, used, _, earliest = SEGMENT_ENTRY.unpack_from(
+            self._map, map_entry_offset(extent)
+        )
+        return bool(live != used or earliest <= now_ms)
+
+    def _split(
+        self, extent: int, depth: int, prefix: int, lower: list[Member], upper: list[Member]
+    ) -> None:
+        """Give the members with the upper half of a segment's hashes to a new one.
+
+        Raises:
+            StoreFullError: there is no extent for it; nothing has changed.
+        """
+        with self._extents.lock, Undo(self._file) as undo:
+            upper_extent = self._extents.take(undo, for_segment=True)
+            undo.write(
+                map_entry_offset(upper_extent),
+                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
+            )
+        half = segment_run(depth + 1)
+        upper_prefix = prefix + half
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        try:
+            with Undo(self._file) as undo:
+                self._write_segment(upper_extent, depth + 1, upper_prefix, rewrites, upper, undo)
+                undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
+                self._write_segment(extent, depth + 1, prefix, rewrites, lower, undo)
+        except BaseException:
+            self._undone += 1
+            # Cut short after the last write, the split is complete.
+            if self._directory[upper_prefix] != upper_extent:
+                with self._extents.lock, Undo(self._file) as undo:
+                    self._extents.give(upper_extent, undo)
+            raise
+
+    def _write_segment(
+        self,
+        extent: int,
+        depth: int,
+        prefix: int,
+        rewrites: int,
+        members: list[Member],
+        undo: Undo,
+    ) -> None:
+        rebuilds = self._wanted_shape >> SHAPE_REBUILDS_SHIFT
+        shape = bucket_shape(depth, prefix, rebuilds, rewrites)
+        image, earliest = self._build(extent, shape, members)
+        count = len(members)
+        undo.write(extent << EXTENT_SHIFT, image)
+        undo.write(
+            map_entry_offset(extent),
+            SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
+        )
+
+    _build = staticmethod(build)
+
+    def _slot_key(self, slot: bytes) -> bytes:
+        """Return the key of a live slot, whose end may be in its record."""
+        size = slot[SLOT_KEY_SIZE_OFFSET]
+        if size > SLOT_KEY_SIZE:
+            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+            return self._slab.key_at(tail & SLOT_RECORD_MASK, size)
+        return slot[:size]
+
+    def _free_records(self, slots: list[bytes]) -> None:
+        """Free the records of slots that are no longer in the table."""
+        records = []
+        for slot in slots:
+            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+            if self._slab.holds(tail, self._slot_key(slot)):
+                records.append(tail & SLOT_RECORD_MASK)
+            else:
+                self._file.leave_unclean()
+        self._slab.give_soon(records)
+
+
+def control_offset_of(slot: int) -> int:
+    """Return the file offset of the control byte of the slot at file offset `slot`."""
+    index = ((slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE) // SLOT_SIZE
+    return (slot & -BUCKET_SIZE) + CONTROL_OFFSET + index
+
+
+if not TYPE_CHECKING and compiled is not None:
+
+    class Slots(compiled.Slots, Slots):
+        """The compiled twin. What is rare it has from the plain one."""

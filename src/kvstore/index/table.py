@@ -1,0 +1,202 @@
+"""The table: an extendible hash of segments of page-sized buckets, in the mapped file.
+
+What one operation does with a slot or a segment is in `slots`; here is what goes through all of
+them. Unless they say otherwise, the caller of these functions holds the stripe of the segment.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from kvstore.errors import CorruptStoreError
+from kvstore.format.layout import (
+    BUCKET_HEADER_SIZE,
+    BUCKET_SIZE,
+    CONTROL_OFFSET,
+    CONTROL_TOMBSTONE,
+    DIRECTORY_ENTRIES,
+    DIRECTORY_SHIFT,
+    EARLIEST_OFFSET,
+    EMPTY_BYTE,
+    ENTRY_LIVE_SHIFT,
+    ENTRY_USED_SHIFT,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FINGERPRINT_CODES,
+    FINGERPRINT_SHIFT,
+    NO_EXPIRY,
+    RECORD_EXPIRES_OFFSET,
+    RECORD_HEADER_SIZE,
+    SEGMENT_EARLIEST_OFFSET,
+    SEGMENT_SLOTS,
+    SHAPE_OFFSET,
+    SLOT_COUNT,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_KEY_SIZE,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
+    SLOT_SIZE,
+    STRIPE_COUNT,
+    TOMBSTONE_BYTE,
+    U64,
+    key_hash,
+    map_entry_offset,
+    segment_run,
+    slot_offset,
+)
+from kvstore.format.segment import live_slots
+
+from .buckets import advice, buckets, depth_and_prefix, is_torn, torn_bucket
+from .slots import Slots, control_offset_of
+
+_COUNT_MASK: Final = 0xFFFF
+_RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
+_CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+
+
+class Table(Slots):
+    """Goes through the segments of `file`, besides what `Slots` does with one of them."""
+
+    def segments(self, stripe: int) -> Iterator[int]:
+        """Yield the extents of a stripe's segments. The caller holds the stripe throughout."""
+        position = stripe * _RUN_PER_STRIPE
+        while position < (stripe + 1) * _RUN_PER_STRIPE:
+            extent = self._directory[position]
+            yield extent
+            position += segment_run(depth_and_prefix(self._file, extent, position)[0])
+
+    def keys_at(self, position: int, now_ms: int) -> tuple[list[bytes], int, list[str]]:
+        """Copy the keys of the segment that directory entry `position` leads to.
+
+        Returns:
+            The keys that have not expired; the position of the next segment; what is wrong where
+            damage keeps a key from being told, in words.
+        """
+        extent = self._directory[position]
+        keys: list[bytes] = []
+        damage: list[str] = []
+        try:
+            depth, prefix = depth_and_prefix(self._file, extent, position)
+        except CorruptStoreError as error:
+            return keys, self._end_of_run(position), [str(error)]
+        first = extent << EXTENT_SHIFT
+        shape = self._words[first + SHAPE_OFFSET >> 3]
+        for bucket in range(first, first + EXTENT_SIZE, BUCKET_SIZE):
+            if is_torn(self._file, bucket, shape):  # a key may be in another bucket besides
+                damage.append(str(torn_bucket(self._file, bucket, shape)))
+                continue
+            for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
+                if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
+                    continue
+                key = self._slot_key(slot)
+                # A damaged slot, or record of a long key, must not make up a key or repeat one.
+                hash_of_key = key_hash(key, self._file.hash_seed)
+                control = self._map[control_offset_of(slot_offset(bucket, index))]
+                if (
+                    key[:SLOT_KEY_SIZE] == slot[: min(len(key), SLOT_KEY_SIZE)]
+                    and hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) == prefix
+                    and control == FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
+                ):
+                    keys.append(key)
+                else:
+                    damage.append(
+                        f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} names a "
+                        f"key whose hash does not lead there; slot or record is damaged"
+                    )
+        return keys, prefix + segment_run(depth), damage
+
+    def due_at(self, position: int, now_ms: int) -> tuple[int, int, bool]:
+        """Look at the segment that directory entry `position` leads to.
+
+        Returns:
+            Its extent, the position of the next segment, and whether it may hold expired slots.
+        """
+        extent = self._directory[position]
+        depth, prefix = depth_and_prefix(self._file, extent, position)
+        earliest = self._words[map_entry_offset(extent) + SEGMENT_EARLIEST_OFFSET >> 3]
+        return extent, prefix + segment_run(depth), earliest <= now_ms
+
+    def _end_of_run(self, position: int) -> int:
+        """Return where the directory next names another extent than at `position`."""
+        extent = self._directory[position]
+        while position < DIRECTORY_ENTRIES and self._directory[position] == extent:
+            position += 1
+        return position
+
+    def count(self, extent: int, now_ms: int) -> int:
+        """Return how many keys of a segment have not expired."""
+        entry_offset = map_entry_offset(extent)
+        entry = self._words[entry_offset >> 3]
+        live, used = (
+            entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK,
+            entry >> ENTRY_USED_SHIFT & _COUNT_MASK,
+        )
+        if not live <= used <= SEGMENT_SLOTS:
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
+                f"that it is a segment of {live} live and {used} used slots of {SEGMENT_SLOTS:,}"
+            )
+        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] > now_ms:
+            return live
+        found = due = 0
+        for bucket in buckets(self._file, extent):
+            control = self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
+            found += SLOT_COUNT - control.count(EMPTY_BYTE) - control.count(TOMBSTONE_BYTE)
+            due += self._count_due(bucket, now_ms)
+        if found != live:  # as in a copy whose pages are of another moment than the extent map
+            raise CorruptStoreError(
+                f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
+                f"that it is a segment of {live} live slots, but it has {found}; "
+                f"{advice(self._file)}"
+            )
+        return live - due
+
+    def _count_due(self, bucket: int, now_ms: int) -> int:
+        """Return how many slots of a bucket `is_expired` holds of: a sixth of asking it of each."""
+        words, last_record = self._words, self._file.size - RECORD_HEADER_SIZE
+        if words[bucket + EARLIEST_OFFSET >> 3] > now_ms:
+            return 0
+        slots = words[bucket + BUCKET_HEADER_SIZE >> 3 : bucket + BUCKET_SIZE >> 3]
+        return sum(
+            control > CONTROL_TOMBSTONE
+            and 0 < expires_at <= now_ms
+            and (record := tail & SLOT_RECORD_MASK) <= last_record
+            and words[record + RECORD_EXPIRES_OFFSET >> 3] == expires_at
+            for control, expires_at, tail in zip(
+                self._map[bucket + CONTROL_OFFSET : bucket + _CONTROL_END],
+                slots[SLOT_EXPIRES_OFFSET >> 3 :: SLOT_SIZE >> 3].tolist(),
+                slots[SLOT_RECORD_OFFSET >> 3 :: SLOT_SIZE >> 3].tolist(),
+                strict=True,
+            )
+        )
+
+    def _due(self, extent: int, now_ms: int) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+        """Yield each bucket of a segment that may hold expired slots, with offsets and bytes."""
+        for bucket in buckets(self._file, extent):
+            if self._words[bucket + EARLIEST_OFFSET >> 3] <= now_ms:
+                page = self._map[bucket : bucket + BUCKET_SIZE]
+                offsets = (
+                    (slot_offset(bucket, index), slot)
+                    for index, expires_at, slot in live_slots(page)
+                    if expires_at
+                )
+                yield bucket, [due for due in offsets if self.is_expired(due[0], now_ms)]
+
+    def purge(self, extent: int, now_ms: int) -> int:
+        """Remove a segment's expired slots, free their records, and return their number."""
+        entry_offset = map_entry_offset(extent)
+        if self._words[entry_offset + SEGMENT_EARLIEST_OFFSET >> 3] > now_ms:
+            return 0
+        purged = 0
+        for bucket, due in self._due(extent, now_ms):
+            for offset, slot in due:
+                self.delete(offset, self._slot_key(slot))
+                self._file.owe_flush()
+            purged += len(due)
+            page = self._map[bucket : bucket + BUCKET_SIZE]
+            left = (expires_at for _, expires_at, _ in live_slots(page) if expires_at)
+            self._file.write(bucket + EARLIEST_OFFSET, U64.pack(min(left, default=NO_EXPIRY)))
+        earliest = min(
+            self._words[bucket + EARLIEST_OFFSET >> 3] for bucket in buckets(self._file, extent)
+        )
+        self._file.write(entry_offset + SEGMENT_EARLIEST_OFFSET, U64.pack(earliest))
+        return purged

@@ -1,0 +1,1 @@
+"""Everything at once: rebuild the index, check it, judge what was found."""

@@ -1,0 +1,135 @@
+"""Whether a file's records may make its index anew, found out before a byte of it is changed.
+
+A crash leaves a file that is not clean, in which a record may be torn; rebuilding drops it, and
+nothing is lost that was promised. Whatever else takes an index for wrong is damage, of which nobody
+knows how far it goes: a rebuild would wipe what a repair can still use. So before a file is
+rebuilt, and first of all before it is changed,
+
+- one that was closed must have all the records that it had then, and each of them whole;
+- one whose state is damaged, each of them whole;
+- one that was not closed must have them in their places: where bytes were inserted or removed, they
+  are not found, though all of them are there.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from kvstore.compiled import compiled_rebuild
+from kvstore.format.layout import (
+    BLOCK_ALIGNMENT,
+    EXTENT_SHIFT,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    RECORD_KEY_SIZE_OFFSET,
+    RECORD_MAGIC_BYTES,
+)
+from kvstore.format.records import is_whole, judge, magics, size_class_at
+
+from .found_records import CompiledNotes, Notes
+
+Read = Callable[[int], bytes]
+"""Returns all bytes of an extent, given its number."""
+
+# Of bytes that are no magic one in four billion places looks like one.
+_FEW: Final = 1
+
+
+class Evidence(NamedTuple):
+    """What the records of a file are like."""
+
+    whole: int
+    """Whole records, those of the wrong size class for their extent included."""
+    damaged: int
+    """Aligned magics of records that are not whole, or of another class than the rest."""
+    astray: int
+    """Magics at places where no record can begin."""
+    first: int
+    """Offset of the first of either; 0 where there is none."""
+
+    def __str__(self) -> str:
+        said = f"{self.whole:,} whole records"
+        if self.damaged:
+            said += f", {self.damaged:,} damaged ones"
+        if self.astray:
+            said += f", {self.astray:,} where none can begin"
+        return f"{said}, the first of these at byte {self.first:,}" if self.first else said
+
+
+def gather(read: Read, extent_count: int, hash_seed: int) -> Evidence:
+    """Look at every record of a file, expired ones too."""
+    notes = _make_notes(hash_seed)
+    whole = damaged = astray = first = 0
+    for extent in range(FIXED_EXTENTS, extent_count):
+        base, contents = extent << EXTENT_SHIFT, read(extent)
+        count = contents.count(RECORD_MAGIC_BYTES)
+        if not count:
+            continue
+        # As a rule each is that of a whole record, of one class.
+        size_class = size_class_at(contents, contents.find(RECORD_MAGIC_BYTES))
+        if size_class >= 0:
+            found = len(notes.scan_blocks(contents, base, size_class))
+            notes.forget_from(base)
+            if found == count:
+                whole += found
+                continue
+        verdict = judge(contents, base, hash_seed, now_ms=0)
+        whole += len(verdict.live) + len(verdict.outdated)
+        damaged += len(verdict.damaged) + len(verdict.outdated)
+        unaligned = list(_unaligned(contents))
+        astray += len(unaligned)
+        wrong = (*verdict.damaged, *verdict.outdated, *unaligned)
+        if wrong and not first:
+            first = base + min(wrong)
+    return Evidence(whole, damaged, astray, first)
+
+
+def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int | None:
+    """Return the offset of a record that is not in its place, for bytes were inserted or removed.
+
+    None where there is none: in a file of `size` bytes that was in use a record may be torn, but
+    not elsewhere. Reads the file, and looks at little of it.
+    """
+    notes = _make_notes(hash_seed)
+    astray = aligned = first = 0
+    # Where bytes were inserted or removed, the file has another length.
+    moved = size - (extent_count << EXTENT_SHIFT)
+    for extent in range(FIXED_EXTENTS, extent_count):
+        contents = read(extent)
+        count, in_place = notes.count_magics(contents)
+        aligned += in_place
+        if count > in_place and (unaligned := list(_unaligned(contents))):
+            first = first or (extent << EXTENT_SHIFT) + unaligned[0]
+            astray += len(unaligned)
+            if len(unaligned) > _FEW:
+                return first
+        if moved and not moved % BLOCK_ALIGNMENT:
+            base = extent << EXTENT_SHIFT
+            for position in magics(contents):
+                if _is_moved(contents, position, base, base - moved, hash_seed):
+                    return base + position
+    return first if astray > aligned else None
+
+
+def _make_notes(hash_seed: int) -> Notes:
+    return (Notes if compiled_rebuild is None else CompiledNotes)(hash_seed, now_ms=0)
+
+
+def _is_moved(contents: bytes, position: int, base: int, before: int, hash_seed: int) -> bool:
+    """Tell whether a record would be whole where the extent was at `before`, and is not here."""
+    # No size class: at its place before there was another extent's edge.
+    return is_whole(contents, position, before, hash_seed) and not is_whole(
+        contents, position, base, hash_seed
+    )
+
+
+def _unaligned(contents: bytes) -> Iterator[int]:
+    """Yield where an extent has a magic that is not aligned as a block is, and is no time.
+
+    One millisecond in 49.7 days looks so. A record has a key, whose size is where a time has zero.
+    """
+    position = contents.find(RECORD_MAGIC_BYTES)
+    while position >= 0:
+        key_size = position + RECORD_KEY_SIZE_OFFSET
+        if position % BLOCK_ALIGNMENT and key_size < EXTENT_SIZE and contents[key_size]:
+            yield position
+        position = contents.find(RECORD_MAGIC_BYTES, position + 1)

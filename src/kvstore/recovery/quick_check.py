@@ -1,0 +1,167 @@
+"""Whether the parts of the index that its checksum covers agree with each other.
+
+The checksum finds damage. What passes it may still be forged, or written by a program with a fault:
+an entry that leads out of the file would end the process by a signal, a list that turns in a circle
+would never end. Looked at once, before a file is opened; from then on the operations keep it so.
+Reads the directory, the extent map and the allocator, and no page of table or slab.
+"""
+
+from typing import Final
+
+from kvstore.format.layout import (
+    BLOCK_SIZES,
+    BLOCKS_PER_EXTENT,
+    DIRECTORY_ENTRIES,
+    DIRECTORY_OFFSET,
+    DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
+    FIXED_EXTENTS,
+    FREE_EXTENTS_OFFSET,
+    FRESH_EXTENT_OFFSET,
+    KIND_FIXED,
+    KIND_FREE,
+    KIND_SEGMENT,
+    KIND_SLAB,
+    MIN_DEPTH,
+    NO_BLOCK,
+    NO_EXTENT,
+    SEGMENT_ENTRY,
+    SEGMENT_SLOTS,
+    SLAB_ENTRY,
+    U16,
+    class_head_offset,
+    count_records,
+    map_entry_offset,
+    segment_run,
+)
+
+_KINDS: Final = bytes((KIND_FREE, KIND_SEGMENT, KIND_SLAB))
+
+
+def is_sound(start: bytes, extent_count: int) -> bool:
+    """Tell whether directory, extent map and allocator make sense together.
+
+    `start` is the file up to and with the entries of its extents in the extent map.
+    """
+    return _Index(start, extent_count).is_sound()
+
+
+def told_records(start: bytes, extent_count: int) -> int:
+    """Return how many records the extent map tells of, or -1 where it is damaged for sure.
+
+    Asked where nothing vouches for it, `start` being as in `is_sound`: the state is damaged.
+    """
+    index = _Index(start, extent_count)
+    return index.count_records() if index.has_possible_entries() else -1
+
+
+class _Index:
+    """The start of a file, and what is asked of it."""
+
+    def __init__(self, start: bytes, extent_count: int) -> None:
+        self._shorts: memoryview[int] = memoryview(start).cast("H")
+        self._directory: memoryview[int] = memoryview(start)[
+            DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
+        ].cast("H")
+        self._entries = start[EXTENT_MAP_OFFSET : map_entry_offset(extent_count)]
+        self._kinds = self._entries[:: SLAB_ENTRY.size]
+
+    def is_sound(self) -> bool:
+        fresh = self._shorts[FRESH_EXTENT_OFFSET >> 1]
+        kinds = self._kinds
+        return (
+            FIXED_EXTENTS <= fresh <= len(kinds)
+            and kinds[:FIXED_EXTENTS] == bytes((KIND_FIXED,)) * FIXED_EXTENTS
+            and not kinds[FIXED_EXTENTS:fresh].strip(_KINDS)
+            and kinds.count(KIND_FREE, fresh) == len(kinds) - fresh
+            and self._free_list_is_sound(fresh)
+            and self._slabs_are_sound()
+            and self._segments_are_sound()
+        )
+
+    def _free_list_is_sound(self, fresh: int) -> bool:
+        """Tell whether the list leads to each free extent before the fresh one, and ends."""
+        left = self._kinds.count(KIND_FREE, FIXED_EXTENTS, fresh)
+        extent = self._shorts[FREE_EXTENTS_OFFSET >> 1]
+        while extent != NO_EXTENT:
+            if not left or extent >= fresh or self._kinds[extent] != KIND_FREE:
+                return False
+            extent = self._entry(extent)[6]
+            left -= 1
+        return not left
+
+    def has_possible_entries(self) -> bool:
+        """Tell whether each entry by itself could be right."""
+        kinds = self._kinds
+        return (
+            kinds[:FIXED_EXTENTS] == bytes((KIND_FIXED,)) * FIXED_EXTENTS
+            and not kinds[FIXED_EXTENTS:].strip(_KINDS)
+            and all(
+                kind != KIND_SLAB
+                or (
+                    size_class < len(BLOCK_SIZES) and live <= fresh <= BLOCKS_PER_EXTENT[size_class]
+                )
+                for kind, size_class, live, _, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries)
+            )
+        )
+
+    def count_records(self) -> int:
+        """Return how many live blocks the slabs' entries tell of."""
+        return count_records(self._entries)
+
+    def _slabs_are_sound(self) -> bool:
+        """Tell whether slabs' entries are possible, and the class lists lead to those with room."""
+        with_room = [0] * len(BLOCK_SIZES)
+        for kind, size_class, live, first_free, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries):
+            if kind == KIND_SLAB:
+                if size_class >= len(BLOCK_SIZES):
+                    return False
+                most = BLOCKS_PER_EXTENT[size_class]
+                if not 0 < live <= fresh <= most or fresh <= first_free != NO_BLOCK:
+                    return False
+                with_room[size_class] += first_free != NO_BLOCK or fresh < most
+        return all(
+            self._class_list_is_sound(size_class, left) for size_class, left in enumerate(with_room)
+        )
+
+    def _class_list_is_sound(self, size_class: int, left: int) -> bool:
+        """Tell whether the list of a class leads to as many extents of it as have room."""
+        extent = self._shorts[class_head_offset(size_class) >> 1]
+        before = NO_EXTENT
+        while extent != NO_EXTENT:
+            if not left or extent >= len(self._kinds):
+                return False
+            kind, own_class, _, first_free, fresh, previous, following, _ = self._entry(extent)
+            if (kind, own_class, previous) != (KIND_SLAB, size_class, before) or (
+                first_free == NO_BLOCK and fresh == BLOCKS_PER_EXTENT[size_class]
+            ):
+                return False
+            before, extent = extent, following
+            left -= 1
+        return not left
+
+    def _segments_are_sound(self) -> bool:
+        """Tell whether each segment has one run of the directory, and each run a segment."""
+        directory = self._directory
+        seen: set[int] = set()
+        start = 0
+        while start < DIRECTORY_ENTRIES:
+            extent = directory[start]
+            if extent >= len(self._kinds):
+                return False
+            kind, _, live, used, zero, _ = SEGMENT_ENTRY.unpack_from(
+                self._entries, extent * SEGMENT_ENTRY.size
+            )
+            if kind != KIND_SEGMENT or not live <= used <= SEGMENT_SLOTS or zero or extent in seen:
+                return False
+            seen.add(extent)
+            run = segment_run(MIN_DEPTH)
+            while start & run - 1 or directory[start + run - 1] != extent:
+                run >>= 1
+            if bytes(directory[start : start + run]) != U16.pack(extent) * run:
+                return False
+            start += run
+        return len(seen) == self._kinds.count(KIND_SEGMENT)
+
+    def _entry(self, extent: int) -> tuple[int, ...]:
+        return SLAB_ENTRY.unpack_from(self._entries, extent * SLAB_ENTRY.size)

@@ -1,0 +1,142 @@
+"""Which twin of the hot path runs, and what is no reason to fall back to the plain one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import pytest
+from support import children
+from support.inspecting import run_inspector
+
+import kvstore
+from kvstore import KVStore
+
+IS_BUILT: Final = find_spec("kvstore.compiled._hot") is not None
+SHOW: Final = "import kvstore; print(kvstore.IMPLEMENTATION)"
+FITS: Final = "BUILT_WITH = {'BUCKET_SIZE': 4096}\n"
+
+
+def show(**changes: str) -> "subprocess.CompletedProcess[str]":
+    """Import kvstore in a child, and print which twin runs there."""
+    environment = children.environment(**{"KVSTORE_PURE": "0", **changes})
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", SHOW],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=children.PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package, to put things in and take things out."""
+    copied = tmp_path / "copied" / "kvstore"
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyx")
+    shutil.copytree(Path(kvstore.__file__).parent, copied, ignore=ignored)
+    return copied
+
+
+@pytest.fixture
+def plain_package(package: Path) -> Path:
+    """A copy of the package without anything compiled."""
+    for name in ("_hot", "_rebuild"):
+        for file in (package / "compiled").glob(f"{name}.*"):
+            file.unlink()
+    return package
+
+
+def show_of(package: Path, **changes: str) -> "subprocess.CompletedProcess[str]":
+    """Do as `show`, of this copy of the package."""
+    return show(PYTHONPATH=str(package.parent), **changes)
+
+
+# --- the choice ----------------------------------------------------------------------------------
+
+
+def test_the_compiled_twin_runs_where_it_was_built() -> None:
+    assert show().stdout.strip() == ("compiled" if IS_BUILT else "plain")
+    assert show(KVSTORE_PURE="").stdout.strip() == ("compiled" if IS_BUILT else "plain")
+
+
+def test_the_environment_chooses_the_plain_twin() -> None:
+    assert show(KVSTORE_PURE="1").stdout.strip() == "plain"
+
+
+def test_the_plain_twin_runs_where_nothing_was_built(plain_package: Path) -> None:
+    result = show_of(plain_package)
+    assert (result.stdout.strip(), result.stderr) == ("plain", "")
+
+
+def test_this_process_runs_what_its_environment_asks_for() -> None:
+    pure = os.environ.get("KVSTORE_PURE", "0") not in ("", "0")
+    assert ("compiled" if IS_BUILT and not pure else "plain") == kvstore.IMPLEMENTATION
+
+
+def test_the_inspector_says_which_twin_it_runs(path: Path) -> None:
+    KVStore(path).close()
+    for pure in ("0", "1"):
+        expected = "compiled" if IS_BUILT and pure == "0" else "plain"
+        shown = json.loads(run_inspector("info", path, "--json", KVSTORE_PURE=pure).out)
+        assert shown["implementation"] == expected
+        lines = run_inspector("info", path, KVSTORE_PURE=pure).out.splitlines()
+        assert f"hot path {expected}" in {" ".join(line.split()) for line in lines}
+
+
+# --- what is an error ----------------------------------------------------------------------------
+
+
+def assert_refused(package: Path, *named: str) -> None:
+    """Check that this copy does not import, says why, and that its plain twin still runs."""
+    result = show_of(package)
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
+    for each in (*named, "KVSTORE_PURE=1"):
+        assert each in result.stderr
+    assert show_of(package, KVSTORE_PURE="1").stdout.strip() == "plain"
+
+
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
+def test_a_twin_built_for_another_layout_is_refused(package: Path) -> None:
+    """As a layout does that was edited in an editable install, which builds nothing anew."""
+    assert show_of(package).stdout.strip() == "compiled"
+    layout = package / "format" / "layout.py"
+    layout.write_text(layout.read_text("utf-8") + "\nFIRST_FILE_SIZE = 3 * 1024 * 1024\n", "utf-8")
+    assert_refused(package, "FIRST_FILE_SIZE", "2,097,152", "3145728")
+
+
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
+@pytest.mark.parametrize("name", ["_hot", "_rebuild"])
+def test_half_of_a_twin_is_refused(package: Path, name: str) -> None:
+    for file in (package / "compiled").glob(f"{name}.*"):
+        file.unlink()
+    assert_refused(package, f"kvstore.compiled.{name} is missing")
+
+
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
+def test_a_twin_that_does_not_load_is_refused(package: Path) -> None:
+    for file in (package / "compiled").glob("_hot.*"):
+        file.write_bytes(b"for another kind of machine")
+    assert_refused(package, "_hot")
+
+
+def test_a_twin_that_lacks_a_module_is_refused(plain_package: Path) -> None:
+    (plain_package / "compiled" / "_hot.py").write_text("import nothing_of_this_name\n", "utf-8")
+    (plain_package / "compiled" / "_rebuild.py").write_text(FITS, "utf-8")
+    assert_refused(plain_package, "nothing_of_this_name")
+
+
+@pytest.mark.parametrize("name", ["_hot", "_rebuild"])
+def test_a_constant_that_the_layout_lost_is_named(plain_package: Path, name: str) -> None:
+    for each in ("_hot", "_rebuild"):
+        (plain_package / "compiled" / f"{each}.py").write_text(FITS, "utf-8")
+    (plain_package / "compiled" / f"{name}.py").write_text(
+        "BUILT_WITH = {'BUCKET_HEIGHT': 12}\n", "utf-8"
+    )
+    assert_refused(plain_package, f"{name}.py", "BUCKET_HEIGHT = 12", "None")

@@ -1,0 +1,188 @@
+"""Writes that a copy-on-write disk refuses, even to undo others: readers see the state before.
+
+The fault laboratory refuses each write of each operation; these are the cases that once failed.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.clock import FakeClock
+from support.parts import FullDisk
+from support.whole import assert_whole
+
+import kvstore.file.datafile
+from kvstore import CorruptStoreError, KVStore, StoreFullError
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system has no pwrite")
+
+
+@pytest.fixture(autouse=True)
+def copy_on_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files opened as on btrfs."""
+    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.datafile, "may_be_mapped_privately", lambda _fd: True)
+
+
+@contextmanager
+def full_disk(fail_at: int = 1) -> Iterator[FullDisk]:
+    """Refuse that write and all that follow."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = FullDisk(fail_at, lasting=True)
+        patch.setattr(os, "pwrite", disk)
+        yield disk
+
+
+def count_writes_of_a_create(path: Path) -> int:
+    with KVStore(path) as store:
+        store.create("beside", {})
+        with full_disk(1_000) as disk:
+            store.create("key", {"n": 1})
+        store.delete("key")
+    return disk.calls
+
+
+def test_key_whose_create_could_not_be_undone_is_absent(path: Path) -> None:
+    """Its slot was published, and neither its record nor the slot could be written after that.
+
+    The key used to seem damaged until the next opening.
+    """
+    last = count_writes_of_a_create(path)
+    with KVStore(path) as store:
+        store.delete("beside")
+        store.create("beside", {})
+        with full_disk(last), pytest.raises(StoreFullError):
+            store.create("key", {"n": 1})
+        assert dict(store) == {"beside": {}}
+        assert store.get("key") is None
+        assert "key" not in store
+        assert len(store) == 1
+        for _ in range(2):
+            with pytest.raises(CorruptStoreError, match="could not be undone"):
+                store.create("key", {"n": 2})
+    with KVStore(path) as store:
+        assert dict(store) == {"beside": {}}
+        store.create("key", {"n": 2})
+    assert_whole(path)
+
+
+@pytest.mark.parametrize("fail_at", range(1, 5))
+def test_delete_that_could_not_be_finished_is_undone_for_good(path: Path, fail_at: int) -> None:
+    """A record that had lost its slot came back at the next opening.
+
+    Its key was created and deleted again meanwhile, on a disk that had room again.
+    """
+    with KVStore(path) as store:
+        store.create("beside", {})
+        store.create("key", {"n": 1})
+    with KVStore(path) as store:
+        store.delete("beside")
+        store.create("beside", {})
+        with full_disk(fail_at), pytest.raises(StoreFullError):
+            store.delete("key")
+        assert dict(store) == {"beside": {}, "key": {"n": 1}}
+        assert len(store) == 2
+        try:
+            store.delete("key")
+            store.create("key", {"n": 2})
+            store.delete("key")
+        except CorruptStoreError:
+            expected = {"beside": {}, "key": {"n": 1}}
+        else:
+            expected = {"beside": {}}
+        assert dict(store) == expected
+    with KVStore(path) as store:
+        assert dict(store) == expected
+    assert_whole(path)
+
+
+def test_delete_whose_slot_cannot_be_put_back_lets_nothing_more_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the map is not private, and the key is gone until the next opening."""
+    monkeypatch.setattr(kvstore.file.datafile, "may_be_mapped_privately", lambda _fd: False)
+    with KVStore(path) as store:
+        store.create("beside", {})
+        store.create("key", {"n": 1})
+        with full_disk(3), pytest.raises(StoreFullError):
+            store.delete("key")
+        with pytest.raises(CorruptStoreError, match="could not be undone"):
+            store.create("key", {"n": 2})
+    with KVStore(path) as store:
+        assert dict(store) == {"beside": {}, "key": {"n": 1}}
+    assert_whole(path)
+
+
+def test_file_that_cannot_be_recovered_for_want_of_room_is_open_to_readers(path: Path) -> None:
+    """As one whose blocks are shared with a copy, after an unclean end."""
+    killed = path.with_name("killed.kvs")
+    with KVStore(path) as store:
+        for number in range(300):
+            store.create(f"{number}", {"n": number})
+        for number in range(0, 300, 3):
+            store.delete(f"{number}")
+        expected = dict(store)
+        killed.write_bytes(path.read_bytes())
+    with full_disk(), KVStore(killed) as store:
+        assert dict(store) == expected
+        assert len(store) == 200
+        assert store.read("1") == {"n": 1}
+        changes: list[Callable[[], None]] = [
+            lambda: store.create("key", {}),
+            lambda: store.delete("1"),
+        ]
+        for change in changes:
+            with pytest.raises(StoreFullError, match="in memory only") as error:
+                change()
+            assert isinstance(error.value.__cause__, OSError)
+            assert error.value.__cause__.errno == errno.ENOSPC
+        store.sync()
+    with KVStore(killed) as store:
+        assert dict(store) == expected
+        store.create("key", {})
+    assert_whole(killed)
+
+
+def test_file_whose_first_write_fails_is_open_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process id that it holds is for messages only. The failure left the file locked."""
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+
+    def refuse(_fd: int, _data: bytes, _offset: int, /) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        store = KVStore(path)
+        assert dict(store) == {"key": {"n": 1}}
+    store.close()
+    assert_whole(path)
+
+
+def test_quota_is_a_full_disk(
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted as another error, for which nothing that had expired was taken back."""
+    value = {"text": "x" * 16_000}
+
+    def refuse(_fd: int, _start: int, _size: int, /) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with KVStore(path) as store:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(StoreFullError) as error:
+            for number in range(100):
+                store.create(f"{number}", value, ttl=10)
+        assert isinstance(error.value.__cause__, OSError)
+        assert error.value.__cause__.errno == errno.EDQUOT
+        # A user who expects the plain error of the system gets that too.
+        assert isinstance(error.value, OSError)
+        assert error.value.errno == errno.EDQUOT
+        assert "no room on the disk" in str(error.value)
+        clock.advance(20)
+        store.create("later", value)

@@ -1,0 +1,341 @@
+"""Recovery's plain loops and their compiled twins do the same to the same file, write by write."""
+
+import random
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import MIB, scaled, seeded_random
+from support.clock import FakeClock
+from support.images import write_image
+from support.parts import NOW_MS, replace_door
+from support.whole import assert_whole
+from xxhash import xxh3_64_intdigest
+
+import kvstore.recovery.found_records
+import kvstore.recovery.rebuild
+from kvstore import KVStore
+from kvstore.compiled import compiled_rebuild
+from kvstore.file.datafile import DataFile
+from kvstore.format.layout import (
+    BLOCK_SIZES,
+    DIRECTORY_SHIFT,
+    EXTENT_MAP_OFFSET,
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    IDENTITY,
+    KIND_SLAB,
+    RECORD,
+    RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
+    RECORD_MAGIC_BYTES,
+    SIZE_CLASSES,
+    STATE,
+    STATE_OFFSET,
+    TIME_LIMIT,
+)
+from kvstore.index.extents import Extents
+from kvstore.index.slab import Slab
+
+if compiled_rebuild is None:
+    pytest.skip("the compiled twin is not built or not wanted", allow_module_level=True)
+
+twin: Final[Any] = compiled_rebuild
+
+Hash = Callable[[bytes, int], int]
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+class Image:
+    """The bytes of a file that was not closed, to forge records in."""
+
+    def __init__(self, contents: bytes, digest: Hash = xxh3_64_intdigest) -> None:
+        self.contents = bytearray(contents)
+        self.seed = IDENTITY.unpack_from(contents)[4]
+        self.digest = digest
+
+    def extents(self, kind: int | None = None) -> list[int]:
+        """Return where the extents begin that can hold records, all or those of one kind."""
+        return [
+            extent * EXTENT_SIZE
+            for extent in range(FIXED_EXTENTS, len(self.contents) // EXTENT_SIZE)
+            if kind in (None, self.contents[EXTENT_MAP_OFFSET + 16 * extent])
+        ]
+
+    def forge(
+        self,
+        offset: int,
+        key: bytes,
+        value: bytes,
+        created_at: int = NOW_MS,
+        expires_at: int = 0,
+        flags: int = 0,
+    ) -> None:
+        """Put a record at `offset`, with a true checksum whatever else is wrong with it."""
+        seed = self.digest(key, self.seed) ^ created_at ^ expires_at << 16 ^ offset
+        record = RECORD.pack(
+            RECORD_MAGIC,
+            len(value),
+            len(key),
+            flags,
+            created_at,
+            expires_at,
+            self.digest(value, seed & 2**64 - 1),
+        )
+        self.put(offset, record + key + value)
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Overwrite what is at `offset`, no further than the end of the file."""
+        self.contents[offset : offset + len(data)] = data[: len(self.contents) - offset]
+
+
+def some_key(rng: random.Random) -> str:
+    """Return a key of 1 to 32 characters, up to 128 bytes of them."""
+    return "".join(rng.choices("aé漢🔑", k=rng.choice((1, 4, 8, 16, 32))))
+
+
+def crashed(path: Path, rng: random.Random, clock: FakeClock, count: int) -> Image:
+    """Return a file of records of many sizes, some deleted, some past their expiry."""
+    sizes = rng.choice(((10,), (100,), (10, 200), (10, 100, 1_000, 5_000, 16_000)))
+    with KVStore(path) as store:
+        for number in range(count):
+            key = f"{number}{some_key(rng)}"[:32]
+            ttl = rng.choice((None, None, 5, 1_000))
+            store.create(key, {"v": "x" * rng.choice(sizes)}, ttl)
+            if rng.random() < 0.2:
+                store.delete(key)
+        contents = path.read_bytes()
+    path.unlink()
+    clock.advance(rng.choice((0, 5)))
+    return Image(contents)
+
+
+def forge_some(image: Image, rng: random.Random) -> None:
+    """Put whole records, damaged ones and garbage wherever blocks can begin, mostly in slabs."""
+    keys = [some_key(rng).encode() for _ in range(5)]
+    places = image.extents(KIND_SLAB) or image.extents()
+    for _ in range(rng.randrange(60)):
+        extent = rng.choice(places if rng.random() < 0.8 else image.extents())
+        key, value = rng.choice(keys), b'"' + b"v" * rng.choice((0, 20, 100, 3_000)) + b'"'
+        size = BLOCK_SIZES[SIZE_CLASSES[(RECORD_HEADER_SIZE + len(key) + len(value) + 31) // 32]]
+        position = rng.randrange(EXTENT_SIZE // size) * size
+        if rng.random() < 0.1:
+            position = rng.randrange(EXTENT_SIZE)
+        image.forge(
+            extent + position,
+            rng.choice((key, key, key, key, b"", key + b"k" * 129)[: rng.choice((4, 6))])[:255],
+            value if rng.random() < 0.95 else b"1",
+            NOW_MS + rng.randrange(3),
+            rng.choice((0, 0, NOW_MS - 1, NOW_MS + 10**6, TIME_LIMIT - 1, TIME_LIMIT, 2**64 - 1)),
+            0 if rng.random() < 0.9 else rng.randrange(256),
+        )
+    for _ in range(rng.randrange(20)):
+        extent = rng.choice(places)
+        position = rng.randrange(0, EXTENT_SIZE, rng.choice((1, 32, 64, 160)))
+        image.put(
+            extent + position,
+            rng.choice((RECORD_MAGIC_BYTES, b"", b"\0")) + rng.randbytes(rng.randrange(64)),
+        )
+
+
+# --- both recoveries ---------------------------------------------------------------------------
+
+
+def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Recover a file of these contents; return every write, and what the file then is."""
+    write_image(path, contents)
+    file = DataFile(str(path), 64 * MIB, 0.0, now_ms, mending=True)
+    try:
+        writes: list[tuple[int, bytes]] = []
+        real = file.write
+
+        def write(offset: int, data: bytes) -> None:
+            writes.append((offset, data))
+            real(offset, data)
+
+        replace_door(file, write)
+        extents = Extents(file)
+        kvstore.recovery.rebuild.rebuild(file, extents, Slab(file, extents), now_ms)
+        return writes, bytes(file.map[: file.size])
+    finally:
+        file.close()
+
+
+def assert_same(
+    path: Path,
+    image: Image,
+    now_ms: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Recover with both twins; compare each write, the files, and what was said."""
+    monkeypatch.setattr("kvstore.recovery.rebuild.monotonic", lambda: 0.0)
+    results = []
+    for one in (None, compiled_rebuild):
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(kvstore.recovery.rebuild, "compiled_rebuild", one)
+            writes, contents = recover(path, bytes(image.contents), now_ms)
+        assert_whole(path) if "no slot" not in caplog.text else None
+        results.append((writes, contents, [record.getMessage() for record in caplog.records]))
+    (plain_writes, plain, plain_said), (writes, contents, said) = results
+    assert said == plain_said
+    for ours, theirs in zip(writes, plain_writes, strict=True):
+        assert ours == theirs
+    assert contents == plain
+
+
+@pytest.mark.parametrize("number", range(scaled(40)))
+def test_file_with_forged_and_damaged_records_is_recovered_the_same(
+    path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    rng = random.Random(f"{seeded_random().random()} {number}")
+    image = crashed(path, rng, clock, rng.choice((0, 1, 30, 300, 1_500)))
+    forge_some(image, rng)
+    assert_same(path, image, clock.now_ms, monkeypatch, caplog)
+
+
+@pytest.mark.parametrize(
+    ("key_size", "value_size", "flags"),
+    [(0, 60, 0), (129, 60, 0), (60, 1, 0), (60, 0, 0), (4, 60, 1)],
+)
+def test_record_that_nobody_can_have_written_is_dropped_though_its_checksum_is_right(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    key_size: int,
+    value_size: int,
+    flags: int,
+) -> None:
+    """It is in a block of its class, after others that are sound."""
+    steps = (RECORD_HEADER_SIZE + key_size + value_size + 31) // 32
+    size = BLOCK_SIZES[SIZE_CLASSES[steps]]
+    with KVStore(path):
+        image = Image(path.read_bytes())
+    image.contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = bytes(STATE.size)
+    extent = image.extents()[-1]
+    for block in range(3):
+        image.forge(extent + block * size, b"key %d" % block, b"v" * (size - 40))
+    image.forge(extent + 3 * size, b"k" * key_size, b"v" * value_size, flags=flags)
+    assert_same(path, image, NOW_MS, monkeypatch, caplog)
+    assert "of 3 records" in caplog.text
+    assert "1 damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bits", "count"),
+    [
+        (15, 1_000),
+        (15, 1_419),  # 1,280 keys: as many as a segment has slots
+        (15, 1_600),  # more
+        (33, 1_200),  # those of one key are not next to each other
+        (64, 40),
+        (0, 3_000),  # the home bucket is the same
+    ],
+)
+def test_records_whose_hashes_collide_are_given_the_same_slots(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    bits: int,
+    count: int,
+) -> None:
+    """With the uppermost `bits` of all hashes the same, and now and then the home bucket."""
+    rng = seeded_random()
+    same = rng.getrandbits(64)
+    with KVStore(path):
+        empty = path.read_bytes()
+    (seed,) = {IDENTITY.unpack_from(empty)[4]}
+
+    def digest(data: bytes, with_seed: int = 0) -> int:
+        hashed = xxh3_64_intdigest(data, with_seed)
+        if with_seed != seed:
+            return hashed
+        rest = (1 << 64 - bits) - 1
+        home = 15 if bits == 0 or hashed >> 40 & 3 == 0 else 0
+        return (same & ~rest | hashed & rest | home) & 2**64 - 1
+
+    for module in (kvstore.recovery.found_records, twin):
+        monkeypatch.setattr(module, "xxh3_64_intdigest", digest)
+    monkeypatch.setattr("kvstore.format.layout.xxh3_64_intdigest", digest)
+    image = Image(empty + bytes(8 * EXTENT_SIZE), digest)
+    # Without a state, the file is as long as it is.
+    image.contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = bytes(STATE.size)
+    blocks = [
+        extent + position
+        for extent in image.extents()[-8:]
+        for position in range(0, EXTENT_SIZE - 127, 128)
+    ]
+    for number, offset in enumerate(rng.sample(blocks, count)):
+        # Every tenth is of one of three keys.
+        key = b"k" * 20 + b"%d" % (number if number % 10 else number % 30)
+        image.forge(
+            offset, key, b'"' + b"v" * 50 + b'"', NOW_MS + number % 7, rng.choice((0, 2**45))
+        )
+    assert image.digest(b"k", seed) >> DIRECTORY_SHIFT == same >> DIRECTORY_SHIFT or bits < 15
+    assert_same(path, image, NOW_MS, monkeypatch, caplog)
+
+
+# --- one by one --------------------------------------------------------------------------------
+
+
+@given(
+    st.one_of(
+        st.lists(st.integers(0, 2**64 - 1)),
+        st.lists(st.integers(0, 3).map(lambda n: n << 56 | n << 30 | n), max_size=300),
+        st.integers(0, 2_000).map(lambda n: [random.Random(n).getrandbits(64) for _ in range(n)]),
+    )
+)
+def test_words_are_sorted(words: list[int]) -> None:
+    sorted_words = array("Q", words)
+    twin.sort_words(sorted_words)
+    assert sorted_words.tolist() == sorted(words)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([b"\xff\xfeKR", b"\xff", b"\xfeKR"]))),
+    st.integers(0, 3),
+)
+def test_magics_are_counted(pieces: list[tuple[int, bytes]], rest: int) -> None:
+    contents = b"".join(bytes(size) + piece for size, piece in pieces)
+    contents += bytes(-len(contents) % 32 + 32 * rest)
+    counts = kvstore.recovery.found_records.Notes(1, 0).count_magics(contents)
+    assert twin.count_magics(contents) == counts
+    assert twin.count_magics(contents.rstrip(b"\0")) == counts
+
+
+EXTENT: Final = bytes(EXTENT_SIZE)
+NOTES: Final = array("Q", [64 << 7])  # the one record is at byte 64
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("find_magics", (None,)),
+        ("count_magics", (None,)),
+        ("scan_blocks", (EXTENT[1:], 0, 64, 32, 0, 0, array("Q"))),
+        ("scan_blocks", (EXTENT, 0, 0, 32, 0, 0, array("Q"))),
+        ("scan_blocks", (EXTENT, 0, 8, 32, 0, 0, array("Q"))),
+        ("link_free_blocks", (print, 0, 64, array("H"))),
+        ("link_free_blocks", (print, 0, 0, array("H", [0]))),
+        ("sort_words", (array("H"),)),
+        ("build_segment", (bytes(128), 128, [(NOTES, 0, 2)], 6, 4)),
+        ("build_segment", (bytes(128), 128, [(NOTES, 1, 0)], 6, 4)),
+        ("build_segment", (bytes(128), 128, [(NOTES, -1, 1)], 6, 4)),
+        ("build_segment", (bytes(128), 127, [(NOTES, 0, 1)], 6, 4)),
+        ("build_segment", (bytes(127), 128, [(NOTES, 0, 1)], 6, 4)),
+    ],
+)
+def test_what_would_lead_astray_is_refused(name: str, arguments: tuple[object, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        getattr(twin, name)(*arguments)
