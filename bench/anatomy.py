@@ -144,9 +144,9 @@ def _names(store: "KVStore") -> dict[str, Any]:
         "stripes": store._stripes,
         "words": store._words,
         "find": store._table.find,
-        "used": store._table.used,
+        "used": store._table.used_slot_count,
         "insert": store._table.insert,
-        "take": store._slab.take,
+        "take": store._slab.allocate,
         "read_record": store._slab.read_record,
         "write_record": store._slab.write_record,
     }
@@ -168,7 +168,7 @@ def take_apart(
     say(f"loading {records:,} records")
     with cast("KVStore", open_engine(directory)) as store:
         with (
-            _timing(store._table, "make_room") as splits,
+            _timing(store._table, "split_or_compact") as splits,
             _timing(store._file, "grow") as growths,
         ):
             for index, value in zip(range(records), cycle(values)):

@@ -65,10 +65,10 @@ def open_store(path: Path) -> Iterator[OpenStore]:
         yield open_one
     for each, wanted in checked.items():
         if wanted:
-            _assert_whole(each)
+            _assert_consistent(each)
 
 
-def _assert_whole(path: Path) -> None:
+def _assert_consistent(path: Path) -> None:
     assert [str(problem) for problem in check_file(path)] == []
 
 

@@ -73,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             if hasattr(self, "store"):
                 self.store.close()
-                self.assert_whole()
+                self.assert_consistent()
         finally:
             self.patch.stop()
             shutil.rmtree(self.folder)
@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
     def opened(self) -> KVStore:
         return KVStore(self.path, max_bytes=MIN_MAX_BYTES, durable=self.durable)
 
-    def assert_whole(self) -> None:
+    def assert_consistent(self) -> None:
         assert [str(problem) for problem in check_file(self.path)] == []
 
     def model(self) -> dict[str, Value]:
@@ -211,7 +211,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def close_and_open_again(self) -> None:
         self.store.close()
-        self.assert_whole()
+        self.assert_consistent()
         self.store = self.opened()
         self.iterate()
 
@@ -228,7 +228,7 @@ class StoreMachine(RuleBasedStateMachine):
             old_path.unlink()
         else:
             self.store.close()
-            self.assert_whole()
+            self.assert_consistent()
             path.unlink()
             self.store, self.path = original, old_path
 

@@ -17,7 +17,7 @@ import portalocker
 import pytest
 from support.files import digest
 from support.processes import Child, run_script
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 from kvstore import (
@@ -92,7 +92,7 @@ def test_second_process_is_refused_at_once_and_told_the_holders_pid(path: Path) 
         holder.expect("closed")
         KVStore(path).close()
         holder.end()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_process_that_created_the_file_is_the_holder_that_is_named(path: Path) -> None:
@@ -112,7 +112,7 @@ def test_refused_opener_changes_nothing(path: Path) -> None:
         assert digest(path) == before
         store.create("other", {})
         store.sync()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_timeout_waits_for_another_process(path: Path) -> None:
@@ -159,7 +159,7 @@ def test_killed_holder_blocks_nobody_and_loses_nothing(path: Path) -> None:
         holder.kill()
         with KVStore(path) as store:
             assert store.read("key") == {"n": 1}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_stopped_holder_still_has_the_file(path: Path) -> None:
@@ -264,7 +264,7 @@ store.close()
 """
     with Child(USE_EVERY_MEMBER + script, path, parent_closes_first) as child:
         assert child.end().splitlines() == ["end"]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -312,7 +312,7 @@ def test_nothing_that_a_forked_child_does_disturbs_the_parent(path: Path, act: s
         assert_locked(path)
         parent.say("close")
         parent.end()
-    assert_whole(path)
+    assert_consistent(path)
     with KVStore(path) as store:
         assert dict(store) == {"before": {"n": 1}, "after": {"n": 2}}
 
@@ -349,7 +349,7 @@ def test_child_that_lives_on_does_not_keep_the_lock_of_a_parent_that_closed(path
         with KVStore(path) as store:
             assert store.read("key") == {"n": 1}
         parent.end()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -363,7 +363,7 @@ def test_child_that_lives_on_does_not_keep_the_lock_of_a_parent_that_was_killed(
             assert store.read("key") == {"n": 1}
             assert opened_elsewhere(path).startswith("locked")
         parent.stop_listening()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -402,7 +402,7 @@ def test_fork_while_the_file_is_being_locked_does_not_give_the_lock_to_the_child
         parent.kill()
         KVStore(path).close()
         parent.stop_listening()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -430,7 +430,7 @@ def test_fork_while_a_store_is_being_closed_leaves_the_childs_other_files_alone(
     with Child(script, path) as parent:
         assert parent.end().splitlines() == ["0"]
         assert parent.errors() == ""
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -457,7 +457,7 @@ def test_child_that_closes_as_it_is_born_disturbs_nothing(path: Path) -> None:
         parent.say()
         parent.end()
         assert parent.errors() == ""
-    assert_whole(path)
+    assert_consistent(path)
     with KVStore(path) as store:
         assert set(store) == {"before", "after"}
 
@@ -478,7 +478,7 @@ def test_program_started_by_the_holder_inherits_neither_file_nor_lock(path: Path
         holder.kill()
         KVStore(path).close()
         holder.stop_listening()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -510,7 +510,7 @@ def test_child_may_open_the_file_once_the_parent_has_closed_it(path: Path) -> No
     """
     with Child(script, path) as parent:
         assert parent.end().splitlines() == ["locked", "0", "True"]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fork
@@ -533,7 +533,7 @@ def test_pool_of_forked_workers_may_use_files_of_their_own(path: Path, tmp_path:
     """
     with Child(script, path, tmp_path) as parent:
         assert parent.end().splitlines() == ["0"] * 4
-    assert_whole(path)
+    assert_consistent(path)
     for number in range(4):
         with KVStore(tmp_path / f"{number}.kvs") as store:
             assert store.read("key") == {"n": number}
@@ -563,7 +563,7 @@ def test_pool_of_multiprocessing_is_refused_its_parents_store_and_disturbs_nothi
     """
     with Child(script, path) as parent:
         assert parent.end().splitlines() == ["{'refused'}", "locked"]
-    assert_whole(path)
+    assert_consistent(path)
     with KVStore(path) as store:
         assert set(store) == {"key", "while they live", "after"}
 
@@ -590,7 +590,7 @@ def test_link_to_the_file_is_the_same_store(
         assert opened_elsewhere(path).startswith("locked")
     with KVStore(path) as store:
         assert "through the link" in store
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_is_the_same_store_by_a_relative_path_and_through_a_linked_folder(
@@ -606,7 +606,7 @@ def test_file_is_the_same_store_by_a_relative_path_and_through_a_linked_folder(
         monkeypatch.chdir("/")
         store.create("key", {})
         store.sync()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- removed or replaced -----------------------------------------------------------------------
@@ -673,8 +673,8 @@ def test_file_that_was_lost_is_let_go_and_a_new_one_takes_its_place(path: Path) 
     assert store.closed
     with KVStore(path.with_suffix(".away")) as store:
         assert store.read("key") == {"n": 1}
-    assert_whole(path)
-    assert_whole(path.with_suffix(".away"))
+    assert_consistent(path)
+    assert_consistent(path.with_suffix(".away"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file from being removed")
@@ -700,7 +700,7 @@ def test_file_that_is_replaced_between_opening_and_locking_is_not_the_one_that_i
     monkeypatch.undo()
     with KVStore(path) as store:
         assert set(store) == {"of the new file", "key"}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- the end of the interpreter ----------------------------------------------------------------
@@ -736,7 +736,7 @@ def test_store_left_open_is_closed_as_the_interpreter_exits(
     with Child(script, path) as child:
         child.expect("created")
         assert child.wait() == code
-    assert_whole(path)
+    assert_consistent(path)
     with caplog.at_level(logging.DEBUG, logger="kvstore"), KVStore(path) as store:
         assert store.read("key") == {"n": 1}
         assert ("k2" in store) == ("k2" in ending)
@@ -758,7 +758,7 @@ def test_several_stores_left_open_are_all_closed_as_the_interpreter_exits(tmp_pa
         child.wait()
     assert not (tmp_path / "1.kvs").exists()
     for number in (0, 2, 3):
-        assert_whole(tmp_path / f"{number}.kvs")
+        assert_consistent(tmp_path / f"{number}.kvs")
 
 
 def test_process_that_ends_without_any_cleaning_up_loses_nothing(path: Path) -> None:
@@ -772,7 +772,7 @@ def test_process_that_ends_without_any_cleaning_up_loses_nothing(path: Path) -> 
     )
     with KVStore(path) as store:
         assert store.read("key") == {"n": 1}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- what is at the path -----------------------------------------------------------------------
@@ -885,7 +885,7 @@ def test_file_of_nothing_but_zeros_becomes_a_store(path: Path, size: int) -> Non
     with KVStore(path) as store:
         assert len(store) == 0
         store.create("key", {"n": 1})
-    assert_whole(path)
+    assert_consistent(path)
     with KVStore(path) as store:
         assert store.read("key") == {"n": 1}
 
@@ -895,7 +895,7 @@ def test_file_of_nothing_but_holes_becomes_a_store(path: Path) -> None:
         file.truncate(FIRST_FILE_SIZE)
     with KVStore(path) as store:
         store.create("key", {"n": 1})
-    assert_whole(path)
+    assert_consistent(path)
 
 
 FOREIGN = {
@@ -962,7 +962,7 @@ def test_truncated_store_is_refused_and_left_byte_for_byte(path: Path, fraction:
     path.write_bytes(contents)
     with KVStore(path) as store:
         assert len(store) == 2_000
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- opening and closing that are interrupted ----------------------------------------------------

@@ -163,10 +163,10 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
 
     def call_the_other_amid(number: int) -> None:
         own, other = stores[number], stores[1 - number]
-        real = own._table.keys_at
+        real = own._table.segment_keys
 
         def and_call(position: int, now_ms: int) -> Any:
-            own._table.keys_at = real  # type: ignore[method-assign]
+            own._table.segment_keys = real  # type: ignore[method-assign]
             met.wait(60)
             try:
                 other.stats()
@@ -176,7 +176,7 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
                 outcomes.append(None)
             return real(position, now_ms)
 
-        own._table.keys_at = and_call  # type: ignore[method-assign]
+        own._table.segment_keys = and_call  # type: ignore[method-assign]
         list(own)
 
     run_together(partial(call_the_other_amid, 0), partial(call_the_other_amid, 1))
@@ -427,7 +427,7 @@ def test_who_follows_a_flush_is_inside_it(path: Path, monkeypatch: pytest.Monkey
     KVStore(path).close()
     with KVStore(path) as store:
         outcomes = amid(
-            monkeypatch, store._file, "_flush_shared", partial(store.create, "nested", {})
+            monkeypatch, store._file, "_group_commit", partial(store.create, "nested", {})
         )
         store.sync()
         assert [type(outcome) for outcome in outcomes] == [StoreBusyError]
@@ -444,19 +444,19 @@ def test_a_child_forked_amid_a_create_over_an_expired_key_writes_nothing(path: P
     said = run_script(
         """
         import kvstore.clock
-        from kvstore.file.group_commit import SharedFlush
+        from kvstore.file.group_commit import GroupCommit
         store = KVStore(sys.argv[1])
         store.create("key", {"old": 1}, ttl=1)
         now = kvstore.clock.time_ns() + 10**10
         kvstore.clock.time_ns = lambda: now
-        real, children = SharedFlush.owe, []
+        real, children = GroupCommit.require_full, []
         def fork(self):
-            SharedFlush.owe = real
+            GroupCommit.require_full = real
             children.append(os.fork())
             if children[0]:
                 os.waitpid(children[0], 0)
             real(self)
-        SharedFlush.owe = fork
+        GroupCommit.require_full = fork
         try:
             store.create("key", {"new": 1})
         except StoreClosedError:
@@ -638,7 +638,7 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
     store = KVStore(path)
     store.create("key", {})
     slab, table, window = store._slab, store._table, store._file.window
-    lower, upper, _ = table._sort_out(store._file.directory[0], 4, 0, 0)
+    lower, upper, _ = table._partition_slots(store._file.directory[0], 4, 0, 0)
     with pytest.raises(BufferError):
         store._file.map.close()
     for call in (

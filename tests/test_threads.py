@@ -86,7 +86,7 @@ def test_of_many_threads_that_create_an_expired_key_exactly_one_wins(
 
 
 def test_histories_that_make_no_sense_are_told_from_those_that_do() -> None:
-    """The judge of the laboratory's histories, judged."""
+    """The classify of the laboratory's histories, judged."""
     create, other = Operation("create", 0, 1, 7), Operation("create", 2, 3, 8)
     assert linearizable([[create], [Operation("read", 2, 3, 7)]])
     assert linearizable([[create], [Operation("read", 0, 3, None)]])

@@ -315,13 +315,13 @@ def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_
     store: KVStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A purge that had read the clock once, at its start, took such keys for expired ones."""
-    due_at = Table.due_at
+    segment_expiry = Table.segment_expiry
 
     def set_the_clock_back(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
         if position == 0:
             clock.set(START_SECONDS)
             run_together(create_some)
-        return due_at(table, position, now_ms)
+        return segment_expiry(table, position, now_ms)
 
     def create_some() -> None:
         for number in range(100):  # in all stripes but the first, which the purge holds now
@@ -333,7 +333,7 @@ def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_
     seed = IDENTITY.unpack_from(store.path.read_bytes())[4]
     store.create("key", {})
     clock.advance(10**9)
-    monkeypatch.setattr(Table, "due_at", set_the_clock_back)
+    monkeypatch.setattr(Table, "segment_expiry", set_the_clock_back)
     assert store.purge_expired() == 0
     assert sorted(created) == sorted(set(store) - {"key"})
 

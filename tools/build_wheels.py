@@ -135,7 +135,7 @@ def _find_pythons() -> Iterator[Python]:
 
 
 def _identify(executable: Path, version: str) -> bool:
-    """Tell whether this is a CPython of this version that can make environments and build."""
+    """Return whether this is a CPython of this version that can make environments and build."""
     try:
         finished = subprocess.run(
             [executable, "-I", "-c", _IDENTIFY],

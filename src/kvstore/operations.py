@@ -66,11 +66,11 @@ class Operations(ABC):
         """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
 
     @abstractmethod
-    def _begin_changes(self) -> None:
+    def _mark_dirty(self) -> None:
         """Have the disk know that the index is in flux, before the first change."""
 
     @abstractmethod
-    def _refuse(self) -> NoReturn:
+    def _raise_closed(self) -> NoReturn:
         """Raise StoreClosedError."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Operations(ABC):
         try:
             record = self._create(key, encoded_key, encoded, lifetime)
         except StoreFullError:
-            if self._file.refuses:
+            if self._file.read_only:
                 raise
             # Tried again even if another thread was the one to take something back.
             self._purge_for_room()
@@ -122,7 +122,7 @@ class Operations(ABC):
         try:
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
-                    self._refuse()
+                    self._raise_closed()
                 return self._create_under_stripe(
                     key, key_hash, encoded_key, encoded, lifetime, times
                 )
@@ -133,9 +133,9 @@ class Operations(ABC):
     def _begin(self) -> None:
         """Begin changes, once; a file that was begun stays so."""
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         if self._file.pristine:
-            self._begin_changes()
+            self._mark_dirty()
         self._is_begun = True
 
     def _create_under_stripe(
@@ -153,19 +153,19 @@ class Operations(ABC):
             slot = table.find(key_hash, encoded_key)
             while slot > 0:  # more than once where damage gave a key two slots
                 if not table.is_expired(slot, now_ms):
-                    raise _exists(key)
+                    raise _exists_error(key)
                 table.delete(slot, encoded_key)
-                self._file.owe_flush()
+                self._file.require_full_flush()
                 slot = table.find(key_hash, encoded_key)
-            used = table.used(-slot) if slot else SEGMENT_SLOTS
+            used = table.used_slot_count(-slot) if slot else SEGMENT_SLOTS
             if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
-                slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+                slot = self._find_after_split(key_hash, encoded_key, now_ms)
             expires_at = now_ms + lifetime if lifetime else 0
             if times is not None:
                 now_ms, expires_at = times
             taken: list[int] = []
             try:
-                record = slab.take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded), taken)
+                record = slab.allocate(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded), taken)
                 slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
                 table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
                 if not self._file.in_place:
@@ -176,12 +176,12 @@ class Operations(ABC):
         except KVStoreError:
             raise
         except BaseException:
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             raise
         return record
 
     def _give_up(self, slot: int, taken: list[int]) -> None:
-        """Undo a `create` that was cut short, unless its record is in its slot already."""
+        """Rollback a `create` that was cut short, unless its record is in its slot already."""
         for record in taken:
             if not (self._table.is_live(slot) and self._slab.is_record(record)):
                 self._undo_create(slot, record)
@@ -194,18 +194,18 @@ class Operations(ABC):
             except (KVStoreError, OSError) as error:
                 # Where the map is not private, the key seems damaged until the next opening, which
                 # finds no record of it.
-                self._file.refuse_changes(error)
-                self._table.hide(slot)
+                self._file.make_read_only(error)
+                self._table.mask_slot(slot)
                 return
         self._slab.discard(record)
 
-    def _find_after_making_room(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
+    def _find_after_split(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
         """Rewrite a segment that is getting full; return the free slot, which there is then."""
-        self._table.make_room(key_hash, now_ms)
+        self._table.split_or_compact(key_hash, now_ms)
         slot = self._table.find(key_hash, encoded_key)
         if slot > 0:
             # Damage had led its slot astray, and the rewriting has put it where it is found.
-            raise _exists(encoded_key.decode())
+            raise _exists_error(encoded_key.decode())
         if not slot:
             raise StoreFullError(
                 f"{self._path}: the table's segment for this key has all of its {SEGMENT_SLOTS:,} "
@@ -236,7 +236,7 @@ class Operations(ABC):
         try:
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
-                    self._refuse()
+                    self._raise_closed()
                 slot = self._table.find(key_hash, encoded_key)
                 if slot <= 0:
                     raise KeyNotFoundError(key)
@@ -253,7 +253,7 @@ class Operations(ABC):
             if waiting:
                 leave()
         if not verify(header, encoded, tail, expires_at, key_hash):
-            raise _damaged(key, slot, tail & SLOT_RECORD_MASK)
+            raise _damaged_error(key, slot, tail & SLOT_RECORD_MASK)
         return encoded
 
     @overload
@@ -287,7 +287,7 @@ class Operations(ABC):
         try:
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
-                    self._refuse()
+                    self._raise_closed()
                 slot = self._table.find(key_hash, encoded_key)
                 if slot <= 0:
                     raise KeyNotFoundError(key)
@@ -301,11 +301,11 @@ class Operations(ABC):
                 try:
                     record = self._table.delete(slot, encoded_key)
                     if self._durable:
-                        self._file.note_cleared(record)
+                        self._file.record_cleared(record)
                 except KVStoreError:
                     raise
                 except BaseException:
-                    self._file.leave_unclean()
+                    self._file.require_rebuild()
                     raise
         finally:
             if waiting:
@@ -331,12 +331,12 @@ class Operations(ABC):
         return -((now_ms - expires_at) // 1000) if expires_at else None
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `read` would find `key`; False for what cannot be a key."""
+        """Return whether `read` would find `key`; False for what cannot be a key."""
         try:
             encoded_key = encode_key(key)
         except InvalidKeyError:
             if self._closed:
-                self._refuse()
+                self._raise_closed()
             return False
         return self._expiry(encoded_key) is not None
 
@@ -352,7 +352,7 @@ class Operations(ABC):
         try:
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
-                    self._refuse()
+                    self._raise_closed()
                 slot = self._table.find(key_hash, encoded_key)
                 if slot <= 0:
                     return None
@@ -363,18 +363,18 @@ class Operations(ABC):
                 if key is not None:
                     record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
                     if self._slab.expiry_at(record) != expires_at:
-                        raise _damaged(key, slot, record)
+                        raise _damaged_error(key, slot, record)
                 return expires_at, now_ms
         finally:
             if waiting:
                 leave()
 
 
-def _exists(key: str) -> KeyExistsError:
+def _exists_error(key: str) -> KeyExistsError:
     return KeyExistsError(f"key {key!r}: exists already; delete it first")
 
 
-def _damaged(key: str, slot: int, record: int) -> CorruptStoreError:
+def _damaged_error(key: str, slot: int, record: int) -> CorruptStoreError:
     return CorruptStoreError(
         f"key {key!r}: the record at byte {record:,} fails its checksum, or is not the one that "
         f"its slot at byte {slot:,} tells of; delete the key"
@@ -386,4 +386,4 @@ if not TYPE_CHECKING and compiled is not None:
     class Operations(compiled.Operations, Operations):
         """The compiled twin. What is rare it has from the plain one."""
 
-        _exists, _damaged = staticmethod(_exists), staticmethod(_damaged)
+        _exists_error, _damaged_error = staticmethod(_exists_error), staticmethod(_damaged_error)

@@ -136,7 +136,7 @@ class KVStore(Operations, Mapping[str, Value]):
             self._inside: set[int] = set()
             self._closing = Lock()
             self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
-            self._file.call_after_fork(self._abandon)
+            self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._closed = False  # in this one step it is open
         except BaseException:
@@ -185,7 +185,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def _count(self) -> int:
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         now_ms = clock.now_ms()
         return sum(
             self._table.count(extent, now_ms)
@@ -203,7 +203,7 @@ class KVStore(Operations, Mapping[str, Value]):
             CorruptStoreError: after all keys that can be told, where damage hides others.
         """
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         return self._iterate()
 
     def _iterate(self) -> Iterator[str]:
@@ -228,8 +228,8 @@ class KVStore(Operations, Mapping[str, Value]):
     def _keys_at(self, position: int) -> tuple[list[bytes], int, list[str]]:
         with self._stripes[position // _DIRECTORY_PER_STRIPE]:
             if self._closed:
-                self._refuse()
-            return self._table.keys_at(position, clock.now_ms())
+                self._raise_closed()
+            return self._table.segment_keys(position, clock.now_ms())
 
     def items(self) -> "StoreItems":
         """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
@@ -257,14 +257,14 @@ class KVStore(Operations, Mapping[str, Value]):
                 # One segment under the stripe at a time: others get their turn in between.
                 with self._stripes[number]:
                     if self._closed:
-                        self._refuse()
-                    extent, position, due = self._table.due_at(position, clock.now_ms())
+                        self._raise_closed()
+                    extent, position, due = self._table.segment_expiry(position, clock.now_ms())
                 if due:
                     if self._file.pristine:
-                        self._mark_changing()
+                        self._mark_dirty_alone()
                     with self._stripes[number]:
                         if self._closed:
-                            self._refuse()
+                            self._raise_closed()
                         try:
                             # Each time anew: what was created after the clock was set back has
                             # not expired by an earlier reading of it.
@@ -272,7 +272,7 @@ class KVStore(Operations, Mapping[str, Value]):
                         except KVStoreError:
                             raise
                         except BaseException:
-                            self._file.leave_unclean()
+                            self._file.require_rebuild()
                             raise
         if purged and self._durable:
             self._file.flush()
@@ -282,7 +282,7 @@ class KVStore(Operations, Mapping[str, Value]):
     def _purge_for_room(self) -> None:
         with suppress(StoreFullError, CorruptStoreError):
             self._purge()
-            self._slab.give_pending()
+            self._slab.free_pending()
             # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
             self._slab.free_spare()
         if self._extents.waits_for_flush:
@@ -294,7 +294,7 @@ class KVStore(Operations, Mapping[str, Value]):
     def path(self) -> Path:
         """The file, as an absolute path."""
         if self._is_half_made():
-            self._refuse()
+            self._raise_closed()
         return self._path
 
     @property
@@ -312,7 +312,7 @@ class KVStore(Operations, Mapping[str, Value]):
             StoreClosedError: the store is closed, or was opened before a fork.
         """
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         self._file.flush()
         self._file.check_path()
 
@@ -326,7 +326,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def _count_extents(self) -> StoreStats:
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         with self._space:
             return count_extents(self._file, self._max_bytes)
 
@@ -343,11 +343,11 @@ class KVStore(Operations, Mapping[str, Value]):
         """
         if self._is_half_made():
             return
-        if not self._closed and self._file.is_parents:
-            # Here before `_abandon`: collected as garbage, or closed by a function that the program
-            # had registered to run in forked children before it imported this package.
-            self._abandon()
-        if self._closed and (self._file.let_go or self._file.is_parents):
+        if not self._closed and self._file.owned_by_parent:
+            # Here before `_detach_after_fork`: collected as garbage, or closed by a function that
+            # the program had registered to run in forked children before it imported this package.
+            self._detach_after_fork()
+        if self._closed and (self._file.released or self._file.owned_by_parent):
             return
         if is_inside() and self._is_busy_here():
             close_at_end(self)
@@ -381,7 +381,7 @@ class KVStore(Operations, Mapping[str, Value]):
     def _close(self) -> None:
         with self._closing:
             # One that was interrupted on its way is ended by the next.
-            if self._closed and (self._file.let_go or self._file.is_parents):
+            if self._closed and (self._file.released or self._file.owned_by_parent):
                 return
             try:
                 self._with_all_stripes(self._set_closed)
@@ -394,7 +394,7 @@ class KVStore(Operations, Mapping[str, Value]):
             if not self._closed:
                 self._slab.free_spare()
         except BaseException as error:
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             if not isinstance(error, KVStoreError | OSError):
                 raise
         finally:
@@ -407,7 +407,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def __enter__(self) -> Self:
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -444,19 +444,19 @@ class KVStore(Operations, Mapping[str, Value]):
             return self._with_all_stripes(act, first + 1)
 
     @operation(flushes=True)
-    def _begin_changes(self) -> None:
-        self._mark_changing()
+    def _mark_dirty(self) -> None:
+        self._mark_dirty_alone()
 
-    def _mark_changing(self) -> None:
+    def _mark_dirty_alone(self) -> None:
         with self._closing:
             if self._closed:
-                self._refuse()
-            self._file.begin_changes()
+                self._raise_closed()
+            self._file.mark_dirty()
 
     def _check_reentry(self, flushes: bool) -> None:
         """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
         if self._closed:
-            self._refuse()
+            self._raise_closed()
         if self._is_held_here(flushes):
             raise StoreBusyError(
                 f"{self._path}: this thread is inside an operation on the store already, which a "
@@ -465,7 +465,7 @@ class KVStore(Operations, Mapping[str, Value]):
             )
         begin_inside(str(self._path))
 
-    def _refuse(self) -> NoReturn:
+    def _raise_closed(self) -> NoReturn:
         if self._is_half_made():
             raise StoreClosedError(
                 "the store was not opened: KVStore.__init__ was not called, has not ended or has "
@@ -477,17 +477,17 @@ class KVStore(Operations, Mapping[str, Value]):
             else f"{self._path}: the store belongs to the parent of this forked process"
         )
 
-    def _renew_locks(self) -> None:
+    def _reset_locks_after_fork(self) -> None:
         """In a forked child: other threads of the parent may have held these, and let go there."""
         self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
         self._closing = Lock()
 
-    def _abandon(self) -> None:
+    def _detach_after_fork(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""
-        self._renew_locks()
+        self._reset_locks_after_fork()
         self._was_open = True
         self._closed = True
-        self._file.abandon()
+        self._file.detach_after_fork()
 
 
 def _check_max_bytes(max_bytes: SupportsIndex) -> int:
@@ -524,11 +524,11 @@ def _close_all() -> None:
         close_reporting(store)
 
 
-def _renew_all_locks() -> None:
+def _reset_all_locks_after_fork() -> None:
     # A closed store too, which no lock on its file names: it takes a stripe to say that it is.
     for store in list(_stores):
-        store._renew_locks()
+        store._reset_locks_after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_all_locks)
+    os.register_at_fork(after_in_child=_reset_all_locks_after_fork)

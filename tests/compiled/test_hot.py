@@ -105,9 +105,9 @@ def _call_all(parts: Parts) -> None:
             (table.insert, place, 1, b"k", 2**20, 2, 0),
             (table.delete, place, b"k"),
             (table.remove, place),
-            (slab.give, place if place > 2**20 else 2**64),
-            (table._sort_out, place, 4, 0, 0),
-            (slab.take, place + 2**15),
+            (slab.free, place if place > 2**20 else 2**64),
+            (table._partition_slots, place, 4, 0, 0),
+            (slab.allocate, place + 2**15),
             (slab.write_record, max(place, LAST + 1), b"k" * 99, b"v" * 16_384, 1, 0, 0),
         ]
         for call, *arguments in refused:
@@ -116,8 +116,8 @@ def _call_all(parts: Parts) -> None:
         allowed: list[tuple[Callable[..., object], *tuple[Any, ...]]] = [
             (table.is_live, place),
             (table.is_expired, place, 0),
-            (table.used, place),
-            (slab.holds, place, b"k"),
+            (table.used_slot_count, place),
+            (slab.contains_record_of, place, b"k"),
             (slab.read_record, place),
             (slab.expiry_at, place),
             (slab.key_at, place, 10),
@@ -136,7 +136,7 @@ def test_nothing_is_taken_for_bytes_that_is_none(path: Path, store: KVStore) -> 
         lambda: table.find(1, nothing),
         lambda: table.insert(2**20 + 256, 1, nothing, 2**20, 2, 0),
         lambda: table.delete(2**20 + 256, nothing),
-        lambda: slab.holds(2**20, nothing),
+        lambda: slab.contains_record_of(2**20, nothing),
         lambda: slab.write_record(2**20, nothing, b"{}", 1, 0, 0),
         lambda: slab.write_record(2**20, b"k", nothing, 1, 0, 0),
         lambda: table._slot_key(nothing),
@@ -153,7 +153,7 @@ def test_nothing_is_taken_for_bytes_that_is_none(path: Path, store: KVStore) -> 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
-@pytest.mark.parametrize("amid", ["_open_extent", "make_room"])
+@pytest.mark.parametrize("amid", ["_open_extent", "split_or_compact"])
 def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: str) -> None:
     """By a signal handler, which runs where the operation runs Python, and returns in the child.
 
@@ -165,7 +165,7 @@ def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: 
         os.urandom = bytes
         case = next(case for case in CASES if case.name == "create and split")
         store = KVStore(sys.argv[1])
-        if sys.argv[2] == "make_room":
+        if sys.argv[2] == "split_or_compact":
             case.prepare(store)
         parts = store._slab if sys.argv[2] == "_open_extent" else store._table
         real = getattr(parts, sys.argv[2])

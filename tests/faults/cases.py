@@ -184,7 +184,7 @@ def _fill_first_segment(store: KVStore) -> None:
     table = store._table
     extent = store._file.directory[0]
     number = 0
-    while table.used(extent << EXTENT_SHIFT) < SPLIT_AT:
+    while table.used_slot_count(extent << EXTENT_SHIFT) < SPLIT_AT:
         key = f"fill{number}"
         number += 1
         if key_hash(key.encode(), HASH_SEED) >> STRIPE_SHIFT == 0:
@@ -192,7 +192,7 @@ def _fill_first_segment(store: KVStore) -> None:
 
 
 def _extents_left(store: KVStore) -> bool:
-    """Tell whether there is an extent to take, or a free block of the class of the largest."""
+    """Return whether there is an extent to take, or a free block of the class of the largest."""
     file = store._file
     return (
         file.shorts[FRESH_EXTENT_OFFSET >> 1] < file.extent_count

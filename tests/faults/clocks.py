@@ -14,7 +14,7 @@ from typing import Final
 
 from support import MIN_MAX_BYTES
 from support.clock import START_SECONDS, FakeClock
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 import kvstore.clock
@@ -63,14 +63,14 @@ class Clocks:
         return min(max(0, self._clock.now_ms), LAST_MS)
 
     def _set_clock_amid_purge(self) -> None:
-        due_at = Table.due_at
+        segment_expiry = Table.segment_expiry
 
         def set_and_look(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
             if self._jump_in_purge and self._rng.random() < 0.3:
                 self.set_clock()
-            return due_at(table, position, now_ms)
+            return segment_expiry(table, position, now_ms)
 
-        setattr(Table, "due_at", set_and_look)  # noqa: B010
+        setattr(Table, "segment_expiry", set_and_look)  # noqa: B010
 
     # --- the clock -----------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Clocks:
     def open_again(self) -> None:
         """Close and open, the clock set meanwhile or not."""
         self._store.close()
-        assert_whole(self._path)
+        assert_consistent(self._path)
         if self._rng.random() < 0.5:
             self.set_clock()
         self._store = KVStore(self._path, max_bytes=MIN_MAX_BYTES)
@@ -242,7 +242,7 @@ class Clocks:
         self._note_time()
         self.look_at_all()
         self._store.close()
-        assert_whole(self._path)
+        assert_consistent(self._path)
 
     def step(self) -> None:
         """Do anything."""

@@ -81,7 +81,7 @@ class Original:
         self._segments = {page // EXTENT_SIZE for page in self.buckets}
 
     def may_hide_keys(self, damage: Damage) -> bool:
-        """Tell whether keys may be absent, without an error, after this damage.
+        """Return whether keys may be absent, without an error, after this damage.
 
         A page of the table that was replaced as a whole is found by its marker or its shape. If it
         was one of the fixed extents, the index is built anew only where all records are there, and
@@ -272,13 +272,15 @@ def use(
 
 
 def outlives_the_index(store: KVStore, key: str) -> bool:
-    """Tell whether a key that can be read has its name in its record, not in its slot alone.
+    """Return whether a key that can be read has its name in its record, not in its slot alone.
 
     A read needs the one, and rebuilding the index the other.
     """
     encoded = key.encode()
     slot = store._table.find(key_hash(encoded, store._file.hash_seed), encoded)
-    return store._slab.holds(store._file.words[slot + SLOT_RECORD_OFFSET >> 3], encoded)
+    return store._slab.contains_record_of(
+        store._file.words[slot + SLOT_RECORD_OFFSET >> 3], encoded
+    )
 
 
 def look_at(store: KVStore, key: str, value: Value) -> str:

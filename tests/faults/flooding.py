@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 import kvstore.format.layout
@@ -106,7 +106,7 @@ def cost(path: Path, keys: Sequence[str]) -> Cost:
         for key in keys:
             store.create(key, {})
         found = Cost(store, keys)
-    assert_whole(path)
+    assert_consistent(path)
     return found
 
 
@@ -158,7 +158,7 @@ def force(folder: Path, rng: random.Random) -> int:
             fill(store, keys)
             live = set(keys[:SEGMENT_SLOTS])
             assert_deepest(store, prefix)
-            make_room(store, live, keys, rng)
+            split_or_compact(store, live, keys, rng)
             crashed = path.with_name("crashed.kvs")
             crashed.write_bytes(path.read_bytes())
         for each in (path, crashed):
@@ -186,7 +186,9 @@ def assert_deepest(store: KVStore, prefix: int) -> None:
     assert len(set(directory)) == 16 + 11
 
 
-def make_room(store: KVStore, live: set[str], keys: Sequence[str], rng: random.Random) -> None:
+def split_or_compact(
+    store: KVStore, live: set[str], keys: Sequence[str], rng: random.Random
+) -> None:
     """Deleting makes room for as many others, and everything can be read."""
     gone = rng.sample(sorted(live), 100)
     for key in gone:
@@ -211,7 +213,7 @@ def assert_holds(path: Path, live: set[str]) -> None:
         with pytest.raises(StoreFullError):
             store.create("one more", {})
         assert all(store.read(key) == {"n": key} for key in live)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 EXPERIMENTS = (

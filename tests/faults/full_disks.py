@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from support import MIB, disks
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreFullError
@@ -102,7 +102,7 @@ def fill_by_itself(disk: Disk, _rng: random.Random) -> int:
         create_until_full(store, live)
         _assert_holds(store, live)
         change_on_full_disk(store, live, copy_on_write=False)
-    assert_whole(file)
+    assert_consistent(file)
     assert file.stat().st_size > disks.SIZES[disk.kind] / 2
     with KVStore(file) as store:
         _assert_holds(store, live)
@@ -337,7 +337,7 @@ def make_store(file: Path, records: int, *, close: bool = True) -> State:
         for number in range(records):
             _create(store, live, f"early {number}", SIZES[number % len(SIZES)])
         if not close:
-            store._file.leave_unclean()
+            store._file.require_rebuild()
     return live
 
 
@@ -375,13 +375,13 @@ def work_once_there_is_room(file: Path, live: State) -> None:
             store.delete(key)
             del live[key]
         _assert_holds(store, live)
-    assert_whole(file)
+    assert_consistent(file)
     with KVStore(file) as store:
         _assert_holds(store, live)
 
 
 def _is_slow(store: KVStore) -> bool:
-    """Tell whether each change takes milliseconds, as on a full btrfs."""
+    """Return whether each change takes milliseconds, as on a full btrfs."""
     return store.path.parent.name.startswith("btrfs")
 
 
@@ -437,7 +437,7 @@ def fill_under_limit(file: Path, rng: random.Random) -> None:
         change_on_full_disk(store, live, copy_on_write=False)
     with KVStore(file) as store:
         _assert_holds(store, live)
-    assert_whole(file)
+    assert_consistent(file)
     assert limit - MIB < file.stat().st_size <= limit
 
 
@@ -449,7 +449,7 @@ def lower_limit_while_open(file: Path, rng: random.Random) -> None:
         _allow_files_of(file.stat().st_size + rng.randrange(200_000))
         create_until_full(store, live, of_disk=False)
         change_on_full_disk(store, live, copy_on_write=False)
-    assert_whole(file)
+    assert_consistent(file)
 
 
 def open_beyond_limit(file: Path, rng: random.Random) -> None:
@@ -469,7 +469,7 @@ def open_beyond_limit(file: Path, rng: random.Random) -> None:
     _allow_files_of(resource.RLIM_INFINITY)
     with KVStore(file) as store:
         _assert_holds(store, live)
-    assert_whole(file)
+    assert_consistent(file)
 
 
 def die_of_signal(file: Path, rng: random.Random) -> None:
@@ -510,7 +510,7 @@ def die_of_signal(file: Path, rng: random.Random) -> None:
         live[f"{number}"] = make_value(f"{number}", number, 12_000)
     with KVStore(file) as store:
         _assert_holds(store, live)
-    assert_whole(file)
+    assert_consistent(file)
 
 
 def _allow_files_of(size: int) -> None:

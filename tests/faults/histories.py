@@ -20,7 +20,7 @@ from typing import Any, Final
 from support import MIN_MAX_BYTES
 from support.clock import START_SECONDS, FakeClock
 from support.threads import Operation, linearizable, run_together
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 import kvstore.clock
@@ -71,9 +71,21 @@ def _switching(step: Callable[..., Any], dice: random.Random) -> Callable[..., A
 
 
 _STEPS: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
-    (Table, ("find", "insert", "remove", "make_room", "count", "keys_at", "purge", "is_expired")),
-    (Slab, ("give", "write_record", "read_record", "_after_first_free", "_link", "_unlink")),
-    (Extents, ("take", "give")),
+    (
+        Table,
+        (
+            "find",
+            "insert",
+            "remove",
+            "split_or_compact",
+            "count",
+            "segment_keys",
+            "purge",
+            "is_expired",
+        ),
+    ),
+    (Slab, ("free", "write_record", "read_record", "_after_first_free", "_link", "_unlink")),
+    (Extents, ("allocate", "free")),
 )
 
 
@@ -186,7 +198,7 @@ class Round:
     def run(
         self, fillers: Callable[[int], None], with_values: bool, ttls: Sequence[int | None]
     ) -> int:
-        """Let threads work, judge each key's history, and return how many calls there were."""
+        """Let threads work, classify each key's history, and return how many calls there were."""
         start_ms = self._clock.now_ms
         settings: list[Operation] = []
         dice = [random.Random(self._rng.random()) for _ in range(THREADS)]
@@ -246,7 +258,7 @@ class Round:
 
 
 def record_histories(folder: Path, rng: random.Random) -> int:
-    """Work with many threads on few keys, judge each key's history; return how many calls."""
+    """Work with many threads on few keys, classify each key's history; return how many calls."""
     switch_often(rng)
     clock = FakeClock()
     setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
@@ -288,7 +300,7 @@ def record_histories(folder: Path, rng: random.Random) -> int:
         ttls = rng.choice(TTLS)
         calls += Round(store, rng, clock, stable).run(fill, kind != "on the brink", ttls)
     store.close()
-    assert_whole(path)
+    assert_consistent(path)
     with KVStore(path) as store:
         assert stable <= set(store)
     return calls
@@ -343,7 +355,7 @@ def count_while_others_work(folder: Path, rng: random.Random) -> int:
             *(lambda how=how: count(how) for how in hows),
         )
         assert len(store) == store.stats().records == stable + created[1] + movers
-    assert_whole(path)
+    assert_consistent(path)
     return len(counts)
 
 
@@ -443,7 +455,7 @@ def work_until_closed(folder: Path, rng: random.Random) -> int:
         run_together(
             *(lambda owner=owner, store=store: owner.work(store) for owner in owners), *closers
         )
-        assert_whole(path)
+        assert_consistent(path)
         with KVStore(path) as store:
             assert dict(store) == {k: v for owner in owners for k, v in owner.live.items()}
     return sum(owner.calls for owner in owners)

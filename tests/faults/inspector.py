@@ -36,7 +36,7 @@ from kvstore.format.layout import (
     STATE,
     STATE_OFFSET,
 )
-from kvstore.format.records import is_whole, magics, size_class_at
+from kvstore.format.records import is_valid_record, magics, size_class_at
 from kvstore.recovery.check import check_file
 from kvstore_inspect.command_line import group, main
 
@@ -59,7 +59,9 @@ class Truth:
         for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
             extent = contents[base : base + EXTENT_SIZE]
             for position in magics(extent):
-                if size_class_at(extent, position) >= 0 and is_whole(extent, position, base, seed):
+                if size_class_at(extent, position) >= 0 and is_valid_record(
+                    extent, position, base, seed
+                ):
                     _, value_size, key_size, *_ = RECORD.unpack_from(extent, position)
                     start = base + position + RECORD_HEADER_SIZE
                     key = contents[start : start + key_size].decode()
@@ -74,7 +76,7 @@ class Truth:
         return {key for key, place in self.places.items() if damaged[place] == contents[place]}
 
     def has_identity(self, damaged: bytes) -> bool:
-        """Tell whether one of the two copies of the identity is untouched."""
+        """Return whether one of the two copies of the identity is untouched."""
         return any(
             damaged[offset : offset + IDENTITY.size]
             == self.original.contents[offset : offset + IDENTITY.size]
@@ -119,7 +121,9 @@ def live_places(contents: bytes) -> list[range]:
     for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
         extent = contents[base : base + EXTENT_SIZE]
         for position in magics(extent):
-            if size_class_at(extent, position) >= 0 and is_whole(extent, position, base, seed):
+            if size_class_at(extent, position) >= 0 and is_valid_record(
+                extent, position, base, seed
+            ):
                 _, values, keys, *_ = RECORD.unpack_from(extent, position)
                 size = RECORD_HEADER_SIZE + keys + values
                 places.append(range(base + position, base + position + size))

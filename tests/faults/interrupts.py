@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from support.clock import FakeClock
 from support.threads import run_together
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 import kvstore.clock
@@ -389,7 +389,7 @@ def _contents(file: Path) -> State:
     with KVStore(file, max_bytes=MAX_BYTES) as store:
         found = dict(store.items())
         assert len(store) == len(found)
-    assert_whole(file)
+    assert_consistent(file)
     return found
 
 

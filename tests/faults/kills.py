@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 from unittest import mock
 
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, Workload, make_value
 
 from kvstore import KVStore
@@ -118,14 +118,14 @@ def kill_during_creation(folder: Path, rng: random.Random) -> int:
             )
             store.create("other", value)
             assert store.read("other") == value
-        assert_whole(file)
+        assert_consistent(file)
     return ROUNDS
 
 
 def kill_during_recovery(folder: Path, rng: random.Random) -> int:
     """Kill one process after the other while it recovers the file."""
     file = folder / "test.kvs"
-    state = _leave_unclean(file, rng)
+    state = _requires_rebuild(file, rng)
     recover = partial(_work_and_wait, file, [])
     whole = _time_of(recover)
     for number in range(ROUNDS):
@@ -165,7 +165,7 @@ def kill_at_every_flush(folder: Path, rng: random.Random) -> int:
         for after in (False, True):
             for at in range(1, 100):
                 file.unlink(missing_ok=True)
-                state = _leave_unclean(file, rng, 200) if unclean else {}
+                state = _requires_rebuild(file, rng, 200) if unclean else {}
                 operations = _operations(rng, state, 60)
 
                 done = _kill_when(
@@ -421,7 +421,7 @@ def _reopen(file: Path, *, in_copy: bool) -> State:
         # It is not only readable: it works.
         store.create("probe", {})
         store.delete("probe")
-    assert_whole(file)
+    assert_consistent(file)
     return contents
 
 
@@ -438,7 +438,7 @@ def _joined(states: list[State]) -> State:
     return {key: value for state in states for key, value in state.items()}
 
 
-def _leave_unclean(file: Path, rng: random.Random, count: int = 3_000) -> State:
+def _requires_rebuild(file: Path, rng: random.Random, count: int = 3_000) -> State:
     """Have a worker killed after that many operations; return what it left in the file."""
     operations = _operations(rng, {}, count)
 

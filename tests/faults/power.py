@@ -30,7 +30,7 @@ from typing import Any, Final
 import pytest
 from support import MIB
 from support.images import PAGE, SECTOR, write_image
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value, random_size
 
 import kvstore.clock
@@ -398,7 +398,7 @@ def assert_survives(
         for key, value in (created | contents).items():
             assert store.read(key) == value
         assert len(store) == len(contents) + len(created)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def assert_allowed(store: KVStore, allowed: Possible, seconds: int) -> dict[str, Value]:
@@ -749,7 +749,7 @@ def live(plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random) -
         life = Life(store, disk, clock, rng)
         rng.choice(plan.deeds)(life)
         life.close()
-    assert_whole(path)
+    assert_consistent(path)
     assert bytes(disk.contents) == path.read_bytes(), "a change went past the door"
     return opened
 

@@ -23,7 +23,7 @@ from typing import Final, NoReturn
 
 from support.children import PATIENCE_SECONDS, environment
 from support.threads import run_together
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreClosedError, StoreLockedError
@@ -116,7 +116,7 @@ def race_to_open(folder: Path, rng: random.Random) -> int:
     assert Counter(outcomes.values())["held"] + Counter(outcomes.values())["dying"] >= 1
     with KVStore(rng.choice(names)) as store:
         assert dict(store) == expected
-    assert_whole(path)
+    assert_consistent(path)
     return RACERS
 
 
@@ -166,7 +166,7 @@ def fork_amid_work(folder: Path, rng: random.Random) -> int:
     path = folder / "store.kvs"
     store = KVStore(path, durable=rng.random() < 0.4)
     owners = [Owner(f"{number}/", rng, small=rng.random() < 0.5) for number in range(4)]
-    lingering, let_go = os.pipe()
+    lingering, released = os.pipe()
     lingerers: list[int] = []
     closes = threading.Event()
 
@@ -182,7 +182,7 @@ def fork_amid_work(folder: Path, rng: random.Random) -> int:
 
     def fork_one(act: Callable[[KVStore, Path], None], *, closing: bool) -> None:
         def live() -> None:
-            os.close(let_go)
+            os.close(released)
             if not closing and not closes.is_set():
                 # The map has one, of which a copy does not hold the lock.
                 assert len(_descriptors_of(path)) <= 1, "the child has the locked file open"
@@ -209,11 +209,11 @@ def fork_amid_work(folder: Path, rng: random.Random) -> int:
         close,
     )
     expected = {key: value for owner in owners for key, value in owner.live.items()}
-    assert_whole(path)
+    assert_consistent(path)
     # Those that live on keep nothing of it.
     with KVStore(path) as again:
         assert dict(again) == expected
-    os.close(let_go)
+    os.close(released)
     os.close(lingering)
     for pid in lingerers:
         assert wait(pid) == 0
@@ -450,7 +450,7 @@ class Holders:
                 assert store.read(key)["mark"] == mark
             for key, value in store.items():
                 assert value == make_value(key, value["mark"], len(value["text"])), value
-        assert_whole(self._path)
+        assert_consistent(self._path)
 
 
 def harm_holders(folder: Path, rng: random.Random) -> int:
@@ -582,14 +582,14 @@ def end_with_threads_at_work(folder: Path, rng: random.Random) -> int:
         assert "Fatal" not in ended.stderr, what
         path = place / "store.kvs"
         if "at once" not in ending and "terminated" not in ending:
-            assert_whole(path)
+            assert_consistent(path)
             if "cycle" in ending:
-                assert_whole(place / "cycle.kvs")
+                assert_consistent(place / "cycle.kvs")
         with KVStore(path) as store:
             for key in ended.stdout.split():
                 assert store.get(key) == {"key": key}, f"{key!r} was lost; {what}"
             assert all(value == {"key": key} for key, value in store.items())
-        assert_whole(path)
+        assert_consistent(path)
         with KVStore(place / "other.kvs") as store:
             assert all(value == {} for value in store.values())
     return ENDS
@@ -723,7 +723,7 @@ class Names:
         while self._open:
             self._close()
         for path, file in self._files.items():
-            assert_whole(path)
+            assert_consistent(path)
             with KVStore(path) as store:
                 assert dict(store) == file.contents
 

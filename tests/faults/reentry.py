@@ -24,7 +24,7 @@ from typing import Final
 
 from support.clock import FakeClock
 from support.threads import run_together
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 import kvstore.clock
 from kvstore import (
@@ -224,7 +224,7 @@ def _interrupt_once(
     with KVStore(file, max_bytes=MAX_BYTES) as opened:
         found = dict(opened.items())
     assert found == expected, sorted(found.keys() ^ expected.keys())
-    assert_whole(file)
+    assert_consistent(file)
 
 
 def _use_on(store: KVStore, expected: State) -> None:
@@ -435,7 +435,7 @@ def signals_and_garbage(folder: Path, rng: random.Random) -> int:
     assert not failures, failures
     crowd.check()
     _close_by_signal(crowd)
-    assert_whole(file)
+    assert_consistent(file)
     with KVStore(file) as opened:
         crowd.store = opened
         crowd.check()
@@ -494,7 +494,7 @@ def crosswise(folder: Path, rng: random.Random) -> int:
         left = set(store)
         assert left <= {"x0", "x1"}, left
         store.close()
-        assert_whole(store.path)
+        assert_consistent(store.path)
     return sum(calls)
 
 

@@ -21,7 +21,7 @@ import pytest
 from support import MIB
 from support.clock import FakeClock
 from support.parts import FaultyDoor, replace_door
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
@@ -291,7 +291,7 @@ class Original:
         """Refuse one write of the operation, and look at everything; False: it has not so many."""
         self._path.write_bytes(self._bytes)
         with KVStore(self._path) as store:
-            store._file.begin_changes()
+            store._file.mark_dirty()
             before = self._contents
             step = self._shape.step(store, self._keys) if self._shape.step else None
             after = apply(before, step)
@@ -305,7 +305,7 @@ class Original:
             final = go_on(store, now, step, rng)
             killed_later = self._path.read_bytes()
         self._reopen(None, final)
-        assert_whole(self._path)
+        assert_consistent(self._path)
         if rng.random() < 0.5:
             self._reopen(killed, now)
         else:
@@ -383,7 +383,7 @@ def go_on(store: KVStore, state: State, step: Step | None, rng: random.Random) -
     Where a change could not be undone, nothing is written until the next opening, and this says so.
     """
     key = step[0] if step is not None else "another"
-    if store._file.refuses:
+    if store._file.read_only:
         for _ in range(2):
             with suppress(KVStoreError), pytest.raises(CorruptStoreError, match="be undone"):
                 store.delete(key) if key in store else store.create(key, {})
@@ -424,7 +424,7 @@ def refuse_writes_of_an_opening(folder: Path, rng: random.Random) -> int:
             with KVStore(path) as store:
                 assert dict(store.items()) == now, describe_difference(dict(store), now)
                 store.create("late", {})
-            assert_whole(path)
+            assert_consistent(path)
         except BaseException as error:
             name = errno.errorcode[number]
             error.add_note(f"write {fail_at} refused with {name}{' for good' if lasting else ''}")
@@ -505,7 +505,7 @@ def refuse_system_calls(folder: Path, rng: random.Random) -> int:
             with KVStore(path) as store:
                 assert dict(store.items()) == live, describe_difference(dict(store), live)
                 store.create("late", {})
-            assert_whole(path)
+            assert_consistent(path)
         except BaseException as error:
             name = errno.errorcode[number]
             error.add_note(f"call {fail_at} refused with {name}{' for good' if lasting else ''}")
@@ -668,7 +668,7 @@ def fail_flushes(folder: Path, rng: random.Random) -> int:
                 check_after_power_loss(folder / "power.kvs", image, on_disk)
             with KVStore(path) as store:
                 assert dict(store.items()) == witness.live, f"flush {fail_at}"
-            assert_whole(path)
+            assert_consistent(path)
             path.unlink()
             if platter.calls < fail_at:
                 break
@@ -710,7 +710,7 @@ def refuse_at_random(folder: Path, rng: random.Random) -> int:
                     live[key] = value
             except (KVStoreError, OSError):
                 refused += 1
-        if store._file.refuses or rng.random() < 0.01:
+        if store._file.read_only or rng.random() < 0.01:
             assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
             store.close()
             store = KVStore(path, max_bytes=8 * MIB)
@@ -718,7 +718,7 @@ def refuse_at_random(folder: Path, rng: random.Random) -> int:
     store.close()
     with KVStore(path) as store:
         assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
-    assert_whole(path)
+    assert_consistent(path)
     return refused
 
 

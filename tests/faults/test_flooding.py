@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.clock import FakeClock
 from support.disks import quick_folder
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 from faults.flooding import fill, forced
 from kvstore import KVStore, StoreFullError
@@ -91,4 +91,4 @@ def test_more_records_of_one_entry_than_slots_are_said_and_come_back_when_others
             assert present.items() <= after.items()
             assert len(after) == SEGMENT_SLOTS
             assert all(value["n"] == key for key, value in after.items())
-        assert_whole(path)
+        assert_consistent(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import Child
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 from kvstore import KVStore
 
@@ -25,4 +25,4 @@ def test_limit_too_small_for_any_store_is_refused_as_an_error(path: Path) -> Non
         said = child.end().splitlines()
     assert [line.split()[0] for line in said] == ["True", "True"], said
     KVStore(path).close()
-    assert_whole(path)
+    assert_consistent(path)

@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from support.clock import FakeClock
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 import kvstore.clock
 import kvstore.file.datafile
@@ -159,7 +159,7 @@ def _judge_one(file: Path, allowed: list[State], probes: bool) -> None:
         if probes:
             make_probes(store)
         assert dict(store.items()) == found
-    assert_whole(file)
+    assert_consistent(file)
 
 
 EXPERIMENTS = (

@@ -18,7 +18,7 @@ import kvstore.file.datafile
 import kvstore.file.platform
 from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     DIRECTORY_OFFSET,
     EXTENT_SIZE,
@@ -52,7 +52,7 @@ def open_file(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:
     try:
         yield file
     finally:
-        file.leave_unclean()
+        file.require_rebuild()
         file.close()
 
 
@@ -72,7 +72,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
-def assert_whole(path: Path) -> None:
+def assert_consistent(path: Path) -> None:
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -90,7 +90,7 @@ def test_missing_empty_or_zero_file_becomes_a_new_one(path: Path, before: bytes 
     with open_parts(path):
         pass
     assert path.stat().st_size == FIRST_FILE_SIZE
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_new_file_has_two_equal_identities_with_random_parts(path: Path) -> None:
@@ -155,7 +155,7 @@ def test_new_file_that_the_disk_has_no_room_for_is_left_as_it_was(
     assert not was_there or path.stat().st_size == 0
     with open_parts(path):
         pass
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- identity ----------------------------------------------------------------------------------
@@ -246,19 +246,19 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
         real(fd)
 
     monkeypatch.setattr(kvstore.file.datafile, "flush_file", flush)
-    file.begin_changes()
+    file.mark_dirty()
     assert flushed == [0]
     assert not file.pristine
-    file.begin_changes()
+    file.mark_dirty()
     assert flushed == [0]
     file.close()
     assert flushed == [0, 0, 1]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_left_unclean_is_not_trusted_when_opened_again(path: Path) -> None:
     with open_parts(path) as parts:
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
     assert state_of(path)["clean"] == 0
     with open_file(path) as file:
         assert not file.trusted
@@ -271,7 +271,7 @@ def test_state_with_any_byte_changed_counts_as_not_clean(path: Path, offset: int
     overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x55]))
     with open_parts(path) as parts:
         assert parts.table.find(parts.hash(b"a"), b"a") > 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_clean_state_with_a_wrong_index_checksum_is_not_trusted(path: Path) -> None:
@@ -327,12 +327,12 @@ def test_growth_that_power_loss_took_back_is_forgotten(path: Path) -> None:
     with open_parts(path) as parts:
         parts.file.flush()
         parts.file.grow()
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
     os.truncate(path, FIRST_FILE_SIZE + 100)
     assert state_of(path)["extent_count"] > state_of(path)["durable_count"] == FIRST_EXTENTS
     with open_parts(path) as parts:
         assert parts.file.extent_count == FIRST_EXTENTS
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_flush_makes_growth_durable(path: Path) -> None:
@@ -488,7 +488,7 @@ def test_blocks_are_filled_with_zeros_where_the_system_cannot_reserve_them(path:
         parts.file.grow()
         parts.store(b"a", b"{}")
     assert path.stat().st_blocks * 512 >= path.stat().st_size
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_fallocate
@@ -535,7 +535,7 @@ def use_the_parts(parts: Parts) -> None:
         if number % 4 == 0:
             parts.remove(key)
     for position in range(0, 2**15, 2**11):
-        parts.table.make_room(position << 49, NOW_MS + 100)
+        parts.table.split_or_compact(position << 49, NOW_MS + 100)
     parts.file.grow()
     parts.file.flush()
 
@@ -550,7 +550,7 @@ def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyP
             patch.setattr(os, "urandom", lambda _size, them=randoms: next(them))
             with open_parts(path) as parts:
                 use_the_parts(parts)
-        assert_whole(path)
+        assert_consistent(path)
         images.append(path.read_bytes())
     assert images[0] == images[1]
 
@@ -620,7 +620,7 @@ def test_disk_that_is_too_full_for_the_clean_flag_leaves_the_file_unclean(
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
         assert parts.table.find(parts.hash(b"a"), b"a") > 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None:
@@ -634,14 +634,14 @@ def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None
     assert path.stat().st_size == FIRST_FILE_SIZE + 16 * EXTENT_SIZE
 
 
-# --- undo --------------------------------------------------------------------------------------
+# --- rollback ------------------------------------------------------------------------------------
 
 
 def test_undo_keeps_what_a_block_wrote_that_did_not_raise(path: Path) -> None:
     with open_file(path) as file:
-        with Undo(file) as undo:
-            undo.write(SCRATCH, b"abc")
-            undo.write(SCRATCH + 1, b"x")
+        with Rollback(file) as rollback:
+            rollback.write(SCRATCH, b"abc")
+            rollback.write(SCRATCH + 1, b"x")
         assert file.map[SCRATCH : SCRATCH + 3] == b"axc"
 
 
@@ -660,10 +660,10 @@ def test_undo_takes_back_in_reverse_what_a_block_wrote_that_raised(
             real(offset, data)
 
         replace_door(file, note)
-        with pytest.raises(type(error)), Undo(file) as undo:
-            undo.write(SCRATCH, b"123")
-            undo.write(SCRATCH + 1, b"45")
-            undo.write(SCRATCH + 2, b"6")
+        with pytest.raises(type(error)), Rollback(file) as rollback:
+            rollback.write(SCRATCH, b"123")
+            rollback.write(SCRATCH + 1, b"45")
+            rollback.write(SCRATCH + 2, b"6")
             raise error
         assert written[3:] == [(2, b"5"), (1, b"23"), (0, b"abc")]
         assert file.map[SCRATCH : SCRATCH + 6] == b"abcdef"
@@ -678,10 +678,10 @@ def test_undo_takes_back_the_write_that_failed_half_way(path: Path) -> None:
             real(offset, data[:2])
             raise StoreFullError("full")
 
-        with pytest.raises(StoreFullError), Undo(file) as undo:
-            undo.write(SCRATCH, b"abc")
+        with pytest.raises(StoreFullError), Rollback(file) as rollback:
+            rollback.write(SCRATCH, b"abc")
             replace_door(file, half)
-            undo.write(SCRATCH + 8, b"defg")
+            rollback.write(SCRATCH + 8, b"defg")
         assert not any(file.map[SCRATCH : SCRATCH + 16])
 
 
@@ -691,10 +691,10 @@ def test_undo_that_fails_lets_nothing_more_be_written(path: Path) -> None:
         file = parts.file
         parts.store(b"a", b"{}")
         FaultyDoor(file, 3, StoreFullError("no room"), lasting=True)
-        with pytest.raises(StoreFullError, match="no room"), Undo(file) as undo:
-            undo.write(SCRATCH, b"abc")
-            undo.write(SCRATCH + 8, b"abc")
-            undo.write(SCRATCH + 16, b"abc")
+        with pytest.raises(StoreFullError, match="no room"), Rollback(file) as rollback:
+            rollback.write(SCRATCH, b"abc")
+            rollback.write(SCRATCH + 8, b"abc")
+            rollback.write(SCRATCH + 16, b"abc")
         for _ in range(2):
             with pytest.raises(CorruptStoreError, match=r"could not be undone \(no room\)"):
                 file.write(SCRATCH, b"\0")
@@ -703,7 +703,7 @@ def test_undo_that_fails_lets_nothing_more_be_written(path: Path) -> None:
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
         assert parts.table.find(parts.hash(b"a"), b"a") > 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- closing -----------------------------------------------------------------------------------
@@ -731,7 +731,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
         assert parts.table.find(parts.hash(b"a"), b"a") > 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_close_says_that_the_path_names_another_file_and_leaves_that_alone(path: Path) -> None:

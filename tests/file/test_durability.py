@@ -25,7 +25,7 @@ from support.images import (
     write_image,
 )
 from support.parts import FaultyDoor
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 import kvstore.file.datafile
 import kvstore.file.platform
@@ -70,7 +70,7 @@ def test_sync_flushes_what_was_written_before_it(path: Path) -> None:
         with before_each_flush(lambda: at_flush.append(path.read_bytes())):
             store.sync()
         assert b"marker of this value" in at_flush[-1]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_buffered_operations_do_not_wait_for_the_disk(path: Path) -> None:
@@ -81,7 +81,7 @@ def test_buffered_operations_do_not_wait_for_the_disk(path: Path) -> None:
                 store.create(f"{number}", {})
                 store.delete(f"{number}")
         assert count == []
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_durable_reads_do_not_wait_for_the_disk(path: Path) -> None:
@@ -93,7 +93,7 @@ def test_durable_reads_do_not_wait_for_the_disk(path: Path) -> None:
             assert len(store) == 1
             assert list(store) == ["key"]
         assert count == []
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_new_file_has_its_folder_flushed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_new_file_has_its_folder_flushed(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", fsync)
     with KVStore(path):
         assert os.path.realpath(path.parent) in folders
-    assert_whole(path)
+    assert_consistent(path)
 
 
 class Gate:
@@ -212,7 +212,7 @@ def test_durable_operations_that_wait_at_the_same_time_share_a_flush(
             assert gate.log.index(f"return {key}") > second_end, gate.log
         assert gate.log.index("return leader") > gate.log.index("end 1")
         monkeypatch.undo()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_operations_go_on_while_a_flush_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_operations_go_on_while_a_flush_runs(path: Path, monkeypatch: pytest.Mon
                 gate.let_through(1_000_000)
             syncing.result(PATIENCE_SECONDS)
         monkeypatch.undo()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- what a durable operation asks for ---------------------------------------------------------
@@ -309,7 +309,7 @@ def durable(path: Path, in_place: None) -> Iterator[KVStore]:
         store.sync()
         yield store
     KVStore(path).close()  # some leave it to be recovered
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_durable_create_flushes_its_record_alone(durable: KVStore) -> None:
@@ -369,11 +369,11 @@ def test_what_is_not_overwritten_in_place_is_flushed_whole(
         store.create("small", {})
         assert asked_by(lambda: store.create("key", {})) == [EVERYTHING]
         assert asked_by(lambda: store.delete("key")) == [EVERYTHING]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # What else could cost an operation its record has to be on the disk as well: see
-# `DataFile.owe_flush`.
+# `DataFile.require_full_flush`.
 
 
 def test_first_durable_operation_finds_the_index_marked_as_in_flux(
@@ -385,7 +385,7 @@ def test_first_durable_operation_finds_the_index_marked_as_in_flux(
         first, second = asked_by(lambda: store.create("key", {}))
         assert first == EVERYTHING
         assert second != EVERYTHING
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_growth_is_flushed_with_the_record_that_needed_it(durable: KVStore) -> None:
@@ -478,7 +478,7 @@ def test_delete_that_is_interrupted_is_flushed_with_what_comes_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable._file, "note_cleared", interrupt)
+        patch.setattr(durable._file, "record_cleared", interrupt)
         with pytest.raises(KeyboardInterrupt):
             durable.delete("key")
     assert not has_asked_for_its_record_alone(lambda: durable.create("key", {}))
@@ -519,7 +519,7 @@ def test_what_a_rewritten_segment_dropped_is_flushed_away(
         assert not has_asked_for_its_record_alone(lambda: store.create(next(full), {}))
         assert store.stats().records == SPLIT_AT // 2 + 2
         assert has_asked_for_its_record_alone(lambda: store.create(next(other), {}))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def keys_of_stripe(store: KVStore, stripe: int) -> Iterator[str]:
@@ -550,8 +550,8 @@ def test_buffered_store_keeps_no_account_of_what_it_cleared(path: Path, in_place
         for number in range(100):
             store.create(f"{number}", {})
             store.delete(f"{number}")
-        assert store._file._flush_shared._cleared == []
-    assert_whole(path)
+        assert store._file._group_commit._cleared == []
+    assert_consistent(path)
 
 
 def test_durable_count_waits_for_a_flush_of_everything(durable: KVStore) -> None:
@@ -560,7 +560,7 @@ def test_durable_count_waits_for_a_flush_of_everything(durable: KVStore) -> None
         durable._file.grow()
     grown = durable._file.size // EXTENT_SIZE
     assert durable._file._durable_count < grown
-    durable._file._flush_shared._owes_everything = False  # as between growth and its owing
+    durable._file._group_commit._owes_everything = False  # as between growth and its owing
     durable.create("key", {})
     assert durable._file._durable_count < grown
     durable.sync()
@@ -605,7 +605,7 @@ def test_after_a_failed_flush_no_later_one_is_trusted(path: Path) -> None:
         assert store.read("key") == {"n": 1}
         store.create("other", {})
         store.sync()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_after_a_failed_flush_durable_operations_go_on_raising(path: Path) -> None:
@@ -621,7 +621,7 @@ def test_after_a_failed_flush_durable_operations_go_on_raising(path: Path) -> No
     with KVStore(path, durable=True) as store:
         store.create("works again", {})
         assert set(store) <= {"key", "unlucky", "later", "works again"}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_after_a_failed_flush_of_a_record_no_later_one_is_trusted(
@@ -645,7 +645,7 @@ def test_flush_that_fails_in_close_is_raised_and_the_file_is_let_go(path: Path) 
         store.close()
     with KVStore(path) as store:
         assert store.read("key") == {"n": 1}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_flush_that_fails_as_a_with_block_ends_is_raised(path: Path) -> None:
@@ -658,7 +658,7 @@ def test_flush_that_fails_as_a_with_block_ends_is_raised(path: Path) -> None:
 
         assert_raises_eio(use)
     KVStore(path).close()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_flush_that_fails_before_the_first_change_stops_the_change(path: Path) -> None:
@@ -673,7 +673,7 @@ def test_flush_that_fails_before_the_first_change_stops_the_change(path: Path) -
     assert_raises_eio(store.close)
     with KVStore(path) as store:
         assert dict(store) == {"key": {"n": 1}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_flush_that_fails_at_creation_leaves_what_can_be_created_again(path: Path) -> None:
@@ -682,7 +682,7 @@ def test_flush_that_fails_at_creation_leaves_what_can_be_created_again(path: Pat
         assert_raises_eio(lambda: KVStore(path))
     with KVStore(path) as store:
         store.create("key", {})
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_flush_that_fails_in_recovery_leaves_what_can_be_recovered_again(path: Path) -> None:
@@ -694,7 +694,7 @@ def test_flush_that_fails_in_recovery_leaves_what_can_be_recovered_again(path: P
         assert_raises_eio(lambda: KVStore(copy))
     with KVStore(copy) as store:
         assert store.read("key") == {"n": 1}
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_threads_that_share_a_failed_flush_are_all_told(
@@ -722,4 +722,4 @@ def test_threads_that_share_a_failed_flush_are_all_told(
     monkeypatch.undo()
     assert_raises_eio(store.close)
     KVStore(path).close()
-    assert_whole(path)
+    assert_consistent(path)

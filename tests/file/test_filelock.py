@@ -93,12 +93,12 @@ def test_forked_child_calls_back_and_holds_nothing(path: Path) -> None:
         from kvstore.file.lock import FileLock
 
         class Owner:
-            def abandon(self):
+            def detach_after_fork(self):
                 os.write(1, b"abandoned\\n")
 
         owner = Owner()
         lock = FileLock(sys.argv[1], 0.0)
-        lock.call_after_fork(owner.abandon)
+        lock.call_after_fork(owner.detach_after_fork)
         pid = os.fork()
         if pid == 0:
             try:

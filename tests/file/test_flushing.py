@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import kvstore.file.group_commit
-from kvstore.file.group_commit import SharedFlush
+from kvstore.file.group_commit import GroupCommit
 
 PATIENCE_SECONDS = 60
 
@@ -98,7 +98,7 @@ class ToldLock:
 class Callers:
     """Threads that call one shared flush."""
 
-    def __init__(self, flush: SharedFlush, waiters: Waiters) -> None:
+    def __init__(self, flush: GroupCommit, waiters: Waiters) -> None:
         self._flush = flush
         self._waiters = waiters
         self._threads: list[threading.Thread] = []
@@ -145,13 +145,13 @@ def waiters() -> Waiters:
 
 
 @pytest.fixture
-def shared(disk: Disk, waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> SharedFlush:
+def shared(disk: Disk, waiters: Waiters, monkeypatch: pytest.MonkeyPatch) -> GroupCommit:
     monkeypatch.setattr(kvstore.file.group_commit, "Lock", waiters.make_lock)
-    return SharedFlush(disk)
+    return GroupCommit(disk)
 
 
 @pytest.fixture
-def callers(shared: SharedFlush, waiters: Waiters) -> Callers:
+def callers(shared: GroupCommit, waiters: Waiters) -> Callers:
     return Callers(shared, waiters)
 
 
@@ -206,7 +206,7 @@ def test_caller_during_the_second_flush_waits_for_the_third(callers: Callers, di
 
 
 def test_failure_reaches_the_leader_as_it_is_and_is_final_for_all_later_callers(
-    callers: Callers, disk: Disk, shared: SharedFlush
+    callers: Callers, disk: Disk, shared: GroupCommit
 ) -> None:
     failure = OSError(errno.EIO, "the disk is gone")
     callers.call("leader", and_sleep=False)
@@ -307,14 +307,14 @@ def test_followers_of_a_leader_interrupted_before_its_flush_have_another_lead(
     }
 
 
-def test_calls_after_the_end_return_at_once(disk: Disk, shared: SharedFlush) -> None:
+def test_calls_after_the_end_return_at_once(disk: Disk, shared: GroupCommit) -> None:
     shared.end()
     shared()
     shared.end()
     assert disk.flushes == 0
 
 
-def test_end_waits_for_the_running_flush(callers: Callers, disk: Disk, shared: SharedFlush) -> None:
+def test_end_waits_for_the_running_flush(callers: Callers, disk: Disk, shared: GroupCommit) -> None:
     callers.call("leader", and_sleep=False)
     disk.wait_for_start()
     callers.run("end", shared.end, and_sleep=True)
@@ -326,7 +326,7 @@ def test_end_waits_for_the_running_flush(callers: Callers, disk: Disk, shared: S
     assert disk.flushes == 1
 
 
-def test_failure_outlives_the_end(callers: Callers, disk: Disk, shared: SharedFlush) -> None:
+def test_failure_outlives_the_end(callers: Callers, disk: Disk, shared: GroupCommit) -> None:
     callers.call("leader", and_sleep=False)
     disk.wait_for_start()
     disk.end(OSError(errno.EIO, "the disk is gone"))
@@ -347,7 +347,7 @@ class Parts:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int] | None] = []
         self.outcome: BaseException | None = None
-        self.shared = SharedFlush(self._flush, self._flush_part)
+        self.shared = GroupCommit(self._flush, self._flush_part)
 
     def _flush(self) -> None:
         self._note(None)
@@ -372,13 +372,13 @@ def test_call_for_a_part_flushes_it_alone_where_nothing_is_owed() -> None:
 
 def test_call_for_a_part_flushes_everything_where_no_other_flush_is_known(disk: Disk) -> None:
     disk.end_all_to_come()
-    assert SharedFlush(disk)(PART) is True
+    assert GroupCommit(disk)(PART) is True
     assert disk.flushes == 1
 
 
 def test_what_is_owed_is_paid_by_one_flush_of_everything() -> None:
     parts = Parts()
-    parts.shared.owe()
+    parts.shared.require_full()
     assert [parts.shared(PART), parts.shared(PART)] == [True, False]
     assert parts.asked == [None, PART]
 
@@ -386,7 +386,7 @@ def test_what_is_owed_is_paid_by_one_flush_of_everything() -> None:
 def test_what_one_cleared_itself_needs_its_part_alone_however_often() -> None:
     parts = Parts()
     for _ in range(2):
-        parts.shared.note_cleared(PART[0])
+        parts.shared.record_cleared(PART[0])
     parts.shared(PART)
     parts.shared((8_192, 8_200))
     assert parts.asked == [PART, (8_192, 8_200)]
@@ -394,8 +394,8 @@ def test_what_one_cleared_itself_needs_its_part_alone_however_often() -> None:
 
 def test_what_another_cleared_makes_it_a_flush_of_everything() -> None:
     parts = Parts()
-    parts.shared.note_cleared(PART[0])
-    parts.shared.note_cleared(8_192)
+    parts.shared.record_cleared(PART[0])
+    parts.shared.record_cleared(8_192)
     parts.shared(PART)
     parts.shared(PART)
     assert parts.asked == [None, PART]
@@ -406,7 +406,7 @@ def test_what_is_cleared_while_a_flush_runs_is_left_for_the_next() -> None:
         def _note(self, what: tuple[int, int] | None) -> None:
             super()._note(what)
             if len(self.asked) < 3:
-                self.shared.note_cleared(8_192)
+                self.shared.record_cleared(8_192)
 
     parts = Clearing()
     parts.shared(PART)
@@ -419,9 +419,9 @@ def test_what_is_cleared_while_a_flush_runs_is_left_for_the_next() -> None:
 @pytest.mark.parametrize("owed", [False, True])
 def test_flush_that_was_interrupted_is_owed_whole(owed: bool) -> None:
     parts = Parts()
-    parts.shared.note_cleared(PART[0])
+    parts.shared.record_cleared(PART[0])
     if owed:
-        parts.shared.owe()
+        parts.shared.require_full()
     parts.outcome = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         parts.shared(PART)
@@ -462,7 +462,7 @@ def test_those_who_wait_for_their_parts_share_a_flush_of_everything(
         disk()
 
     monkeypatch.setattr(kvstore.file.group_commit, "Lock", waiters.make_lock)
-    callers = Callers(shared := SharedFlush(flush, flush_part), waiters)
+    callers = Callers(shared := GroupCommit(flush, flush_part), waiters)
     callers.run("leader", lambda: shared(PART), and_sleep=False)
     disk.wait_for_start()
     for number in range(7):
@@ -486,7 +486,7 @@ def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
     """The leader looks whether it is followed, then one joins it, before its part is flushed."""
     parts = Parts()
     late = kvstore.file.group_commit._Flush()
-    late.is_whole, late.succeeded = False, True
+    late.is_valid_record, late.succeeded = False, True
     joinable = parts.shared._joinable
 
     class LateForOne(dict[str, kvstore.file.group_commit._Flush]):
@@ -505,7 +505,7 @@ def test_what_is_owed_for_reuse_waits_for_a_flush_that_began_later() -> None:
     shared = parts.shared
     assert not shared.reuse_waits
     shared(PART)
-    shared.owe_for_reuse()
+    shared.require_full_flush_for_reuse()
     seen = []
 
     class Amid(Parts):
@@ -513,10 +513,10 @@ def test_what_is_owed_for_reuse_waits_for_a_flush_that_began_later() -> None:
             super()._note(what)
             seen.append(amid.shared.reuse_waits)
             if len(seen) == 1:
-                amid.shared.owe_for_reuse()
+                amid.shared.require_full_flush_for_reuse()
 
     amid = Amid()
-    amid.shared.owe_for_reuse()
+    amid.shared.require_full_flush_for_reuse()
     amid.shared(PART)
     assert amid.shared.reuse_waits, "for it was owed once more while the disk was at it"
     amid.shared(PART)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import portalocker
 import pytest
 from support.processes import Child, run_script
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 import kvstore.file.datafile
 import kvstore.file.platform
@@ -111,7 +111,7 @@ def test_file_system_is_told_from_a_table_of_any_bytes_or_not_at_all(
     monkeypatch.setattr(kvstore.file.platform, "open", give, raising=False)
     assert kvstore.file.platform._file_system(0) == name
     KVStore(path).close()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_linux
@@ -126,7 +126,7 @@ def test_probe_that_fails_in_any_way_stops_no_opening(
     monkeypatch.setattr(probe, _raiser(error), raising=False)
     with KVStore(path, durable=True) as store:
         store.create("key", {})
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def _not_in_place(fd: int) -> bool:
@@ -154,7 +154,7 @@ def test_blocks_that_may_not_be_reserved_are_written_instead(
         with KVStore(path) as store:
             store.create(f"k{len(store)}", {"x": "x" * 16_000})
     assert path.stat().st_blocks * 512 >= FIRST_FILE_SIZE
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- no descriptor left --------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_every_member_works_where_the_process_has_no_descriptor_left(
     with Child(USE_EVERYTHING, path, place, durable, KVSTORE_PURE=pure) as child:
         assert child.end().splitlines() == ["loaded later:", "end"]
         assert child.errors() == ""
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_posix
@@ -250,7 +250,7 @@ def test_store_left_open_is_closed_at_exit_where_no_descriptor_is_left(path: Pat
     with Child(script, path) as child:
         child.end()
         assert child.errors() == ""
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_linux
@@ -275,7 +275,7 @@ def test_durable_store_without_a_way_to_flush_pages_flushes_everything(
         store.create("key", {})
         store.delete("key")
         assert len(flushes) == 2
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- a first opening that fails ------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_durable_store_without_a_way_to_flush_pages_flushes_everything(
         "kvstore.file.datafile.is_state",
         "kvstore.file.datafile.map_file",
         "kvstore.file.datafile.read_ahead",
-        "kvstore.file.datafile.SharedFlush",
+        "kvstore.file.datafile.GroupCommit",
         "kvstore.file.lock.FileLock.open_again",
         "kvstore.recovery.rebuild.rebuild",
         "kvstore.store.Table",
@@ -321,7 +321,7 @@ def test_first_opening_that_fails_leaves_what_was_there_before(
             assert path.read_bytes() == before
     with KVStore(path) as store:
         store.create("key", {})
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_later_opening_that_fails_leaves_the_store_as_it_is(
             KVStore(path)
     with KVStore(path) as store:
         assert store.read("key") == {"n": 1}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_posix
@@ -373,7 +373,7 @@ def test_who_waits_for_a_first_opening_that_fails_makes_a_file_of_his_own(
         waiting.end()
     with KVStore(path) as store:
         assert list(store) == ["key"]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_posix
@@ -396,7 +396,7 @@ def test_file_that_another_opener_was_first_to_fill_is_not_removed(
     monkeypatch.undo()
     with KVStore(path) as store:
         assert list(store) == ["theirs"]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_link_to_where_nothing_is_becomes_a_store_there(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_link_to_where_nothing_is_becomes_a_store_there(tmp_path: Path) -> None:
     with KVStore(link) as store:
         store.create("key", {})
     assert link.is_symlink()
-    assert_whole(tmp_path / "there" / "test.kvs")
+    assert_consistent(tmp_path / "there" / "test.kvs")
 
 
 # --- address space -------------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_address_space_that_is_too_small_is_said_and_leaves_no_file(path: Path) 
         for fact in ("smaller max_bytes", "1,000,000,000", "RLIMIT_AS", f"{int(limit):,}"):
             assert fact in said
         assert left == "False"
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +486,7 @@ def test_folder_that_cannot_be_flushed_stops_neither_a_first_nor_a_second_openin
         for _ in range(2):
             with KVStore(path) as store:
                 store.sync()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_root
@@ -591,7 +591,7 @@ def test_process_that_cannot_see_its_file_any_more_goes_on_and_closes_it(
     assert run_script(OUT_OF_SIGHT, path, "there", act).splitlines() == ["fine", "fine", "True"]
     with KVStore(path) as store:
         assert list(store) == ["key"]
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_root
@@ -622,7 +622,7 @@ def test_folder_that_gives_way_to_something_else_takes_the_file_along(
     for act in (store.sync, store.close):
         with pytest.raises(OSError, match="removed or replaced"):
             act()
-    assert_whole(tmp_path / "away" / "test.kvs")
+    assert_consistent(tmp_path / "away" / "test.kvs")
 
 
 # --- leases --------------------------------------------------------------------------------------
@@ -669,7 +669,7 @@ def test_lease_of_another_process_is_waited_for(path: Path, kind: str) -> None:
             holder.say("give it up")
             waiting.expect("opened")
             waiting.end()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_linux
@@ -769,7 +769,7 @@ def test_holder_of_another_pid_namespace_is_not_named_by_its_number_there(path: 
         assert "process 1 " not in line
         holder.say()
         holder.end()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @needs_root
@@ -879,7 +879,7 @@ def test_limit_of_the_system_on_files_is_the_one_that_is_named(path: Path) -> No
     assert "5,000,000" in said
     assert "ulimit -f" in said
     assert "max_bytes" not in said
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_that_the_file_system_lets_be_no_longer_is_used_as_it_is(
@@ -897,4 +897,4 @@ def test_file_that_the_file_system_lets_be_no_longer_is_used_as_it_is(
         for number in range(10_000):
             store.create(f"k{number}", {"x": "x" * 16_000})
     assert "max_bytes" not in str(caught.value)
-    assert_whole(path)
+    assert_consistent(path)

@@ -1,4 +1,4 @@
-"""Writes that a copy-on-write disk refuses, even to undo others: readers see the state before.
+"""Writes that a copy-on-write disk refuses, even to roll back others: readers see the state before.
 
 The fault laboratory refuses each write of each operation; these are the cases that once failed.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.clock import FakeClock
 from support.parts import FullDisk
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 import kvstore.file.datafile
 from kvstore import CorruptStoreError, KVStore, StoreFullError
@@ -66,7 +66,7 @@ def test_key_whose_create_could_not_be_undone_is_absent(path: Path) -> None:
     with KVStore(path) as store:
         assert dict(store) == {"beside": {}}
         store.create("key", {"n": 2})
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("fail_at", range(1, 5))
@@ -96,7 +96,7 @@ def test_delete_that_could_not_be_finished_is_undone_for_good(path: Path, fail_a
         assert dict(store) == expected
     with KVStore(path) as store:
         assert dict(store) == expected
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_delete_whose_slot_cannot_be_put_back_lets_nothing_more_be_written(
@@ -113,7 +113,7 @@ def test_delete_whose_slot_cannot_be_put_back_lets_nothing_more_be_written(
             store.create("key", {"n": 2})
     with KVStore(path) as store:
         assert dict(store) == {"beside": {}, "key": {"n": 1}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_that_cannot_be_recovered_for_want_of_room_is_open_to_readers(path: Path) -> None:
@@ -143,7 +143,7 @@ def test_file_that_cannot_be_recovered_for_want_of_room_is_open_to_readers(path:
     with KVStore(killed) as store:
         assert dict(store) == expected
         store.create("key", {})
-    assert_whole(killed)
+    assert_consistent(killed)
 
 
 def test_file_whose_first_write_fails_is_open_all_the_same(
@@ -161,7 +161,7 @@ def test_file_whose_first_write_fails_is_open_all_the_same(
         store = KVStore(path)
         assert dict(store) == {"key": {"n": 1}}
     store.close()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_quota_is_a_full_disk(

@@ -8,7 +8,7 @@ from support import MIB
 from support.parts import FaultyDoor, Parts, open_parts, replace_door
 
 from kvstore import CorruptStoreError, StoreFullError
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     EXTENT_SIZE,
     FIXED_EXTENTS,
@@ -35,9 +35,9 @@ def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take(parts: Parts, *, for_segment: bool = False) -> int:
     """Take an extent and mark it as a slab, as its new owner would."""
-    with parts.extents.lock, Undo(parts.file) as undo:
-        extent = parts.extents.take(undo, for_segment=for_segment)
-        undo.write(
+    with parts.extents.lock, Rollback(parts.file) as rollback:
+        extent = parts.extents.allocate(rollback, for_segment=for_segment)
+        rollback.write(
             map_entry_offset(extent),
             SLAB_ENTRY.pack(KIND_SLAB, 0, 1, NO_BLOCK, 1, NO_EXTENT, NO_EXTENT, 0),
         )
@@ -46,8 +46,8 @@ def take(parts: Parts, *, for_segment: bool = False) -> int:
 
 def give(parts: Parts, *extents: int) -> None:
     for extent in extents:
-        with parts.extents.lock, Undo(parts.file) as undo:
-            parts.extents.give(extent, undo)
+        with parts.extents.lock, Rollback(parts.file) as rollback:
+            parts.extents.free(extent, rollback)
 
 
 def allocator(parts: Parts) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: P
         parts.file.flush()
         assert not parts.extents.waits_for_flush
         assert take(parts, for_segment=True) == taken[-2]
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
 
 
 @pytest.mark.parametrize("error", [StoreFullError("no room"), KeyboardInterrupt()])

@@ -60,7 +60,7 @@ def parts(path: Path) -> Iterator[Parts]:
     """An open file that is not checked: its blocks belong to no slot."""
     with open_parts(path, 8 * MIB) as parts:
         yield parts
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
 
 
 def entry(parts: Parts, extent: int) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def class_list(parts: Parts, size_class: int) -> list[int]:
 
 
 def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
-    record = parts.slab.take(32 + len(key) + len(value))
+    record = parts.slab.allocate(32 + len(key) + len(value))
     parts.slab.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
     parts.slab.finish_record(record)
     return record
@@ -96,7 +96,7 @@ def tail_of(record: int, key: bytes = KEY, value: bytes = VALUE) -> int:
 
 @pytest.mark.parametrize("size", [34, 64, 65, 512, 513, 576, 577, 16_384, MAX_RECORD_SIZE])
 def test_block_is_of_the_smallest_class_that_holds_the_record(parts: Parts, size: int) -> None:
-    offset = parts.slab.take(size)
+    offset = parts.slab.allocate(size)
     kind, size_class, live, *_ = entry(parts, offset >> EXTENT_SHIFT)
     assert (kind, live) == (KIND_SLAB, 1)
     assert BLOCK_SIZES[size_class] == min(each for each in BLOCK_SIZES if each >= size)
@@ -105,7 +105,7 @@ def test_block_is_of_the_smallest_class_that_holds_the_record(parts: Parts, size
 @pytest.mark.parametrize("size_class", [0, 5, 14, 30, LARGEST])
 def test_blocks_of_a_class_fill_extents_one_after_the_other(parts: Parts, size_class: int) -> None:
     count = 2 * BLOCKS_PER_EXTENT[size_class]
-    offsets = [parts.slab.take(BLOCK_SIZES[size_class]) for _ in range(count)]
+    offsets = [parts.slab.allocate(BLOCK_SIZES[size_class]) for _ in range(count)]
     assert len(set(offsets)) == count
     assert all(offset % EXTENT_SIZE % BLOCK_SIZES[size_class] == 0 for offset in offsets)
     extents = Counter(offset >> EXTENT_SHIFT for offset in offsets)
@@ -122,32 +122,32 @@ def test_blocks_of_a_class_fill_extents_one_after_the_other(parts: Parts, size_c
 
 
 def test_blocks_given_back_come_again_newest_first(parts: Parts) -> None:
-    offsets = [parts.slab.take(100) for _ in range(20)]
+    offsets = [parts.slab.allocate(100) for _ in range(20)]
     given = [offsets[3], offsets[17], offsets[0], offsets[8]]
     for offset in given:
-        parts.slab.give(offset)
-    assert [parts.slab.take(100) for _ in given] == given[::-1]
-    assert parts.slab.take(100) not in offsets
+        parts.slab.free(offset)
+    assert [parts.slab.allocate(100) for _ in given] == given[::-1]
+    assert parts.slab.allocate(100) not in offsets
 
 
 def test_block_given_back_holds_no_record_any_more(parts: Parts) -> None:
     take_written(parts)
     record = take_written(parts)
     assert parts.slab.is_record(record)
-    parts.slab.give(record)
+    parts.slab.free(record)
     assert not parts.slab.is_record(record)
     assert FREE_BLOCK.unpack_from(parts.file.map, record) == (FREE_MAGIC, NO_BLOCK, 0)
 
 
 def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(parts: Parts) -> None:
-    first = [parts.slab.take(MAX_RECORD_SIZE) for _ in range(3)]
+    first = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
     full = first[0] >> EXTENT_SHIFT
     assert class_list(parts, LARGEST) == []
-    other = parts.slab.take(MAX_RECORD_SIZE) >> EXTENT_SHIFT
+    other = parts.slab.allocate(MAX_RECORD_SIZE) >> EXTENT_SHIFT
     assert class_list(parts, LARGEST) == [other]
-    parts.slab.give(first[1])
+    parts.slab.free(first[1])
     assert class_list(parts, LARGEST) == [full, other]
-    assert parts.slab.take(MAX_RECORD_SIZE) == first[1]
+    assert parts.slab.allocate(MAX_RECORD_SIZE) == first[1]
     assert class_list(parts, LARGEST) == [other]
 
 
@@ -155,17 +155,17 @@ def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(parts
 def test_extent_leaves_the_list_from_any_place_in_it(parts: Parts, position: int) -> None:
     extents = []
     for _ in range(3):
-        offsets = [parts.slab.take(MAX_RECORD_SIZE) for _ in range(3)]
+        offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
         extents.append(offsets)
     for offsets in extents:
-        parts.slab.give(offsets[0])
+        parts.slab.free(offsets[0])
     listed = class_list(parts, LARGEST)
     assert len(listed) == 3
     leaving = listed[position]
     for offsets in extents:
         if offsets[0] >> EXTENT_SHIFT == leaving:
-            parts.slab.give(offsets[1])
-            parts.slab.give(offsets[2])
+            parts.slab.free(offsets[1])
+            parts.slab.free(offsets[2])
     parts.slab.free_spare()
     assert class_list(parts, LARGEST) == [extent for extent in listed if extent != leaving]
     assert entry(parts, leaving)[0] == KIND_FREE
@@ -177,19 +177,19 @@ def test_extent_whose_last_block_is_freed_can_serve_another_class(path: Path) ->
         offsets = []
         with pytest.raises(StoreFullError):
             while True:
-                offsets.append(parts.slab.take(64))
+                offsets.append(parts.slab.allocate(64))
         with pytest.raises(StoreFullError):
-            parts.slab.take(5_000)
+            parts.slab.allocate(5_000)
         extent = offsets[0] >> EXTENT_SHIFT
         in_extent = [offset for offset in offsets if offset >> EXTENT_SHIFT == extent]
         assert len(in_extent) == BLOCKS_PER_EXTENT[0]
         for offset in in_extent:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
         assert class_list(parts, 0) == [extent]
-        assert parts.slab.take(5_000) >> EXTENT_SHIFT == extent
+        assert parts.slab.allocate(5_000) >> EXTENT_SHIFT == extent
         for offset in set(offsets) - set(in_extent):
-            parts.slab.give(offset)
-        parts.slab.give(extent << EXTENT_SHIFT)
+            parts.slab.free(offset)
+        parts.slab.free(extent << EXTENT_SHIFT)
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -198,14 +198,15 @@ def test_single_block_of_a_full_extent_frees_it_whole(parts: Parts) -> None:
     rng = seeded_random()
     for size_class in (LARGEST, 20):
         offsets = [
-            parts.slab.take(BLOCK_SIZES[size_class]) for _ in range(BLOCKS_PER_EXTENT[size_class])
+            parts.slab.allocate(BLOCK_SIZES[size_class])
+            for _ in range(BLOCKS_PER_EXTENT[size_class])
         ]
         assert class_list(parts, size_class) == []
         rng.shuffle(offsets)
         for offset in offsets[:-1]:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
             assert class_list(parts, size_class) == [offsets[0] >> EXTENT_SHIFT]
-        parts.slab.give(offsets[-1])
+        parts.slab.free(offsets[-1])
         assert class_list(parts, size_class) == [offsets[0] >> EXTENT_SHIFT]
         parts.slab.free_spare()
         assert class_list(parts, size_class) == []
@@ -224,8 +225,8 @@ def empty_extents(parts: Parts) -> list[int]:
 def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> None:
     """It opened and freed one each time, at ten times the price, and each time owed a flush."""
     with open_parts(path) as parts:
-        others = [parts.slab.take(64) for _ in range(3)]
-        parts.slab.give(offset := parts.slab.take(5_000))
+        others = [parts.slab.allocate(64) for _ in range(3)]
+        parts.slab.free(offset := parts.slab.allocate(5_000))
         extent = offset >> EXTENT_SHIFT
         assert (class_list(parts, SIZE_CLASSES[5_000 + 31 >> 5]), empty_extents(parts)) == (
             [extent],
@@ -234,35 +235,35 @@ def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> Non
         parts.file.flush()
         before = parts.file.map[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
         for _ in range(10):
-            assert parts.slab.take(5_000) == offset
+            assert parts.slab.allocate(5_000) == offset
             assert empty_extents(parts) == []
-            parts.slab.give(offset)
+            parts.slab.free(offset)
         assert parts.file.map[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE] == before
-        assert not parts.file._flush_shared._owes_everything
+        assert not parts.file._group_commit._owes_everything
         for offset in others:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
 
 
 def test_only_the_extent_that_was_emptied_last_stays_with_its_class(path: Path) -> None:
     with open_parts(path) as parts:
-        offsets = [parts.slab.take(size) for size in (100, 1_000, 5_000)]
+        offsets = [parts.slab.allocate(size) for size in (100, 1_000, 5_000)]
         for offset in offsets:
             parts.file.flush()
-            parts.slab.give(offset)
+            parts.slab.free(offset)
             assert empty_extents(parts) == [offset >> EXTENT_SHIFT]
             # What has become no class's owes a flush of everything; what stays does not.
-            assert parts.file._flush_shared._owes_everything == (offset != offsets[0])
+            assert parts.file._group_commit._owes_everything == (offset != offsets[0])
         # One that is filled again is nobody's to take away.
-        assert parts.slab.take(5_000) == offsets[2]
-        parts.slab.give(other := parts.slab.take(100))
+        assert parts.slab.allocate(5_000) == offsets[2]
+        parts.slab.free(other := parts.slab.allocate(100))
         assert entry(parts, offsets[2] >> EXTENT_SHIFT)[:3] == (
             KIND_SLAB,
             SIZE_CLASSES[5_000 + 31 >> 5],
             1,
         )
         assert empty_extents(parts) == [other >> EXTENT_SHIFT]
-        parts.slab.give(offsets[2])
+        parts.slab.free(offsets[2])
         parts.slab.free_spare()
         assert empty_extents(parts) == []
     assert [str(problem) for problem in check_file(path)] == []
@@ -279,10 +280,10 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
         offsets: list[int] = []
 
         def take(size: int) -> None:
-            offsets.append(parts.slab.take(size))
+            offsets.append(parts.slab.allocate(size))
 
         def give() -> None:
-            parts.slab.give(offsets[-1])
+            parts.slab.free(offsets[-1])
             offsets.pop()
 
         takes = [partial(take, size) for size in (*sizes, *sizes, 300)]
@@ -313,10 +314,10 @@ def test_random_takes_and_gives_keep_to_what_is_free(path: Path) -> None:
             if taken and rng.random() < 0.45:
                 offset = rng.choice(list(taken))
                 del taken[offset]
-                parts.slab.give(offset)
+                parts.slab.free(offset)
                 continue
             size = rng.choice((40, 64, 100, 700, 3_000, 9_000, MAX_RECORD_SIZE))
-            offset = parts.slab.take(size)
+            offset = parts.slab.allocate(size)
             assert offset not in taken
             taken[offset] = min(each for each in BLOCK_SIZES if each >= size)
         end = 0
@@ -327,7 +328,7 @@ def test_random_takes_and_gives_keep_to_what_is_free(path: Path) -> None:
         for extent, count in counts.items():
             assert entry(parts, extent)[2] == count
         for offset in taken:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -336,15 +337,15 @@ def test_full_file_gives_room_to_what_was_given_back_only(path: Path) -> None:
         offsets = []
         with pytest.raises(StoreFullError):
             while True:
-                offsets.append(parts.slab.take(9_000))
-        parts.slab.give(offsets[5])
-        assert parts.slab.take(9_000) == offsets[5]
+                offsets.append(parts.slab.allocate(9_000))
+        parts.slab.free(offsets[5])
+        assert parts.slab.allocate(9_000) == offsets[5]
         with pytest.raises(StoreFullError):
-            parts.slab.take(9_000)
+            parts.slab.allocate(9_000)
         with pytest.raises(StoreFullError):
-            parts.slab.take(64)
+            parts.slab.allocate(64)
         for offset in offsets:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -372,12 +373,12 @@ def test_damaged_free_list_is_abandoned_and_the_store_goes_on(path: Path, link: 
             parts.remove(f"key {number}".encode())
         free = record_of_block(parts, records[9])
         parts.file.write(free, link)
-        more = [parts.slab.take(64) for _ in range(2)]
+        more = [parts.slab.allocate(64) for _ in range(2)]
         assert not set(more) & set(records)
         assert entry(parts, records[0] >> EXTENT_SHIFT)[3] == NO_BLOCK
         for number in set(range(20)) - {3, 9}:
             key = f"key {number}".encode()
-            assert parts.slab.holds(tail_of(record_of(parts, key), key), key)
+            assert parts.slab.contains_record_of(tail_of(record_of(parts, key), key), key)
         again = take_written(parts, b"another", VALUE)
         assert again not in records
     # What was lost with the list is found again: the file was left marked "not clean".
@@ -403,16 +404,16 @@ def record_of_block(parts: Parts, offset: int) -> int:
 def test_damaged_free_list_of_an_extent_without_fresh_blocks_takes_it_off_the_list(
     parts: Parts,
 ) -> None:
-    offsets = [parts.slab.take(MAX_RECORD_SIZE) for _ in range(3)]
-    parts.slab.give(offsets[1])
+    offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
+    parts.slab.free(offsets[1])
     parts.file.write(offsets[1], bytes(8))
     extent = offsets[0] >> EXTENT_SHIFT
     assert class_list(parts, LARGEST) == [extent]
-    assert parts.slab.take(MAX_RECORD_SIZE) >> EXTENT_SHIFT != extent
+    assert parts.slab.allocate(MAX_RECORD_SIZE) >> EXTENT_SHIFT != extent
     assert extent not in class_list(parts, LARGEST)
     # Its blocks can be given back all the same, and then it is like any other.
-    parts.slab.give(offsets[0])
-    assert parts.slab.take(MAX_RECORD_SIZE) == offsets[0]
+    parts.slab.free(offsets[0])
+    assert parts.slab.allocate(MAX_RECORD_SIZE) == offsets[0]
 
 
 # --- cut short ---------------------------------------------------------------------------------
@@ -426,13 +427,13 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
     """With none to four blocks taken before, so that extents are opened, filled and emptied."""
     with open_parts(path) as parts:
         write = parts.file.write
-        offsets = [parts.slab.take(MAX_RECORD_SIZE) for _ in range(blocks)]
+        offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(blocks)]
 
         def take() -> None:
-            offsets.append(parts.slab.take(MAX_RECORD_SIZE))
+            offsets.append(parts.slab.allocate(MAX_RECORD_SIZE))
 
         def give() -> None:
-            parts.slab.give(offsets[0])
+            parts.slab.free(offsets[0])
             offsets.pop(0)
 
         for act in (take, give):
@@ -455,7 +456,7 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
                 assert live == len(offsets)
         assert len(set(offsets)) == len(offsets) == blocks
         for offset in offsets:
-            parts.slab.give(offset)
+            parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -473,7 +474,7 @@ def test_record_is_read_as_it_was_written(
     header, read = parts.slab.read_record(tail)
     assert read == value
     assert verify(header, read, tail, expires_at, parts.hash(key))
-    assert parts.slab.holds(tail, key)
+    assert parts.slab.contains_record_of(tail, key)
     assert parts.slab.is_record(record)
     assert parts.slab.key_at(record, len(key)) == key
     assert parts.slab.expiry_at(record) == expires_at
@@ -485,14 +486,14 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     """One that nothing can be written over any more would come back to life at a recovery."""
     monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: False)
     with open_parts(path) as parts:
-        record = parts.slab.take(32 + len(KEY) + len(VALUE))
+        record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
         parts.slab.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
         assert not parts.slab.is_record(record)
-        assert not parts.slab.holds(tail_of(record), KEY)
+        assert not parts.slab.contains_record_of(tail_of(record), KEY)
         parts.slab.finish_record(record)
         assert parts.slab.is_record(record)
-        assert parts.slab.holds(tail_of(record), KEY)
-        parts.slab.give(record)
+        assert parts.slab.contains_record_of(tail_of(record), KEY)
+        parts.slab.free(record)
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -538,7 +539,7 @@ def test_forged_slot_leads_nowhere_outside_of_the_file(
         tail = record | value_size << 32 | key_size << 48
         with pytest.raises(CorruptStoreError, match=f"{record:,}"):
             parts.slab.read_record(tail)
-        assert not parts.slab.holds(tail, key)
+        assert not parts.slab.contains_record_of(tail, key)
         assert record < size or parts.slab.key_at(record, 1) == b""
         assert record < size or parts.slab.expiry_at(record) == 0
     total = 32 + key_size + value_size
@@ -550,7 +551,7 @@ def test_forged_slot_leads_nowhere_outside_of_the_file(
         else:
             with pytest.raises(CorruptStoreError, match=f"{record:,}"):
                 parts.slab.read_record(tail)
-        assert not parts.slab.holds(tail, key)
+        assert not parts.slab.contains_record_of(tail, key)
         inside = record + 32 + key_size <= size
         assert len(parts.slab.key_at(record, key_size)) == (key_size if inside else 0)
         assert parts.slab.expiry_at(record) == 0
@@ -561,12 +562,12 @@ def test_slot_that_points_between_the_words_of_the_file_is_damage(parts: Parts, 
     record = take_written(parts)
     with pytest.raises(CorruptStoreError):
         parts.slab.read_record(tail_of(record + shift))
-    assert not parts.slab.holds(tail_of(record + shift), KEY)
+    assert not parts.slab.contains_record_of(tail_of(record + shift), KEY)
 
 
 def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None:
     record = take_written(parts)
-    assert parts.slab.holds(tail_of(record), KEY)
+    assert parts.slab.contains_record_of(tail_of(record), KEY)
     for tail, key in (
         (tail_of(record), b"a kez"),
         (tail_of(record, KEY[:-1]), KEY[:-1]),
@@ -575,25 +576,25 @@ def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None
         (tail_of(record + 32), KEY),
         (tail_of(record + BLOCK_SIZES[0]), KEY),
     ):
-        assert not parts.slab.holds(tail, key)
-    parts.slab.give(take_written(parts))
-    assert parts.slab.holds(tail_of(record), KEY)
-    parts.slab.give(record)
-    assert not parts.slab.holds(tail_of(record), KEY)
+        assert not parts.slab.contains_record_of(tail, key)
+    parts.slab.free(take_written(parts))
+    assert parts.slab.contains_record_of(tail_of(record), KEY)
+    parts.slab.free(record)
+    assert not parts.slab.contains_record_of(tail_of(record), KEY)
 
 
 def test_block_of_an_extent_that_is_no_slab_holds_nothing(parts: Parts) -> None:
     """A record there was forged: to free its block would harm the table."""
     segment = parts.file.directory[0] << EXTENT_SHIFT
     parts.slab.write_record(segment, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
-    assert not parts.slab.holds(tail_of(segment), KEY)
+    assert not parts.slab.contains_record_of(tail_of(segment), KEY)
 
 
 def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Parts) -> None:
     record = take_written(parts)
     for size_class in (1, len(BLOCK_SIZES), 255):
         parts.file.write(map_entry_offset(record >> EXTENT_SHIFT) + 1, bytes([size_class]))
-        assert parts.slab.holds(tail_of(record), KEY) == (size_class == 1)
+        assert parts.slab.contains_record_of(tail_of(record), KEY) == (size_class == 1)
 
 
 # --- interrupted in a full file ----------------------------------------------------------------
@@ -671,7 +672,7 @@ def test_block_that_could_not_be_given_back_is_there_for_the_next_in_a_full_file
     for at in range(1, 8):
         with monkeypatch.context() as patch, suppress(StoreFullError):
             FaultyDoor(store._file, at, StoreFullError("no room on the disk"))
-            patch.setattr(store._slab, "give", refuse)
+            patch.setattr(store._slab, "free", refuse)
             store.create("0", HUGE)
         store._file.write, store._file.write_word = write, write_word
         create_both_again(store)
@@ -692,7 +693,7 @@ def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full
         for number in range(SPLIT_AT):
             store.create(keys[number], {}, ttl=None if number % 2 else 10)
         clock.advance(11)
-        give = store._slab.give
+        give = store._slab.free
         calls = []
 
         def give_some(offset: int) -> None:
@@ -702,9 +703,9 @@ def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full
             give(offset)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store._slab, "give", give_some)
+            patch.setattr(store._slab, "free", give_some)
             with pytest.raises(StoreFullError):
-                store._table.make_room(key_hash(keys[0].encode(), seed), clock.now_ms)
+                store._table.split_or_compact(key_hash(keys[0].encode(), seed), clock.now_ms)
         assert store.stats().live_size == (SPLIT_AT - 2) * 64
         store._purge_for_room()
         assert store.stats().live_size == store.stats().records * 64 == SPLIT_AT // 2 * 64

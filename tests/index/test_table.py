@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.file.datafile
 from kvstore import CorruptStoreError, KVStore, StoreFullError
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.codec import Value
 from kvstore.format.layout import (
     BUCKET_SIZE,
@@ -101,7 +101,7 @@ class Reader:
         return value
 
 
-def assert_whole(path: Path) -> None:
+def assert_consistent(path: Path) -> None:
     assert [str(problem) for problem in check_file(path)] == []
 
 
@@ -175,7 +175,7 @@ def test_random_inserts_and_deletes_do_as_a_dictionary_does(path: Path, tails: i
         assert_holds(parts, model, (key for key in keys if key not in model))
         found = [key for stripe in range(16) for key in all_keys(parts, stripe)]
         assert sorted(found) == sorted(model)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def all_keys(parts: Parts, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
@@ -183,7 +183,7 @@ def all_keys(parts: Parts, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
     run = DIRECTORY_ENTRIES // 16
     position, found = stripe * run, []
     while position < (stripe + 1) * run:
-        keys, position, damage = parts.table.keys_at(position, now_ms)
+        keys, position, damage = parts.table.segment_keys(position, now_ms)
         assert damage == []
         found += keys
     return found
@@ -204,7 +204,7 @@ def test_keys_that_differ_only_in_length_or_behind_their_first_32_bytes_are_apar
             parts.remove(key)
             del expected[key]
             assert_holds(parts, expected, iter([key]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -221,7 +221,7 @@ def test_keys_of_one_fingerprint_and_home_are_told_apart(path: Path, long: bool)
             parts.remove(key)
             del expected[key]
         assert_holds(parts, expected, iter(keys[10:] + keys[:10:2]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("home", [0, 7, 15])
@@ -239,7 +239,7 @@ def test_full_buckets_are_passed_and_the_last_is_followed_by_the_first(
         full = [not each.count(CONTROL_EMPTY) for each in controls(parts, extent)]
         assert [b for b in range(16) if full[b]] == sorted((home + n) % 16 for n in range(3))
         assert_holds(parts, dict.fromkeys(keys, VALUE), (next(several) for _ in range(20)))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_full_segment_has_no_slot_to_give_and_still_finds_all(path: Path) -> None:
@@ -259,7 +259,7 @@ def test_full_segment_has_no_slot_to_give_and_still_finds_all(path: Path) -> Non
         assert parts.table.find(parts.hash(stranger), stranger) < 0
         parts.store(stranger, VALUE)
         assert parts.table.find(parts.hash(keys[77]), keys[77]) == 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_bucket_with_an_empty_slot_never_has_a_tombstone(path: Path) -> None:
@@ -289,7 +289,7 @@ def test_bucket_with_an_empty_slot_never_has_a_tombstone(path: Path) -> None:
                 tombstones = max(tombstones, used - len(live))
         assert tombstones, "the test met no tombstone"
         assert_holds(parts, dict.fromkeys(live, VALUE), (key for key in keys if key not in live))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_delete_leaves_an_empty_slot_or_a_tombstone_which_the_next_insert_takes(
@@ -312,7 +312,7 @@ def test_delete_leaves_an_empty_slot_or_a_tombstone_which_the_next_insert_takes(
         assert parts.table.find(parts.hash(keys[-1]), keys[-1]) == slots[-1]
         assert parts.store(keys[40], VALUE) == slots[10]
         assert counts(parts, extent) == (SLOT_COUNT, SLOT_COUNT + 1)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_delete_leaves_a_damaged_record_alone_and_the_next_opening_sorts_it_out(
@@ -329,7 +329,7 @@ def test_delete_leaves_a_damaged_record_alone_and_the_next_opening_sorts_it_out(
         assert parts.file.map[record : record + 64] == before
     with open_parts(path) as parts:
         assert_holds(parts, {b"b": VALUE}, iter([b"a"]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_page_without_its_marker_is_damage_to_every_use(path: Path) -> None:
@@ -344,19 +344,19 @@ def test_page_without_its_marker_is_damage_to_every_use(path: Path) -> None:
         message = f"the page at byte {bucket:,} is no bucket"
         acts: tuple[Callable[[], object], ...] = (
             lambda: parts.table.find(parts.hash(key), key),
-            lambda: parts.table.make_room(parts.hash(key), NOW_MS),
+            lambda: parts.table.split_or_compact(parts.hash(key), NOW_MS),
             lambda: parts.table.count(extent, NOW_MS),
             lambda: parts.table.purge(extent, NOW_MS),
         )
         for act in acts:
             with pytest.raises(CorruptStoreError, match=message):
                 act()
-        _, _, damage = parts.table.keys_at(2 << 11, NOW_MS)
+        _, _, damage = parts.table.segment_keys(2 << 11, NOW_MS)
         assert len(damage) == 1
         assert message in damage[0]
         parts.file.write(bucket, before)
         parts.file.write(map_entry_offset(extent) + EARLIEST_OFFSET, U64.pack(NO_EXPIRY))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- rewriting ---------------------------------------------------------------------------------
@@ -369,14 +369,14 @@ def test_segment_more_than_half_full_is_split_in_two(path: Path) -> None:
         for key in keys:
             parts.store(key, VALUE)
         assert list(parts.table.segments(6)) == [parts.file.directory[6 << 11]]
-        assert parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         lower, upper = parts.table.segments(6)
         run = parts.file.directory[6 << 11 : 7 << 11].tolist()
         assert run == [lower] * 1_024 + [upper] * 1_024
         assert counts(parts, lower)[0] + counts(parts, upper)[0] == SPLIT_AT
         assert_holds(parts, dict.fromkeys(keys, VALUE), (next(several) for _ in range(50)))
         assert sorted(all_keys(parts, 6)) == sorted(keys)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_segments_split_as_far_as_the_directory_goes(path: Path) -> None:
@@ -387,13 +387,13 @@ def test_segments_split_as_far_as_the_directory_goes(path: Path) -> None:
         for key in keys:
             parts.store(key, VALUE)
         for _ in range(4):
-            assert parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+            assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         depths = [
             parts.file.map[(extent << EXTENT_SHIFT) + 16] for extent in parts.table.segments(5)
         ]
         assert sorted(depths) == [5, 6, 7, 8, 8]
         assert_holds(parts, dict.fromkeys(keys, VALUE), (next(several) for _ in range(50)))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_segment_of_tombstones_is_rewritten_into_itself(path: Path) -> None:
@@ -406,12 +406,14 @@ def test_segment_of_tombstones_is_rewritten_into_itself(path: Path) -> None:
             parts.remove(key)
         extent = parts.file.directory[1 << 11]
         assert counts(parts, extent) == (10, 4 * SLOT_COUNT)
-        assert parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert counts(parts, extent) == (10, 10)
         assert CONTROL_TOMBSTONE not in b"".join(controls(parts, extent))
         assert_holds(parts, dict.fromkeys(keys[:10], VALUE), iter(keys[10:]))
-        assert not parts.table.make_room(parts.hash(keys[0]), NOW_MS), "nothing is left to drop"
-    assert_whole(path)
+        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS), (
+            "nothing is left to drop"
+        )
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("live", [100, 900])
@@ -427,7 +429,7 @@ def test_rewrite_drops_what_has_expired_and_frees_its_records(path: Path, live: 
         now_ms = NOW_MS + 1_000
         assert parts.table.count(extent, now_ms - 1) == live + 200
         assert parts.table.count(extent, now_ms) == live
-        assert parts.table.make_room(parts.hash(keys[0]), now_ms)
+        assert parts.table.split_or_compact(parts.hash(keys[0]), now_ms)
         segments = list(parts.table.segments(4))
         assert len(segments) == (1 if live == 100 else 2)
         assert sum(counts(parts, each)[0] for each in segments) == live
@@ -436,7 +438,7 @@ def test_rewrite_drops_what_has_expired_and_frees_its_records(path: Path, live: 
         for each in segments:
             earliest = parts.file.words[map_entry_offset(each) + EARLIEST_OFFSET >> 3]
             assert earliest in (NOW_MS + 5_000, NO_EXPIRY)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_purge_frees_what_has_expired_and_tells_how_many(path: Path) -> None:
@@ -446,16 +448,16 @@ def test_purge_frees_what_has_expired_and_tells_how_many(path: Path) -> None:
         for number, key in enumerate(keys):
             parts.store(key, VALUE, NOW_MS + number if number else 0)
         extent = parts.file.directory[4 << 11]
-        assert parts.table.due_at(4 << 11, NOW_MS) == (extent, 5 << 11, False)
-        assert parts.table.due_at(4 << 11, NOW_MS + 1) == (extent, 5 << 11, True)
+        assert parts.table.segment_expiry(4 << 11, NOW_MS) == (extent, 5 << 11, False)
+        assert parts.table.segment_expiry(4 << 11, NOW_MS + 1) == (extent, 5 << 11, True)
         assert parts.table.purge(extent, NOW_MS) == 0
         assert parts.table.purge(extent, NOW_MS + 100) == 100
         assert counts(parts, extent)[0] == 200
         left = {key: VALUE for number, key in enumerate(keys) if not number or number > 100}
         assert_holds(parts, left, iter(keys[1:101]))
-        assert parts.table.due_at(4 << 11, NOW_MS + 100) == (extent, 5 << 11, False)
-        assert parts.table.due_at(4 << 11, NOW_MS + 101) == (extent, 5 << 11, True)
-    assert_whole(path)
+        assert parts.table.segment_expiry(4 << 11, NOW_MS + 100) == (extent, 5 << 11, False)
+        assert parts.table.segment_expiry(4 << 11, NOW_MS + 101) == (extent, 5 << 11, True)
+    assert_consistent(path)
 
 
 def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path) -> None:
@@ -467,30 +469,32 @@ def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path)
         fillers = []
         with pytest.raises(StoreFullError):
             while True:
-                fillers.append(parts.slab.take(16_544))
-        assert not parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+                fillers.append(parts.slab.allocate(16_544))
+        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         for filler in fillers[3:]:
-            parts.slab.give(filler)
+            parts.slab.free(filler)
         more = []
         with pytest.raises(StoreFullError):
             while True:
-                more.append(parts.slab.take(16_544))
-        assert not parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+                more.append(parts.slab.allocate(16_544))
+        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         # A few deleted ones are worth a rewrite into itself.
         for key in keys[:50]:
             parts.remove(key)
         expected = dict.fromkeys(keys[50:SPLIT_AT], VALUE)
-        parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert_holds(parts, expected, iter(keys[:50]))
         for filler in fillers[:3] + more:
-            parts.slab.give(filler)
-        assert not parts.table.make_room(parts.hash(keys[0]), NOW_MS), "of what is not flushed"
+            parts.slab.free(filler)
+        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS), (
+            "of what is not flushed"
+        )
         parts.slab.free_spare()
         parts.file.flush()
-        assert parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert len(list(parts.table.segments(11))) == 2
         assert_holds(parts, expected, iter(keys[:50]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Path) -> None:
@@ -500,16 +504,16 @@ def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Pat
         keys = [next(several) for _ in range(50)]
         slots = [parts.store(key, VALUE) for key in keys]
         parts.file.write(slots[7], b"\xff")
-        parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+        parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         stranger = parts.hash(b"\xff" + keys[7][1:])
         rest = [key for key in keys if key != keys[7]]
         if stranger >> 60 != 4:
             assert counts(parts, parts.file.directory[4 << 11])[0] == 49
         assert_holds(parts, dict.fromkeys(rest, VALUE), iter([keys[7]]))
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
     with open_parts(path) as parts:
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -526,7 +530,7 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
         for key in keys:
             parts.store(key, VALUE)
         for _ in range(2):
-            parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+            parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         lower, *others = parts.table.segments(6)
         boundary = parts.file.directory[6 << 11 :].tolist().index(others[0]) + (6 << 11)
         neighbours = [key for key in keys if parts.hash(key) >> 49 >= boundary]
@@ -534,12 +538,12 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
         parts.file.write((lower << EXTENT_SHIFT) + 16, bytes([depth + change]))
         with pytest.raises(CorruptStoreError, match="depth"):
             list(parts.table.segments(6))
-        _, position, damage = parts.table.keys_at(6 << 11, NOW_MS)
+        _, position, damage = parts.table.segment_keys(6 << 11, NOW_MS)
         assert position == boundary
         assert len(damage) == 1
         hash_of_lower = next(parts.hash(key) for key in keys if key not in neighbours)
         with pytest.raises(CorruptStoreError, match="depth"):
-            parts.table.make_room(hash_of_lower, NOW_MS)
+            parts.table.split_or_compact(hash_of_lower, NOW_MS)
         found = 0
         for key in keys:
             try:
@@ -548,10 +552,10 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
             except CorruptStoreError:  # its way leads through the damaged bucket
                 assert key not in neighbours
         assert len(neighbours) <= found <= len(keys)
-        parts.file.leave_unclean()
+        parts.file.require_rebuild()
     with open_parts(path) as parts:
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) -> None:
@@ -570,7 +574,7 @@ def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) 
             parts.table.count(extent, NOW_MS)
     with open_parts(path) as parts:
         assert parts.table.count(extent, NOW_MS) == 0
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- cut short ---------------------------------------------------------------------------------
@@ -666,7 +670,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
     while reached:
         path.write_bytes(start)
         store = KVStore(path)
-        store._file.begin_changes()
+        store._file.mark_dirty()
         before = dict(store)
         write = store._file.write
         outcome = "done"
@@ -715,7 +719,7 @@ def assert_recovers(
     with KVStore(path) as store:
         found = dict(store)
         found.pop("to go on", None)
-    assert_whole(path)
+    assert_consistent(path)
     if outcome == "done":
         assert found == after, note
     differing = {key for key in found.keys() | after.keys() if found.get(key) != after.get(key)}
@@ -744,14 +748,14 @@ def test_split_that_is_interrupted_at_its_very_end_keeps_both_halves(
             parts.store(key, VALUE)
         ends = iter((False, True))
 
-        def end(_undo: Undo, kind: type[BaseException] | None, *_: object) -> None:
+        def end(_undo: Rollback, kind: type[BaseException] | None, *_: object) -> None:
             if kind is None and next(ends, False):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(Undo, "__exit__", end)
+            patch.setattr(Rollback, "__exit__", end)
             with pytest.raises(KeyboardInterrupt):
-                parts.table.make_room(parts.hash(keys[0]), NOW_MS)
+                parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert len(list(parts.table.segments(4))) == 2
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter(()))
-    assert_whole(path)
+    assert_consistent(path)

@@ -30,7 +30,7 @@ from support.inspecting import (
     killed_copy,
     run_inspector,
 )
-from support.whole import assert_whole
+from support.whole import assert_consistent
 
 from kvstore import KVStore
 from kvstore_inspect import command_line
@@ -180,7 +180,7 @@ def test_dump_load_dump_gives_the_same_lines(
     assert f"{KEYS:,} of {KEYS:,} lines loaded" in result.err
     second = inspect("dump", loaded).out
     assert sorted(second.split("\n")) == sorted(first.split("\n"))
-    assert_whole(loaded)
+    assert_consistent(loaded)
 
 
 def test_load_reads_standard_input(filled: Path, tmp_path: Path, now: FakeClock) -> None:
@@ -232,7 +232,7 @@ def test_load_names_a_malformed_line_and_keeps_what_came_before(
     assert "stopped at line 3, which is the first not loaded" in result.err
     assert problem in result.err
     assert contents(path) == {"before": {"n": 1}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_load_takes_lines_without_times(
@@ -382,7 +382,7 @@ def test_copy_is_compact_and_holds_the_same_with_its_times(
     assert fingerprint(filled) == before
     assert out.stat().st_size < filled.stat().st_size // 2
     assert out.stat().st_mode & 0o777 == 0o600
-    assert_whole(out)
+    assert_consistent(out)
     carried = (inspect("dump", each).out.split("\n") for each in (out, filled))
     assert len({tuple(sorted(lines)) for lines in carried}) == 1
     assert inspect("diff", filled, out, "--created").status == DONE
@@ -412,7 +412,7 @@ def test_copy_of_a_damaged_file_leaves_out_the_damage(
     assert "1 damaged place left out" in result.err
     del whole["1"]
     assert contents(out) == whole
-    assert_whole(out)
+    assert_consistent(out)
 
 
 def test_copy_never_tells_of_its_temporary_file(

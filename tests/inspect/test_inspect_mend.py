@@ -640,7 +640,7 @@ def test_repair_drops_what_has_expired_and_settles_duplicates(path: Path) -> Non
     with open_parts(path) as parts:
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"twice", b'{"n":1}', now_ms=NOW_MS)
-        newer = parts.slab.take(RECORD_HEADER_SIZE + 12)
+        newer = parts.slab.allocate(RECORD_HEADER_SIZE + 12)
         parts.slab.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), NOW_MS + 9, 0)
         parts.slab.finish_record(newer)  # where changes go by pwrite, it is none until then
     outcome = orjson.loads(Ran("repair", "--json", path).output)
@@ -689,13 +689,13 @@ def test_repair_can_be_run_again_wherever_it_was_killed(
 
 def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Do `action` before each write of the superblock's mending and of the library."""
-    real_begin = DataFile.begin_changes
+    real_begin = DataFile.mark_dirty
 
     def write_at(fd: int, offset: int, data: bytes) -> None:
         action()
         disk.write_at(fd, offset, data)
 
-    def begin_changes(file: DataFile) -> None:
+    def mark_dirty(file: DataFile) -> None:
         real_write = file.write
 
         def write(offset: int, data: bytes) -> None:
@@ -706,7 +706,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
         real_begin(file)
 
     monkeypatch.setattr("kvstore_inspect.mending.write_at", write_at)
-    monkeypatch.setattr(DataFile, "begin_changes", begin_changes)
+    monkeypatch.setattr(DataFile, "mark_dirty", mark_dirty)
 
 
 def test_repair_that_fails_says_where_the_old_file_is(

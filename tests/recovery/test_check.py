@@ -72,9 +72,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def take_and_give_extents(parts: Parts) -> None:
     """Leave free extents on the list."""
-    blocks = [parts.slab.take(16_544) for _ in range(12)]
+    blocks = [parts.slab.allocate(16_544) for _ in range(12)]
     for block in blocks:
-        parts.slab.give(block)
+        parts.slab.free(block)
 
 
 @pytest.fixture

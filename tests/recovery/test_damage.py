@@ -16,7 +16,7 @@ from support import seeded_random
 from support.clock import FakeClock
 from support.disks import quick_folder
 from support.stores import OpenStore
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import make_value
 
 from kvstore import (
@@ -148,7 +148,7 @@ def test_damage_to_a_value_stays_with_its_key(path: Path, key: str) -> None:
         assert store.read(key) == {"text": "whole again"}
         assert len(dict(store.items())) == 51
         assert_others_work(store)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
@@ -229,7 +229,7 @@ def test_damage_to_the_record_of_a_long_key_stays_with_that_key(path: Path, part
     with KVStore(path) as store:
         assert store.read(key) == {"text": "whole again"}
         assert_others_work(store)
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- damage to the index -----------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_expired_key_that_has_two_slots_may_be_created_anew(
     store.close()
     with KVStore(path) as again:
         assert dict(again) == {"key": {"n": 2}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def change_slot(store: KVStore, key: str, offset: int, data: bytes) -> None:
@@ -402,7 +402,7 @@ def test_key_that_rewriting_its_segment_brings_to_light_exists(
     store.close()
     with KVStore(path) as again:
         assert again[case.key] == {"n": 1}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("copy", [0, 1])
@@ -417,7 +417,7 @@ def test_one_damaged_copy_of_the_identity_does_no_harm(path: Path, copy: int) ->
             store.create("new", {})
     with KVStore(path) as store:
         assert dict(store) == {**live, "new": {}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("copy", [0, 1])
@@ -432,7 +432,7 @@ def test_identity_of_another_file_in_the_place_of_one_copy_does_no_harm(
         store.create("new", {})
     with KVStore(path) as store:
         assert dict(store) == {**live, "new": {}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_two_valid_identities_that_the_state_fits_neither_of_are_refused(path: Path) -> None:
@@ -454,7 +454,7 @@ def test_lost_first_page_does_no_harm(path: Path) -> None:
         store.create("new", {})
     with KVStore(path) as store:
         assert dict(store) == {**live, "new": {}}
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_with_both_copies_of_the_identity_damaged_is_refused_and_left_as_it_is(
@@ -509,7 +509,7 @@ def test_damaged_index_page_is_rebuilt_from_the_records(
         for number in range(200):
             store.create(f"new {number}", make_value("new", number, 10 * number))
         assert live.items() <= dict(store).items()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 # --- what a rebuild would lose ------------------------------------------------------------------
@@ -578,7 +578,7 @@ def test_closed_file_with_damage_to_the_index_and_to_a_record_is_left_to_a_repai
     assert Path(str(outcome["backup"])).read_bytes() == damaged
     with KVStore(path) as store:
         assert dict(store) == neighbours()
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("index", INDEX)
@@ -594,7 +594,7 @@ def test_closed_file_with_damage_to_the_index_alone_is_rebuilt_and_says_so(
     assert "was not closed" not in caplog.text
     assert ("its state is damaged" if index == "state" else "its index is damaged") in caplog.text
     assert "dropped 1 expired" in caplog.text
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_file_that_was_not_closed_loses_a_torn_record_as_before_and_says_where(
@@ -624,7 +624,7 @@ def test_new_file_whose_state_never_reached_the_disk_is_opened(path: Path) -> No
         with KVStore(path) as store:
             store.create("key", {})
             assert dict(store) == {"key": {}}
-        assert_whole(path)
+        assert_consistent(path)
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
@@ -673,7 +673,7 @@ def test_text_at_the_end_of_a_closed_file_is_cut_off_and_a_record_there_is_not(
         assert dict(store) == live
     assert "is longer than its contents" in caplog.text
     assert path.stat().st_size == len(contents)
-    assert_whole(path)
+    assert_consistent(path)
     path.write_bytes(contents + bytes(100) + contents[record : record + 200])
     assert_refused_and_left_alone(path, f"at byte {len(contents) + 100:,}")
 
@@ -694,7 +694,7 @@ def test_records_past_the_end_that_a_crash_left_are_there(path: Path) -> None:
     path.write_bytes(crashed)
     with KVStore(path) as store:
         assert dict(store) == live
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])

@@ -13,7 +13,7 @@ from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
 from support.images import write_image
 from support.parts import NOW_MS, replace_door
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 import kvstore.recovery.found_records
@@ -182,7 +182,7 @@ def assert_same(
         with monkeypatch.context() as patch:
             patch.setattr(kvstore.recovery.rebuild, "compiled_rebuild", one)
             writes, contents = recover(path, bytes(image.contents), now_ms)
-        assert_whole(path) if "no slot" not in caplog.text else None
+        assert_consistent(path) if "no slot" not in caplog.text else None
         results.append((writes, contents, [record.getMessage() for record in caplog.records]))
     (plain_writes, plain, plain_said), (writes, contents, said) = results
     assert said == plain_said
@@ -309,7 +309,7 @@ def test_words_are_sorted(words: list[int]) -> None:
 def test_magics_are_counted(pieces: list[tuple[int, bytes]], rest: int) -> None:
     contents = b"".join(bytes(size) + piece for size, piece in pieces)
     contents += bytes(-len(contents) % 32 + 32 * rest)
-    counts = kvstore.recovery.found_records.Notes(1, 0).count_magics(contents)
+    counts = kvstore.recovery.found_records.FoundRecords(1, 0).count_magics(contents)
     assert twin.count_magics(contents) == counts
     assert twin.count_magics(contents.rstrip(b"\0")) == counts
 

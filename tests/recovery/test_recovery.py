@@ -15,7 +15,7 @@ from support.clock import FakeClock
 from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import CorruptStoreError, KVStore, StoreFullError
@@ -83,7 +83,7 @@ def test_file_that_was_not_closed_is_recovered(path: Path) -> None:
         for number in range(0, 3_000, 3):
             recovered.create(f"key {number}", {})
         assert len(recovered) == 3_000
-    assert_whole(copy)
+    assert_consistent(copy)
     with KVStore(copy) as reopened:
         assert values.items() <= dict(reopened).items()
 
@@ -102,7 +102,7 @@ def test_times_to_live_survive_recovery(path: Path, clock: FakeClock) -> None:
         clock.advance(6)
         assert set(recovered) == {"long", "for ever"}
         assert len(recovered) == 2
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_expired_records_are_dropped(path: Path, clock: FakeClock) -> None:
@@ -119,7 +119,7 @@ def test_expired_records_are_dropped(path: Path, clock: FakeClock) -> None:
         clock.advance(-5)
         assert set(recovered) == {"long"}
         recovered.create("short 1", {})
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_keys_that_share_their_first_32_bytes_survive_recovery(path: Path) -> None:
@@ -129,7 +129,7 @@ def test_keys_that_share_their_first_32_bytes_survive_recovery(path: Path) -> No
         copy = crash_copy(store)
     with KVStore(copy) as recovered:
         assert dict(recovered) == values
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_records_alone_are_enough(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_records_alone_are_enough(path: Path) -> None:
         for key in list(values)[::2]:
             recovered.delete(key)
         create_all(recovered, {f"new {key}": value for key, value in values.items()})
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 @pytest.mark.parametrize("part", ["first byte", "header", "key", "start", "middle", "end"])
@@ -184,7 +184,7 @@ def test_torn_record_is_dropped_and_its_neighbours_are_not(path: Path, part: str
         assert dict(recovered) == values
         recovered.create("torn", torn)
         assert recovered.read("torn") == torn
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_of_two_records_of_one_key_the_newer_wins_and_the_older_is_gone_for_good(
@@ -210,10 +210,10 @@ def test_of_two_records_of_one_key_the_newer_wins_and_the_older_is_gone_for_good
         assert len(recovered) == 2
         recovered.delete("key")
         again = crash_copy(recovered)
-    assert_whole(copy)
+    assert_consistent(copy)
     with KVStore(again) as recovered:
         assert list(recovered) == ["other"]
-    assert_whole(again)
+    assert_consistent(again)
 
 
 def test_room_of_deleted_records_is_found_again(path: Path) -> None:
@@ -232,7 +232,7 @@ def test_room_of_deleted_records_is_found_again(path: Path) -> None:
         for key in list(values)[::2]:
             recovered.create(key, values[key])
         assert dict(recovered) == values
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 @pytest.mark.parametrize("size", [20, 1_000, 16_000])
@@ -252,7 +252,7 @@ def test_file_that_is_full_is_recovered_within_its_limit(path: Path, size: int) 
             assert recovered.read("0") == values["0"]
             again = write_image(path.with_suffix(f".{generation}"), copy.read_bytes())
         assert copy.stat().st_size <= limit
-        assert_whole(copy)
+        assert_consistent(copy)
         copy = again
 
 
@@ -279,7 +279,7 @@ def test_file_cut_off_below_what_was_on_stable_storage_is_refused(path: Path, ho
         assert cut.read_bytes() == contents[:size]
     with KVStore(write_image(copy, contents)) as recovered:
         assert dict(recovered) == {**values, "later": {}}
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
@@ -294,7 +294,7 @@ def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
         recovered.delete("key 1")
         recovered.create("key 1", values["key 1"])
     assert copy.stat().st_size == size
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_recovery_that_is_cut_short_anywhere_begins_again_and_ends_the_same(path: Path) -> None:
@@ -321,7 +321,7 @@ def test_recovery_that_is_cut_short_anywhere_begins_again_and_ends_the_same(path
             each = write_image(path.with_suffix(".each"), image)
             with KVStore(each) as store:
                 assert dict(store) == values, f"generation {generation}"
-            assert_whole(each)
+            assert_consistent(each)
 
 
 def test_file_is_recovered_as_often_as_its_process_dies(path: Path) -> None:
@@ -340,7 +340,7 @@ def test_file_is_recovered_as_often_as_its_process_dies(path: Path) -> None:
                 values[key] = make_value(key, number, rng.choice((10, 100, 1_000, 10_000)))
                 store.create(key, values[key])
             image = file.read_bytes()
-        assert_whole(file)
+        assert_consistent(file)
 
 
 # --- when it happens, and what it says ---------------------------------------------------------
@@ -358,7 +358,7 @@ def test_recovery_tells_what_it_found(path: Path, caplog: pytest.LogCaptureFixtu
     assert {record.name for record in caplog.records} == {"kvstore"}
     # Closed by now: there is nothing to recover and nothing to say.
     assert log_of_opening(copy, caplog) == []
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_recovery_shows_its_progress(
@@ -373,7 +373,7 @@ def test_recovery_shows_its_progress(
     messages = log_of_opening(copy, caplog)
     assert len(messages) > 10
     assert all(str(copy) in message for message in messages)
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_new_file_needs_no_recovery(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -414,7 +414,7 @@ def test_file_that_was_only_read_needs_no_recovery(
         store.sync()
         copy = crash_copy(store)
     assert log_of_opening(copy, caplog) == []
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_change_leaves_a_file_that_needs_recovery_until_it_is_closed(
@@ -428,7 +428,7 @@ def test_change_leaves_a_file_that_needs_recovery_until_it_is_closed(
         copy = crash_copy(store)
     assert log_of_opening(copy, caplog) != []
     assert log_of_opening(path, caplog) == []
-    assert_whole(copy)
+    assert_consistent(copy)
 
 
 def test_recovered_file_that_was_not_closed_is_recovered_again(
@@ -447,7 +447,7 @@ def test_recovered_file_that_was_not_closed_is_recovered_again(
     with KVStore(again) as store:
         assert dict(store) == values
     assert digest(again) == before, "a file that was only read has changed"
-    assert_whole(again)
+    assert_consistent(again)
 
 
 def test_disk_is_asked_to_read_ahead_while_recovery_scans_and_at_no_other_time(
@@ -539,7 +539,7 @@ def test_records_that_power_loss_brings_back_leave_the_table_its_extents(path: P
                 assert store.read(large[0]) == LARGE
                 assert set(store) <= small.union(large)
                 assert store.stats().file_size == 4 * MIB
-            assert_whole(path)
+            assert_consistent(path)
 
 
 def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
@@ -561,7 +561,7 @@ def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
         assert found == set(small[: len(found)])
         assert 1_000 < len(found) < len(small)
     assert f"gave up the {len(small) - len(found)} newest" in caplog.text
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds(
@@ -608,7 +608,7 @@ def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds
         for key in on_disk[:count]:
             store.delete(key)
     assert f"gave up the {len(on_disk) - count} newest" in caplog.text
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_reason_for_recovery_is_told_truly(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -616,7 +616,7 @@ def test_reason_for_recovery_is_told_truly(path: Path, caplog: pytest.LogCapture
     with KVStore(path) as store:
         create_all(store, some_values(10))
         crashed = crash_copy(store)
-        store._file.leave_unclean()
+        store._file.require_rebuild()
     (killed,) = log_of_opening(crashed, caplog)
     assert "was not closed; rebuilt the index of 10 records" in killed
     (closed,) = log_of_opening(path, caplog)

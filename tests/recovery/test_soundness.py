@@ -9,7 +9,7 @@ import pytest
 from faults.damage import build
 from support.disks import quick_folder
 from support.planting import Plant
-from support.whole import assert_whole
+from support.whole import assert_consistent
 from support.workload import make_value
 
 from kvstore import KVStore
@@ -148,7 +148,7 @@ def test_forged_index_with_right_checksums_is_built_anew_from_the_records(
             store.create(f"new {number}", make_value("new", number, 100 * number))
         assert live.items() <= dict(store).items()
     assert path.stat().st_size <= 8 << 20
-    assert_whole(path)
+    assert_consistent(path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 6, 31])
@@ -162,7 +162,7 @@ def test_state_with_fewer_extents_than_any_file_has_is_damage_to_the_state_alone
     with KVStore(path) as store:
         assert dict(store) == live
     assert path.stat().st_size == plant.extent_count * EXTENT_SIZE
-    assert_whole(path)
+    assert_consistent(path)
 
 
 def test_sound_index_is_used_as_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:

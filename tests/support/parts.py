@@ -37,7 +37,7 @@ class Parts(NamedTuple):
         hash_of_key = self.hash(key)
         slot = self.table.find(hash_of_key, key)
         assert slot < 0, "the key is there, or its segment is full"
-        record = self.slab.take(RECORD_HEADER_SIZE + len(key) + len(value))
+        record = self.slab.allocate(RECORD_HEADER_SIZE + len(key) + len(value))
         self.slab.write_record(record, key, value, hash_of_key, now_ms, expires_at)
         self.table.insert(-slot, hash_of_key, key, record, len(value), expires_at)
         if not self.file.in_place:
@@ -61,7 +61,7 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
         if not file.trusted:
             rebuild(file, extents, slab, now_ms)
         table = Table(file, extents, slab)
-        file.begin_changes()
+        file.mark_dirty()
         yield Parts(file, extents, slab, table)
         if not file.closed:
             slab.free_spare()

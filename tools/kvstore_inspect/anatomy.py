@@ -50,7 +50,7 @@ from kvstore.format.layout import (
     record_checksum,
     slot_offset,
 )
-from kvstore.format.records import is_whole, size_class_at
+from kvstore.format.records import is_valid_record, size_class_at
 
 from .fields import (
     BUCKET_STRUCTURE,
@@ -301,7 +301,7 @@ def _contents(image: Image, contents: bytes, offset: int, now_ms: int) -> Iterat
     verdict.notes.append(
         f"xxh3_64(value, key_hash ^ created_at ^ expires_at << 16 ^ offset) = 0x{true:016X}"
     )
-    if is_whole(contents, position, offset - position, image.seed):
+    if is_valid_record(contents, position, offset - position, image.seed):
         size = RECORD_HEADER_SIZE + key_size + value_size
         verdict.notes.append(f"that is what it says: the record is whole, {size:,} of {block:,} B")
     else:

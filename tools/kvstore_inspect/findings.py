@@ -205,7 +205,7 @@ class Findings:
             self.lost[damage.offset] = key
 
     def _is_waited_for(self, key: bytes) -> bool:
-        """Tell whether a slot whose record is not in its place stands for that of this key."""
+        """Return whether a slot whose record is not in its place stands for that of this key."""
         waiting = self._waiting.get((key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key)))
         if not waiting:
             return False
@@ -282,7 +282,7 @@ def lasting_problems(
 
 
 def holder_lives(image: Image) -> bool:
-    """Tell whether the process that the file names as having it open is there."""
+    """Return whether the process that the file names as having it open is there."""
     pid = image.holder()
     return pid > 0 and is_alive(pid)
 

@@ -18,7 +18,7 @@ from typing import Final
 from kvstore.file.datafile import DataFile
 from kvstore.file.lock import FileLock
 from kvstore.file.platform import (
-    ask_to_overwrite_in_place,
+    disable_copy_on_write,
     flush_file,
     flush_folder,
     reserve,
@@ -38,7 +38,7 @@ from kvstore.format.layout import (
     pack_identity,
     pack_state,
 )
-from kvstore.format.records import is_whole, magics, size_class_at
+from kvstore.format.records import is_valid_record, magics, size_class_at
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
 from kvstore.recovery.rebuild import rebuild
@@ -113,7 +113,7 @@ def _share_blocks(fd: int, copy: int) -> bool:
             fcntl.ioctl(copy, _FICLONE, fd)
             return True
         # btrfs shares between two files only where both are overwritten in place, or neither.
-        ask_to_overwrite_in_place(copy)
+        disable_copy_on_write(copy)
         with suppress(OSError):
             fcntl.ioctl(copy, _FICLONE, fd)
             return True
@@ -161,7 +161,7 @@ def _fit(image: Image, seed: int) -> tuple[int, bool]:
     for extent in range(FIXED_EXTENTS, min(-(-len(image) // EXTENT_SIZE), MAX_EXTENTS)):
         contents = image.extent(extent).ljust(EXTENT_SIZE, b"\0")
         records += sum(
-            is_whole(contents, position, extent << EXTENT_SHIFT, seed)
+            is_valid_record(contents, position, extent << EXTENT_SHIFT, seed)
             for position in magics(contents)
             if size_class_at(contents, position) >= 0
         )
@@ -216,7 +216,7 @@ def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
             extents = Extents(file)
             rebuild(file, extents, Slab(file, extents), now_ms)
         except BaseException:
-            file.leave_unclean()
+            file.require_rebuild()
             raise
         finally:
             file.close()

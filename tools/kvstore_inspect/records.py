@@ -53,9 +53,9 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.records import is_whole, judge, magics, size_class_at
+from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
-from kvstore.recovery.quick_check import told_records
+from kvstore.recovery.quick_check import count_by_map
 
 from .image import Image
 
@@ -236,7 +236,7 @@ class Records:
         for number in range(1, BUCKET_COUNT):
             bucket = base + number * BUCKET_SIZE
             if not _is_bucket(contents[number * BUCKET_SIZE :], bucket):
-                return _no_bucket(bucket)
+                return _marker_error(bucket)
             if _shape(contents, number * BUCKET_SIZE) != _shape(contents):
                 return Damage(bucket, None, "a page of the table is of another moment than others")
         return None
@@ -287,7 +287,7 @@ class Records:
             place = (base + position) // BLOCK_ALIGNMENT
             if seen[place >> 3] & 1 << (place & 7) or size_class_at(contents, position) < 0:
                 continue
-            if is_whole(contents, position, base, self._image.seed):
+            if is_valid_record(contents, position, base, self._image.seed):
                 key, _ = _key_and_value(contents, position)
                 found = self._look_up(key)
                 # One that is found was passed over with the damaged segment that its slot is in.
@@ -313,7 +313,7 @@ class Records:
             bucket = base + ((home + step) % BUCKET_COUNT << BUCKET_SHIFT)
             page = self._image[bucket : bucket + BUCKET_SIZE]
             if not _is_bucket(page, bucket):
-                return _no_bucket(bucket)
+                return _marker_error(bucket)
             control = BUCKET_HEADER.unpack_from(page)[-1]
             for index, _, packed in live_slots(page):
                 start, _, _, _, size = SLOT.unpack(packed)
@@ -341,7 +341,7 @@ class Records:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
             contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
-            verdict = judge(contents, base, self._image.seed, self._now_ms)
+            verdict = classify(contents, base, self._image.seed, self._now_ms)
             self.outdated += len(verdict.outdated)
             for position in sorted(verdict.live + verdict.expired):
                 if base + position not in losers:
@@ -357,7 +357,7 @@ class Records:
             self._progress(extent, 2 * count)
             base = extent << EXTENT_SHIFT
             contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
-            for position in judge(contents, base, self._image.seed, self._now_ms).live:
+            for position in classify(contents, base, self._image.seed, self._now_ms).live:
                 hash_of_key = key_hash(_key_and_value(contents, position)[0], self._image.seed)
                 place = (base + position) // BLOCK_ALIGNMENT
                 parts[hash_of_key >> 56].append(hash_of_key & ~_PLACE_MASK | place)
@@ -394,7 +394,7 @@ def records_at_close(image: Image) -> int | None:
     # As an opening does: where the state is damaged, the file may have been cut off.
     size = map_entry_offset(EXTENT_MAP_ENTRIES)
     start = image[:size].ljust(size, b"\0")
-    told = -1 if image.state.intact else told_records(start, EXTENT_MAP_ENTRIES)
+    told = -1 if image.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
     return told if told >= 0 else None  # there was no crash to leave a wrong state
 
 
@@ -424,7 +424,7 @@ def _shape(contents: bytes, bucket: int = 0) -> int:
     return shape
 
 
-def _no_bucket(bucket: int) -> Damage:
+def _marker_error(bucket: int) -> Damage:
     return Damage(bucket, None, "a page of the table has no marker")
 
 

@@ -52,8 +52,8 @@ from ..errors import (
     StoreBusyError,
     StoreFullError,
 )
-from ..index.buckets import torn_bucket, wanted_shape, wrong_bucket
-from ..file.rollback import Undo
+from ..index.buckets import torn_bucket_error, wanted_shape, wrong_bucket_error
+from ..file.rollback import Rollback
 
 include "layout_constants.pxi"
 
@@ -249,7 +249,7 @@ cdef inline uint64_t check_ttl_(object key, object ttl) except? 0:
 cdef bytes encode_value_(object key, object value):
     """As `codec.encode_value`, which gets what is out of the ordinary."""
     cdef bytes encoded
-    if PyDict_CheckExact(value) and is_usual(value, 1):
+    if PyDict_CheckExact(value) and is_plain_json(value, 1):
         try:
             encoded = dumps(value, None, json_options)
             if <uint64_t>PyBytes_GET_SIZE(encoded) <= MAX_VALUE_SIZE:
@@ -259,8 +259,8 @@ cdef bytes encode_value_(object key, object value):
     return encode_value(key, value)
 
 
-cdef bint is_usual(object container, int depth) except -1:
-    """Tell whether `codec._walk` would go through a container's members without raising."""
+cdef bint is_plain_json(object container, int depth) except -1:
+    """Return whether `codec._walk` would go through a container's members without raising."""
     if PyDict_CheckExact(container):
         with cython.critical_section(container):
             for member in (<dict>container).values():
@@ -290,7 +290,7 @@ cdef inline bint is_usual_member(object member, int depth) except -1:
     if PyFloat_CheckExact(member):
         return isfinite(PyFloat_AS_DOUBLE(member)) != 0
     if PyDict_CheckExact(member) or PyList_CheckExact(member) or PyTuple_CheckExact(member):
-        return depth < max_depth and is_usual(member, depth + 1)
+        return depth < max_depth and is_plain_json(member, depth + 1)
     return False
 
 
@@ -380,7 +380,7 @@ cdef class Operations:
         try:
             record = self.create_(key, encoded_key, encoded, lifetime, None, key_hash)
         except StoreFullError:
-            if self._file.refuses:
+            if self._file.read_only:
                 raise
             self._purge_for_room()
             record = self.create_(key, encoded_key, encoded, lifetime, None, key_hash)
@@ -411,7 +411,7 @@ cdef class Operations:
         stripe.take()
         try:
             if self.closed_:
-                self._refuse()
+                self._raise_closed()
             try:
                 return self._create_under_stripe(
                     key, encoded_key, encoded, lifetime, times, key_hash
@@ -419,7 +419,7 @@ cdef class Operations:
             except KVStoreError:
                 raise
             except BaseException:
-                self._file.leave_unclean()
+                self._file.require_rebuild()
                 raise
         finally:
             stripe.let_go()
@@ -443,13 +443,13 @@ cdef class Operations:
         slot = table.find_(key_hash, encoded_key)
         while slot > 0:
             if not table.is_expired_(slot, now_ms):
-                raise self._exists(key)
+                raise self._exists_error(key)
             table.delete_(slot, encoded_key)
-            self._file.owe_flush()
+            self._file.require_full_flush()
             slot = table.find_(key_hash, encoded_key)
         used = table.used_(-slot) if slot else SEGMENT_SLOTS
         if used >= SPLIT_AT and (not slot or used % RETRY_EVERY == 0):
-            slot = self._find_after_making_room(key_hash, encoded_key, now_ms)
+            slot = self._find_after_split(key_hash, encoded_key, now_ms)
         expires_at = now_ms + lifetime if lifetime else 0
         if times is not None:
             now_ms, expires_at = times
@@ -472,9 +472,9 @@ cdef class Operations:
     cdef int _begin(self) except -1:
         """Begin changes, once; a file that was begun stays so."""
         if self.closed_:
-            self._refuse()
+            self._raise_closed()
         if self._file.pristine:
-            self._begin_changes()
+            self._mark_dirty()
         self._begun = True
         return 0
 
@@ -490,7 +490,7 @@ cdef class Operations:
         stripe.take()
         try:
             if self.closed_:
-                self._refuse()
+                self._raise_closed()
             slot[0] = self.table.find_(key_hash, encoded_key)
             if slot[0] > 0:
                 expires_at = get_word(self.table.window.base + slot[0] + SLOT_EXPIRES_OFFSET)
@@ -502,7 +502,7 @@ cdef class Operations:
             stripe.let_go()
             end_operation()
         if encoded is not None and not verify_(header, encoded, tail, expires_at, key_hash):
-            raise self._damaged(key, slot[0], tail & SLOT_RECORD_MASK)
+            raise self._damaged_error(key, slot[0], tail & SLOT_RECORD_MASK)
         return encoded
 
     # Each raises by itself for an absent key: every function that an error passes costs time.
@@ -560,7 +560,7 @@ cdef class Operations:
         stripe.take()
         try:
             if self.closed_:
-                self._refuse()
+                self._raise_closed()
             slot = table.find_(key_hash, encoded_key)
             is_there = slot > 0 and not (
                 get_word(table.window.base + slot + SLOT_EXPIRES_OFFSET)
@@ -571,11 +571,11 @@ cdef class Operations:
                     table.window.look_at_door(self._file)
                     record = table.delete_(slot, encoded_key)
                     if self._durable:
-                        self._file.note_cleared(record)
+                        self._file.record_cleared(record)
                 except KVStoreError:
                     raise
                 except BaseException:
-                    self._file.leave_unclean()
+                    self._file.require_rebuild()
                     raise
         finally:
             stripe.let_go()
@@ -606,14 +606,14 @@ cdef class Operations:
             encoded_key = encode_key_(key)
         except InvalidKeyError:
             if self.closed_:
-                self._refuse()
+                self._raise_closed()
             return False
         return self._expiry(encoded_key, &expires_at, &now_ms, None)
 
     cdef bint _expiry(
         self, bytes encoded_key, uint64_t *expires_at, uint64_t *now_ms, object key
     ) except -1:
-        """Tell whether a key is there; set its expires_at and, where it has one, the time now.
+        """Return whether a key is there; set its expires_at and, where it has one, the time now.
 
         Raises CorruptStoreError where its record says otherwise, if it has a `key` to name.
         """
@@ -625,7 +625,7 @@ cdef class Operations:
         stripe.take()
         try:
             if self.closed_:
-                self._refuse()
+                self._raise_closed()
             slot = self.table.find_(key_hash, encoded_key)
             if slot <= 0:
                 return False
@@ -638,7 +638,7 @@ cdef class Operations:
                 record = get_word(self.table.window.base + slot + SLOT_RECORD_OFFSET)
                 record &= SLOT_RECORD_MASK
                 if self.slab.expiry_at_(record) != expires_at[0]:
-                    raise self._damaged(key, slot, record)
+                    raise self._damaged_error(key, slot, record)
             return True
         finally:
             stripe.let_go()

@@ -36,8 +36,8 @@ cdef class Slab:
             raise ValueError(f"not a byte for each of {EXTENT_MAP_ENTRIES:,} extents")
         self.looked_at = looked_at
 
-    def take(self, size):
-        """See `slab.Slab.take`."""
+    def allocate(self, size):
+        """See `slab.Slab.allocate`."""
         self.window.look_at_door(self._file)
         return self.take_(size)
 
@@ -95,9 +95,9 @@ cdef class Slab:
                     set_word(window.base + entry_offset, after)
                     self.unlink_(extent, size_class)
                 else:
-                    with Undo(self._file) as undo:
-                        undo.write(entry_offset, word_bytes(after))
-                        self._unlink(extent, size_class, undo)
+                    with Rollback(self._file) as rollback:
+                        rollback.write(entry_offset, word_bytes(after))
+                        self._unlink(extent, size_class, rollback)
                 return (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
         finally:
             self.lock.let_go()
@@ -142,8 +142,8 @@ cdef class Slab:
                 return <int64_t>rest
         return -1
 
-    def give(self, offset):
-        """See `slab.Slab.give`."""
+    def free(self, offset):
+        """See `slab.Slab.free`."""
         self.window.look_at_door(self._file)
         self.give_(offset)
 
@@ -184,10 +184,10 @@ cdef class Slab:
                 set_word(window.base + offset, link)
                 keep_order()
             elif was_full:
-                with Undo(self._file) as undo:
-                    undo.write(entry_offset, word_bytes(after))
-                    self._link(extent, size_class, undo)
-                    undo.write(offset, word_bytes(link))
+                with Rollback(self._file) as rollback:
+                    rollback.write(entry_offset, word_bytes(after))
+                    self._link(extent, size_class, rollback)
+                    rollback.write(offset, word_bytes(link))
             else:
                 try:
                     self._file.write_word(entry_offset >> 3, after)
@@ -201,7 +201,7 @@ cdef class Slab:
         return 0
 
     cdef bint has_other_records(self, uint64_t extent, uint64_t block, uint64_t entry) noexcept:
-        """Tell whether `slab.Slab._check_is_last` would raise."""
+        """Return whether `slab.Slab._check_is_last` would raise."""
         cdef const uint8_t *start = self.window.base + (extent << EXTENT_SHIFT)
         cdef uint64_t size = block_sizes[entry >> 8 & 0xFF]
         cdef uint64_t end = min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
@@ -317,7 +317,7 @@ cdef class Slab:
         cdef uint64_t start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
         if start + size > self.window._size or offset < first_record or offset & 7:
-            raise self._no_record(offset, start + size)
+            raise self._no_record_error(offset, start + size)
         memcpy(header, self.window.base + offset, RECORD_HEADER_SIZE)
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
 
@@ -329,8 +329,8 @@ cdef class Slab:
         for line in range(64, min(size, <uint64_t>MOST_EXPECTED), 64):
             prefetch(record + line)  # harmless, wherever a damaged slot leads
 
-    def holds(self, slot_tail, bytes key not None):
-        """See `slab.Slab.holds`."""
+    def contains_record_of(self, slot_tail, bytes key not None):
+        """See `slab.Slab.contains_record_of`."""
         return self.holds_(slot_tail, key)
 
     cdef bint holds_(self, uint64_t slot_tail, bytes key) noexcept:

@@ -98,7 +98,7 @@ cdef class Slots:
         prefetch(memory + home + CONTROL_OFFSET + 64)
         cdef uint64_t shape = get_word(memory + home + SHAPE_OFFSET)
         if not self.fits(shape, key_hash):
-            raise wrong_bucket(self._file, home, key_hash)
+            raise wrong_bucket_error(self._file, home, key_hash)
         while True:
             control = memory + bucket + CONTROL_OFFSET
             prefetch(control + 64)
@@ -106,7 +106,7 @@ cdef class Slots:
                 get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
                 or get_word(memory + bucket + SHAPE_OFFSET) != shape
             ):
-                raise torn_bucket(self._file, bucket, shape)
+                raise torn_bucket_error(self._file, bucket, shape)
             place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
             while place is not NULL:
                 slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
@@ -138,7 +138,7 @@ cdef class Slots:
                 return damaged or vacant
 
     cdef inline bint fits(self, uint64_t shape, uint64_t key_hash) noexcept:
-        """Tell whether a bucket of this shape is of the segment that a hash leads to."""
+        """Return whether a bucket of this shape is of the segment that a hash leads to."""
         cdef uint64_t depth = shape & SHAPE_DEPTH_MASK
         cdef uint64_t wanted = self._of_file | key_hash >> DIRECTORY_SHIFT << SHAPE_PREFIX_SHIFT
         # Without the rewrites, and without those bits of the prefix that are the segment's own.
@@ -182,7 +182,7 @@ cdef class Slots:
         cdef bytes found = self.slab.key_at_(tail & SLOT_RECORD_MASK, PyBytes_GET_SIZE(key))
         if found == key:
             return 1
-        if self.slab.is_whole(tail, self._seed):
+        if self.slab.is_valid_record(tail, self._seed):
             return 0
         return -1 if (hash_of(found, self._seed) ^ hash_of_key) & placing_bits else 0
 
@@ -253,7 +253,7 @@ cdef class Slots:
         cdef uint64_t tail = get_word(self.window.base + slot + SLOT_RECORD_OFFSET)
         cdef uint64_t record = tail & SLOT_RECORD_MASK
         if not self.slab.holds_(tail, key):
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             self.remove_(slot)
             return 0
         try:
@@ -285,7 +285,7 @@ cdef class Slots:
         else:
             control, taken = CONTROL_TOMBSTONE, ENTRY_LIVE_ONE
         if entry < taken:
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             taken = 0
         if window.direct:
             window.base[control_offset] = control
@@ -321,7 +321,7 @@ cdef class Slots:
             get_word(self.window.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
         )
 
-    def used(self, slot):
+    def used_slot_count(self, slot):
         """See `slots.Slots.used`."""
         self.window.check(slot)
         return self.used_(slot)
@@ -331,8 +331,8 @@ cdef class Slots:
 
     # --- one segment ---------------------------------------------------------------------------
 
-    def _sort_out(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
-        """See `slots.Slots._sort_out`."""
+    def _partition_slots(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
+        """See `slots.Slots._partition_slots`."""
         if extent >= self.window._size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
             raise IndexError(f"extent {extent} is no segment of depth {depth} in the open file")
         cdef const uint8_t *memory = self.window.base
@@ -351,7 +351,7 @@ cdef class Slots:
                 get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
                 or get_word(memory + bucket + SHAPE_OFFSET) != shape
             ):
-                raise torn_bucket(self._file, bucket, shape)
+                raise torn_bucket_error(self._file, bucket, shape)
             for index in range(SLOT_COUNT):
                 if memory[bucket + CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
                     continue
@@ -365,7 +365,7 @@ cdef class Slots:
                 else:
                     (upper if key_hash & of_half else lower).add(key_hash, memory + slot)
         if lost:
-            self._file.leave_unclean()
+            self._file.require_rebuild()
         return lower, upper, expired
 
     def _build(self, uint64_t extent, uint64_t shape, Members members not None):

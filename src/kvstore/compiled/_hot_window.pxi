@@ -167,7 +167,7 @@ cdef class Window:
     cdef uint8_t *base
     cdef uint64_t _size
     # Whether changes may be stored right here. Not any more, once a signal handler has forked, in
-    # the child that goes on with the operation: `DataFile.abandon` sees to that.
+    # the child that goes on with the operation: `DataFile.detach_after_fork` sees to that.
     cdef public bint direct
 
     def __cinit__(self, mapped, size):

@@ -45,7 +45,7 @@ cdef inline void store(uint8_t *place, uint64_t word) noexcept:
 
 
 def find_magics(bytes contents not None):
-    """`CompiledNotes.find_magics`: those that are not aligned as a block is do not count."""
+    """`CompiledFoundRecords.find_magics`: those that are not aligned as a block is do not count."""
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(contents)
     cdef uint64_t index, count = 0, first = 0
     for index in range(<uint64_t>len(contents) // BLOCK_ALIGNMENT):
@@ -57,7 +57,7 @@ def find_magics(bytes contents not None):
 
 
 def count_magics(bytes contents not None):
-    """`Notes.count_magics`."""
+    """`FoundRecords.count_magics`."""
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(contents)
     cdef const uint8_t *place = start
     cdef uint64_t count = 0, aligned = 0, left = len(contents)
@@ -82,7 +82,7 @@ def scan_blocks(
     bytes contents not None, uint64_t base, uint64_t block_size, uint64_t least,
     seed, uint64_t now_ms, words not None,
 ):
-    """`Notes.scan_blocks`, in blocks of this size; a record of the class takes more than `least`.
+    """`FoundRecords.scan_blocks`, in blocks of this size; a record of the class takes more than `least`.
 
     What is noted is added to the array `words`.
     """
@@ -163,7 +163,7 @@ def link_free_blocks(
 
 
 def sort_words(uint64_t[::1] words not None):
-    """`Notes.sort`, of one part."""
+    """`FoundRecords.sort`, of one part."""
     if len(words):
         sort_by(56, &words[0], len(words))
 

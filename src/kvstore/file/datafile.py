@@ -69,14 +69,13 @@ from kvstore.format.layout import (
     pack_state,
     unknown_format,
 )
-from kvstore.recovery.quick_check import is_sound, told_records
+from kvstore.recovery.quick_check import count_by_map, index_is_consistent
 
-from .group_commit import SharedFlush
+from .group_commit import GroupCommit
 from .lock import FileLock
 from .platform import (
-    ask_to_overwrite_in_place,
-    bring_in,
     can_flush_pages,
+    disable_copy_on_write,
     find_last,
     flush_file,
     flush_folder,
@@ -87,6 +86,7 @@ from .platform import (
     map_file,
     may_be_mapped_privately,
     overwrites_in_place,
+    prefault,
     read_ahead,
     read_at,
     reserve,
@@ -119,15 +119,15 @@ class DataFile:
         directory: the directory as a view of 16-bit numbers.
         write: the door for changes, `write(offset, data)`.
         write_word: likewise for the 64-bit word `words[index]`, `write_word(index, word)`.
-        refuses: nothing more is written in this opening: see `refuse_changes`.
+        refuses: nothing more is written in this opening: see `make_read_only`.
         in_place: `write` stores through the map, and cannot be refused.
         private: the map is private memory wherever it is stored to.
-        in_memory: changes are for readers in this opening only: see `change_in_memory`.
+        in_memory: changes are for readers in this opening only: see `use_private_map`.
         window: the same for the compiled twin; None where the plain one runs.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         closed: `close` was called in this process; a forked child's copy is not closed but refused.
-        let_go: `close` has come to its end.
+        released: `close` has come to its end.
         trusted: the index on disk was found clean and whole; else it must be rebuilt before use.
         distrust: why not, in words.
 
@@ -202,15 +202,15 @@ class DataFile:
         else:
             self.write, self.write_word = self._pwrite, self._pwrite_word
         self._state_lock = Lock()
-        self._flush_shared = SharedFlush(
+        self._group_commit = GroupCommit(
             self._flush,
             self._flush_pages if durable and self.in_place and can_flush_pages() else None,
         )
         self.closed = False
-        self.let_go = False
-        self.refuses = False
+        self.released = False
+        self.read_only = False
         self.in_memory = False
-        self._leave_unclean = False
+        self._requires_rebuild = False
         self._cautious = False
         self.pristine = self.trusted
         # The number is only for another opener's message.
@@ -272,7 +272,7 @@ class DataFile:
         extents = FIRST_FILE_SIZE >> EXTENT_SHIFT
         os.ftruncate(self._fd, 0)
         if not self.in_place:
-            ask_to_overwrite_in_place(self._fd)
+            disable_copy_on_write(self._fd)
         try:
             reserve(self._fd, 0, FIRST_FILE_SIZE)
             write_at(self._fd, 0, self._identity)
@@ -282,7 +282,7 @@ class DataFile:
             flush_file(self._fd)
         except OSError as error:
             if error.errno in _NO_ROOM:
-                raise self._disk_full(error, "create the file") from error
+                raise self._disk_full_error(error, "create the file") from error
             raise
         self._identity_damaged = False
 
@@ -338,7 +338,7 @@ class DataFile:
         start = self._read_start(self._extent_count)
         if self._index_checksum(start) != self._index_checksum_at_close:
             return "was closed, but its index is damaged"
-        if not is_sound(start, self._extent_count):
+        if not index_is_consistent(start, self._extent_count):
             return "was closed, but its index contradicts itself"
         # A process that dies while it opens a file may leave zeros, of whole extents.
         if size > self.size and (
@@ -394,7 +394,7 @@ class DataFile:
             return int(self._records_at_close)
         start = self._read_start(EXTENT_MAP_ENTRIES)
         # A new file, whose index was not made yet: it has no records.
-        return told_records(start, EXTENT_MAP_ENTRIES) if any(start[EXTENT_MAP_OFFSET:]) else 0
+        return count_by_map(start, EXTENT_MAP_ENTRIES) if any(start[EXTENT_MAP_OFFSET:]) else 0
 
     def _read_start(self, extent_count: int) -> bytes:
         """Read the file up to, and with, the entries of so many extents in the extent map."""
@@ -413,7 +413,7 @@ class DataFile:
                 raise
             # Where writes report a full disk themselves, it is no danger to go on.
             if self.in_place:
-                raise self._disk_full(error, "fill the holes of the file") from error
+                raise self._disk_full_error(error, "fill the holes of the file") from error
 
     def _map(self, max_bytes: int) -> None:
         """Map the file once and for all, as long as it may become."""
@@ -454,10 +454,10 @@ class DataFile:
         """Have the map read from end to end fast, or here and there, as it is after opening."""
         read_ahead(self.map, wanted)
 
-    def bring_in(self, extent: int) -> None:
+    def prefault(self, extent: int) -> None:
         """Have the pages of an extent in memory that nothing was written to so far."""
         if self.in_place:
-            bring_in(self.map, extent << EXTENT_SHIFT, EXTENT_SIZE)
+            prefault(self.map, extent << EXTENT_SHIFT, EXTENT_SIZE)
 
     # --- changing ------------------------------------------------------------------------------
 
@@ -465,7 +465,7 @@ class DataFile:
         self.write, self.write_word = _map_writer(self.map), _word_writer(self.words)
 
     def _pwrite(self, offset: int, data: bytes) -> None:
-        if self.refuses:  # since this operation began, in another thread
+        if self.read_only:  # since this operation began, in another thread
             self.write(offset, data)
         try:
             written = os.pwrite(self._fd, data, offset)
@@ -473,15 +473,15 @@ class DataFile:
                 written += os.pwrite(self._fd, data[written:], offset + written)
         except OSError as error:
             # Whatever this cuts short may leak a block or an extent.
-            self._leave_unclean = True
+            self._requires_rebuild = True
             if error.errno in _NO_ROOM:
-                raise self._disk_full(error, f"write {len(data):,} bytes") from error
+                raise self._disk_full_error(error, f"write {len(data):,} bytes") from error
             raise
 
     def _pwrite_word(self, index: int, word: int) -> None:
         self._pwrite(index << 3, U64.pack(word))
 
-    def begin_changes(self) -> None:
+    def mark_dirty(self) -> None:
         """Have the disk know that the index is in flux, once, before the first change.
 
         Flushes; the caller holds no lock.
@@ -501,14 +501,14 @@ class DataFile:
                 self._state_intact = True
             # Also where an earlier try failed here: its flush did, and says so again.
             if self.pristine:
-                self._flush_shared()
+                self._group_commit()
                 self.pristine = False
 
-    def leave_unclean(self) -> None:
+    def require_rebuild(self) -> None:
         """Have the next opening rebuild the index: a change was cut short and may have leaked."""
-        self._leave_unclean = True
+        self._requires_rebuild = True
         # A record may be gone in memory without anybody having owed a flush for it yet.
-        self.owe_flush()
+        self.require_full_flush()
 
     def accept_rebuilt_index(self) -> None:
         """Say that the index was rebuilt and flushed. The disk hears of it from `close`."""
@@ -518,25 +518,25 @@ class DataFile:
         """Take back a write at `offset` that may have happened or not.
 
         Where the disk refuses even that, readers have what was there, if the map is private, and
-        nothing more is written: see `refuse_changes`.
+        nothing more is written: see `make_read_only`.
         """
         # A copy-on-write file system that refused the write would refuse this one too.
         if self.map[offset : offset + len(old)] != old:
             try:
                 self.write(offset, old)
             except BaseException as error:
-                self.refuse_changes(error)
+                self.make_read_only(error)
                 if self.private:
                     self.map[offset : offset + len(old)] = old
                 if not isinstance(error, KVStoreError | OSError):
                     raise
 
-    def refuse_changes(self, why: BaseException) -> None:
+    def make_read_only(self, why: BaseException) -> None:
         """Let nothing more be written: what the file holds is not what readers are to see."""
-        if self.refuses:
+        if self.read_only:
             return
-        self._leave_unclean = True
-        self.refuses = True
+        self._requires_rebuild = True
+        self.read_only = True
         kind: type[KVStoreError] = CorruptStoreError
         what = f"a change could not be undone ({why})"
         if self.in_memory:
@@ -551,10 +551,10 @@ class DataFile:
 
         self.write = self.write_word = refuse
 
-    def change_in_memory(self) -> None:
+    def use_private_map(self) -> None:
         """Have changes stay in this process's memory: for an index that the disk has no room for.
 
-        The map must be private. `refuse_changes` follows when the index is whole.
+        The map must be private. `make_read_only` follows when the index is whole.
         """
         self.in_memory = True
         self._write_through_the_map()
@@ -589,7 +589,7 @@ class DataFile:
                     raise
                 self._cautious = refused = True
                 if step == 1:
-                    raise self._disk_full(error, "grow the file by 65,536 bytes") from error
+                    raise self._disk_full_error(error, "grow the file by 65,536 bytes") from error
                 step //= 2
         with self._state_lock:
             self._extent_count = count + step
@@ -599,7 +599,7 @@ class DataFile:
                 self._extent_count = count
                 raise
         # Until length and state are on the disk, records in the new extents may be cut off.
-        self.owe_flush()
+        self.require_full_flush()
         self.size = self._extent_count << EXTENT_SHIFT
         if self.window is not None:
             self.window.size = self.size
@@ -639,7 +639,7 @@ class DataFile:
             digest.update(contents[start:end])
         return digest.intdigest()
 
-    def _disk_full(self, error: OSError, what: str) -> StoreFullError:
+    def _disk_full_error(self, error: OSError, what: str) -> StoreFullError:
         message = f"{self.path}: no room on the disk to {what}: {error.strerror}"
         return QuotaError(message) if error.errno == EDQUOT else StoreFullError(message)
 
@@ -678,7 +678,7 @@ class DataFile:
             with thread.inside:
                 self._flushing.add(ident)
                 count = self._extent_count
-                if self._flush_shared(part) and count > self._durable_count:
+                if self._group_commit(part) and count > self._durable_count:
                     self._count_as_durable(count)
         finally:
             if is_outermost:
@@ -686,7 +686,7 @@ class DataFile:
             if waiting:
                 leave()
 
-    def owe_flush(self) -> None:
+    def require_full_flush(self) -> None:
         """Have no durable operation return from now on before a flush of everything.
 
         Needed wherever something else than the operation's own bytes could cost it its record:
@@ -701,24 +701,24 @@ class DataFile:
         The caller has made that change, and still holds the lock that others need to build on it:
         the space lock for extents, the stripe for keys.
         """
-        self._flush_shared.owe()
+        self._group_commit.require_full()
 
     def note_freed(self) -> None:
-        """As `owe_flush`, for an extent that became free. The caller holds the space lock."""
-        self._flush_shared.owe_for_reuse()
+        """As `require_full_flush`, for an extent that became free, under the space lock."""
+        self._group_commit.require_full_flush_for_reuse()
 
     @property
     def freed_may_come_back(self) -> bool:
         """Whether power loss could bring back records of extents that became free."""
-        return self._flush_shared.reuse_waits
+        return self._group_commit.reuse_waits
 
-    def note_cleared(self, offset: int) -> None:
-        """As `owe_flush`, for the record at `offset` that a durable `delete` has cleared.
+    def record_cleared(self, offset: int) -> None:
+        """As `require_full_flush`, for the record at `offset` that a durable `delete` has cleared.
 
         The operation itself goes on to `flush_record`, which then is enough. Until it returns,
         those of other threads flush everything. The caller holds the key's stripe.
         """
-        self._flush_shared.note_cleared(offset)
+        self._group_commit.record_cleared(offset)
 
     def _count_as_durable(self, count: int) -> None:
         with self._state_lock, suppress(StoreFullError):  # an old number is true as well
@@ -751,7 +751,7 @@ class DataFile:
     def give_up(self) -> None:
         """Close after an opening that failed in what comes after this file's own part."""
         self._has_failed = True
-        self.leave_unclean()
+        self.require_rebuild()
         self.close()
 
     def close(self) -> None:
@@ -772,7 +772,7 @@ class DataFile:
                 self._lock.check_path()
         finally:
             self._let_go_of_file()
-            self.let_go = True
+            self.released = True
 
     def _let_go_of_file(self) -> None:
         """Unmap the file, close it and release its lock, whatever fails on the way."""
@@ -794,17 +794,17 @@ class DataFile:
     def _close_contents(self) -> None:
         try:
             if not (self.pristine and self._clean):
-                self._flush_shared()
+                self._group_commit()
         finally:
-            self._flush_shared.end()
+            self._group_commit.end()
         # On a full copy-on-write disk even the flag may not be written: then the next opening
         # rebuilds the index from the records, which have just been flushed.
         with suppress(StoreFullError, CorruptStoreError):
-            if not self.pristine and not self._leave_unclean:
+            if not self.pristine and not self._requires_rebuild:
                 # In a torn copy, say, the counts of a segment may be older than its pages, and what
                 # was created and deleted have made them impossible: the file would be refused.
                 start = self.map[: map_entry_offset(self._extent_count)]
-                if is_sound(start, self._extent_count):
+                if index_is_consistent(start, self._extent_count):
                     self._clean = True
                     self._durable_count = self._extent_count
                     records = count_records(start[EXTENT_MAP_OFFSET:])
@@ -813,11 +813,11 @@ class DataFile:
             self.write(HOLDER_OFFSET, HOLDER.pack(0))
 
     @property
-    def is_parents(self) -> bool:
+    def owned_by_parent(self) -> bool:
         """Whether this is a forked child, and the open file its parent's."""
-        return self._lock.is_parents
+        return self._lock.owned_by_parent
 
-    def abandon(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: touch the parent's file no more, nor its lock. Idempotent."""
 
         def refuse(_place: int, _content: object) -> NoReturn:

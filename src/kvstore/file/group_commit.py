@@ -6,7 +6,7 @@ group commit of databases).
 
 Who leads and has no follower may flush the bytes alone that its operation is about, which takes the
 disk less. That suffices only where nothing else has to be on the disk before: see `owe` and
-`note_cleared`. Where several wait, one flush of everything serves them all. So does the one after
+`record_cleared`. Where several wait, one flush of everything serves them all. So does the one after
 it, which as a rule is led by one alone, while the others make their next changes and then queue:
 what it writes of these, the flush that they wait for need not.
 
@@ -33,16 +33,16 @@ _NEXT: Final = "next"
 class _Flush:
     """A flush that may be joined, or runs, or has ended: then its gate is open."""
 
-    __slots__ = ("gate", "is_followed", "is_whole", "succeeded")
+    __slots__ = ("gate", "is_followed", "is_valid_record", "succeeded")
 
     def __init__(self) -> None:
         self.gate = Lock()
         self.is_followed = False
-        self.is_whole = True
+        self.is_valid_record = True
         self.succeeded = False
 
 
-class SharedFlush:
+class GroupCommit:
     """One at a time, calls `flush`, which raises OSError where the disk did not take everything.
 
     Or `flush_part`, with the start and the end of the bytes in question; None where there is none.
@@ -66,11 +66,12 @@ class SharedFlush:
         self._owes_everything = False
         self._cleared: list[int] = []
         self._was_followed = False
-        # How often `owe_for_reuse` was called, by now and before the last flush of everything.
+        # How often `require_full_flush_for_reuse` was called, by now and before the last flush of
+        # everything.
         self._reuses = 0
         self._reuses_flushed = 0
 
-    def owe(self) -> None:
+    def require_full(self) -> None:
         """Have the next flush be one of everything, whoever asks for it.
 
         Call it after the change that it is about, and before letting go of the lock that keeps
@@ -78,7 +79,7 @@ class SharedFlush:
         """
         self._owes_everything = True
 
-    def owe_for_reuse(self) -> None:
+    def require_full_flush_for_reuse(self) -> None:
         """As `owe`; until that flush has succeeded, `reuse_waits` is true.
 
         The caller holds a lock that all callers hold.
@@ -91,7 +92,7 @@ class SharedFlush:
         """Whether no flush of everything has succeeded that began after the last such call."""
         return self._reuses != self._reuses_flushed
 
-    def note_cleared(self, offset: int) -> None:
+    def record_cleared(self, offset: int) -> None:
         """As `owe`, but a flush of a part that starts at `offset` will do as well."""
         self._cleared.append(offset)
 
@@ -108,11 +109,11 @@ class SharedFlush:
         Raises:
             OSError: that flush, or any before it, failed.
         """
-        while (flush := self._take_part(part)) is None:
+        while (flush := self._lead_or_follow(part)) is None:
             pass
-        return flush.is_whole
+        return flush.is_valid_record
 
-    def _take_part(self, part: tuple[int, int] | None) -> _Flush | None:
+    def _lead_or_follow(self, part: tuple[int, int] | None) -> _Flush | None:
         """Lead the next flush, or follow it; return it, or None where it did not cover this call.
 
         That is where its leader was interrupted, or did not see that it was followed.
@@ -133,7 +134,7 @@ class SharedFlush:
         with flush.gate:
             pass
         if flush.succeeded:
-            return flush if flush.is_whole else None
+            return flush if flush.is_valid_record else None
         self._raise_failure()
         # Interrupted, its leader may have left it there. Should this take away another one, that
         # one is joined by nobody else, and no harm is done.
@@ -161,7 +162,7 @@ class SharedFlush:
                 self._flush()
                 self._reuses_flushed = reuses
             else:
-                own.is_whole = False
+                own.is_valid_record = False
                 del self._cleared[: len(cleared)]
                 self._flush_part(*part)
         except BaseException as failure:

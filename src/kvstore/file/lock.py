@@ -196,7 +196,7 @@ class FileLock:
         self._after_fork = WeakMethod(method)
 
     @property
-    def is_parents(self) -> bool:
+    def owned_by_parent(self) -> bool:
         """Whether this is a forked child, and its parent the one that has the lock."""
         return self._pid != os.getpid()
 
@@ -306,7 +306,7 @@ def _holder(fd: int) -> str:
 
 
 def _has_locked(pid: int, fd: int) -> bool:
-    """Tell whether it is sure that process `pid` holds the lock on this open file.
+    """Return whether it is sure that process `pid` holds the lock on this open file.
 
     The number may be one of another pid namespace, or of a holder that was killed, and belong to
     anyone here. So Linux is asked which files the process has open, and which of these it locked.

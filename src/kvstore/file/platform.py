@@ -43,14 +43,14 @@ _MS_SYNC: Final = 4
 
 
 def overwrites_in_place(fd: int) -> bool:
-    """Tell whether the file is on a file system known to overwrite reserved blocks in place."""
+    """Return whether the file is on a file system known to overwrite reserved blocks in place."""
     if sys.platform != "linux":
         return os.name == "nt"
     return _file_system(fd) in _IN_PLACE
 
 
 def may_be_mapped_privately(fd: int) -> bool:
-    """Tell whether a private mapping is known to show what is written to the file afterwards."""
+    """Return whether a private mapping is known to show what is written to the file afterwards."""
     return sys.platform == "linux" and _file_system(fd) in _PRIVATE
 
 
@@ -115,7 +115,7 @@ def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
             mapped.madvise(mmap.MADV_NORMAL if wanted else mmap.MADV_RANDOM)
 
 
-def bring_in(mapped: mmap.mmap, offset: int, size: int) -> None:
+def prefault(mapped: mmap.mmap, offset: int, size: int) -> None:
     """Have the system bring in, all at once, pages of a shared mapping that will be stored to.
 
     Each that is not there costs a fault as it is first stored to, which takes longer than that of a
@@ -126,7 +126,7 @@ def bring_in(mapped: mmap.mmap, offset: int, size: int) -> None:
             mapped.madvise(_MADV_POPULATE_WRITE, offset, size)
 
 
-def ask_to_overwrite_in_place(fd: int) -> None:
+def disable_copy_on_write(fd: int) -> None:
     """Have btrfs treat an empty file as one that is overwritten in place (``chattr +C``).
 
     It spares the disk the fragments that small changes would make, and the store the need for room
@@ -189,7 +189,7 @@ def _data(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def is_zero(fd: int, size: int) -> bool:
-    """Tell whether the file holds nothing but zeros. Holes are not read."""
+    """Return whether the file holds nothing but zeros. Holes are not read."""
     for start, end in _data(fd, 0, size):
         for offset in range(start, end, EXTENT_SIZE):
             if any(read_at(fd, min(EXTENT_SIZE, end - offset), offset)):

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from .datafile import DataFile
 
 
-class Undo:
+class Rollback:
     """A change of several writes that happens whole or not at all, as far as this process lives.
 
     Use as a context manager around writes that no one else can interleave with: all under one held

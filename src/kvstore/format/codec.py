@@ -39,7 +39,7 @@ _OPTIONS: Final = (
 )
 
 
-class _Refused(Exception):
+class _NotStorable(Exception):
     """A value that cannot be stored: what is wrong, and the way to it from the outside in."""
 
     def __init__(self, reason: str) -> None:
@@ -48,8 +48,8 @@ class _Refused(Exception):
         self.path = ""
 
 
-class _Unusual(Exception):
-    """The quick walk met a type that only `_plain` can judge."""
+class _NeedsFullWalk(Exception):
+    """The quick walk met a type that only `_plain` can classify."""
 
 
 def encode_key(key: object) -> bytes:
@@ -104,10 +104,10 @@ def encode_value(key: str, value: dict[str, Any]) -> bytes:
     """
     try:
         if type(value) is not dict:
-            raise _Unusual
+            raise _NeedsFullWalk
         _walk(value.values(), 1)
         encoded = orjson.dumps(value, None, _OPTIONS)
-    except (_Unusual, _Refused, TypeError, RecursionError):
+    except (_NeedsFullWalk, _NotStorable, TypeError, RecursionError):
         encoded = _encode_unusual(key, value)
     if len(encoded) > MAX_VALUE_SIZE:
         raise ValueTooLargeError(
@@ -137,31 +137,31 @@ def _walk(items: Iterable[Any], depth: int) -> None:
             continue
         if kind is float:
             if not isfinite(item):
-                raise _Unusual
+                raise _NeedsFullWalk
         elif depth == MAX_DEPTH:
-            raise _Unusual
+            raise _NeedsFullWalk
         elif kind is dict:
             _walk(item.values(), depth + 1)
         elif kind is list or kind is tuple:
             _walk(item, depth + 1)
         else:
-            raise _Unusual
+            raise _NeedsFullWalk
 
 
 def _encode_unusual(key: str, value: object) -> bytes:
     """Encode a value that holds subclasses, or say what is wrong with it and where."""
     try:
         if not isinstance(value, dict):
-            raise _Refused(f"{_shown(value)} is a {type(value).__name__}, allowed is a dict")
+            raise _NotStorable(f"{_shown(value)} is a {type(value).__name__}, allowed is a dict")
         return orjson.dumps(_plain(value, 1), None, _OPTIONS)
-    except _Refused as refused:
+    except _NotStorable as refused:
         raise InvalidValueError(f"key {key!r}: value{refused.path}: {refused.reason}") from None
     except TypeError as error:
         raise InvalidValueError(f"key {key!r}: value: {error}") from error
 
 
 def _plain(item: Any, depth: int) -> Any:
-    """Return `item` in the exact types of JSON, equal to it; raise `_Refused` for others."""
+    """Return `item` in the exact types of JSON, equal to it; raise `_NotStorable` for others."""
     if item is None or isinstance(item, bool):
         return item
     if isinstance(item, str):
@@ -171,9 +171,9 @@ def _plain(item: Any, depth: int) -> Any:
     if isinstance(item, float):
         return _equal(item, float.__float__(item), _check_float)
     if not isinstance(item, dict | list | tuple):
-        raise _Refused(f"{_shown(item)} is a {type(item).__name__}, which JSON does not have")
+        raise _NotStorable(f"{_shown(item)} is a {type(item).__name__}, which JSON does not have")
     if depth > MAX_DEPTH:
-        raise _Refused(f"nested more than {MAX_DEPTH} deep")
+        raise _NotStorable(f"nested more than {MAX_DEPTH} deep")
     # A subclass has to equal the plain container of the same members; each of these is judged by
     # itself, so that a tuple among them may come back as a list.
     if isinstance(item, dict):
@@ -184,7 +184,7 @@ def _plain(item: Any, depth: int) -> Any:
             for name, member in members.items()
         }
         if len(plain) != len(members):
-            raise _Refused("two of its keys are the same string")
+            raise _NotStorable("two of its keys are the same string")
         return plain
     sequence = list(list.__iter__(item) if isinstance(item, list) else tuple.__iter__(item))
     _equal(item, sequence if isinstance(item, list) else tuple(sequence))
@@ -193,7 +193,7 @@ def _plain(item: Any, depth: int) -> Any:
 
 def _plain_name(name: object) -> str:
     if not isinstance(name, str):
-        raise _Refused(f"its key {_shown(name)} is a {type(name).__name__}, allowed is a str")
+        raise _NotStorable(f"its key {_shown(name)} is a {type(name).__name__}, allowed is a str")
     plain: str = _equal(name, str.__str__(name), _check_text)
     return plain
 
@@ -201,7 +201,7 @@ def _plain_name(name: object) -> str:
 def _at(step: str, member: object, depth: int) -> Any:
     try:
         return _plain(member, depth + 1)
-    except _Refused as refused:
+    except _NotStorable as refused:
         refused.path = step + refused.path
         raise
 
@@ -211,7 +211,9 @@ def _equal(item: Any, plain: Any, check: Callable[[Any], None] | None = None) ->
     if check is not None:
         check(plain)
     if type(item) not in _EXACT and not (item == plain):
-        raise _Refused(f"{_shown(item)} is a {type(item).__name__}, which reads back as {plain!r}")
+        raise _NotStorable(
+            f"{_shown(item)} is a {type(item).__name__}, which reads back as {plain!r}"
+        )
     return plain
 
 
@@ -219,7 +221,7 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _Refused(
+        raise _NotStorable(
             f"character {error.start} of {_shown(text)} is a lone surrogate "
             f"(U+{ord(text[error.start]):04X}), which UTF-8 cannot express"
         ) from None
@@ -227,12 +229,14 @@ def _check_text(text: str) -> None:
 
 def _check_integer(number: int) -> None:
     if not -(2**63) <= number < 2**64:
-        raise _Refused(f"an integer of {number.bit_length()} bits, allowed is -2**63 to 2**64-1")
+        raise _NotStorable(
+            f"an integer of {number.bit_length()} bits, allowed is -2**63 to 2**64-1"
+        )
 
 
 def _check_float(number: float) -> None:
     if not isfinite(number):
-        raise _Refused(f"{number!r}, allowed is a finite number")
+        raise _NotStorable(f"{number!r}, allowed is a finite number")
 
 
 def _shown(item: object) -> str:

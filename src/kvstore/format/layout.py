@@ -506,7 +506,7 @@ def pack_state(
 
 
 def is_state(packed: bytes, hash_seed: int) -> bool:
-    """Tell whether these bytes are a state with a true checksum, in a file with that seed."""
+    """Return whether these bytes are a state with a true checksum, in a file with that seed."""
     return len(packed) == STATE.size and packed[-U64.size :] == U64.pack(
         xxh3_64_intdigest(packed[: -U64.size], hash_seed)
     )

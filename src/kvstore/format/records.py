@@ -39,7 +39,7 @@ from .layout import (
 _TIME_AND_TAIL: Final = Struct("<QQ")  # of a slot
 
 
-class Verdict(NamedTuple):
+class ExtentScan(NamedTuple):
     """What the aligned magics of an extent are of, by their positions in it, ascending."""
 
     winner: int
@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
     """No records at all: bytes of a page of the table that look like a magic."""
 
 
-def judge(contents: bytes, base: int, hash_seed: int, now_ms: int) -> Verdict:
+def classify(contents: bytes, base: int, hash_seed: int, now_ms: int) -> ExtentScan:
     """Tell what each aligned magic of the extent at file offset `base` is of."""
     whole: dict[int, int] = {}
     expired = []
@@ -65,7 +65,7 @@ def judge(contents: bytes, base: int, hash_seed: int, now_ms: int) -> Verdict:
     sizes: dict[int, int] = {}
     for position in magics(contents):
         size_class = size_class_at(contents, position)
-        if size_class < 0 or not is_whole(contents, position, base, hash_seed):
+        if size_class < 0 or not is_valid_record(contents, position, base, hash_seed):
             (astray if is_of_table(contents, position, base) else damaged).append(position)
             continue
         expires_at = RECORD.unpack_from(contents, position)[5]
@@ -77,7 +77,7 @@ def judge(contents: bytes, base: int, hash_seed: int, now_ms: int) -> Verdict:
     winner = max(sizes, key=lambda size_class: sizes[size_class], default=-1)
     live = [position for position, size_class in whole.items() if size_class == winner]
     outdated = [position for position, size_class in whole.items() if size_class != winner]
-    return Verdict(winner, live, outdated, expired, damaged, astray)
+    return ExtentScan(winner, live, outdated, expired, damaged, astray)
 
 
 def magics(contents: bytes) -> Iterator[int]:
@@ -90,7 +90,7 @@ def magics(contents: bytes) -> Iterator[int]:
 
 
 def is_of_table(contents: bytes, position: int, base: int) -> bool:
-    """Tell whether an aligned magic of no whole record is of a page of the table, or of a former.
+    """Return whether an aligned magic of no whole record is of a page of the table, or of a former.
 
     It may be the lower half of a time in a slot: one millisecond in 49.7 days looks so. There the
     sizes follow at once, and the uppermost bytes of a record's time of creation are zero. Or it may
@@ -129,8 +129,8 @@ def size_class_at(contents: bytes, position: int) -> int:
     return size_class
 
 
-def is_whole(contents: bytes, position: int, base: int, hash_seed: int) -> bool:
-    """Tell whether the record of sane sizes at `position` has the right checksum.
+def is_valid_record(contents: bytes, position: int, base: int, hash_seed: int) -> bool:
+    """Return whether the record of sane sizes at `position` has the right checksum.
 
     `contents` are those of the extent at file offset `base`.
     """

@@ -73,16 +73,16 @@ def depth_and_prefix(file: "DataFile", extent: int, position: int) -> tuple[int,
         or (shape ^ wanted_shape(file)) >> SHAPE_REBUILDS_SHIFT & _U16_MASK
         or not _is_run(file, extent, prefix, segment_run(depth))
     ):
-        raise wrong_bucket(file, bucket, position << DIRECTORY_SHIFT)
+        raise wrong_bucket_error(file, bucket, position << DIRECTORY_SHIFT)
     return depth, prefix
 
 
 def _is_run(file: "DataFile", extent: int, start: int, run: int) -> bool:
-    """Tell whether the directory's entries that name `extent` begin and end there."""
+    """Return whether the directory's entries that name `extent` begin and end there."""
     # A depth one too low would take the next segment's entries for this one's. That is how a
     # split looks that could be neither ended nor undone: then it still holds all their slots.
     directory, end = file.directory, start + run
-    return file.refuses or (
+    return file.read_only or (
         directory[end - 1] == extent
         and (end == DIRECTORY_ENTRIES or directory[end] != extent)
         and (not start or directory[start - 1] != extent)
@@ -98,12 +98,12 @@ def buckets(file: "DataFile", extent: int) -> Iterator[int]:
     shape = file.words[first + SHAPE_OFFSET >> 3]
     for bucket in range(first, first + (1 << EXTENT_SHIFT), BUCKET_SIZE):
         if is_torn(file, bucket, shape):
-            raise torn_bucket(file, bucket, shape)
+            raise torn_bucket_error(file, bucket, shape)
         yield bucket
 
 
 def is_torn(file: "DataFile", bucket: int, shape: int) -> bool:
-    """Tell whether the page at offset `bucket` is not one of the buckets that have this shape."""
+    """Return whether the page at offset `bucket` is not one of the buckets that have this shape."""
     words = file.words
     return words[bucket >> 3] != bucket_marker(bucket) or words[bucket + SHAPE_OFFSET >> 3] != shape
 
@@ -121,27 +121,27 @@ def rewrites_after(file: "DataFile", extent: int, undone: int) -> int:
 # --- what is said of it ---------------------------------------------------------------------------
 
 
-def wrong_bucket(file: "DataFile", bucket: int, key_hash: int) -> CorruptStoreError:
+def wrong_bucket_error(file: "DataFile", bucket: int, key_hash: int) -> CorruptStoreError:
     """Return the error for a page that the directory names for a hash, and that does not fit it."""
     shape = file.words[bucket + SHAPE_OFFSET >> 3]
     position = key_hash >> DIRECTORY_SHIFT
     rebuilds = file.shorts[REBUILDS_OFFSET >> 1]
-    return _no_bucket(file, bucket) or CorruptStoreError(
+    return _marker_error(file, bucket) or CorruptStoreError(
         f"{file.path}: the bucket at byte {bucket:,} is of {_describe(shape)}, but the directory's "
         f"entry {position} leads to it, in an index of {rebuilds} rebuilds; {advice(file)}"
     )
 
 
-def torn_bucket(file: "DataFile", bucket: int, shape: int) -> CorruptStoreError:
+def torn_bucket_error(file: "DataFile", bucket: int, shape: int) -> CorruptStoreError:
     """Return the error for a page that goes not with one of this shape, in the same segment."""
     found = file.words[bucket + SHAPE_OFFSET >> 3]
-    return _no_bucket(file, bucket) or CorruptStoreError(
+    return _marker_error(file, bucket) or CorruptStoreError(
         f"{file.path}: the bucket at byte {bucket:,} is of {_describe(found)}, expected one of "
         f"{_describe(shape)}, as another of its segment; {advice(file)}"
     )
 
 
-def _no_bucket(file: "DataFile", bucket: int) -> CorruptStoreError | None:
+def _marker_error(file: "DataFile", bucket: int) -> CorruptStoreError | None:
     if file.words[bucket >> 3] == bucket_marker(bucket):
         return None
     return CorruptStoreError(

@@ -15,7 +15,7 @@ growth. It is taken after a stripe and never before one.
 from kvstore.compiled import Lock
 from kvstore.errors import CorruptStoreError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     FIXED_EXTENTS,
     FREE_EXTENTS_OFFSET,
@@ -41,10 +41,10 @@ class Extents:
         is_any_free = self._file.shorts[FREE_EXTENTS_OFFSET >> 1] != NO_EXTENT
         return is_any_free and self._file.freed_may_come_back
 
-    def take(self, undo: Undo, *, for_segment: bool = False) -> int:
+    def allocate(self, rollback: Rollback, *, for_segment: bool = False) -> int:
         """Return the number of an extent that is nobody's. The caller holds `lock`.
 
-        The caller writes its entry in the extent map, through the same `undo`.
+        The caller writes its entry in the extent map, through the same `rollback`.
 
         Raises:
             StoreFullError: there is none, and the file cannot grow.
@@ -60,22 +60,22 @@ class Extents:
                     f"{file.path}: extent {extent} is on the list of free extents, but its entry "
                     f"at byte {map_entry_offset(extent):,} says kind {entry[0]}"
                 )
-            undo.write(FREE_EXTENTS_OFFSET, U16.pack(entry[6]))
+            rollback.write(FREE_EXTENTS_OFFSET, U16.pack(entry[6]))
             return extent
         extent = file.shorts[FRESH_EXTENT_OFFSET >> 1]
         while extent >= file.extent_count:
             file.grow()
-        file.bring_in(extent)
-        undo.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
+        file.prefault(extent)
+        rollback.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
         return extent
 
-    def give(self, extent: int, undo: Undo) -> None:
+    def free(self, extent: int, rollback: Rollback) -> None:
         """Put `extent` on the list of free ones. The caller holds `lock`; nothing points to it."""
         head = self._file.shorts[FREE_EXTENTS_OFFSET >> 1]
-        undo.write(
+        rollback.write(
             map_entry_offset(extent), SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, head, 0)
         )
-        undo.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
+        rollback.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
 
     def check(self, extent: int) -> None:
         """Raise CorruptStoreError for a number, read from the file, that can be no such extent."""

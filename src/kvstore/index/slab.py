@@ -22,7 +22,7 @@ from xxhash import xxh3_64_intdigest
 from kvstore.compiled import compiled
 from kvstore.errors import CorruptStoreError, KVStoreError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
@@ -63,7 +63,7 @@ from kvstore.format.layout import (
     key_hash,
     map_entry_offset,
 )
-from kvstore.format.records import is_whole, magics, size_class_at
+from kvstore.format.records import is_valid_record, magics, size_class_at
 
 from .buckets import advice
 from .extents import Extents
@@ -95,7 +95,7 @@ class Slab:
 
     # --- blocks --------------------------------------------------------------------------------
 
-    def take(self, size: int, taken: list[int] | None = None) -> int:
+    def allocate(self, size: int, taken: list[int] | None = None) -> int:
         """Return the offset of a block for a record of `size` bytes. Takes the space lock.
 
         It is also put in the empty list `taken`: there whoever is interrupted before the offset has
@@ -129,9 +129,9 @@ class Slab:
                 offset = (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
                 try:
                     if after >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]:
-                        with Undo(self._file) as undo:
-                            undo.write(entry_offset, U64.pack(after))
-                            self._unlink(extent, size_class, undo)
+                        with Rollback(self._file) as rollback:
+                            rollback.write(entry_offset, U64.pack(after))
+                            self._unlink(extent, size_class, rollback)
                     else:
                         self._file.write_word(entry_offset >> 3, after)
                     taken.append(offset)
@@ -161,9 +161,9 @@ class Slab:
             if (
                 found >= 0
                 and (found != size_class or position >= end)
-                and is_whole(contents, position, base, self._file.hash_seed)
+                and is_valid_record(contents, position, base, self._file.hash_seed)
             ):
-                self._file.leave_unclean()
+                self._file.require_rebuild()
                 raise CorruptStoreError(
                     f"{self._file.path}: at byte {base + position:,} is a record that the entry of "
                     f"extent {extent} at byte {map_entry_offset(extent):,} does not know, and none "
@@ -185,14 +185,14 @@ class Slab:
 
         The next opening finds them again. The caller holds the space lock.
         """
-        self._file.leave_unclean()
+        self._file.require_rebuild()
         without = entry | _NO_FREE_BLOCK
-        with Undo(self._file) as undo:
-            undo.write(map_entry_offset(extent), U64.pack(without))
+        with Rollback(self._file) as rollback:
+            rollback.write(map_entry_offset(extent), U64.pack(without))
             if without >> ENTRY_FRESH_SHIFT == BLOCKS_PER_EXTENT[size_class]:
-                self._unlink(extent, size_class, undo)
+                self._unlink(extent, size_class, rollback)
 
-    def give(self, offset: int) -> None:
+    def free(self, offset: int) -> None:
         """Free the block at `offset`, and with it the record there. Takes the space lock.
 
         Where it raises, either nothing has changed or the block is free.
@@ -217,10 +217,10 @@ class Slab:
             if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
                 self._make_spare(extent)
             if was_full:
-                with Undo(self._file) as undo:
-                    undo.write(entry_offset, U64.pack(after))
-                    self._link(extent, size_class, undo)
-                    undo.write(offset, U64.pack(link))
+                with Rollback(self._file) as rollback:
+                    rollback.write(entry_offset, U64.pack(after))
+                    self._link(extent, size_class, rollback)
+                    rollback.write(offset, U64.pack(link))
                 return
             try:
                 self._file.write_word(entry_offset >> 3, after)
@@ -244,9 +244,9 @@ class Slab:
         entry = self._words[map_entry_offset(extent) >> 3]
         # Not so where it was taken from again, or given back by a call that was then cut short.
         if entry & ENTRY_KIND_MASK == KIND_SLAB and not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
-            with Undo(self._file) as undo:
-                self._unlink(extent, entry >> 8 & 0xFF, undo)
-                self._extents.give(extent, undo)
+            with Rollback(self._file) as rollback:
+                self._unlink(extent, entry >> 8 & 0xFF, rollback)
+                self._extents.free(extent, rollback)
                 self._file.note_freed()
         self._spare = NO_EXTENT
 
@@ -270,7 +270,7 @@ class Slab:
         heads[block : block + 1] = []
         found = sum(head & 0xFFFF_FFFF == RECORD_MAGIC for head in heads)
         if found or not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             raise CorruptStoreError(
                 f"{self._file.path}: the entry of extent {extent} at byte "
                 f"{map_entry_offset(extent):,} says that the last of its records is being "
@@ -283,7 +283,7 @@ class Slab:
         In a copy that was torn while it was made a slot may be newer than the entry. On the free
         list, such a block would make the extent map contradict itself.
         """
-        self._file.leave_unclean()
+        self._file.require_rebuild()
         raise CorruptStoreError(
             f"{self._file.path}: the entry of extent {extent} at byte "
             f"{map_entry_offset(extent):,} says that {entry >> ENTRY_FRESH_SHIFT:,} of its blocks "
@@ -294,30 +294,30 @@ class Slab:
     def discard(self, offset: int) -> None:
         """Free a block that was taken for a record that then failed.
 
-        Where a full copy-on-write file system refuses even that, it is for `give_pending`, or for
+        Where a full copy-on-write file system refuses even that, it is for `free_pending`, or for
         the next opening, which rebuilds the index.
         """
         with suppress(KVStoreError, OSError):
-            self._give_or_keep(offset)
+            self._free_or_keep(offset)
 
-    def _give_or_keep(self, offset: int) -> None:
+    def _free_or_keep(self, offset: int) -> None:
         try:
-            self.give(offset)
-            self._file.owe_flush()
+            self.free(offset)
+            self._file.require_full_flush()
         except (KVStoreError, OSError):
             self._pending.append(offset)
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             raise
 
-    def give_soon(self, offsets: list[int]) -> None:
+    def free_soon(self, offsets: list[int]) -> None:
         """Free the blocks of records that no slot points to any more.
 
-        Where something cuts this short, the rest is for `give_pending`.
+        Where something cuts this short, the rest is for `free_pending`.
         """
         self._pending += offsets
-        self.give_pending()
+        self.free_pending()
 
-    def give_pending(self) -> None:
+    def free_pending(self) -> None:
         """Free the blocks that should have been freed, and could not be."""
         # Each is given by one thread, and never twice: then another record might be in it. So an
         # interruption, which does not tell whether it was, costs one of them.
@@ -326,7 +326,7 @@ class Slab:
                 offset = self._pending.pop()
             except IndexError:  # another thread has had the last one
                 return
-            self._give_or_keep(offset)
+            self._free_or_keep(offset)
 
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock.
@@ -334,40 +334,40 @@ class Slab:
         It is the spare, if there is one; and then itself, until a block of it is taken.
         """
         self._free_spare()
-        with Undo(self._file) as undo:
-            extent = self._extents.take(undo)
-            undo.write(
+        with Rollback(self._file) as rollback:
+            extent = self._extents.allocate(rollback)
+            rollback.write(
                 map_entry_offset(extent),
                 SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
             )
-            self._link(extent, size_class, undo)
+            self._link(extent, size_class, rollback)
             if not self._looked_at[extent]:
                 self._look_at(extent, size_class, 0)
             self._spare = extent
         return extent
 
-    def _link(self, extent: int, size_class: int, undo: Undo) -> None:
+    def _link(self, extent: int, size_class: int, rollback: Rollback) -> None:
         """Put `extent` at the head of its class's list. The caller holds the space lock."""
         head = self._shorts[class_head_offset(size_class) >> 1]
         entry = map_entry_offset(extent)
-        undo.write(entry + SLAB_PREVIOUS_OFFSET, U16.pack(NO_EXTENT) + U16.pack(head))
+        rollback.write(entry + SLAB_PREVIOUS_OFFSET, U16.pack(NO_EXTENT) + U16.pack(head))
         if head != NO_EXTENT:
-            undo.write(map_entry_offset(head) + SLAB_PREVIOUS_OFFSET, U16.pack(extent))
-        undo.write(class_head_offset(size_class), U16.pack(extent))
+            rollback.write(map_entry_offset(head) + SLAB_PREVIOUS_OFFSET, U16.pack(extent))
+        rollback.write(class_head_offset(size_class), U16.pack(extent))
 
-    def _unlink(self, extent: int, size_class: int, undo: Undo) -> None:
+    def _unlink(self, extent: int, size_class: int, rollback: Rollback) -> None:
         """Take `extent` off its class's list. The caller holds the space lock."""
         entry = map_entry_offset(extent)
         before = self._shorts[entry + SLAB_PREVIOUS_OFFSET >> 1]
         after = self._shorts[entry + SLAB_NEXT_OFFSET >> 1]
         if before == NO_EXTENT:
-            undo.write(class_head_offset(size_class), U16.pack(after))
+            rollback.write(class_head_offset(size_class), U16.pack(after))
         else:
             self._extents.check(before)
-            undo.write(map_entry_offset(before) + SLAB_NEXT_OFFSET, U16.pack(after))
+            rollback.write(map_entry_offset(before) + SLAB_NEXT_OFFSET, U16.pack(after))
         if after != NO_EXTENT:
             self._extents.check(after)
-            undo.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
+            rollback.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
 
     # --- records -------------------------------------------------------------------------------
 
@@ -419,17 +419,17 @@ class Slab:
         start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
         if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
-            raise self._no_record(offset, end)
+            raise self._no_record_error(offset, end)
         return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
 
-    def _no_record(self, offset: int, end: int) -> CorruptStoreError:
+    def _no_record_error(self, offset: int, end: int) -> CorruptStoreError:
         return CorruptStoreError(
             f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, records "
             f"are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to {self._file.size:,}"
         )
 
-    def holds(self, slot_tail: int, key: bytes) -> bool:
-        """Tell whether the block that a slot's last word tells of holds a record of `key`."""
+    def contains_record_of(self, slot_tail: int, key: bytes) -> bool:
+        """Return whether the block that a slot's last word tells of holds a record of `key`."""
         offset = slot_tail & SLOT_RECORD_MASK
         if not _FIRST_RECORD <= offset < self._file.size:
             return False
@@ -443,8 +443,8 @@ class Slab:
             and self.key_at(offset, len(key)) == key
         )
 
-    def is_whole(self, slot_tail: int, hash_seed: int) -> bool:
-        """Tell whether a slot's last word leads to a whole record, whatever key that is of."""
+    def is_valid_record(self, slot_tail: int, hash_seed: int) -> bool:
+        """Return whether a slot's last word leads to a whole record, whatever key that is of."""
         try:
             header, value = self.read_record(slot_tail)
         except CorruptStoreError:
@@ -454,7 +454,7 @@ class Slab:
         return verify(header, value, slot_tail, header[2], hash_of_key)
 
     def is_record(self, offset: int) -> bool:
-        """Tell whether the block at `offset`, which was one of ours, still begins with a record."""
+        """Return whether the block at `offset`, one of ours once, still begins with a record."""
         return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
 
     def expiry_at(self, offset: int) -> int:
@@ -478,7 +478,7 @@ def verify(
     expires_at: int,
     key_hash: int,
 ) -> bool:
-    """Tell whether what `read_record` copied is the record that the slot and the key speak of."""
+    """Return whether what `read_record` copied is the record that the slot and the key speak of."""
     sizes_and_magic, created_at, record_expires_at, checksum = header
     offset = slot_tail & SLOT_RECORD_MASK
     return (

@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 from kvstore.compiled import compiled
 from kvstore.errors import StoreFullError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_HEADER_SIZE,
@@ -77,9 +77,9 @@ from .buckets import (
     buckets,
     depth_and_prefix,
     rewrites_after,
-    torn_bucket,
+    torn_bucket_error,
     wanted_shape,
-    wrong_bucket,
+    wrong_bucket_error,
 )
 from .extents import Extents
 from .slab import Slab
@@ -130,7 +130,7 @@ class Slots:
         if (shape ^ wanted) & SHAPE_MASKS[shape & 0xFF] or (
             words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
         ):
-            raise wrong_bucket(self._file, bucket, key_hash)
+            raise wrong_bucket_error(self._file, bucket, key_hash)
         while True:
             control = mapped[bucket + CONTROL_OFFSET : bucket + _CONTROL_END]
             index = control.find(fingerprint)
@@ -160,7 +160,7 @@ class Slots:
             if words[bucket + SHAPE_OFFSET >> 3] != shape or (
                 words[bucket >> 3] != BUCKET_MARKER | bucket >> BUCKET_SHIFT
             ):
-                raise torn_bucket(self._file, bucket, shape)
+                raise torn_bucket_error(self._file, bucket, shape)
 
     def _compare_long(self, slot: int, hash_of_key: int, key: bytes) -> bool | None:
         """Compare a key longer than 32 bytes: its start in the slot, the rest in the record.
@@ -174,7 +174,7 @@ class Slots:
         found = self._slab.key_at(tail & SLOT_RECORD_MASK, len(key))
         if found == key:
             return True
-        if self._slab.is_whole(tail, self._file.hash_seed):
+        if self._slab.is_valid_record(tail, self._file.hash_seed):
             return False
         # A key that belongs here as well as `key` does is another one, whose value is damaged.
         differing = key_hash(found, self._file.hash_seed) ^ hash_of_key
@@ -221,14 +221,14 @@ class Slots:
             The offset of the record that was; 0 where it was left alone.
         """
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-        if not self._slab.holds(tail, key):
-            self._file.leave_unclean()
+        if not self._slab.contains_record_of(tail, key):
+            self._file.require_rebuild()
             self.remove(slot)
             return 0
         record = tail & SLOT_RECORD_MASK
         try:
             self.remove(slot)
-            self._slab.give(record)
+            self._slab.free(record)
         except BaseException:
             # A record without a slot must not outlive this: the next rebuild would adopt it,
             # although its key may have been created and deleted again meanwhile.
@@ -254,7 +254,7 @@ class Slots:
         if after < 0:
             # Damage: the counts say that there is no such slot. They are made anew at the next
             # opening, or when the segment is next rewritten.
-            self._file.leave_unclean()
+            self._file.require_rebuild()
             after = entry
         try:
             self._file.write(control_offset, control)
@@ -277,7 +277,7 @@ class Slots:
         self._file.restore(entry_offset, U64.pack(entry + one))
         self._file.restore(control_offset, FINGERPRINTS[hash_of_key >> FINGERPRINT_SHIFT & 0xFF])
 
-    def hide(self, slot: int) -> None:
+    def mask_slot(self, slot: int) -> None:
         """Have readers not find a live slot that could not be removed.
 
         The file is as it was, and refuses changes from now on.
@@ -288,24 +288,24 @@ class Slots:
         self._file.restore(entry_offset, U64.pack(entry - ENTRY_LIVE_ONE))
 
     def is_live(self, slot: int) -> bool:
-        """Tell whether the slot has a fingerprint."""
+        """Return whether the slot has a fingerprint."""
         return self._map[control_offset_of(slot)] > CONTROL_TOMBSTONE
 
     def is_expired(self, slot: int, now_ms: int) -> bool:
-        """Tell whether a live slot is past its expiry, and its record does not disagree on that."""
+        """Return whether a live slot is past its expiry, and its record agrees on that."""
         expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
         return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at(
             self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
         )
 
-    def used(self, slot: int) -> int:
+    def used_slot_count(self, slot: int) -> int:
         """Return how many slots of this slot's segment are live or tombstones."""
         entry = self._words[EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4) >> 3]
         return entry >> ENTRY_USED_SHIFT & _COUNT_MASK
 
     # --- one segment ---------------------------------------------------------------------------
 
-    def make_room(self, hash_of_key: int, now_ms: int) -> bool:
+    def split_or_compact(self, hash_of_key: int, now_ms: int) -> bool:
         """Rewrite the segment of `hash_of_key` without tombstones and expired records.
 
         Into itself where the rest fits in half of it, else into two; where no extent is left for
@@ -319,7 +319,7 @@ class Slots:
         depth, prefix = depth_and_prefix(self._file, extent, position)
         if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
             return False
-        lower, upper, expired = self._sort_out(extent, depth, prefix, now_ms)
+        lower, upper, expired = self._partition_slots(extent, depth, prefix, now_ms)
         if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
             try:
                 self._split(extent, depth, prefix, lower, upper)
@@ -328,19 +328,19 @@ class Slots:
             else:
                 self._free_records(expired)
                 return True
-        if len(lower) + len(upper) >= self.used(extent << EXTENT_SHIFT):
+        if len(lower) + len(upper) >= self.used_slot_count(extent << EXTENT_SHIFT):
             return False
         rewrites = rewrites_after(self._file, extent, self._undone)
         try:
-            with Undo(self._file) as undo:
-                self._write_segment(extent, depth, prefix, rewrites, lower + upper, undo)
+            with Rollback(self._file) as rollback:
+                self._write_segment(extent, depth, prefix, rewrites, lower + upper, rollback)
         except BaseException:
             self._undone += 1
             raise
         self._free_records(expired)
         return True
 
-    def _sort_out(
+    def _partition_slots(
         self, extent: int, depth: int, prefix: int, now_ms: int
     ) -> tuple[list[Member], list[Member], list[bytes]]:
         """Return a segment's members by the half of its hashes that they are in, and what expired.
@@ -367,11 +367,11 @@ class Slots:
         if lost:
             # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
             # when the index is next rebuilt.
-            self._file.leave_unclean()
+            self._file.require_rebuild()
         return *halves, expired
 
     def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
-        """Tell whether a segment has tombstones, or may hold expired slots, by its entry alone."""
+        """Return whether by its entry a segment has tombstones, or may hold expired slots."""
         # So that keys which all lead to one full segment are refused for little.
         _, _, live, used, _, earliest = SEGMENT_ENTRY.unpack_from(
             self._map, map_entry_offset(extent)
@@ -386,9 +386,9 @@ class Slots:
         Raises:
             StoreFullError: there is no extent for it; nothing has changed.
         """
-        with self._extents.lock, Undo(self._file) as undo:
-            upper_extent = self._extents.take(undo, for_segment=True)
-            undo.write(
+        with self._extents.lock, Rollback(self._file) as rollback:
+            upper_extent = self._extents.allocate(rollback, for_segment=True)
+            rollback.write(
                 map_entry_offset(upper_extent),
                 SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
             )
@@ -396,16 +396,18 @@ class Slots:
         upper_prefix = prefix + half
         rewrites = rewrites_after(self._file, extent, self._undone)
         try:
-            with Undo(self._file) as undo:
-                self._write_segment(upper_extent, depth + 1, upper_prefix, rewrites, upper, undo)
-                undo.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
-                self._write_segment(extent, depth + 1, prefix, rewrites, lower, undo)
+            with Rollback(self._file) as rollback:
+                self._write_segment(
+                    upper_extent, depth + 1, upper_prefix, rewrites, upper, rollback
+                )
+                rollback.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
+                self._write_segment(extent, depth + 1, prefix, rewrites, lower, rollback)
         except BaseException:
             self._undone += 1
             # Cut short after the last write, the split is complete.
             if self._directory[upper_prefix] != upper_extent:
-                with self._extents.lock, Undo(self._file) as undo:
-                    self._extents.give(upper_extent, undo)
+                with self._extents.lock, Rollback(self._file) as rollback:
+                    self._extents.free(upper_extent, rollback)
             raise
 
     def _write_segment(
@@ -415,14 +417,14 @@ class Slots:
         prefix: int,
         rewrites: int,
         members: list[Member],
-        undo: Undo,
+        rollback: Rollback,
     ) -> None:
         rebuilds = self._wanted_shape >> SHAPE_REBUILDS_SHIFT
         shape = bucket_shape(depth, prefix, rebuilds, rewrites)
         image, earliest = self._build(extent, shape, members)
         count = len(members)
-        undo.write(extent << EXTENT_SHIFT, image)
-        undo.write(
+        rollback.write(extent << EXTENT_SHIFT, image)
+        rollback.write(
             map_entry_offset(extent),
             SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
         )
@@ -442,11 +444,11 @@ class Slots:
         records = []
         for slot in slots:
             (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
-            if self._slab.holds(tail, self._slot_key(slot)):
+            if self._slab.contains_record_of(tail, self._slot_key(slot)):
                 records.append(tail & SLOT_RECORD_MASK)
             else:
-                self._file.leave_unclean()
-        self._slab.give_soon(records)
+                self._file.require_rebuild()
+        self._slab.free_soon(records)
 
 
 def control_offset_of(slot: int) -> int:

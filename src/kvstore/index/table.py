@@ -45,7 +45,7 @@ from kvstore.format.layout import (
 )
 from kvstore.format.segment import live_slots
 
-from .buckets import advice, buckets, depth_and_prefix, is_torn, torn_bucket
+from .buckets import advice, buckets, depth_and_prefix, is_torn, torn_bucket_error
 from .slots import Slots, control_offset_of
 
 _COUNT_MASK: Final = 0xFFFF
@@ -64,7 +64,7 @@ class Table(Slots):
             yield extent
             position += segment_run(depth_and_prefix(self._file, extent, position)[0])
 
-    def keys_at(self, position: int, now_ms: int) -> tuple[list[bytes], int, list[str]]:
+    def segment_keys(self, position: int, now_ms: int) -> tuple[list[bytes], int, list[str]]:
         """Copy the keys of the segment that directory entry `position` leads to.
 
         Returns:
@@ -82,7 +82,7 @@ class Table(Slots):
         shape = self._words[first + SHAPE_OFFSET >> 3]
         for bucket in range(first, first + EXTENT_SIZE, BUCKET_SIZE):
             if is_torn(self._file, bucket, shape):  # a key may be in another bucket besides
-                damage.append(str(torn_bucket(self._file, bucket, shape)))
+                damage.append(str(torn_bucket_error(self._file, bucket, shape)))
                 continue
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
                 if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
@@ -104,7 +104,7 @@ class Table(Slots):
                     )
         return keys, prefix + segment_run(depth), damage
 
-    def due_at(self, position: int, now_ms: int) -> tuple[int, int, bool]:
+    def segment_expiry(self, position: int, now_ms: int) -> tuple[int, int, bool]:
         """Look at the segment that directory entry `position` leads to.
 
         Returns:
@@ -190,7 +190,7 @@ class Table(Slots):
         for bucket, due in self._due(extent, now_ms):
             for offset, slot in due:
                 self.delete(offset, self._slot_key(slot))
-                self._file.owe_flush()
+                self._file.require_full_flush()
             purged += len(due)
             page = self._map[bucket : bucket + BUCKET_SIZE]
             left = (expires_at for _, expires_at, _ in live_slots(page) if expires_at)

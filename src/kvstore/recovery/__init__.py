@@ -1,1 +1,1 @@
-"""Everything at once: rebuild the index, check it, judge what was found."""
+"""Everything at once: rebuild the index, check it, classify what was found."""

@@ -72,7 +72,7 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.records import is_of_table, is_whole, magics
+from kvstore.format.records import is_of_table, is_valid_record, magics
 from kvstore.format.segment import live_slots
 
 from .problems import Breach, Problem
@@ -463,7 +463,7 @@ class _Check:
                 position
                 for position in magics(contents)
                 if not is_of_table(contents, position, base)
-                or is_whole(contents, position, base, self._seed)
+                or is_valid_record(contents, position, base, self._seed)
             }
             if self._kinds[extent] == KIND_SLAB:
                 yield from self._slab(extent, contents, found)

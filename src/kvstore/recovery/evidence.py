@@ -23,9 +23,9 @@ from kvstore.format.layout import (
     RECORD_KEY_SIZE_OFFSET,
     RECORD_MAGIC_BYTES,
 )
-from kvstore.format.records import is_whole, judge, magics, size_class_at
+from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 
-from .found_records import CompiledNotes, Notes
+from .found_records import CompiledFoundRecords, FoundRecords
 
 Read = Callable[[int], bytes]
 """Returns all bytes of an extent, given its number."""
@@ -72,7 +72,7 @@ def gather(read: Read, extent_count: int, hash_seed: int) -> Evidence:
             if found == count:
                 whole += found
                 continue
-        verdict = judge(contents, base, hash_seed, now_ms=0)
+        verdict = classify(contents, base, hash_seed, now_ms=0)
         whole += len(verdict.live) + len(verdict.outdated)
         damaged += len(verdict.damaged) + len(verdict.outdated)
         unaligned = list(_unaligned(contents))
@@ -110,14 +110,14 @@ def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int 
     return first if astray > aligned else None
 
 
-def _make_notes(hash_seed: int) -> Notes:
-    return (Notes if compiled_rebuild is None else CompiledNotes)(hash_seed, now_ms=0)
+def _make_notes(hash_seed: int) -> FoundRecords:
+    return (FoundRecords if compiled_rebuild is None else CompiledFoundRecords)(hash_seed, now_ms=0)
 
 
 def _is_moved(contents: bytes, position: int, base: int, before: int, hash_seed: int) -> bool:
-    """Tell whether a record would be whole where the extent was at `before`, and is not here."""
+    """Return whether a record would be whole where the extent was at `before`, and is not here."""
     # No size class: at its place before there was another extent's edge.
-    return is_whole(contents, position, before, hash_seed) and not is_whole(
+    return is_valid_record(contents, position, before, hash_seed) and not is_valid_record(
         contents, position, base, hash_seed
     )
 

@@ -42,7 +42,7 @@ HASH_MASK: Final = ~(OFFSET_MASK << OFFSET_SHIFT)
 _PART_SHIFT: Final = 56
 
 
-class Notes:
+class FoundRecords:
     """Finds records in the extents of a file of this hash seed, and notes them.
 
     Attributes:
@@ -155,7 +155,7 @@ class Notes:
         return sum(end - start for _, start, end in self.slices(prefix, run))
 
 
-class CompiledNotes(Notes):
+class CompiledFoundRecords(FoundRecords):
     """Likewise, with what is done for each record compiled."""
 
     _twin: Any = compiled_rebuild
@@ -166,17 +166,17 @@ class CompiledNotes(Notes):
         self.any_expires = True  # for all that is known: it costs nothing to look
 
     def find_magics(self, contents: bytes) -> tuple[int, int]:
-        """As `Notes`, but of magics that are aligned as blocks are: others are no records'."""
+        """As `FoundRecords`, but of magics that are aligned as blocks are: no others count."""
         found: tuple[int, int] = self._twin.find_magics(contents)
         return found
 
     def count_magics(self, contents: bytes) -> tuple[int, int]:
-        """As `Notes`."""
+        """As `FoundRecords`."""
         counts: tuple[int, int] = self._twin.count_magics(contents)
         return counts
 
     def scan_blocks(self, contents: bytes, base: int, size_class: int) -> "array[int]":
-        """As `Notes`."""
+        """As `FoundRecords`."""
         (words,) = self._parts
         block_size, least = BLOCK_SIZES[size_class], least_size(size_class)
         positions: array[int] = self._twin.scan_blocks(
@@ -185,7 +185,7 @@ class CompiledNotes(Notes):
         return positions
 
     def sort(self) -> None:
-        """As `Notes`."""
+        """As `FoundRecords`."""
         (words,) = self._parts
         self._twin.sort_words(words)
 

@@ -38,18 +38,19 @@ from kvstore.format.layout import (
 _KINDS: Final = bytes((KIND_FREE, KIND_SEGMENT, KIND_SLAB))
 
 
-def is_sound(start: bytes, extent_count: int) -> bool:
-    """Tell whether directory, extent map and allocator make sense together.
+def index_is_consistent(start: bytes, extent_count: int) -> bool:
+    """Return whether directory, extent map and allocator make sense together.
 
     `start` is the file up to and with the entries of its extents in the extent map.
     """
-    return _Index(start, extent_count).is_sound()
+    return _Index(start, extent_count).index_is_consistent()
 
 
-def told_records(start: bytes, extent_count: int) -> int:
+def count_by_map(start: bytes, extent_count: int) -> int:
     """Return how many records the extent map tells of, or -1 where it is damaged for sure.
 
-    Asked where nothing vouches for it, `start` being as in `is_sound`: the state is damaged.
+    Asked where nothing vouches for it, as the state is damaged; `start` is as in
+    `index_is_consistent`.
     """
     index = _Index(start, extent_count)
     return index.count_records() if index.has_possible_entries() else -1
@@ -66,7 +67,7 @@ class _Index:
         self._entries = start[EXTENT_MAP_OFFSET : map_entry_offset(extent_count)]
         self._kinds = self._entries[:: SLAB_ENTRY.size]
 
-    def is_sound(self) -> bool:
+    def index_is_consistent(self) -> bool:
         fresh = self._shorts[FRESH_EXTENT_OFFSET >> 1]
         kinds = self._kinds
         return (
@@ -74,13 +75,13 @@ class _Index:
             and kinds[:FIXED_EXTENTS] == bytes((KIND_FIXED,)) * FIXED_EXTENTS
             and not kinds[FIXED_EXTENTS:fresh].strip(_KINDS)
             and kinds.count(KIND_FREE, fresh) == len(kinds) - fresh
-            and self._free_list_is_sound(fresh)
+            and self._free_list_is_consistent(fresh)
             and self._slabs_are_sound()
             and self._segments_are_sound()
         )
 
-    def _free_list_is_sound(self, fresh: int) -> bool:
-        """Tell whether the list leads to each free extent before the fresh one, and ends."""
+    def _free_list_is_consistent(self, fresh: int) -> bool:
+        """Return whether the list leads to each free extent before the fresh one, and ends."""
         left = self._kinds.count(KIND_FREE, FIXED_EXTENTS, fresh)
         extent = self._shorts[FREE_EXTENTS_OFFSET >> 1]
         while extent != NO_EXTENT:
@@ -91,7 +92,7 @@ class _Index:
         return not left
 
     def has_possible_entries(self) -> bool:
-        """Tell whether each entry by itself could be right."""
+        """Return whether each entry by itself could be right."""
         kinds = self._kinds
         return (
             kinds[:FIXED_EXTENTS] == bytes((KIND_FIXED,)) * FIXED_EXTENTS
@@ -110,7 +111,7 @@ class _Index:
         return count_records(self._entries)
 
     def _slabs_are_sound(self) -> bool:
-        """Tell whether slabs' entries are possible, and the class lists lead to those with room."""
+        """Return whether slabs' entries are possible, and class lists lead to those with room."""
         with_room = [0] * len(BLOCK_SIZES)
         for kind, size_class, live, first_free, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries):
             if kind == KIND_SLAB:
@@ -121,11 +122,12 @@ class _Index:
                     return False
                 with_room[size_class] += first_free != NO_BLOCK or fresh < most
         return all(
-            self._class_list_is_sound(size_class, left) for size_class, left in enumerate(with_room)
+            self._class_list_is_consistent(size_class, left)
+            for size_class, left in enumerate(with_room)
         )
 
-    def _class_list_is_sound(self, size_class: int, left: int) -> bool:
-        """Tell whether the list of a class leads to as many extents of it as have room."""
+    def _class_list_is_consistent(self, size_class: int, left: int) -> bool:
+        """Return whether the list of a class leads to as many extents of it as have room."""
         extent = self._shorts[class_head_offset(size_class) >> 1]
         before = NO_EXTENT
         while extent != NO_EXTENT:
@@ -141,7 +143,7 @@ class _Index:
         return not left
 
     def _segments_are_sound(self) -> bool:
-        """Tell whether each segment has one run of the directory, and each run a segment."""
+        """Return whether each segment has one run of the directory, and each run a segment."""
         directory = self._directory
         seen: set[int] = set()
         start = 0

@@ -36,7 +36,7 @@ from typing import Any, Final
 from kvstore.compiled import compiled_rebuild
 from kvstore.errors import StoreFullError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Undo
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -87,12 +87,19 @@ from kvstore.format.layout import (
     map_entry_offset,
     segment_run,
 )
-from kvstore.format.records import judge, size_class_at
+from kvstore.format.records import classify, size_class_at
 from kvstore.format.segment import Member, build
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
 
-from .found_records import HASH_MASK, OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, CompiledNotes, Notes
+from .found_records import (
+    HASH_MASK,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    UPPER_SHIFT,
+    CompiledFoundRecords,
+    FoundRecords,
+)
 
 logger = logging.getLogger("kvstore")
 
@@ -116,14 +123,14 @@ def rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     except StoreFullError as error:
         if not file.private:
             raise
-        file.change_in_memory()
+        file.use_private_map()
         _rebuild(file, extents, slab, now_ms)
-        file.refuse_changes(error)
+        file.make_read_only(error)
 
 
 def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
     started = monotonic()
-    file.begin_changes()
+    file.mark_dirty()
     kind = _Rebuild if compiled_rebuild is None else _CompiledRebuild
     rebuilding = kind(file, extents, slab, now_ms)
     file.read_ahead(True)
@@ -140,7 +147,7 @@ def _rebuild(file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
 class _Rebuild:
     """The steps of `rebuild`, and what they count."""
 
-    _kind_of_notes: type[Notes] = Notes
+    _kind_of_notes: type[FoundRecords] = FoundRecords
 
     def __init__(self, file: DataFile, extents: Extents, slab: Slab, now_ms: int) -> None:
         self._file = file
@@ -249,7 +256,7 @@ class _Rebuild:
         Returns:
             That class, which has the most bytes of blocks; -1 where there is none.
         """
-        verdict = judge(contents, base, self._file.hash_seed, self._now_ms)
+        verdict = classify(contents, base, self._file.hash_seed, self._now_ms)
         for position in (*verdict.outdated, *verdict.expired, *verdict.damaged, *verdict.astray):
             self._file.write(base + position, _NO_MAGIC)
         self._outdated += len(verdict.outdated)
@@ -315,8 +322,8 @@ class _Rebuild:
             if not is_at_limit or isinstance(error.__cause__, OSError):
                 raise
         for extent in extents:
-            with self._extents.lock, Undo(self._file) as undo:
-                self._extents.give(extent, undo)
+            with self._extents.lock, Rollback(self._file) as rollback:
+                self._extents.free(extent, rollback)
         self._give_up_newest(len(extents))
         return self._lay_out([])
 
@@ -353,7 +360,7 @@ class _Rebuild:
             if words[(word >> OFFSET_SHIFT & OFFSET_MASK) + RECORD_CREATED_OFFSET >> 3] >= first
         }
         for word in sorted(given_up):
-            self._slab.give(word >> OFFSET_SHIFT & OFFSET_MASK)
+            self._slab.free(word >> OFFSET_SHIFT & OFFSET_MASK)
         self._slab.free_spare()
         notes.forget(given_up)
         self._records -= len(given_up)
@@ -394,9 +401,9 @@ class _Rebuild:
         ]
 
     def _take_extent(self) -> int:
-        with self._extents.lock, Undo(self._file) as undo:
-            extent = self._extents.take(undo)
-            undo.write(
+        with self._extents.lock, Rollback(self._file) as rollback:
+            extent = self._extents.allocate(rollback)
+            rollback.write(
                 map_entry_offset(extent), SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY)
             )
         return extent
@@ -434,7 +441,7 @@ class _Rebuild:
             previous = word
         if len(members) > SEGMENT_SLOTS:
             self._unplaced += len(members) - SEGMENT_SLOTS
-            self._file.leave_unclean()
+            self._file.require_rebuild()
         return members[:SEGMENT_SLOTS]
 
     def _settle_last(self, members: list[Member]) -> None:
@@ -450,7 +457,7 @@ class _Rebuild:
                 return
             if not differing & HASH_MASK and self._key(slot) == self._key(last_slot):
                 older = index if self._created_at(slot) < self._created_at(last_slot) else -1
-                self._slab.give(SLOT.unpack(members.pop(older)[2])[2])
+                self._slab.free(SLOT.unpack(members.pop(older)[2])[2])
                 self._records -= 1
                 self._outdated += 1
                 return
@@ -513,7 +520,7 @@ class _Rebuild:
 class _CompiledRebuild(_Rebuild):
     """Likewise, with what is done for each record compiled: see `_rebuild.pyx`."""
 
-    _kind_of_notes = CompiledNotes
+    _kind_of_notes = CompiledFoundRecords
     _twin: Any = compiled_rebuild
 
     def _link_free_blocks(self, base: int, block_size: int, positions: "array[int]") -> int:

@@ -79,12 +79,12 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool) -> int:
 
 
 def _is_altered(image: Image) -> bool:
-    """Tell whether the index is not what it was when the file was closed."""
+    """Return whether the index is not what it was when the file was closed."""
     return image.state.clean and not image.trusted and not image.in_use
 
 
 def _is_refused(image: Image) -> bool:
-    """Tell whether the next opening refuses the file; one in use was opened."""
+    """Return whether the next opening refuses the file; one in use was opened."""
     return not image.in_use and image.next_opening() is Opening.REFUSES
 
 
