@@ -17,7 +17,7 @@ ROOMS: Final = ("errors", "format", "compiled", "file", "index", "recovery", "st
 PACKAGE: Final = Path(kvstore.__file__).parent
 SOURCES: Final = sorted(PACKAGE.rglob("*.py"))
 # A decision that is to move up into its room: whether an index that was found can be trusted.
-UPWARD: Final = {("file.datafile", "recovery.quick_check"), ("file.datafile", "recovery.evidence")}
+UPWARD: Final = {("file.datafile", "recovery.evidence")}
 
 
 def _name(source: Path) -> str:

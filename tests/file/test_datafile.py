@@ -32,9 +32,8 @@ from kvstore.format.layout import (
     STATE,
     STATE_FIELDS,
     STATE_OFFSET,
-    pack_identity,
-    pack_state,
 )
+from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file
 
 FIRST_EXTENTS = FIRST_FILE_SIZE // EXTENT_SIZE
@@ -199,7 +198,7 @@ def test_file_of_another_format_is_refused_and_left_as_it_is(
     with open_parts(path):
         pass
     with monkeypatch.context() as patch:
-        patch.setattr(f"kvstore.format.layout.{names[field]}", value)
+        patch.setattr(f"kvstore.format.superblock.{names[field]}", value)
         identity = pack_identity(bytes(16), 1, NOW_MS)
     for offset in IDENTITY_OFFSETS:
         overwrite(path, offset, identity)

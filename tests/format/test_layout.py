@@ -55,12 +55,11 @@ from kvstore.format.layout import (
     class_head_offset,
     key_hash,
     map_entry_offset,
-    pack_identity,
-    pack_state,
     record_checksum,
     segment_run,
     slot_offset,
 )
+from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_image
 
 EXAMPLE_SEED = 0x0123456789ABCDEF

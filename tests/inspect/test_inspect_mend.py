@@ -42,9 +42,8 @@ from kvstore.format.layout import (
     STATE_OFFSET,
     U16,
     key_hash,
-    pack_identity,
-    pack_state,
 )
+from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file
 from kvstore.recovery.problems import Breach
 from kvstore_inspect import mending

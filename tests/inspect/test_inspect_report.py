@@ -23,8 +23,8 @@ from kvstore.format.layout import (
     STATE,
     STATE_OFFSET,
     key_hash,
-    pack_state,
 )
+from kvstore.format.superblock import pack_state
 from kvstore_inspect import survey as surveying
 from kvstore_inspect.command_line import main
 from kvstore_inspect.image import open_image

@@ -36,10 +36,9 @@ from kvstore.format.layout import (
     class_head_offset,
     key_hash,
     map_entry_offset,
-    pack_identity,
-    pack_state,
     record_checksum,
 )
+from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file, check_image
 from kvstore.recovery.problems import Breach, Problem
 

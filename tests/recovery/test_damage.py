@@ -50,9 +50,9 @@ from kvstore.format.layout import (
     STATE_OFFSET,
     U64,
     key_hash,
-    pack_identity,
     slot_offset,
 )
+from kvstore.format.superblock import pack_identity
 from kvstore.index.slots import control_offset_of
 
 U32 = Struct("<I")

@@ -10,24 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
-from typing import Final, NamedTuple
-
-from xxhash import xxh3_64_intdigest
+from typing import Final
 
 from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
 from kvstore.file.lock import FileLock
 from kvstore.file.platform import find_last
 from kvstore.format.layout import (
-    ALLOCATOR_OFFSET,
-    ALLOCATOR_SIZE,
-    DIRECTORY_OFFSET,
-    DIRECTORY_SIZE,
-    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FILE_MAGIC,
     FIXED_EXTENTS,
-    FORMAT_VERSION,
     HOLDER,
     HOLDER_OFFSET,
     IDENTITY,
@@ -37,38 +29,22 @@ from kvstore.format.layout import (
     SLAB_ENTRY,
     STATE,
     STATE_OFFSET,
-    U64,
     map_entry_offset,
-    pack_state,
+)
+from kvstore.format.superblock import (
+    Identity,
+    State,
+    index_checksum,
     unknown_format,
+    unpack_holder,
+    unpack_identity,
+    unpack_state,
 )
 
 from .opening import Opening, next_opening
 
 _LOOKS: Final = 5  # at what does not fit in a file in use
 _PAUSE_SECONDS: Final = 0.001
-
-
-class Identity(NamedTuple):
-    """What a file is, as written at its creation."""
-
-    version: int
-    extent_size: int
-    file_id: bytes
-    hash_seed: int
-    created_at: int
-    """Milliseconds since 1970 UTC."""
-
-
-class State(NamedTuple):
-    """What the superblock says of the rest; `intact` is whether its checksum is right."""
-
-    clean: bool
-    extent_count: int
-    durable_count: int
-    records: int
-    index_checksum: int
-    intact: bool
 
 
 class Image:
@@ -149,8 +125,7 @@ class Image:
 
     def holder(self) -> int:
         """Return the process id that is written in the file; 0 where it was closed."""
-        (pid,) = HOLDER.unpack(self._exactly(HOLDER_OFFSET, HOLDER.size))
-        return int(pid)
+        return unpack_holder(self.read(HOLDER_OFFSET, HOLDER.size))
 
     def next_opening(self) -> Opening:
         """Return what the next opening does. Asked once: it may have to read all of the file."""
@@ -164,12 +139,7 @@ class Image:
         Where the file was cut off, the map is that of all extents that it had.
         """
         extent_count = self.state.extent_count if self.counts_extents else self.extent_count
-        return xxh3_64_intdigest(
-            self[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
-            + self[EXTENT_MAP_OFFSET : map_entry_offset(extent_count)]
-            + self[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE],
-            self.seed,
-        )
+        return index_checksum(self.read, extent_count, self.seed)
 
     def _exactly(self, offset: int, size: int) -> bytes:
         return self[offset : offset + size].ljust(size, b"\0")
@@ -179,12 +149,11 @@ class Image:
         magics = 0
         for offset in IDENTITY_OFFSETS:
             copy = self._exactly(offset, IDENTITY.size)
-            magic, *fields, checksum = IDENTITY.unpack(copy)
-            magics += magic == FILE_MAGIC
-            if magic != FILE_MAGIC or checksum != xxh3_64_intdigest(copy[: -U64.size]):
+            identity = unpack_identity(copy)
+            magics += copy.startswith(FILE_MAGIC)
+            if identity is None:
                 self.problems.append(f"the copy of the identity at byte {offset:,} is damaged")
-            elif found is None:
-                found = Identity(*fields)
+            found = found or identity
         if found is None:
             if magics:
                 raise CorruptStoreError(
@@ -194,19 +163,15 @@ class Image:
             raise UnsupportedFormatError(
                 f"{self.path}: not a kvstore file" + ("" if self._size else ": it is empty")
             )
-        if (found.version, found.extent_size) != (FORMAT_VERSION, EXTENT_SIZE):
-            raise UnsupportedFormatError(
-                f"{self.path}: {unknown_format(found.version, found.extent_size)}"
-            )
+        if not found.is_known_format:
+            raise UnsupportedFormatError(f"{self.path}: {unknown_format(found)}")
         return found
 
     def _load_state(self) -> State:
-        packed = self._exactly(STATE_OFFSET, STATE.size)
-        clean, count, durable, records, checksum, _ = STATE.unpack(packed)
-        intact = packed == pack_state(bool(clean), count, durable, records, checksum, self.seed)
-        if not intact:
+        state = unpack_state(self._exactly(STATE_OFFSET, STATE.size), self.seed)
+        if not state.intact:
             self.problems.append(f"the state at byte {STATE_OFFSET:,} is damaged")
-        return State(bool(clean) and intact, count, durable, records, checksum, intact)
+        return state._replace(clean=state.clean and state.intact)
 
     @property
     def counts_extents(self) -> bool:

@@ -35,10 +35,9 @@ from kvstore.format.layout import (
     MAX_FILE_SIZE,
     STATE,
     STATE_OFFSET,
-    pack_identity,
-    pack_state,
 )
 from kvstore.format.records import is_valid_record, magics, size_class_at
+from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
 from kvstore.recovery.rebuild import rebuild

@@ -53,9 +53,9 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
+from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
-from kvstore.recovery.quick_check import count_by_map
 
 from .image import Image
 

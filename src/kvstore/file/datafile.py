@@ -29,7 +29,7 @@ from operator import setitem
 from threading import get_ident
 from typing import Final, NoReturn, SupportsIndex
 
-from xxhash import xxh3_64, xxh3_64_intdigest
+from xxhash import xxh3_64
 
 from kvstore.compiled import Lock, compiled
 from kvstore.errors import (
@@ -51,7 +51,6 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
     FIRST_FILE_SIZE,
-    FORMAT_VERSION,
     HOLDER,
     HOLDER_OFFSET,
     IDENTITY,
@@ -62,14 +61,16 @@ from kvstore.format.layout import (
     STATE,
     STATE_OFFSET,
     U64,
-    count_records,
-    is_state,
     map_entry_offset,
+)
+from kvstore.format.quick_check import count_by_map, count_records, index_is_consistent
+from kvstore.format.superblock import (
+    is_state,
     pack_identity,
     pack_state,
     unknown_format,
+    unpack_identity,
 )
-from kvstore.recovery.quick_check import count_by_map, index_is_consistent
 
 from .group_commit import GroupCommit
 from .lock import FileLock
@@ -222,15 +223,11 @@ class DataFile:
         copies = [read_at(self._fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
         valid = []
         for copy in copies:
-            if len(copy) == IDENTITY.size and copy.startswith(FILE_MAGIC):
-                _, version, extent_size, _, seed, _, checksum = IDENTITY.unpack(copy)
-                if checksum != xxh3_64_intdigest(copy[: -U64.size]):
-                    continue
-                if version != FORMAT_VERSION or extent_size != EXTENT_SIZE:
-                    raise UnsupportedFormatError(
-                        f"{self.path}: {unknown_format(version, extent_size)}"
-                    )
-                valid.append((copy, seed))
+            identity = unpack_identity(copy)
+            if identity is not None:
+                if not identity.is_known_format:
+                    raise UnsupportedFormatError(f"{self.path}: {unknown_format(identity)}")
+                valid.append((copy, identity.hash_seed))
         if valid:
             # Two that differ are of two files: the state knows its own.
             state = read_at(self._fd, STATE.size, STATE_OFFSET)

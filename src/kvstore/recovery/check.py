@@ -63,17 +63,16 @@ from kvstore.format.layout import (
     U16,
     bucket_marker,
     class_head_offset,
-    count_records,
     key_hash,
     map_entry_offset,
-    pack_identity,
-    pack_state,
     record_checksum,
     segment_run,
     slot_offset,
 )
+from kvstore.format.quick_check import count_records
 from kvstore.format.records import is_of_table, is_valid_record, magics
 from kvstore.format.segment import live_slots
+from kvstore.format.superblock import pack_identity, pack_state
 
 from .problems import Breach, Problem
 

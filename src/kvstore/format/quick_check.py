@@ -8,7 +8,7 @@ Reads the directory, the extent map and the allocator, and no page of table or s
 
 from typing import Final
 
-from kvstore.format.layout import (
+from .layout import (
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     DIRECTORY_ENTRIES,
@@ -30,7 +30,6 @@ from kvstore.format.layout import (
     SLAB_ENTRY,
     U16,
     class_head_offset,
-    count_records,
     map_entry_offset,
     segment_run,
 )
@@ -56,6 +55,13 @@ def count_by_map(start: bytes, extent_count: int) -> int:
     return index.count_records() if index.has_possible_entries() else -1
 
 
+def count_records(extent_map: bytes) -> int:
+    """Return how many records the slabs in the extent map, or a part of it, say that they hold."""
+    lives: list[int] = memoryview(extent_map).cast("H")[1 :: SLAB_ENTRY.size // U16.size].tolist()
+    kinds = extent_map[:: SLAB_ENTRY.size]
+    return sum(live for kind, live in zip(kinds, lives, strict=True) if kind == KIND_SLAB)
+
+
 class _Index:
     """The start of a file, and what is asked of it."""
 
@@ -76,8 +82,8 @@ class _Index:
             and not kinds[FIXED_EXTENTS:fresh].strip(_KINDS)
             and kinds.count(KIND_FREE, fresh) == len(kinds) - fresh
             and self._free_list_is_consistent(fresh)
-            and self._slabs_are_sound()
-            and self._segments_are_sound()
+            and self._slabs_are_consistent()
+            and self._segments_are_consistent()
         )
 
     def _free_list_is_consistent(self, fresh: int) -> bool:
@@ -110,7 +116,7 @@ class _Index:
         """Return how many live blocks the slabs' entries tell of."""
         return count_records(self._entries)
 
-    def _slabs_are_sound(self) -> bool:
+    def _slabs_are_consistent(self) -> bool:
         """Return whether slabs' entries are possible, and class lists lead to those with room."""
         with_room = [0] * len(BLOCK_SIZES)
         for kind, size_class, live, first_free, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries):
@@ -142,7 +148,7 @@ class _Index:
             left -= 1
         return not left
 
-    def _segments_are_sound(self) -> bool:
+    def _segments_are_consistent(self) -> bool:
         """Return whether each segment has one run of the directory, and each run a segment."""
         directory = self._directory
         seen: set[int] = set()
