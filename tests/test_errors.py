@@ -19,7 +19,7 @@ from support.stores import OpenStore
 from support.values import nested, sized_value
 
 import kvstore
-import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import (
     CorruptStoreError,
     InvalidKeyError,
@@ -437,7 +437,7 @@ def _failing_flushes() -> Iterator[None]:
         fail(-1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvstore.file.datafile, "flush_pages", fail_pages)
+        patch.setattr(kvstore.file.platform, "flush_pages", fail_pages)
         patch.setattr(os, "fdatasync", fail)
         patch.setattr(os, "fsync", fail)
         yield

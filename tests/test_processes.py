@@ -20,6 +20,7 @@ from support.processes import Child, run_script
 from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
+import kvstore.recovery.opening
 from kvstore import (
     CorruptStoreError,
     KVStore,
@@ -27,7 +28,6 @@ from kvstore import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from kvstore.file.datafile import DataFile
 from kvstore.file.lock import FileLock
 from kvstore.format.layout import (
     EXTENT_SIZE,
@@ -1008,7 +1008,7 @@ def test_opening_that_is_interrupted_keeps_no_lock(
         with pytest.raises(KeyboardInterrupt):
             KVStore(path)
     with monkeypatch.context() as patch:
-        patch.setattr(DataFile, "_index_checksum", _interrupted)
+        patch.setattr(kvstore.recovery.opening, "index_checksum", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             KVStore(path)
     lock = FileLock(str(path), 0)

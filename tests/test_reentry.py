@@ -19,8 +19,8 @@ import pytest
 from support.processes import run_script
 from support.threads import run_together
 
-import kvstore.file.datafile
 import kvstore.file.lock
+import kvstore.file.platform
 from kvstore import (
     KVStore,
     StoreBusyError,
@@ -127,12 +127,12 @@ def test_what_needs_no_flush_works_amid_a_flush(
     open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A durable store spends nearly all of its time there: handlers may look at what it holds."""
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
     store = open_store(durable=True)
     store.create("key", {"n": 1})
-    looks = amid(monkeypatch, kvstore.file.datafile, "flush_file", lambda: dict(store.items()))
+    looks = amid(monkeypatch, kvstore.file.platform, "flush_file", lambda: dict(store.items()))
     store.create("second", {})
-    deletes = amid(monkeypatch, kvstore.file.datafile, "flush_file", lambda: store.delete("key"))
+    deletes = amid(monkeypatch, kvstore.file.platform, "flush_file", lambda: store.delete("key"))
     store.create("third", {})
     assert (looks, [type(outcome) for outcome in deletes]) == ([None], [StoreBusyError])
     assert dict(store) == {"key": {"n": 1}, "second": {}, "third": {}}
@@ -198,7 +198,7 @@ def _create_new(store: KVStore) -> None:
 def test_close_amid_an_operation_takes_effect_as_it_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch, member: str
 ) -> None:
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
     store = KVStore(path)
     store.create("key", {"n": 1}, ttl=10**6)
     closed_meanwhile: list[bool] = []
@@ -209,7 +209,7 @@ def test_close_amid_an_operation_takes_effect_as_it_ends(
 
     where: tuple[object, str] = (kvstore.clock, "time_ns")
     if member == "sync":
-        where = (kvstore.file.datafile, "flush_file")
+        where = (kvstore.file.platform, "flush_file")
     outcomes = amid(monkeypatch, *where, close)
     if member == "iteration":
         iterator = iter(store)
@@ -371,10 +371,10 @@ def test_close_amid_a_flush_that_another_threads_close_waits_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker shuts down, and SIGTERM comes: each waited for the other, in 7 of 12 tries."""
-    monkeypatch.setattr(kvstore.file.datafile, "can_flush_pages", lambda: False)
+    monkeypatch.setattr(kvstore.file.platform, "can_flush_pages", lambda: False)
     store = KVStore(path, durable=True)
     store.create("key", {})
-    with closing_elsewhere(monkeypatch, store, kvstore.file.datafile, "flush_file"):
+    with closing_elsewhere(monkeypatch, store, kvstore.file.platform, "flush_file"):
         store.create("second", {})
     with KVStore(path) as opened:
         assert sorted(opened) == ["key", "second"]
@@ -427,7 +427,7 @@ def test_who_follows_a_flush_is_inside_it(path: Path, monkeypatch: pytest.Monkey
     KVStore(path).close()
     with KVStore(path) as store:
         outcomes = amid(
-            monkeypatch, store._file, "_group_commit", partial(store.create, "nested", {})
+            monkeypatch, store._file._flushing, "_group_commit", partial(store.create, "nested", {})
         )
         store.sync()
         assert [type(outcome) for outcome in outcomes] == [StoreBusyError]

@@ -28,7 +28,6 @@ from .errors import (
     StoreClosedError,
     StoreFullError,
 )
-from .file.datafile import DataFile
 from .file.reentry import (
     begin_inside,
     close_at_end,
@@ -53,6 +52,7 @@ from .index.slab import Slab
 from .index.stats import StoreStats, count_extents
 from .index.table import Table
 from .operations import Operations
+from .recovery.opening import open_file
 from .views import StoreItems, StoreValues
 
 Result = TypeVar("Result")
@@ -114,7 +114,7 @@ class KVStore(Operations, Mapping[str, Value]):
         self._path = _resolve(path)
         self._durable = bool(durable)
         self._max_bytes = max_bytes
-        self._file = DataFile(
+        self._file = open_file(
             str(self._path),
             max_bytes,
             timeout,

@@ -25,18 +25,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from support import MIB
 from support.images import PAGE, SECTOR, write_image
 from support.whole import assert_consistent
 from support.workload import Value, make_value, random_size
+from support.writing import telling_of_changes
 
 import kvstore.clock
-import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import KVStore, StoreFullError
-from kvstore.file.datafile import DataFile
 from kvstore.file.platform import reserve, write_at
 from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,
@@ -44,7 +44,6 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     SLAB_ENTRY,
     STRIPE_SHIFT,
-    U64,
     key_hash,
 )
 
@@ -213,31 +212,7 @@ class Disk:
 @contextmanager
 def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
     """Have `disk` hear of each change of the one file that is open meanwhile."""
-    make_writer, pwrite = kvstore.file.datafile._map_writer, DataFile._pwrite
-    make_word_writer = kvstore.file.datafile._word_writer
     ftruncate = os.ftruncate
-
-    def recording_writer(mapped: Any) -> Callable[[int, bytes], None]:
-        write = make_writer(mapped)
-
-        def record(offset: int, data: bytes) -> None:
-            disk.write(offset, data)
-            write(offset, data)
-
-        return record
-
-    def recording_word_writer(words: Any) -> Callable[[int, int], None]:
-        write_word = make_word_writer(words)
-
-        def record(index: int, word: int) -> None:
-            disk.write(index << 3, U64.pack(word))
-            write_word(index, word)
-
-        return record
-
-    def record_pwrite(self: DataFile, offset: int, data: bytes) -> None:
-        disk.write(offset, data)
-        pwrite(self, offset, data)
 
     def record_reserve(fd: int, start: int, end: int) -> None:
         reserve(fd, start, end)
@@ -251,18 +226,15 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         ftruncate(fd, length)
         disk.resize(length)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvstore.file.datafile, "_map_writer", recording_writer)
-        patch.setattr(kvstore.file.datafile, "_word_writer", recording_word_writer)
-        patch.setattr(DataFile, "_pwrite", record_pwrite)
-        patch.setattr(kvstore.file.datafile, "reserve", record_reserve)
-        patch.setattr(kvstore.file.datafile, "write_at", record_write_at)
+    with pytest.MonkeyPatch.context() as patch, telling_of_changes(before=disk.write):
+        patch.setattr(kvstore.file.platform, "reserve", record_reserve)
+        patch.setattr(kvstore.file.platform, "write_at", record_write_at)
         patch.setattr(os, "ftruncate", record_ftruncate)
-        patch.setattr(kvstore.file.datafile, "flush_file", lambda *_: disk.flush())
+        patch.setattr(kvstore.file.platform, "flush_file", lambda *_: disk.flush())
         patch.setattr(
-            kvstore.file.datafile, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
+            kvstore.file.platform, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
         )
-        patch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: in_place)
+        patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: in_place)
         patch.setattr(kvstore.clock, "time_ns", clock)
         yield
 
@@ -725,7 +697,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                 break
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kvstore.clock, "time_ns", clock)
-                patch.setattr(kvstore.file.datafile, "flush_file", lambda *_: None)
+                patch.setattr(kvstore.file.platform, "flush_file", lambda *_: None)
                 try:
                     image = write_image(folder / "image", contents)
                     assert_survives(image, possible, clock, rng, plan.room)

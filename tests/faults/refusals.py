@@ -26,7 +26,7 @@ from support.workload import Value, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
 import kvstore.clock
-import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
 from kvstore.format.layout import EXTENT_SIZE, FIXED_EXTENTS, SPLIT_AT
 
@@ -90,8 +90,8 @@ class Refusals:
 def through(door: str) -> None:
     """Have files opened as on a file system with that door: "map" or "pwrite"."""
     logging.getLogger("kvstore").setLevel(logging.CRITICAL)  # it tells of each recovery
-    setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: door == "map")  # noqa: B010
-    setattr(kvstore.file.datafile, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
+    setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: door == "map")  # noqa: B010
+    setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
 
 
 def stop_clock() -> FakeClock:
@@ -659,7 +659,7 @@ def fail_flushes(folder: Path, rng: random.Random) -> int:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("fdatasync", "fsync"):
                     patch.setattr(os, name, platter.flush)
-                patch.setattr(kvstore.file.datafile, "flush_pages", platter.flush_pages)
+                patch.setattr(kvstore.file.platform, "flush_pages", platter.flush_pages)
                 lost_power = []
                 for _ in range(2):
                     witness.use()

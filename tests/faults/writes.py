@@ -17,9 +17,9 @@ from unittest import mock
 
 from support.clock import FakeClock
 from support.whole import assert_consistent
+from support.writing import telling_of_changes
 
 import kvstore.clock
-import kvstore.file.datafile
 import kvstore.file.platform
 from kvstore import KVStore, StoreFullError
 
@@ -46,22 +46,13 @@ class Trace:
         with ExitStack() as patches:
             for name in (
                 "kvstore.file.platform.write_at",
-                "kvstore.file.datafile.write_at",
-                "kvstore.file.datafile.reserve",
+                "kvstore.file.platform.reserve",
                 "os.ftruncate",
-                "os.pwrite",
             ):
                 module, _, function = name.rpartition(".")
                 real = getattr(_module(module), function)
                 patches.enter_context(mock.patch(name, partial(self._call, real)))
-            for writer in ("_map_writer", "_word_writer"):
-                real_writer = getattr(kvstore.file.datafile, writer)
-                patches.enter_context(
-                    mock.patch(
-                        f"kvstore.file.datafile.{writer}",
-                        lambda view, real=real_writer: partial(self._call, real(view)),
-                    )
-                )
+            patches.enter_context(telling_of_changes(after=lambda *_: self()))
             yield
 
     def _call(self, real: Callable[..., Any], *arguments: Any) -> Any:
@@ -73,7 +64,6 @@ class Trace:
 def _module(name: str) -> Any:
     return {
         "kvstore.file.platform": kvstore.file.platform,
-        "kvstore.file.datafile": kvstore.file.datafile,
         "os": os,
     }[name]
 

@@ -14,7 +14,6 @@ import pytest
 from support import MIB
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
-import kvstore.file.datafile
 import kvstore.file.platform
 from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
 from kvstore.file.datafile import DataFile
@@ -35,6 +34,7 @@ from kvstore.format.layout import (
 )
 from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file
+from kvstore.recovery.opening import open_file
 
 FIRST_EXTENTS = FIRST_FILE_SIZE // EXTENT_SIZE
 SCRATCH = 7 * EXTENT_SIZE  # a place in a new file where nothing else is
@@ -45,9 +45,9 @@ needs_fallocate = pytest.mark.skipif(
 
 
 @contextmanager
-def open_file(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:
+def opened(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:
     """Open the file at `path`, which gets no index, and close it at the end."""
-    file = DataFile(str(path), max_bytes, 0.0, NOW_MS)
+    file = open_file(str(path), max_bytes, 0.0, NOW_MS)
     try:
         yield file
     finally:
@@ -58,7 +58,7 @@ def open_file(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:
 @pytest.fixture
 def through_pwrite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files opened as on a file system that copies on write."""
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
 
 
 def state_of(path: Path) -> dict[str, int]:
@@ -93,7 +93,7 @@ def test_missing_empty_or_zero_file_becomes_a_new_one(path: Path, before: bytes 
 
 
 def test_new_file_has_two_equal_identities_with_random_parts(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         image = path.read_bytes()
         one, other = (image[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS)
         assert one == other
@@ -102,13 +102,13 @@ def test_new_file_has_two_equal_identities_with_random_parts(path: Path) -> None
         assert seed == file.hash_seed
         assert one == pack_identity(file_id, seed, created_at)
     second = path.with_name("second")
-    with open_file(second) as file:
+    with opened(second) as file:
         assert file.hash_seed != seed
         assert IDENTITY.unpack_from(second.read_bytes())[3] != file_id
 
 
 def test_new_file_is_not_clean_until_its_index_is_built_and_it_is_closed(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         assert not file.trusted
         assert not file.pristine
         assert state_of(path)["clean"] == 0
@@ -127,7 +127,7 @@ def test_new_file_is_not_clean_until_its_index_is_built_and_it_is_closed(path: P
 def test_file_of_another_kind_is_refused_and_left_as_it_is(path: Path, contents: bytes) -> None:
     path.write_bytes(contents)
     with pytest.raises(UnsupportedFormatError, match=str(path)):
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert path.read_bytes() == contents
 
 
@@ -135,7 +135,7 @@ def test_more_zeros_than_any_store_has_are_refused(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(MAX_FILE_SIZE + 1)
     with pytest.raises(UnsupportedFormatError):
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert path.stat().st_size == MAX_FILE_SIZE + 1
 
 
@@ -147,7 +147,7 @@ def test_new_file_that_the_disk_has_no_room_for_is_left_as_it_was(
     if was_there:
         path.touch()
     with refusing_disk(lambda _start, _end: True), pytest.raises(StoreFullError) as error:
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert isinstance(error.value.__cause__, OSError)
     assert error.value.__cause__.errno == errno.ENOSPC
     assert path.exists() == was_there
@@ -169,7 +169,7 @@ def test_damaged_copy_of_the_identity_heals_at_the_first_change(
         pass
     whole = path.read_bytes()
     overwrite(path, damaged, filling * IDENTITY.size)
-    with open_file(path) as file:
+    with opened(path) as file:
         assert file.trusted
     assert path.read_bytes()[damaged : damaged + IDENTITY.size] != whole[: IDENTITY.size]
     with open_parts(path):
@@ -184,7 +184,7 @@ def test_file_with_both_identities_damaged_is_refused(path: Path) -> None:
         overwrite(path, offset + IDENTITY.size - 1, b"?")
     damaged = path.read_bytes()
     with pytest.raises(CorruptStoreError, match="both copies of the identity"):
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert path.read_bytes() == damaged
 
 
@@ -204,7 +204,7 @@ def test_file_of_another_format_is_refused_and_left_as_it_is(
         overwrite(path, offset, identity)
     other = path.read_bytes()
     with pytest.raises(UnsupportedFormatError, match=f"{value:,}") as error:
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert path.read_bytes() == other
     # Who has a file of the first one made it with a commit from before this one.
     assert ("never released" in str(error.value)) == ((field, value) == ("version", 1))
@@ -214,7 +214,7 @@ def test_file_of_another_format_is_refused_and_left_as_it_is(
 
 
 def test_holder_is_this_process_while_the_file_is_open_and_nobody_after(path: Path) -> None:
-    with open_file(path):
+    with opened(path):
         assert HOLDER.unpack_from(path.read_bytes(), HOLDER_OFFSET) == (os.getpid(),)
     assert HOLDER.unpack_from(path.read_bytes(), HOLDER_OFFSET) == (0,)
 
@@ -223,7 +223,7 @@ def test_opening_without_a_change_leaves_the_file_as_it_was(path: Path) -> None:
     with open_parts(path) as parts:
         parts.store(b"a", b"{}")
     closed = path.read_bytes()
-    file = DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+    file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert file.trusted
     assert file.pristine
     assert state_of(path)["clean"] == 1
@@ -236,7 +236,7 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
 ) -> None:
     with open_parts(path):
         pass
-    file = DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+    file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     flushed = []
     real = kvstore.file.platform.flush_file
 
@@ -244,7 +244,7 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
         flushed.append(state_of(path)["clean"])
         real(fd)
 
-    monkeypatch.setattr(kvstore.file.datafile, "flush_file", flush)
+    monkeypatch.setattr(kvstore.file.platform, "flush_file", flush)
     file.mark_dirty()
     assert flushed == [0]
     assert not file.pristine
@@ -259,7 +259,7 @@ def test_file_left_unclean_is_not_trusted_when_opened_again(path: Path) -> None:
     with open_parts(path) as parts:
         parts.file.require_rebuild()
     assert state_of(path)["clean"] == 0
-    with open_file(path) as file:
+    with opened(path) as file:
         assert not file.trusted
 
 
@@ -280,7 +280,7 @@ def test_clean_state_with_a_wrong_index_checksum_is_not_trusted(path: Path) -> N
     checksum = state["index_checksum"] ^ 1
     packed = pack_state(True, FIRST_EXTENTS, FIRST_EXTENTS, 0, checksum, seed)
     overwrite(path, STATE_OFFSET, packed)
-    with open_file(path) as file:
+    with opened(path) as file:
         assert not file.trusted
 
 
@@ -288,7 +288,7 @@ def test_changed_index_is_not_trusted(path: Path) -> None:
     with open_parts(path):
         pass
     overwrite(path, DIRECTORY_OFFSET + 4_000, b"\xff")
-    with open_file(path) as file:
+    with opened(path) as file:
         assert not file.trusted
 
 
@@ -301,7 +301,7 @@ def test_file_longer_than_its_extents_is_cut_back(path: Path, extra: int) -> Non
     with path.open("r+b") as file:
         file.seek(len(closed) + extra - 1)
         file.write(b"x")
-    with open_file(path) as data_file:
+    with opened(path) as data_file:
         assert data_file.size == FIRST_FILE_SIZE
         assert path.stat().st_size == FIRST_FILE_SIZE
     assert path.read_bytes() == closed
@@ -317,7 +317,7 @@ def test_file_shorter_than_its_contents_is_refused_and_left_as_it_is(
     os.truncate(path, size - missing)
     shortened = path.read_bytes()
     with pytest.raises(CorruptStoreError, match="shorter than its contents"):
-        DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+        open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert path.read_bytes() == shortened
 
 
@@ -363,8 +363,8 @@ def test_file_grows_by_an_eighth_between_1_and_64_mib_up_to_its_limit(
 ) -> None:
     """Nothing is reserved for real here: a gigabyte would take its time."""
     limit = MAX_FILE_SIZE
-    monkeypatch.setattr(kvstore.file.datafile, "reserve", lambda fd, _, end: os.ftruncate(fd, end))
-    with open_file(path, limit) as file:
+    monkeypatch.setattr(kvstore.file.platform, "reserve", lambda fd, _, end: os.ftruncate(fd, end))
+    with opened(path, limit) as file:
         count = file.extent_count
         for step in grow_to_the_limit(file):
             assert step == min(max(16, count // 8), 1024, limit // EXTENT_SIZE - count)
@@ -376,7 +376,7 @@ def test_file_grows_by_an_eighth_between_1_and_64_mib_up_to_its_limit(
 
 @pytest.mark.parametrize("max_bytes", [4 * MIB, 4 * MIB + EXTENT_SIZE - 1, 5_000_000])
 def test_file_grows_to_the_last_whole_extent_of_its_limit(path: Path, max_bytes: int) -> None:
-    with open_file(path, max_bytes) as file:
+    with opened(path, max_bytes) as file:
         grow_to_the_limit(file)
         assert max_bytes - EXTENT_SIZE < file.size <= max_bytes
         with pytest.raises(StoreFullError) as error:
@@ -386,10 +386,10 @@ def test_file_grows_to_the_last_whole_extent_of_its_limit(path: Path, max_bytes:
 
 
 def test_file_larger_than_its_limit_opens_and_does_not_grow(path: Path) -> None:
-    with open_file(path, 8 * MIB) as file:
+    with opened(path, 8 * MIB) as file:
         grow_to_the_limit(file)
         size = file.size
-    with open_file(path, 4 * MIB) as file:
+    with opened(path, 4 * MIB) as file:
         assert file.size == size
         with pytest.raises(StoreFullError):
             file.grow()
@@ -403,7 +403,7 @@ def test_growth_is_reserved_on_disk_before_it_counts(path: Path) -> None:
         reserved.append((start, end))
         return False
 
-    with refusing_disk(note), open_file(path) as file:
+    with refusing_disk(note), opened(path) as file:
         before = file.size
         file.grow()
         assert reserved[-1] == (before, file.size)
@@ -411,7 +411,7 @@ def test_growth_is_reserved_on_disk_before_it_counts(path: Path) -> None:
 
 
 def test_new_extents_are_zeros_that_may_be_written_and_read(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         before = file.size
         file.grow()
         assert not any(file.map[before : file.size])
@@ -442,7 +442,7 @@ def refusing_disk(
 @needs_fallocate
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
 def test_full_disk_is_store_full_with_the_error_as_its_cause(path: Path, number: int) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         with refusing_disk(lambda _start, _end: True, number):
             for _ in range(2):
                 with pytest.raises(StoreFullError) as error:
@@ -456,7 +456,7 @@ def test_full_disk_is_store_full_with_the_error_as_its_cause(path: Path, number:
 
 @needs_fallocate
 def test_other_errors_of_reserving_are_passed_on(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         with refusing_disk(lambda _start, _end: True, errno.EIO):
             with pytest.raises(OSError, match=os.strerror(errno.EIO)) as error:
                 file.grow()
@@ -469,7 +469,7 @@ def test_other_errors_of_reserving_are_passed_on(path: Path) -> None:
 @pytest.mark.parametrize("left", range(1, 16))
 def test_step_is_halved_until_the_disk_has_room_for_it(path: Path, left: int) -> None:
     room = FIRST_FILE_SIZE + left * EXTENT_SIZE
-    with open_file(path) as file:
+    with opened(path) as file:
         with refusing_disk(lambda _start, end: end > room):
             steps = grow_to_the_limit(file)
         assert steps[0] == 1 << left.bit_length() - 1  # the largest of 16, 8, 4, 2, 1 that fits
@@ -499,9 +499,9 @@ def test_holes_of_a_file_are_filled_as_it_is_opened(
     contents = path.read_bytes()
     make_holes(path, contents)
     with monkeypatch.context() as patch, refusing_disk(lambda start, _end: start == 0):
-        patch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: True)
+        patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: True)
         with pytest.raises(StoreFullError) as error:
-            DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+            open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert isinstance(error.value.__cause__, OSError)
     assert path.read_bytes() == contents
     for missing in (False, True):  # with posix_fallocate, and without
@@ -545,7 +545,7 @@ def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyP
         randoms = iter([b"seed" * 2, b"file id " * 2])
         path.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd, it=in_place: it)
+            patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd, it=in_place: it)
             patch.setattr(os, "urandom", lambda _size, them=randoms: next(them))
             with open_parts(path) as parts:
                 use_the_parts(parts)
@@ -558,8 +558,8 @@ def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_written_is_seen_through_the_map_and_in_the_file(
     path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: in_place)
-    with open_file(path) as file:
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: in_place)
+    with opened(path) as file:
         file.write(SCRATCH, b"abcdefgh")
         assert file.map[SCRATCH : SCRATCH + 8] == b"abcdefgh"
         assert file.words[SCRATCH >> 3] == int.from_bytes(b"abcdefgh", "little")
@@ -578,7 +578,7 @@ def test_full_disk_at_a_pwrite_is_store_full_and_other_errors_are_passed_on(
     def pwrite(_fd: int, _data: bytes, _offset: int, /) -> int:
         raise OSError(number, os.strerror(number))
 
-    with open_file(path) as file:
+    with opened(path) as file:
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", pwrite)
             with pytest.raises(StoreFullError, match="write 3 bytes") as error:
@@ -599,7 +599,7 @@ def test_pwrite_that_writes_a_part_goes_on_with_the_rest(
     def short(fd: int, data: bytes, offset: int, /) -> int:
         return real(fd, data[:3], offset)
 
-    with open_file(path) as file:
+    with opened(path) as file:
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", short)
             file.write(SCRATCH, b"abcdefgh")
@@ -623,7 +623,7 @@ def test_disk_that_is_too_full_for_the_clean_flag_leaves_the_file_unclean(
 
 
 def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         FaultyDoor(file, 1, StoreFullError("no room"))
         with pytest.raises(StoreFullError):
             file.grow()
@@ -637,7 +637,7 @@ def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None
 
 
 def test_undo_keeps_what_a_block_wrote_that_did_not_raise(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         with Rollback(file) as rollback:
             rollback.write(SCRATCH, b"abc")
             rollback.write(SCRATCH + 1, b"x")
@@ -649,7 +649,7 @@ def test_undo_takes_back_in_reverse_what_a_block_wrote_that_raised(
     path: Path, error: BaseException
 ) -> None:
     """In reverse: writes may overlap, and a reader never sees a later one without the earlier."""
-    with open_file(path) as file:
+    with opened(path) as file:
         file.write(SCRATCH, b"abcdef")
         written: list[tuple[int, bytes]] = []
         real = file.write
@@ -669,7 +669,7 @@ def test_undo_takes_back_in_reverse_what_a_block_wrote_that_raised(
 
 
 def test_undo_takes_back_the_write_that_failed_half_way(path: Path) -> None:
-    with open_file(path) as file:
+    with opened(path) as file:
         real = file.write
 
         def half(offset: int, data: bytes) -> None:
@@ -717,7 +717,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     with open_parts(path) as parts:
         parts.store(b"a", b"{}")
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.file.datafile, "flush_file", fail)
+            patch.setattr(kvstore.file.platform, "flush_file", fail)
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 parts.file.flush()
         with pytest.raises(OSError, match="an earlier flush failed"):
@@ -734,7 +734,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
 
 
 def test_close_says_that_the_path_names_another_file_and_leaves_that_alone(path: Path) -> None:
-    file = DataFile(str(path), 64 * MIB, 0.0, NOW_MS)
+    file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     path.rename(path.with_name("moved"))
     path.write_bytes(b"another")
     with pytest.raises(OSError, match="removed or replaced"):

@@ -27,7 +27,6 @@ from support.images import (
 from support.parts import FaultyDoor
 from support.whole import assert_consistent
 
-import kvstore.file.datafile
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
 from kvstore.format.layout import (
@@ -128,7 +127,7 @@ class Gate:
     def stand_in(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, "fdatasync", partial(self._pass, self._real))
         patch.setattr(
-            kvstore.file.datafile, "flush_pages", partial(self._pass, self._real_of_pages)
+            kvstore.file.platform, "flush_pages", partial(self._pass, self._real_of_pages)
         )
 
     def _pass(self, flush: Callable[..., None], *arguments: object) -> None:
@@ -262,7 +261,7 @@ def asked_of_the_disk() -> Iterator[list[Flush]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.file.datafile, "flush_pages", flush_pages)
+        patch.setattr(kvstore.file.platform, "flush_pages", flush_pages)
         yield asked
 
 
@@ -297,7 +296,7 @@ def has_asked_for_its_record_alone(act: Callable[[], object]) -> bool:
 
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: True)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: True)
 
 
 @pytest.fixture
@@ -364,7 +363,7 @@ def test_flush_of_pages_that_fails_says_why(path: Path) -> None:
 def test_what_is_not_overwritten_in_place_is_flushed_whole(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
     with KVStore(path, durable=True) as store:
         store.create("small", {})
         assert asked_by(lambda: store.create("key", {})) == [EVERYTHING]
@@ -550,7 +549,7 @@ def test_buffered_store_keeps_no_account_of_what_it_cleared(path: Path, in_place
         for number in range(100):
             store.create(f"{number}", {})
             store.delete(f"{number}")
-        assert store._file._group_commit._cleared == []
+        assert store._file._flushing._group_commit._cleared == []
     assert_consistent(path)
 
 
@@ -559,12 +558,14 @@ def test_durable_count_waits_for_a_flush_of_everything(durable: KVStore) -> None
     with durable._space:
         durable._file.grow()
     grown = durable._file.size // EXTENT_SIZE
-    assert durable._file._durable_count < grown
-    durable._file._group_commit._owes_everything = False  # as between growth and its owing
+    assert durable._file._state.now.durable_count < grown
+    durable._file._flushing._group_commit._owes_everything = (
+        False  # as between growth and its owing
+    )
     durable.create("key", {})
-    assert durable._file._durable_count < grown
+    assert durable._file._state.now.durable_count < grown
     durable.sync()
-    assert durable._file._durable_count == grown
+    assert durable._file._state.now.durable_count == grown
 
 
 # --- a flush that fails ------------------------------------------------------------------------
@@ -577,7 +578,7 @@ def failing_flushes(number: int = errno.EIO) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr(kvstore.file.datafile, "flush_pages", fail)
+        patch.setattr(kvstore.file.platform, "flush_pages", fail)
         yield
 
 
@@ -710,7 +711,7 @@ def test_threads_that_share_a_failed_flush_are_all_told(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", fail)
-    monkeypatch.setattr(kvstore.file.datafile, "flush_pages", fail)
+    monkeypatch.setattr(kvstore.file.platform, "flush_pages", fail)
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(store.create, "leader", {})]
         assert started.wait(PATIENCE_SECONDS)

@@ -12,7 +12,7 @@ from support import MIB, seeded_random
 from support.clock import FakeClock
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
-import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
@@ -239,7 +239,7 @@ def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> Non
             assert empty_extents(parts) == []
             parts.slab.free(offset)
         assert parts.file.map[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE] == before
-        assert not parts.file._group_commit._owes_everything
+        assert not parts.file._flushing._group_commit._owes_everything
         for offset in others:
             parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
@@ -253,7 +253,7 @@ def test_only_the_extent_that_was_emptied_last_stays_with_its_class(path: Path) 
             parts.slab.free(offset)
             assert empty_extents(parts) == [offset >> EXTENT_SHIFT]
             # What has become no class's owes a flush of everything; what stays does not.
-            assert parts.file._group_commit._owes_everything == (offset != offsets[0])
+            assert parts.file._flushing._group_commit._owes_everything == (offset != offsets[0])
         # One that is filled again is nobody's to take away.
         assert parts.slab.allocate(5_000) == offsets[2]
         parts.slab.free(other := parts.slab.allocate(100))
@@ -484,7 +484,7 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that nothing can be written over any more would come back to life at a recovery."""
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
     with open_parts(path) as parts:
         record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
         parts.slab.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)

@@ -16,7 +16,7 @@ from support.clock import FakeClock
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 from xxhash import xxh3_64_intdigest
 
-import kvstore.file.datafile
+import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.file.rollback import Rollback
 from kvstore.format.codec import Value
@@ -659,7 +659,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
     Writes that the disk refuses are in the fault laboratory.
     """
     in_place = kind == "interrupt"
-    monkeypatch.setattr(kvstore.file.datafile, "overwrites_in_place", lambda _fd: in_place)
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: in_place)
     count, act, wait = CASES[case]
     with KVStore(path) as store:
         keys = fill(store, count)

@@ -20,7 +20,6 @@ import kvstore.recovery.found_records
 import kvstore.recovery.rebuild
 from kvstore import KVStore
 from kvstore.compiled import compiled_rebuild
-from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
     BLOCK_SIZES,
     DIRECTORY_SHIFT,
@@ -40,6 +39,7 @@ from kvstore.format.layout import (
 )
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
+from kvstore.recovery.opening import open_file
 
 if compiled_rebuild is None:
     pytest.skip("the compiled twin is not built or not wanted", allow_module_level=True)
@@ -150,7 +150,7 @@ def forge_some(image: Image, rng: random.Random) -> None:
 def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, bytes]], bytes]:
     """Recover a file of these contents; return every write, and what the file then is."""
     write_image(path, contents)
-    file = DataFile(str(path), 64 * MIB, 0.0, now_ms, mending=True)
+    file = open_file(str(path), 64 * MIB, 0.0, now_ms, mending=True)
     try:
         writes: list[tuple[int, bytes]] = []
         real = file.write

@@ -9,7 +9,6 @@ from typing import Final
 
 import pytest
 
-import kvstore.file.datafile
 import kvstore.file.platform
 
 SECTOR: Final = 512
@@ -31,7 +30,7 @@ def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.file.datafile, "flush_pages", flush_pages)
+        patch.setattr(kvstore.file.platform, "flush_pages", flush_pages)
         yield
 
 

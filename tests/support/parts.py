@@ -12,6 +12,7 @@ from kvstore.format.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
 from kvstore.index.table import Table
+from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
 from . import MIB
@@ -54,7 +55,7 @@ class Parts(NamedTuple):
 @contextmanager
 def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> Iterator[Parts]:
     """Open the file at `path`, ready to be changed; close it at the end."""
-    file = DataFile(str(path), max_bytes, 0.0, now_ms)
+    file = open_file(str(path), max_bytes, 0.0, now_ms)
     try:
         extents = Extents(file)
         slab = Slab(file, extents)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from kvstore.file.datafile import DataFile
 from kvstore.file.lock import FileLock
 from kvstore.file.platform import (
     disable_copy_on_write,
@@ -40,6 +39,7 @@ from kvstore.format.records import is_valid_record, magics, size_class_at
 from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
+from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
 from .image import Image
@@ -210,7 +210,7 @@ def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
         OSError: the operating system refused a write or a flush.
     """
     with _silence():
-        file = DataFile(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms, mending=True)
+        file = open_file(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms, mending=True)
         try:
             extents = Extents(file)
             rebuild(file, extents, Slab(file, extents), now_ms)

@@ -11,10 +11,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from errno import EACCES, EBADF, EINVAL, EISDIR, ENOSYS, ENOTSUP, EOPNOTSUPP, EPERM
+from errno import (
+    EACCES,
+    EBADF,
+    EDQUOT,
+    EFBIG,
+    EINVAL,
+    EISDIR,
+    ENOSPC,
+    ENOSYS,
+    ENOTSUP,
+    EOPNOTSUPP,
+    EPERM,
+)
 from functools import cache
 from typing import Final
 
+from kvstore.errors import QuotaError, StoreFullError
 from kvstore.format.layout import EXTENT_SIZE, U64
 
 if sys.platform != "win32":
@@ -25,6 +38,8 @@ _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
 # Of the others, those where a page of a private mapping that was not stored to is the page
 # cache's own. POSIX leaves that open; Linux has it so for all that keep files in the page cache.
 _PRIVATE: Final = frozenset({"btrfs", "xfs"})
+# The disk, a quota, or a limit on the size of files leaves no room.
+_NO_ROOM: Final = (ENOSPC, EDQUOT, EFBIG)
 # Linux 5.14 and later; `mmap` has no name for it.
 _MADV_POPULATE_WRITE: Final = 23
 # Said of a folder that cannot be flushed at all.
@@ -40,6 +55,19 @@ _FS_IOC_SETFLAGS: Final = 0x4008_6602
 _FS_NOCOW_FL: Final = 0x0080_0000
 # asm-generic/mman-common.h
 _MS_SYNC: Final = 4
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether the system has refused something for want of room on the disk."""
+    return error.errno in _NO_ROOM
+
+
+def raise_if_full(error: OSError, path: str, what: str) -> None:
+    """Raise StoreFullError if that is why the system has refused to do `what`."""
+    if is_full(error):
+        message = f"{path}: no room on the disk to {what}: {error.strerror}"
+        kind = QuotaError if error.errno == EDQUOT else StoreFullError
+        raise kind(message) from error
 
 
 def overwrites_in_place(fd: int) -> bool:
