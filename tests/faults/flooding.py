@@ -20,7 +20,7 @@ import kvstore.index.slab
 import kvstore.index.slots
 import kvstore.index.table
 import kvstore.operations
-import kvstore.recovery.check
+import kvstore.recovery.check_table
 import kvstore.recovery.found_records
 from kvstore import KVStore, StoreFullError
 from kvstore.compiled import compiled, compiled_rebuild
@@ -140,7 +140,7 @@ def forced(prefix: int) -> Iterator[None]:
             kvstore.index.table,
             kvstore.index.slots,
             kvstore.format.records,
-            kvstore.recovery.check,
+            kvstore.recovery.check_table,
             kvstore.index.slab,
         ):
             patch.setattr(module, "key_hash", of_key)
