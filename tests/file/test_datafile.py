@@ -1,4 +1,4 @@
-"""The data file by itself: made, healed, grown, written to through either door, and closed.
+"""The data file by itself: made, healed, grown, written to in either way, and closed.
 
 Locks between processes are in `test_processes`, full disks for real in the fault laboratory, file
 sizes limited by the system there too.
@@ -15,7 +15,12 @@ from support import MIB
 from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
 
 import kvstore.file.platform
-from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
+from kvstore import (
+    CorruptStoreError,
+    StoreClosedError,
+    StoreFullError,
+    UnsupportedFormatError,
+)
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
@@ -522,7 +527,7 @@ def make_holes(path: Path, contents: bytes) -> None:
                 file.write(contents[page : page + 4096])
 
 
-# --- the door ----------------------------------------------------------------------------------
+# --- the write path -----------------------------------------------------------------------------
 
 
 def use_the_parts(parts: Parts) -> None:
@@ -539,7 +544,9 @@ def use_the_parts(parts: Parts) -> None:
     parts.file.flush()
 
 
-def test_both_doors_leave_the_same_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_to_write_leave_the_same_bytes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = []
     for in_place in (True, False):
         randoms = iter([b"seed" * 2, b"file id " * 2])
@@ -631,6 +638,76 @@ def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None
         assert file.size == FIRST_FILE_SIZE
         assert file.grow() == 16
     assert path.stat().st_size == FIRST_FILE_SIZE + 16 * EXTENT_SIZE
+
+
+# --- what compiled code may touch --------------------------------------------------------------
+
+
+@pytest.fixture
+def through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files opened as on a file system that overwrites in place."""
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: True)
+
+
+@pytest.mark.usefixtures("through_the_map")
+def test_live_words_say_how_much_may_be_touched_and_never_move(path: Path) -> None:
+    with opened(path) as file:
+        place = file.live.buffer_info()
+        assert file.live.tolist() == [FIRST_FILE_SIZE, 1]
+        file.grow()
+        assert file.live.tolist() == [file.size, 1]
+        assert file.size > FIRST_FILE_SIZE
+        file.close()
+        assert file.live.tolist() == [0, 0]
+        assert file.live.buffer_info() == place
+
+
+@pytest.mark.usefixtures("through_pwrite")
+def test_live_words_forbid_stores_where_changes_go_by_pwrite(path: Path) -> None:
+    with opened(path) as file:
+        assert file.live.tolist() == [FIRST_FILE_SIZE, 0]
+
+
+@pytest.mark.usefixtures("through_the_map")
+def test_live_words_forbid_stores_into_a_file_that_is_read_only_by_now(path: Path) -> None:
+    with opened(path) as file:
+        file.make_read_only(StoreFullError("no room"))
+        assert file.live.tolist() == [file.size, 0]
+
+
+@pytest.mark.usefixtures("through_the_map")
+def test_live_words_forbid_stores_into_the_file_of_a_parent(path: Path) -> None:
+    file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
+    file.detach_after_fork()
+    assert file.live.tolist() == [file.size, 0]
+    with pytest.raises(StoreClosedError, match="parent"):
+        file.write(SCRATCH, b"abc")
+    file._held.lock.release()
+
+
+@pytest.mark.usefixtures("through_pwrite")
+def test_live_words_forbid_stores_into_a_private_map(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)
+    with opened(path) as file:
+        assert file.private
+        file.use_private_map()
+        file.write(SCRATCH, b"abc")
+        assert file.map[SCRATCH : SCRATCH + 3] == b"abc"
+        assert path.read_bytes()[SCRATCH : SCRATCH + 3] == bytes(3)
+        assert file.live.tolist() == [file.size, 0]
+
+
+@pytest.mark.usefixtures("through_pwrite")
+def test_pwrite_that_began_before_the_file_became_read_only_is_refused(path: Path) -> None:
+    """An operation of another thread may have got the way to write before that."""
+    with opened(path) as file:
+        write = file.write
+        file.make_read_only(StoreFullError("no room"))
+        with pytest.raises(CorruptStoreError, match=r"could not be undone \(no room\)"):
+            write(SCRATCH, b"abc")
+        assert path.read_bytes()[SCRATCH : SCRATCH + 3] == bytes(3)
 
 
 # --- rollback ------------------------------------------------------------------------------------

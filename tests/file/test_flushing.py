@@ -483,10 +483,10 @@ def test_those_who_wait_for_their_parts_share_a_flush_of_everything(
 def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The leader looks whether it is followed, then one joins it, before its part is flushed."""
+    """The leader looks whether it is followed, then one joins it, before its range is flushed."""
     parts = Parts()
     late = kvstore.file.group_commit._Flush()
-    late.is_valid_record, late.succeeded = False, True
+    late.is_full, late.succeeded = False, True
     joinable = parts.shared._joinable
 
     class LateForOne(dict[str, kvstore.file.group_commit._Flush]):

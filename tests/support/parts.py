@@ -1,4 +1,4 @@
-"""The modules of the file format put together without a `KVStore`, and faults in their one door."""
+"""The modules of the file format put together without a `KVStore`, and faults in its write path."""
 
 import errno
 import os
@@ -76,6 +76,7 @@ def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:
     def write_word(index: int, word: int) -> None:
         write(index << 3, U64.pack(word))
 
+    file.live[1] = 0  # so that compiled code does not store by itself
     file.write, file.write_word = write, write_word
 
 

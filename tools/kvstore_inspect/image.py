@@ -139,7 +139,7 @@ class Image:
         Where the file was cut off, the map is that of all extents that it had.
         """
         extent_count = self.state.extent_count if self.counts_extents else self.extent_count
-        return index_checksum(self.read, extent_count, self.seed)
+        return index_checksum(self, extent_count, self.seed)
 
     def _exactly(self, offset: int, size: int) -> bytes:
         return self[offset : offset + size].ljust(size, b"\0")

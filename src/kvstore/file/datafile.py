@@ -28,14 +28,13 @@ from typing import NoReturn, SupportsIndex
 from kvstore.compiled import compiled
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
 from kvstore.format.layout import (
-    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     HOLDER_OFFSET,
     map_entry_offset,
 )
-from kvstore.format.quick_check import count_records, index_is_consistent
-from kvstore.format.superblock import State, index_checksum, pack_holder
+from kvstore.format.quick_check import clean_state
+from kvstore.format.superblock import pack_holder
 
 from . import platform, writers
 from .flushing import Flushing
@@ -353,12 +352,9 @@ class DataFile:
         start = self.map[: map_entry_offset(count)]
         # In a torn copy, say, the counts of a segment may be older than its pages, and what was
         # created and deleted have made them impossible: the file would be refused.
-        if index_is_consistent(start, count):
-            checksum = index_checksum(
-                lambda offset, size: start[offset : offset + size], count, self.hash_seed
-            )
-            records = count_records(start[EXTENT_MAP_OFFSET:])
-            self._state.write(State(True, count, count, records, checksum))
+        state = clean_state(start, count, self.hash_seed)
+        if state is not None:
+            self._state.write(state)
             self._flushing.flush_last()
 
     @property

@@ -1,14 +1,13 @@
-"""Shared flushes: threads that wait for stable storage at the same time share one flush.
+"""Group commit: threads that wait for stable storage at the same time share one flush.
 
 A flush covers what was written before it *started*. So a thread that arrives while one runs waits
-for the next: the first to arrive leads that one, and all who arrive until it starts follow (the
-group commit of databases).
+for the next: the first to arrive leads that one, and all who arrive until it starts follow.
 
 Who leads and has no follower may flush the bytes alone that its operation is about, which takes the
-disk less. That suffices only where nothing else has to be on the disk before: see `owe` and
-`record_cleared`. Where several wait, one flush of everything serves them all. So does the one after
-it, which as a rule is led by one alone, while the others make their next changes and then queue:
-what it writes of these, the flush that they wait for need not.
+disk less. That suffices only where nothing else has to be on the disk before: see `require_full`
+and `record_cleared`. Where several wait, one flush of everything serves them all. So does the one
+after it, which as a rule is led by one alone, while the others make their next changes and then
+queue: what it writes of these, the flush that they wait for need not.
 
 The followers of a flush pass its gate one by one, each letting in the next. Woken all at once, as
 by a condition, they would mostly queue for the interpreter's lock, and for the condition's own:
@@ -18,8 +17,8 @@ Invariants:
 1. After a flush has failed, no later one is trusted. The kernel may have dropped the pages that it
    could not write and would call the next flush a success. Only one flush runs at a time: the
    kernel tells of a failure once, so of two at once the wrong one might hear of it.
-2. When a flush of one part has succeeded, nothing that was owed before the call is still missing on
-   the disk: whatever was owed or noted as cleared makes the flush one of everything.
+2. When a flush of one range has succeeded, nothing that was owed before the call is still missing
+   on the disk: whatever was owed or noted as cleared makes the flush one of everything.
 """
 
 from collections.abc import Callable
@@ -33,28 +32,28 @@ _NEXT: Final = "next"
 class _Flush:
     """A flush that may be joined, or runs, or has ended: then its gate is open."""
 
-    __slots__ = ("gate", "is_followed", "is_valid_record", "succeeded")
+    __slots__ = ("gate", "is_followed", "is_full", "succeeded")
 
     def __init__(self) -> None:
         self.gate = Lock()
         self.is_followed = False
-        self.is_valid_record = True
+        self.is_full = True
         self.succeeded = False
 
 
 class GroupCommit:
     """One at a time, calls `flush`, which raises OSError where the disk did not take everything.
 
-    Or `flush_part`, with the start and the end of the bytes in question; None where there is none.
+    Or `flush_range`, with the start and the end of the bytes in question; None where there is none.
     """
 
     def __init__(
-        self, flush: Callable[[], None], flush_part: Callable[[int, int], None] | None = None
+        self, flush: Callable[[], None], flush_range: Callable[[int, int], None] | None = None
     ) -> None:
         self._flush = flush
-        self._flush_part = flush_part
+        self._flush_range = flush_range
         # Locks are taken as they are, by `with`: what wraps one in functions of Python may be
-        # interrupted by a signal between them, and leave it held for good.
+        # interrupted by a signal between them, and leave it held forever.
         self._disk = Lock()  # held by the leader that flushes
         # Under `_NEXT` the flush that may be joined, if any. A dict, for its `setdefault` is one
         # step: of those who find none, one leads.
@@ -80,7 +79,7 @@ class GroupCommit:
         self._owes_everything = True
 
     def require_full_flush_for_reuse(self) -> None:
-        """As `owe`; until that flush has succeeded, `reuse_waits` is true.
+        """As `require_full`; until that flush has succeeded, `reuse_waits` is true.
 
         The caller holds a lock that all callers hold.
         """
@@ -93,14 +92,14 @@ class GroupCommit:
         return self._reuses != self._reuses_flushed
 
     def record_cleared(self, offset: int) -> None:
-        """As `owe`, but a flush of a part that starts at `offset` will do as well."""
+        """As `require_full`, but a flush of a range that starts at `offset` will do as well."""
         self._cleared.append(offset)
 
-    def __call__(self, part: tuple[int, int] | None = None) -> bool:
+    def __call__(self, byte_range: tuple[int, int] | None = None) -> bool:
         """Return when a flush that started after this call did has succeeded.
 
-        It is one of everything; or of the bytes from the start to the end of `part`, if one is
-        given and nothing else is owed. After `end` it returns at once: the last flush covered
+        It is one of everything; or of the bytes from the start to the end of `byte_range`, if one
+        is given and nothing else is owed. After `end` it returns at once: the last flush covered
         everything.
 
         Returns:
@@ -109,11 +108,11 @@ class GroupCommit:
         Raises:
             OSError: that flush, or any before it, failed.
         """
-        while (flush := self._lead_or_follow(part)) is None:
+        while (flush := self._lead_or_follow(byte_range)) is None:
             pass
-        return flush.is_valid_record
+        return flush.is_full
 
-    def _lead_or_follow(self, part: tuple[int, int] | None) -> _Flush | None:
+    def _lead_or_follow(self, byte_range: tuple[int, int] | None) -> _Flush | None:
         """Lead the next flush, or follow it; return it, or None where it did not cover this call.
 
         That is where its leader was interrupted, or did not see that it was followed.
@@ -125,7 +124,7 @@ class GroupCommit:
                 with self._disk:
                     # What is written from here on, this flush may not cover.
                     self._joinable.pop(_NEXT, None)
-                    self._lead(own, part)
+                    self._lead(own, byte_range)
                     own.succeeded = True
             else:
                 flush.is_followed = True
@@ -134,14 +133,14 @@ class GroupCommit:
         with flush.gate:
             pass
         if flush.succeeded:
-            return flush if flush.is_valid_record else None
+            return flush if flush.is_full else None
         self._raise_failure()
         # Interrupted, its leader may have left it there. Should this take away another one, that
         # one is joined by nobody else, and no harm is done.
         self._joinable.pop(_NEXT, None)
         return None
 
-    def _lead(self, own: _Flush, part: tuple[int, int] | None) -> None:
+    def _lead(self, own: _Flush, byte_range: tuple[int, int] | None) -> None:
         self._raise_failure()
         if self._ended:
             return
@@ -150,11 +149,11 @@ class GroupCommit:
         self._was_followed = own.is_followed
         try:
             if (
-                part is None
-                or self._flush_part is None
+                byte_range is None
+                or self._flush_range is None
                 or is_shared
                 or self._owes_everything
-                or any(offset != part[0] for offset in cleared)
+                or any(offset != byte_range[0] for offset in cleared)
             ):
                 self._owes_everything = False
                 self._cleared.clear()
@@ -162,9 +161,9 @@ class GroupCommit:
                 self._flush()
                 self._reuses_flushed = reuses
             else:
-                own.is_valid_record = False
+                own.is_full = False
                 del self._cleared[: len(cleared)]
-                self._flush_part(*part)
+                self._flush_range(*byte_range)
         except BaseException as failure:
             self._owes_everything = True
             # One without a number is no word of the system's: a signal handler raised it, as a

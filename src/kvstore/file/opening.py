@@ -1,7 +1,7 @@
 """A data file as it was found, and a new one: what comes before it is mapped.
 
-Invariant: `FoundFile` changes not a byte of a file, nor its length. What it finds is judged by
-`kvstore.recovery.opening`, still before anything is changed.
+Invariant: `FoundFile` changes not a byte of a file, nor its length. What is to
+be done with its index is decided in `kvstore.recovery.opening`, before anything is changed.
 """
 
 import os
@@ -45,9 +45,8 @@ class FoundFile:
         identity: the true one, packed.
         identity_damaged: not both copies are as it is.
         hash_seed: of the identity.
-        state_intact: whether the state can be believed.
-        state: what it says, as far as the file is long enough for it; where it is not intact, what
-            the file's length allows.
+        state: as far as the file is long enough for it; where it is not intact, what the file's
+            length allows.
 
     Raises:
         UnsupportedFormatError: the file is no store, or of another format.
@@ -58,7 +57,6 @@ class FoundFile:
     identity: bytes
     identity_damaged: bool
     hash_seed: int
-    state_intact: bool
     state: State
 
     def __init__(self, path: str, fd: int) -> None:
@@ -119,7 +117,6 @@ class FoundFile:
             found = unpack_state(packed, self.hash_seed)
             if found.extent_count >= _FEWEST_EXTENTS:
                 state = found._replace(intact=True)
-        self.state_intact = state.intact
         # Power loss may take back a growth that was never flushed, but no more than that.
         least = max(state.extent_count if state.clean else state.durable_count, _FEWEST_EXTENTS)
         if self.length < least * EXTENT_SIZE or state.extent_count > MAX_EXTENTS:

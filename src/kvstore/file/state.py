@@ -32,7 +32,7 @@ class DiskState:
         self.closed = False
         self.now = State(found.state.clean, extent_count, found.state.durable_count, 0, 0)
         self._hash_seed = found.hash_seed
-        self._is_intact = found.state_intact
+        self._is_intact = found.state.intact
         self._identity_to_restore = found.identity if found.identity_damaged else None
         self._write = write
 

@@ -33,6 +33,7 @@ from .layout import (
     map_entry_offset,
     segment_run,
 )
+from .superblock import State, index_checksum
 
 _KINDS: Final = bytes((KIND_FREE, KIND_SEGMENT, KIND_SLAB))
 
@@ -43,6 +44,18 @@ def index_is_consistent(start: bytes, extent_count: int) -> bool:
     `start` is the file up to and with the entries of its extents in the extent map.
     """
     return _Index(start, extent_count).index_is_consistent()
+
+
+def clean_state(start: bytes, extent_count: int, hash_seed: int) -> State | None:
+    """Return the state that vouches for an index, all of it durable; None for a contradictory one.
+
+    `start` is as in `index_is_consistent`.
+    """
+    if not index_is_consistent(start, extent_count):
+        return None
+    records = count_records(start[EXTENT_MAP_OFFSET:])
+    checksum = index_checksum(start, extent_count, hash_seed)
+    return State(True, extent_count, extent_count, records, checksum)
 
 
 def count_by_map(start: bytes, extent_count: int) -> int:

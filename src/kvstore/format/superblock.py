@@ -1,7 +1,6 @@
 """Identity, state and holder of a file, decoded and built: see `layout`, "Superblock"."""
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -22,6 +21,12 @@ from .layout import (
 )
 
 _CHECKSUM_SIZE: Final = U64.size  # at the end of identity and state
+
+
+class Sliceable(Protocol):
+    """The bytes of a file, or of its start: `bytes`, say."""
+
+    def __getitem__(self, where: slice, /) -> bytes: ...
 
 
 class Identity(NamedTuple):
@@ -117,10 +122,10 @@ def is_state(packed: bytes, hash_seed: int) -> bool:
     )
 
 
-def index_checksum(read: Callable[[int, int], bytes], extent_count: int, hash_seed: int) -> int:
+def index_checksum(contents: Sliceable, extent_count: int, hash_seed: int) -> int:
     """Return the checksum of directory, extent map and allocator that a clean state has.
 
-    `read` returns the file's bytes at an offset, so many as its second argument says.
+    `contents` is the file, or as much of its start as they take.
     """
     digest = xxh3_64(seed=hash_seed)
     for offset, size in (
@@ -128,7 +133,7 @@ def index_checksum(read: Callable[[int, int], bytes], extent_count: int, hash_se
         (EXTENT_MAP_OFFSET, SLAB_ENTRY.size * extent_count),
         (ALLOCATOR_OFFSET, ALLOCATOR_SIZE),
     ):
-        digest.update(read(offset, size))
+        digest.update(contents[offset : offset + size])
     return digest.intdigest()
 
 

@@ -21,10 +21,10 @@ from kvstore.format.layout import (
     MAX_EXTENTS,
     NO_BLOCK,
     NO_EXTENT,
-    SLAB_ENTRY,
     STATE,
     STATE_OFFSET,
     class_head_offset,
+    map_entry_offset,
 )
 from kvstore.format.quick_check import count_records
 from kvstore.format.superblock import index_checksum, unpack_identity, unpack_state
@@ -82,9 +82,10 @@ def _state(file: CheckedFile) -> Iterator[Problem]:
             _wrong_length(size, count, durable if not clean else count),
         )
     file.extent_count = count
-    if clean and checksum != index_checksum(file.read, count, file.hash_seed):
+    start = file.read(0, map_entry_offset(count))
+    if clean and checksum != index_checksum(start, count, file.hash_seed):
         yield Problem(STATE_OFFSET, "state", "index checksum is wrong", Breach.INDEX_CHECKSUM)
-    mapped = count_records(file.read(EXTENT_MAP_OFFSET, SLAB_ENTRY.size * count))
+    mapped = count_records(start[EXTENT_MAP_OFFSET:])
     if clean and records != mapped:
         message = f"says {records:,} records at closing, the extent map {mapped:,}"
         yield Problem(STATE_OFFSET, "state", message, Breach.STATE_RECORDS)

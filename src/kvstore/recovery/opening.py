@@ -110,7 +110,7 @@ def decide(found: FoundFile) -> Decision:
     if not distrust:
         return Decision("", count)
     beyond = platform.find_last(found.fd, RECORD_MAGIC_BYTES, count << EXTENT_SHIFT, found.length)
-    if found.state.clean or not found.state_intact:
+    if found.state.clean or not found.state.intact:
         loss = _find_loss(found, beyond)
     else:
         loss = _find_shift(found)
@@ -128,17 +128,14 @@ def decide(found: FoundFile) -> Decision:
 def _find_distrust(found: FoundFile) -> str:
     """Return why the index cannot be used as it is, in words; none where it can."""
     state = found.state
-    if not found.state_intact:
+    if not found.state.intact:
         return "its state is damaged"
     if not state.clean:
         if unpack_holder(platform.read_at(found.fd, HOLDER.size, HOLDER_OFFSET)):
             return "was not closed"
         return "was closed after a change that was cut short, or that met damage"
     start = found.read_start(state.extent_count)
-    checksum = index_checksum(
-        lambda offset, size: start[offset : offset + size], state.extent_count, found.hash_seed
-    )
-    if checksum != state.index_checksum:
+    if index_checksum(start, state.extent_count, found.hash_seed) != state.index_checksum:
         return "was closed, but its index is damaged"
     if not index_is_consistent(start, state.extent_count):
         return "was closed, but its index contradicts itself"
