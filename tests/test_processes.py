@@ -990,7 +990,7 @@ def test_close_lets_go_of_the_lock_whatever_interrupts_it(
     store.create("key", {})
     with monkeypatch.context() as patch:
         patch.setattr(store._file, "_close_contents", _interrupted)
-        patch.setattr(store._file, "_close_descriptor", _interrupted)
+        patch.setattr(store._file._held, "close_descriptor", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.close()
     with KVStore(path) as other:
