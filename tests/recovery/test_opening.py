@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB
+from support.datafiles import FIRST_EXTENTS, overwrite
 from support.parts import NOW_MS, open_parts
 
 from kvstore import CorruptStoreError, UnsupportedFormatError
@@ -23,8 +24,6 @@ from kvstore.format.layout import (
 from kvstore.format.superblock import State, pack_holder, pack_identity
 from kvstore.recovery.opening import decide, open_file
 
-FIRST_EXTENTS = FIRST_FILE_SIZE // EXTENT_SIZE
-
 
 def make_file(path: Path, keys: int = 3) -> int:
     """Make a closed file with some records; return its hash seed."""
@@ -32,12 +31,6 @@ def make_file(path: Path, keys: int = 3) -> int:
         for number in range(keys):
             parts.store(b"%d" % number, b"{}")
         return parts.file.hash_seed
-
-
-def overwrite(path: Path, offset: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
 
 
 @contextmanager
