@@ -1,7 +1,7 @@
 """The exclusive lock on a data file, between processes and within this one.
 
 The lock is portalocker's, on the data file itself. On POSIX that is ``flock``: it belongs to the
-open file description, dies with the process, and can be let go by an explicit unlock even while a
+open file description, dies with the process, and can be released by an explicit unlock even while a
 forked child still has a copy of the descriptor. A child closes its copies as it is born, so that it
 does not keep the lock of a parent that was killed.
 
@@ -236,7 +236,7 @@ class FileLock:
             os.unlink(self.path)
 
     def release(self) -> None:
-        """Let go of the lock. Idempotent; does nothing in a forked child."""
+        """Release the lock. Idempotent; does nothing in a forked child."""
         try:
             with thread.inside, _guard:
                 self._release_alone()
@@ -342,7 +342,7 @@ def _hold_guard() -> None:
         _forking.add(get_ident())  # a signal handler may have forked meanwhile
 
 
-def _let_go_of_guard() -> None:
+def _release_guard() -> None:
     # It is held for another reason where the fork is amid an opening; and by another thread, or by
     # none, where what a signal handler raised has ended the wait: no fork heeds that.
     if get_ident() in _forking:
@@ -352,7 +352,7 @@ def _let_go_of_guard() -> None:
 
 
 def _go_on_in_parent() -> None:
-    _let_go_of_guard()
+    _release_guard()
     if waiting:
         leave()
 
@@ -360,7 +360,7 @@ def _go_on_in_parent() -> None:
 def _forget_in_child() -> None:
     """In a forked child: give up the parent's locks without releasing them, and tell the owners."""
     global _guard
-    _let_go_of_guard()
+    _release_guard()
     _forking.clear()
     _guard = Lock()
     forget_others()

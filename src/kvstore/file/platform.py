@@ -294,7 +294,7 @@ def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
 
 
 def can_flush_pages() -> bool:
-    """Load what `flush_pages` needs, and tell whether it is there.
+    """Load what `flush_pages` needs, and return whether it is there.
 
     At opening: a flush must not fail for want of what it takes to load a module.
     """
