@@ -65,7 +65,7 @@ READ: Final = (
     Step("key to bytes (`encode_key`)", "encoded_key = encode_key(key)"),
     Step("hash of the key (`xxh3_64`)", "key_hash = xxh3_64_intdigest(encoded_key, seed)"),
     Step("lock of the stripe", "with stripes[key_hash >> STRIPE_SHIFT]:"),
-    Step("look up (`Table.find`)", "    slot = find(key_hash, encoded_key)"),
+    Step("look up (`Slots.find`)", "    slot = find(key_hash, encoded_key)"),
     Step(
         "expiry and clock (`time_ns`)",
         "    expires_at = words[slot + SLOT_EXPIRES_OFFSET >> 3]\n"
@@ -85,8 +85,8 @@ CREATE: Final = (
     READ[1],
     READ[2],
     Step("clock (`time_ns`)", "    now_ms = time_ns() // 1_000_000"),
-    Step("look up (`Table.find`)", "    slot = find(key_hash, encoded_key)"),
-    Step("is the segment full (`Table.used`)", "    used(-slot) >= SPLIT_AT"),
+    Step("look up (`Slots.find`)", "    slot = find(key_hash, encoded_key)"),
+    Step("is the segment full (`Slots.used_slot_count`)", "    used(-slot) >= SPLIT_AT"),
     Step(
         "take a block (`Slab.take`)",
         "    record = take(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))",
@@ -97,7 +97,7 @@ CREATE: Final = (
         "    write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)",
     ),
     Step(
-        "write the slot (`Table.insert`)",
+        "write the slot (`Slots.insert`)",
         "    insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)",
     ),
 )
@@ -130,12 +130,12 @@ def _samples(make: Callable[[], tuple[str, Any]]) -> Iterator[Pairs]:
 def _names(store: "KVStore") -> dict[str, Any]:
     """Return what the statements call and use."""
     from kvstore.format import codec, layout
-    from kvstore.index import slab
+    from kvstore.index import records
 
     return {
         **vars(layout),
         **vars(codec),
-        "verify": slab.verify,
+        "verify": records.verify,
         "xxh3_64_intdigest": xxh3_64_intdigest,
         "time_ns": time_ns,
         "TTL": TTL,
@@ -143,12 +143,12 @@ def _names(store: "KVStore") -> dict[str, Any]:
         "seed": store._seed,
         "stripes": store._stripes,
         "words": store._words,
-        "find": store._table.find,
-        "used": store._table.used_slot_count,
-        "insert": store._table.insert,
+        "find": store._slots.find,
+        "used": store._slots.used_slot_count,
+        "insert": store._slots.insert,
         "take": store._slab.allocate,
-        "read_record": store._slab.read_record,
-        "write_record": store._slab.write_record,
+        "read_record": store._records.read_record,
+        "write_record": store._records.write_record,
     }
 
 
@@ -168,7 +168,7 @@ def take_apart(
     say(f"loading {records:,} records")
     with cast("KVStore", open_engine(directory)) as store:
         with (
-            _timing(store._table, "split_or_compact") as splits,
+            _timing(store._segments, "split_or_compact") as splits,
             _timing(store._file, "grow") as growths,
         ):
             for index, value in zip(range(records), cycle(values)):

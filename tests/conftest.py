@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import SEED, scaled
 from support.clock import FakeClock
+from support.implementations import IMPLEMENTATIONS
 from support.stores import OpenStore
 
 import kvstore.clock
-from kvstore import KVStore
+from kvstore import KVStore, compiled
+from kvstore.compiled import Implementation
 from kvstore.recovery.check import check_file
 
 settings.register_profile(
@@ -35,6 +37,16 @@ def same_files_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     if SEED != "random":
         seeded = random.Random(f"{SEED}/{request.node.nodeid}")
         monkeypatch.setattr(os, "urandom", seeded.randbytes)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.name)
+def implementation(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Implementation:
+    """Each implementation in turn, selected for the stores that the test opens."""
+    selected: Implementation = request.param
+    monkeypatch.setattr(compiled, "selected", selected)
+    return selected
 
 
 @pytest.fixture

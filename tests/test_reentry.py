@@ -163,10 +163,10 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
 
     def call_the_other_amid(number: int) -> None:
         own, other = stores[number], stores[1 - number]
-        real = own._table.segment_keys
+        real = own._segments.segment_keys
 
         def and_call(position: int, now_ms: int) -> Any:
-            own._table.segment_keys = real  # type: ignore[method-assign]
+            own._segments.segment_keys = real  # type: ignore[method-assign]
             met.wait(60)
             try:
                 other.stats()
@@ -176,7 +176,7 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
                 outcomes.append(None)
             return real(position, now_ms)
 
-        own._table.segment_keys = and_call  # type: ignore[method-assign]
+        own._segments.segment_keys = and_call  # type: ignore[method-assign]
         list(own)
 
     run_together(partial(call_the_other_amid, 0), partial(call_the_other_amid, 1))
@@ -637,20 +637,19 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
 
     store = KVStore(path)
     store.create("key", {})
-    slab, table, window = store._slab, store._table, store._file.window
-    lower, upper, _ = table._partition_slots(store._file.directory[0], 4, 0, 0)
+    slab, slots, window = store._slab, store._slots, store._file.window
     with pytest.raises(BufferError):
         store._file.map.close()
     for call in (
         lambda: setattr(store, "_slab", None),
-        lambda: setattr(store, "_table", None),
+        lambda: setattr(store, "_slots", None),
         lambda: setattr(store, "_stripes", None),
         lambda: setattr(store, "_stripes", (None,) * 16),
         lambda: setattr(store, "_stripes", ()),
         lambda: setattr(slab, "_lock", None),
         lambda: setattr(slab, "_looked_at", None),
         lambda: setattr(slab, "_looked_at", bytearray()),
-        lambda: setattr(table, "_slab", None),
+        lambda: setattr(slots, "_slab", None),
         lambda: setattr(window, "size", 2**40),
         lambda: _hot.Slab(None, None),
         lambda: _hot.Slots(None, None, None),
@@ -659,7 +658,7 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
         lambda: _hot.Window.__new__(_hot.Window),
         lambda: _hot.Slab.__new__(_hot.Slab),
         lambda: copy.copy(slab),
-        lambda: copy.copy(table),
+        lambda: copy.copy(slots),
         lambda: copy.copy(window),
         lambda: copy.copy(Lock()),
         lambda: _hot.MapWriter.__new__(_hot.MapWriter)(0, b""),
@@ -670,5 +669,3 @@ def test_private_parts_are_errors_and_no_signals(path: Path) -> None:
             call()
     assert store.read("key") == {}
     store.close()
-    with pytest.raises(ValueError, match="closed"):
-        table._build(6, 4, lower + upper)

@@ -13,7 +13,7 @@ from support.threads import run_together
 
 from kvstore import InvalidTTLError, KeyExistsError, KeyNotFoundError, KVStore
 from kvstore.format.layout import IDENTITY, STRIPE_SHIFT, key_hash
-from kvstore.index.table import Table
+from kvstore.index.segments import Segments
 
 LONGEST = 10**10
 
@@ -315,13 +315,13 @@ def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_
     store: KVStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A purge that had read the clock once, at its start, took such keys for expired ones."""
-    segment_expiry = Table.segment_expiry
+    segment_expiry = Segments.segment_expiry
 
-    def set_the_clock_back(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
+    def set_the_clock_back(segments: Segments, position: int, now_ms: int) -> tuple[int, int, bool]:
         if position == 0:
             clock.set(START_SECONDS)
             run_together(create_some)
-        return segment_expiry(table, position, now_ms)
+        return segment_expiry(segments, position, now_ms)
 
     def create_some() -> None:
         for number in range(100):  # in all stripes but the first, which the purge holds now
@@ -333,7 +333,7 @@ def test_a_clock_set_back_while_a_purge_is_under_way_costs_no_key_created_after_
     seed = IDENTITY.unpack_from(store.path.read_bytes())[4]
     store.create("key", {})
     clock.advance(10**9)
-    monkeypatch.setattr(Table, "segment_expiry", set_the_clock_back)
+    monkeypatch.setattr(Segments, "segment_expiry", set_the_clock_back)
     assert store.purge_expired() == 0
     assert sorted(created) == sorted(set(store) - {"key"})
 

@@ -24,29 +24,50 @@ TRANSLATED: Final = Path("build/cython")  # the C that Cython makes of the sourc
 CONSTANTS: Final = "layout_constants.pxi"
 
 
-def constants_of(layout: Path) -> dict[str, int]:
-    """Return the whole numbers, below 2**64, that a layout module declares."""
+Constant = int | tuple[int, ...] | bytes
+
+
+def constants_of(layout: Path) -> dict[str, Constant]:
+    """Return the whole numbers, below 2**64, that a layout module declares, and tables of them."""
     return {
         name: value
         for name, value in runpy.run_path(str(layout)).items()
-        if name.isupper() and type(value) is int and 0 <= value < 2**64
+        if name.isupper() and _is_constant(value)
     }
 
 
-def as_cython(constants: dict[str, int]) -> Iterator[str]:
-    """Yield the lines of a file that declares these numbers as constants of C.
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(type(each) is int and _is_constant(each) for each in value)
+    return type(value) is bytes or (type(value) is int and 0 <= value < 2**64)
+
+
+def as_cython(constants: dict[str, Constant]) -> Iterator[str]:
+    """Yield the lines of a file that declares these numbers and tables as constants of C.
 
     They are also in ``BUILT_WITH``, for `kvstore.compiled` to compare with the layout it finds.
     """
-    yield "from libc.stdint cimport uint64_t"
+    yield "from libc.stdint cimport uint8_t, uint64_t"
     yield "cdef extern from *:"
     yield '    """'
     for name, value in constants.items():
-        yield f"    #define KVSTORE_{name} UINT64_C({value})"
+        if isinstance(value, int):
+            yield f"    #define KVSTORE_{name} UINT64_C({value})"
+        else:
+            yield f"    static const {_item_type(value)} KVSTORE_{name}[] = {{"
+            yield f"        {', '.join(map(str, value))}"
+            yield "    };"
     yield '    """'
-    for name in constants:
-        yield f'    const uint64_t {name} "KVSTORE_{name}"'
+    for name, value in constants.items():
+        if isinstance(value, int):
+            yield f'    const uint64_t {name} "KVSTORE_{name}"'
+        else:
+            yield f'    const {_item_type(value)} {name} "KVSTORE_{name}"[{len(value)}]'
     yield f"BUILT_WITH = {constants}"
+
+
+def _item_type(table: tuple[int, ...] | bytes) -> str:
+    return "uint8_t" if isinstance(table, bytes) else "uint64_t"
 
 
 def write_constants() -> None:

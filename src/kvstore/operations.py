@@ -34,8 +34,10 @@ from .format.layout import (
     STRIPE_COUNT,
     STRIPE_SHIFT,
 )
-from .index.slab import Slab, verify
-from .index.table import Table
+from .index.records import Records, verify
+from .index.segments import Segments
+from .index.slab import Slab
+from .index.slots import Slots
 
 Default = TypeVar("Default")
 
@@ -50,7 +52,9 @@ class Operations(ABC):
     _path: Path
     _file: DataFile
     _slab: Slab
-    _table: Table
+    _records: Records
+    _slots: Slots
+    _segments: Segments
     _words: "memoryview[int]"
     _seed: int = 0
     _stripes: tuple[OwnedLock, ...] = tuple(Lock() for _ in range(STRIPE_COUNT))
@@ -147,17 +151,17 @@ class Operations(ABC):
         lifetime: int,
         times: tuple[int, int] | None,
     ) -> int:
-        table, slab = self._table, self._slab
+        slots, slab, records = self._slots, self._slab, self._records
         now_ms = clock.now_ms()
         try:
-            slot = table.find(key_hash, encoded_key)
+            slot = slots.find(key_hash, encoded_key)
             while slot > 0:  # more than once where damage gave a key two slots
-                if not table.is_expired(slot, now_ms):
+                if not slots.is_expired(slot, now_ms):
                     raise _exists_error(key)
-                table.delete(slot, encoded_key)
+                slots.delete(slot, encoded_key)
                 self._file.require_full_flush()
-                slot = table.find(key_hash, encoded_key)
-            used = table.used_slot_count(-slot) if slot else SEGMENT_SLOTS
+                slot = slots.find(key_hash, encoded_key)
+            used = slots.used_slot_count(-slot) if slot else SEGMENT_SLOTS
             if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
                 slot = self._find_after_split(key_hash, encoded_key, now_ms)
             expires_at = now_ms + lifetime if lifetime else 0
@@ -166,10 +170,10 @@ class Operations(ABC):
             taken: list[int] = []
             try:
                 record = slab.allocate(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded), taken)
-                slab.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
-                table.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
+                records.write_record(record, encoded_key, encoded, key_hash, now_ms, expires_at)
+                slots.insert(-slot, key_hash, encoded_key, record, len(encoded), expires_at)
                 if not self._file.in_place:
-                    slab.finish_record(record)
+                    records.finish_record(record)
             except BaseException:
                 self._give_up(-slot, taken)
                 raise
@@ -183,26 +187,26 @@ class Operations(ABC):
     def _give_up(self, slot: int, taken: list[int]) -> None:
         """Rollback a `create` that was cut short, unless its record is in its slot already."""
         for record in taken:
-            if not (self._table.is_live(slot) and self._slab.is_record(record)):
+            if not (self._slots.is_live(slot) and self._records.is_record(record)):
                 self._undo_create(slot, record)
 
     def _undo_create(self, slot: int, record: int) -> None:
         """Give back the block of a record, and the slot if it got as far as that."""
-        if self._table.is_live(slot):
+        if self._slots.is_live(slot):
             try:
-                self._table.remove(slot)
+                self._slots.remove(slot)
             except (KVStoreError, OSError) as error:
                 # Where the map is not private, the key seems damaged until the next opening, which
                 # finds no record of it.
                 self._file.make_read_only(error)
-                self._table.mask_slot(slot)
+                self._slots.mask_slot(slot)
                 return
         self._slab.discard(record)
 
     def _find_after_split(self, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
         """Rewrite a segment that is getting full; return the free slot, which there is then."""
-        self._table.split_or_compact(key_hash, now_ms)
-        slot = self._table.find(key_hash, encoded_key)
+        self._segments.split_or_compact(key_hash, now_ms)
+        slot = self._slots.find(key_hash, encoded_key)
         if slot > 0:
             # Damage had led its slot astray, and the rewriting has put it where it is found.
             raise _exists_error(encoded_key.decode())
@@ -237,18 +241,18 @@ class Operations(ABC):
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
                     self._raise_closed()
-                slot = self._table.find(key_hash, encoded_key)
+                slot = self._slots.find(key_hash, encoded_key)
                 if slot <= 0:
                     raise KeyNotFoundError(key)
                 expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
                 if (
                     expires_at
                     and expires_at <= clock.time_ns() // 1_000_000
-                    and self._table.is_expired(slot, clock.now_ms())
+                    and self._slots.is_expired(slot, clock.now_ms())
                 ):
                     raise KeyNotFoundError(key, "has expired")
                 tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-                header, encoded = self._slab.read_record(tail)
+                header, encoded = self._records.read_record(tail)
         finally:
             if waiting:
                 leave()
@@ -288,18 +292,18 @@ class Operations(ABC):
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
                     self._raise_closed()
-                slot = self._table.find(key_hash, encoded_key)
+                slot = self._slots.find(key_hash, encoded_key)
                 if slot <= 0:
                     raise KeyNotFoundError(key)
                 expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
                 if (
                     expires_at
                     and expires_at <= clock.time_ns() // 1_000_000
-                    and self._table.is_expired(slot, clock.now_ms())
+                    and self._slots.is_expired(slot, clock.now_ms())
                 ):
                     raise KeyNotFoundError(key, "has expired")
                 try:
-                    record = self._table.delete(slot, encoded_key)
+                    record = self._slots.delete(slot, encoded_key)
                     if self._durable:
                         self._file.record_cleared(record)
                 except KVStoreError:
@@ -353,16 +357,16 @@ class Operations(ABC):
             with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
                 if self._closed:
                     self._raise_closed()
-                slot = self._table.find(key_hash, encoded_key)
+                slot = self._slots.find(key_hash, encoded_key)
                 if slot <= 0:
                     return None
                 expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
                 now_ms = clock.now_ms() if expires_at else 0
-                if expires_at and self._table.is_expired(slot, now_ms):
+                if expires_at and self._slots.is_expired(slot, now_ms):
                     return None
                 if key is not None:
                     record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
-                    if self._slab.expiry_at(record) != expires_at:
+                    if self._records.expiry_at(record) != expires_at:
                         raise _damaged_error(key, slot, record)
                 return expires_at, now_ms
         finally:

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from xxhash import xxh3_64_intdigest
 
-from . import clock
+from . import clock, compiled
 from .compiled import Lock
 from .errors import (
     CorruptStoreError,
@@ -48,9 +48,11 @@ from .format.layout import (
     STRIPE_SHIFT,
 )
 from .index.extents import Extents
+from .index.records import Records
+from .index.segments import Segments
 from .index.slab import Slab
+from .index.slots import Slots
 from .index.stats import StoreStats, count_extents
-from .index.table import Table
 from .operations import Operations
 from .recovery.opening import open_file
 from .views import StoreItems, StoreValues
@@ -124,13 +126,15 @@ class KVStore(Operations, Mapping[str, Value]):
         )
         try:
             self._extents = extents = Extents(self._file)
-            self._slab = Slab(self._file, extents)
+            self._slab = slab = Slab(self._file, extents)
             self._space = extents.lock
             if not self._file.trusted:
                 from .recovery.rebuild import rebuild  # after a crash only
 
-                rebuild(self._file, extents, self._slab, clock.now_ms())
-            self._table = Table(self._file, extents, self._slab)
+                rebuild(self._file, extents, slab, clock.now_ms())
+            self._records = records = Records(self._file)
+            self._slots = slots = Slots(self._file, slab, records)
+            self._segments = Segments(self._file, extents, slab, slots, compiled.selected)
             self._words = self._file.words
             self._seed = self._file.hash_seed
             self._inside: set[int] = set()
@@ -168,8 +172,8 @@ class KVStore(Operations, Mapping[str, Value]):
     @operation(flushes=False)
     def _header_of(self, key_hash: int, encoded_key: bytes) -> tuple[int, int, int, int]:
         with self._stripes[key_hash >> STRIPE_SHIFT]:
-            slot = self._table.find(key_hash, encoded_key)
-            return self._slab.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])[0]
+            slot = self._slots.find(key_hash, encoded_key)
+            return self._records.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])[0]
 
     # --- all keys ------------------------------------------------------------------------------
 
@@ -188,9 +192,9 @@ class KVStore(Operations, Mapping[str, Value]):
             self._raise_closed()
         now_ms = clock.now_ms()
         return sum(
-            self._table.count(extent, now_ms)
+            self._segments.count(extent, now_ms)
             for number in range(STRIPE_COUNT)
-            for extent in self._table.segments(number)
+            for extent in self._segments.segments(number)
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -229,7 +233,7 @@ class KVStore(Operations, Mapping[str, Value]):
         with self._stripes[position // _DIRECTORY_PER_STRIPE]:
             if self._closed:
                 self._raise_closed()
-            return self._table.segment_keys(position, clock.now_ms())
+            return self._segments.segment_keys(position, clock.now_ms())
 
     def items(self) -> "StoreItems":
         """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
@@ -258,7 +262,7 @@ class KVStore(Operations, Mapping[str, Value]):
                 with self._stripes[number]:
                     if self._closed:
                         self._raise_closed()
-                    extent, position, due = self._table.segment_expiry(position, clock.now_ms())
+                    extent, position, due = self._segments.segment_expiry(position, clock.now_ms())
                 if due:
                     if self._file.pristine:
                         self._mark_dirty_alone()
@@ -268,7 +272,7 @@ class KVStore(Operations, Mapping[str, Value]):
                         try:
                             # Each time anew: what was created after the clock was set back has
                             # not expired by an earlier reading of it.
-                            purged += self._table.purge(extent, clock.now_ms())
+                            purged += self._segments.purge(extent, clock.now_ms())
                         except KVStoreError:
                             raise
                         except BaseException:

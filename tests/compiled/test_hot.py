@@ -82,7 +82,6 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
 
 
 OFFSETS = (0, 40, 255, 2**21 - 47, 2**21, 2**26, 2**32, 2**63, 2**64 - 48, 2**64 - 1, 2**64, -1)
-LAST = 2**21 - 32 - 99 - 16_384  # where a record of such a key and value ends with a new file
 
 
 @compiled_only
@@ -99,29 +98,22 @@ def test_no_offset_leads_out_of_the_map(path: Path, closed: bool) -> None:
 
 
 def _call_all(parts: Parts) -> None:
-    slab, table = parts.slab, parts.table
+    slab, slots = parts.slab, parts.slots
     for place in OFFSETS:
         refused: list[tuple[Callable[..., object], *tuple[Any, ...]]] = [
-            (table.insert, place, 1, b"k", 2**20, 2, 0),
-            (table.delete, place, b"k"),
-            (table.remove, place),
+            (slots.insert, place, 1, b"k", 2**20, 2, 0),
+            (slots.delete, place, b"k"),
+            (slots.remove, place),
             (slab.free, place if place > 2**20 else 2**64),
-            (table._partition_slots, place, 4, 0, 0),
             (slab.allocate, place + 2**15),
-            (slab.write_record, max(place, LAST + 1), b"k" * 99, b"v" * 16_384, 1, 0, 0),
         ]
         for call, *arguments in refused:
             with pytest.raises((IndexError, OverflowError, ValueError, CorruptStoreError)):
                 call(*arguments)
         allowed: list[tuple[Callable[..., object], *tuple[Any, ...]]] = [
-            (table.is_live, place),
-            (table.is_expired, place, 0),
-            (table.used_slot_count, place),
-            (slab.contains_record_of, place, b"k"),
-            (slab.read_record, place),
-            (slab.expiry_at, place),
-            (slab.key_at, place, 10),
-            (slab.key_at, 64, place),
+            (slots.is_live, place),
+            (slots.is_expired, place, 0),
+            (slots.used_slot_count, place),
         ]
         for call, *arguments in allowed:
             with suppress(IndexError, OverflowError, CorruptStoreError):
@@ -131,17 +123,11 @@ def _call_all(parts: Parts) -> None:
 @compiled_only
 def test_nothing_is_taken_for_bytes_that_is_none(path: Path, store: KVStore) -> None:
     """The compiled twin looked into what it took for `bytes`, and was killed."""
-    table, slab, nothing = store._table, store._slab, cast(Any, None)
+    slots, nothing = store._slots, cast(Any, None)
     for call in (
-        lambda: table.find(1, nothing),
-        lambda: table.insert(2**20 + 256, 1, nothing, 2**20, 2, 0),
-        lambda: table.delete(2**20 + 256, nothing),
-        lambda: slab.contains_record_of(2**20, nothing),
-        lambda: slab.write_record(2**20, nothing, b"{}", 1, 0, 0),
-        lambda: slab.write_record(2**20, b"k", nothing, 1, 0, 0),
-        lambda: table._slot_key(nothing),
-        lambda: table._slot_key(b"short"),
-        lambda: table._build(6, 4, nothing),
+        lambda: slots.find(1, nothing),
+        lambda: slots.insert(2**20 + 256, 1, nothing, 2**20, 2, 0),
+        lambda: slots.delete(2**20 + 256, nothing),
         lambda: store._restore("k", nothing, 0, 0),
     ):
         with pytest.raises((TypeError, ValueError)):
@@ -167,7 +153,7 @@ def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: 
         store = KVStore(sys.argv[1])
         if sys.argv[2] == "split_or_compact":
             case.prepare(store)
-        parts = store._slab if sys.argv[2] == "_open_extent" else store._table
+        parts = store._slab if sys.argv[2] == "_open_extent" else store._segments
         real = getattr(parts, sys.argv[2])
         children = []
         def and_fork(*arguments):

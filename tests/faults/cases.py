@@ -181,10 +181,9 @@ def _segment_of_tombstones(store: KVStore) -> None:
 
 def _fill_first_segment(store: KVStore) -> None:
     """Use up empty slots, until the next key makes the segment be rewritten."""
-    table = store._table
     extent = store._file.directory[0]
     number = 0
-    while table.used_slot_count(extent << EXTENT_SHIFT) < SPLIT_AT:
+    while store._slots.used_slot_count(extent << EXTENT_SHIFT) < SPLIT_AT:
         key = f"fill{number}"
         number += 1
         if key_hash(key.encode(), HASH_SEED) >> STRIPE_SHIFT == 0:

@@ -20,7 +20,7 @@ from support.workload import Value, make_value
 import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreFullError
 from kvstore.format.layout import TIME_LIMIT
-from kvstore.index.table import Table
+from kvstore.index.segments import Segments
 
 from .laboratory import Experiment
 
@@ -63,14 +63,14 @@ class Clocks:
         return min(max(0, self._clock.now_ms), LAST_MS)
 
     def _set_clock_amid_purge(self) -> None:
-        segment_expiry = Table.segment_expiry
+        segment_expiry = Segments.segment_expiry
 
-        def set_and_look(table: Table, position: int, now_ms: int) -> tuple[int, int, bool]:
+        def set_and_look(segments: Segments, position: int, now_ms: int) -> tuple[int, int, bool]:
             if self._jump_in_purge and self._rng.random() < 0.3:
                 self.set_clock()
-            return segment_expiry(table, position, now_ms)
+            return segment_expiry(segments, position, now_ms)
 
-        setattr(Table, "segment_expiry", set_and_look)  # noqa: B010
+        setattr(Segments, "segment_expiry", set_and_look)  # noqa: B010
 
     # --- the clock -----------------------------------------------------------------------------
 

@@ -16,14 +16,13 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.format.layout
 import kvstore.format.records
-import kvstore.index.slab
+import kvstore.format.segment
+import kvstore.index.records
+import kvstore.index.segments
 import kvstore.index.slots
-import kvstore.index.table
 import kvstore.operations
 import kvstore.recovery.check_table
-import kvstore.recovery.found_records
-from kvstore import KVStore, StoreFullError
-from kvstore.compiled import compiled, compiled_rebuild
+from kvstore import KVStore, StoreFullError, compiled
 from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_SHIFT,
@@ -91,7 +90,7 @@ class Cost:
         self.pages = 0
         for key in keys:
             key_hash = kvstore.format.layout.key_hash(key.encode(), file.hash_seed)
-            slot = store._table.find(key_hash, key.encode())
+            slot = store._slots.find(key_hash, key.encode())
             assert slot > 0
             passed = (slot >> BUCKET_SHIFT) - (key_hash & BUCKET_COUNT - 1)
             self.pages += passed % BUCKET_COUNT + 1
@@ -115,7 +114,10 @@ def cost(path: Path, keys: Sequence[str]) -> Cost:
 
 @contextmanager
 def forced(prefix: int) -> Iterator[None]:
-    """Have every key's hash begin with these 15 bits: one entry of the directory has them all."""
+    """Have every key's hash begin with these 15 bits: one entry of the directory has them all.
+
+    In the plain implementation: the compiled one hashes by itself.
+    """
     real = xxh3_64_intdigest
     rest = (1 << DIRECTORY_SHIFT) - 1
 
@@ -130,18 +132,18 @@ def forced(prefix: int) -> Iterator[None]:
         return of_key(data, seed) if seed in seeds else real(data, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (kvstore.operations, kvstore.index.slots):
+        patch.setattr(compiled, "selected", compiled.PLAIN)
+        if compiled.compiled is not None:
+            patch.setattr(compiled.compiled, "digest_of_key", of_key)
+        for module in (kvstore.operations, kvstore.format.segment):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
-        if compiled is not None:
-            patch.setattr(compiled, "digest_of_key", of_key)
-        for twin in filter(None, (kvstore.recovery.found_records, compiled_rebuild)):
-            patch.setattr(twin, "xxh3_64_intdigest", in_recovery)
+        patch.setattr(kvstore.format.records, "xxh3_64_intdigest", in_recovery)
         for module in (
-            kvstore.index.table,
-            kvstore.index.slots,
             kvstore.format.records,
+            kvstore.index.records,
+            kvstore.index.segments,
+            kvstore.index.slots,
             kvstore.recovery.check_table,
-            kvstore.index.slab,
         ):
             patch.setattr(module, "key_hash", of_key)
         yield

@@ -26,8 +26,10 @@ from support.workload import Value, make_value
 import kvstore.clock
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
 from kvstore.index.extents import Extents
+from kvstore.index.records import Records
+from kvstore.index.segments import Segments
 from kvstore.index.slab import Slab
-from kvstore.index.table import Table
+from kvstore.index.slots import Slots
 
 from .laboratory import Experiment
 
@@ -71,20 +73,10 @@ def _switching(step: Callable[..., Any], dice: random.Random) -> Callable[..., A
 
 
 _STEPS: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
-    (
-        Table,
-        (
-            "find",
-            "insert",
-            "remove",
-            "split_or_compact",
-            "count",
-            "segment_keys",
-            "purge",
-            "is_expired",
-        ),
-    ),
-    (Slab, ("free", "write_record", "read_record", "_after_first_free", "_link", "_unlink")),
+    (Slots, ("find", "insert", "remove", "is_expired")),
+    (Segments, ("split_or_compact", "count", "segment_keys", "purge")),
+    (Slab, ("free", "_after_first_free", "_link", "_unlink")),
+    (Records, ("write_record", "read_record")),
     (Extents, ("allocate", "free")),
 )
 

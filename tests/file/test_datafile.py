@@ -235,7 +235,7 @@ def test_state_with_any_byte_changed_counts_as_not_clean(path: Path, offset: int
         parts.store(b"a", b"{}")
     overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x55]))
     with open_parts(path) as parts:
-        assert parts.table.find(parts.hash(b"a"), b"a") > 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
 
@@ -375,11 +375,11 @@ def test_undo_that_fails_lets_nothing_more_be_written(path: Path) -> None:
         for _ in range(2):
             with pytest.raises(CorruptStoreError, match=r"could not be undone \(no room\)"):
                 file.write(SCRATCH, b"\0")
-        assert parts.table.find(parts.hash(b"a"), b"a") > 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") > 0
         file.flush()
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
-        assert parts.table.find(parts.hash(b"a"), b"a") > 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
 
@@ -407,7 +407,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
         parts.file.close = lambda: None  # type: ignore[method-assign]
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
-        assert parts.table.find(parts.hash(b"a"), b"a") > 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
 

@@ -37,7 +37,7 @@ def use_the_parts(parts: Parts) -> None:
         if number % 4 == 0:
             parts.remove(key)
     for position in range(0, 2**15, 2**11):
-        parts.table.split_or_compact(position << 49, NOW_MS + 100)
+        parts.segments.split_or_compact(position << 49, NOW_MS + 100)
     parts.file.grow()
     parts.file.flush()
 
@@ -123,7 +123,7 @@ def test_disk_that_is_too_full_for_the_clean_flag_leaves_the_file_unclean(
         patch.setattr(os, "pwrite", pwrite)
     assert state_of(path)["clean"] == 0
     with open_parts(path) as parts:
-        assert parts.table.find(parts.hash(b"a"), b"a") > 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
 

@@ -39,7 +39,7 @@ from kvstore.format.layout import (
     key_hash,
     map_entry_offset,
 )
-from kvstore.index.slab import verify
+from kvstore.index.records import verify
 from kvstore.recovery.check import check_file
 
 KEY = b"a key"
@@ -81,8 +81,8 @@ def class_list(parts: Parts, size_class: int) -> list[int]:
 
 def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
     record = parts.slab.allocate(32 + len(key) + len(value))
-    parts.slab.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
-    parts.slab.finish_record(record)
+    parts.records.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
+    parts.records.finish_record(record)
     return record
 
 
@@ -133,9 +133,9 @@ def test_blocks_given_back_come_again_newest_first(parts: Parts) -> None:
 def test_block_given_back_holds_no_record_any_more(parts: Parts) -> None:
     take_written(parts)
     record = take_written(parts)
-    assert parts.slab.is_record(record)
+    assert parts.records.is_record(record)
     parts.slab.free(record)
-    assert not parts.slab.is_record(record)
+    assert not parts.records.is_record(record)
     assert FREE_BLOCK.unpack_from(parts.file.map, record) == (FREE_MAGIC, NO_BLOCK, 0)
 
 
@@ -378,7 +378,7 @@ def test_damaged_free_list_is_abandoned_and_the_store_goes_on(path: Path, link: 
         assert entry(parts, records[0] >> EXTENT_SHIFT)[3] == NO_BLOCK
         for number in set(range(20)) - {3, 9}:
             key = f"key {number}".encode()
-            assert parts.slab.contains_record_of(tail_of(record_of(parts, key), key), key)
+            assert parts.records.contains_record_of(tail_of(record_of(parts, key), key), key)
         again = take_written(parts, b"another", VALUE)
         assert again not in records
     # What was lost with the list is found again: the file was left marked "not clean".
@@ -388,7 +388,7 @@ def test_damaged_free_list_is_abandoned_and_the_store_goes_on(path: Path, link: 
 
 
 def record_of(parts: Parts, key: bytes) -> int:
-    slot = parts.table.find(parts.hash(key), key)
+    slot = parts.slots.find(parts.hash(key), key)
     assert slot > 0
     return parts.file.words[slot + 40 >> 3] & 0xFFFF_FFFF
 
@@ -471,13 +471,13 @@ def test_record_is_read_as_it_was_written(
 ) -> None:
     record = take_written(parts, key, value, expires_at)
     tail = tail_of(record, key, value)
-    header, read = parts.slab.read_record(tail)
+    header, read = parts.records.read_record(tail)
     assert read == value
     assert verify(header, read, tail, expires_at, parts.hash(key))
-    assert parts.slab.contains_record_of(tail, key)
-    assert parts.slab.is_record(record)
-    assert parts.slab.key_at(record, len(key)) == key
-    assert parts.slab.expiry_at(record) == expires_at
+    assert parts.records.contains_record_of(tail, key)
+    assert parts.records.is_record(record)
+    assert parts.records.key_at(record, len(key)) == key
+    assert parts.records.expiry_at(record) == expires_at
 
 
 def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
@@ -487,12 +487,12 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
     with open_parts(path) as parts:
         record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
-        parts.slab.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
-        assert not parts.slab.is_record(record)
-        assert not parts.slab.contains_record_of(tail_of(record), KEY)
-        parts.slab.finish_record(record)
-        assert parts.slab.is_record(record)
-        assert parts.slab.contains_record_of(tail_of(record), KEY)
+        parts.records.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
+        assert not parts.records.is_record(record)
+        assert not parts.records.contains_record_of(tail_of(record), KEY)
+        parts.records.finish_record(record)
+        assert parts.records.is_record(record)
+        assert parts.records.contains_record_of(tail_of(record), KEY)
         parts.slab.free(record)
     assert [str(problem) for problem in check_file(path)] == []
 
@@ -507,10 +507,10 @@ def test_any_changed_bit_of_a_record_fails_its_verification(parts: Parts) -> Non
         whole = parts.file.map[offset]
         for bit in range(8):
             parts.file.write(offset, bytes([whole ^ 1 << bit]))
-            header, value = parts.slab.read_record(tail)
+            header, value = parts.records.read_record(tail)
             assert not verify(header, value, tail, expires_at, parts.hash(KEY)), f"{offset}, {bit}"
         parts.file.write(offset, bytes([whole]))
-    header, value = parts.slab.read_record(tail)
+    header, value = parts.records.read_record(tail)
     assert verify(header, value, tail, expires_at, parts.hash(KEY))
 
 
@@ -523,7 +523,7 @@ def test_record_is_not_verified_for_another_key_expiry_or_size(parts: Parts) -> 
         (tail_of(record, KEY + b"x", VALUE[1:]), 0, KEY),
         (tail_of(record) | 1 << 56, 0, KEY),
     ):
-        header, value = parts.slab.read_record(tail)
+        header, value = parts.records.read_record(tail)
         assert not verify(header, value, tail, expires_at, parts.hash(key))
 
 
@@ -538,36 +538,36 @@ def test_forged_slot_leads_nowhere_outside_of_the_file(
     for record in (0, 32, 65_536, FIXED_EXTENTS * EXTENT_SIZE - 8, size, size + 32, 2**32 - 32):
         tail = record | value_size << 32 | key_size << 48
         with pytest.raises(CorruptStoreError, match=f"{record:,}"):
-            parts.slab.read_record(tail)
-        assert not parts.slab.contains_record_of(tail, key)
-        assert record < size or parts.slab.key_at(record, 1) == b""
-        assert record < size or parts.slab.expiry_at(record) == 0
+            parts.records.read_record(tail)
+        assert not parts.records.contains_record_of(tail, key)
+        assert record < size or parts.records.key_at(record, 1) == b""
+        assert record < size or parts.records.expiry_at(record) == 0
     total = 32 + key_size + value_size
     for record in (size - 8, size - 32, (size - total) // 8 * 8, size - (total + 7) // 8 * 8 + 8):
         tail = record | value_size << 32 | key_size << 48
         if record + total <= size:
-            header, value = parts.slab.read_record(tail)
+            header, value = parts.records.read_record(tail)
             assert (len(header), len(value)) == (4, value_size)
         else:
             with pytest.raises(CorruptStoreError, match=f"{record:,}"):
-                parts.slab.read_record(tail)
-        assert not parts.slab.contains_record_of(tail, key)
+                parts.records.read_record(tail)
+        assert not parts.records.contains_record_of(tail, key)
         inside = record + 32 + key_size <= size
-        assert len(parts.slab.key_at(record, key_size)) == (key_size if inside else 0)
-        assert parts.slab.expiry_at(record) == 0
+        assert len(parts.records.key_at(record, key_size)) == (key_size if inside else 0)
+        assert parts.records.expiry_at(record) == 0
 
 
 @pytest.mark.parametrize("shift", range(1, 8))
 def test_slot_that_points_between_the_words_of_the_file_is_damage(parts: Parts, shift: int) -> None:
     record = take_written(parts)
     with pytest.raises(CorruptStoreError):
-        parts.slab.read_record(tail_of(record + shift))
-    assert not parts.slab.contains_record_of(tail_of(record + shift), KEY)
+        parts.records.read_record(tail_of(record + shift))
+    assert not parts.records.contains_record_of(tail_of(record + shift), KEY)
 
 
 def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None:
     record = take_written(parts)
-    assert parts.slab.contains_record_of(tail_of(record), KEY)
+    assert parts.records.contains_record_of(tail_of(record), KEY)
     for tail, key in (
         (tail_of(record), b"a kez"),
         (tail_of(record, KEY[:-1]), KEY[:-1]),
@@ -576,25 +576,25 @@ def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None
         (tail_of(record + 32), KEY),
         (tail_of(record + BLOCK_SIZES[0]), KEY),
     ):
-        assert not parts.slab.contains_record_of(tail, key)
+        assert not parts.records.contains_record_of(tail, key)
     parts.slab.free(take_written(parts))
-    assert parts.slab.contains_record_of(tail_of(record), KEY)
+    assert parts.records.contains_record_of(tail_of(record), KEY)
     parts.slab.free(record)
-    assert not parts.slab.contains_record_of(tail_of(record), KEY)
+    assert not parts.records.contains_record_of(tail_of(record), KEY)
 
 
 def test_block_of_an_extent_that_is_no_slab_holds_nothing(parts: Parts) -> None:
     """A record there was forged: to free its block would harm the table."""
     segment = parts.file.directory[0] << EXTENT_SHIFT
-    parts.slab.write_record(segment, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
-    assert not parts.slab.contains_record_of(tail_of(segment), KEY)
+    parts.records.write_record(segment, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
+    assert not parts.records.contains_record_of(tail_of(segment), KEY)
 
 
 def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Parts) -> None:
     record = take_written(parts)
     for size_class in (1, len(BLOCK_SIZES), 255):
         parts.file.write(map_entry_offset(record >> EXTENT_SHIFT) + 1, bytes([size_class]))
-        assert parts.slab.contains_record_of(tail_of(record), KEY) == (size_class == 1)
+        assert parts.records.contains_record_of(tail_of(record), KEY) == (size_class == 1)
 
 
 # --- interrupted in a full file ----------------------------------------------------------------
@@ -705,7 +705,7 @@ def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full
         with monkeypatch.context() as patch:
             patch.setattr(store._slab, "free", give_some)
             with pytest.raises(StoreFullError):
-                store._table.split_or_compact(key_hash(keys[0].encode(), seed), clock.now_ms)
+                store._segments.split_or_compact(key_hash(keys[0].encode(), seed), clock.now_ms)
         assert store.stats().live_size == (SPLIT_AT - 2) * 64
         store._purge_for_room()
         assert store.stats().live_size == store.stats().records * 64 == SPLIT_AT // 2 * 64

@@ -109,11 +109,11 @@ def assert_holds(parts: Parts, expected: dict[bytes, bytes], absent: Iterator[by
     """Assert that the table and the plain search find just this."""
     reader = Reader(parts.file.map[: parts.file.size])
     for key, value in expected.items():
-        slot = parts.table.find(parts.hash(key), key)
+        slot = parts.slots.find(parts.hash(key), key)
         assert slot == reader.find(key) > 0
         assert reader.value(key) == value
     for key in absent:
-        assert parts.table.find(parts.hash(key), key) <= 0
+        assert parts.slots.find(parts.hash(key), key) <= 0
         assert reader.find(key) == -1
 
 
@@ -164,7 +164,7 @@ def test_random_inserts_and_deletes_do_as_a_dictionary_does(path: Path, tails: i
     with open_parts(path) as parts:
         for count in range(scaled(6_000)):
             key = rng.choice(keys)
-            slot = parts.table.find(parts.hash(key), key)
+            slot = parts.slots.find(parts.hash(key), key)
             assert (slot > 0) == (key in model)
             if key in model:
                 parts.remove(key)
@@ -183,7 +183,7 @@ def all_keys(parts: Parts, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
     run = DIRECTORY_ENTRIES // 16
     position, found = stripe * run, []
     while position < (stripe + 1) * run:
-        keys, position, damage = parts.table.segment_keys(position, now_ms)
+        keys, position, damage = parts.segments.segment_keys(position, now_ms)
         assert damage == []
         found += keys
     return found
@@ -249,16 +249,16 @@ def test_full_segment_has_no_slot_to_give_and_still_finds_all(path: Path) -> Non
         for key in keys:
             parts.store(key, VALUE)
         stranger = next(several)
-        assert parts.table.find(parts.hash(stranger), stranger) == 0
+        assert parts.slots.find(parts.hash(stranger), stranger) == 0
         extent = parts.file.directory[5 << 11]
         assert counts(parts, extent) == (SEGMENT_SLOTS, SEGMENT_SLOTS)
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([stranger]))
         # Its only free slot is a tombstone, which serves the next one, wherever its home is.
         parts.remove(keys[77])
         assert counts(parts, extent) == (SEGMENT_SLOTS - 1, SEGMENT_SLOTS)
-        assert parts.table.find(parts.hash(stranger), stranger) < 0
+        assert parts.slots.find(parts.hash(stranger), stranger) < 0
         parts.store(stranger, VALUE)
-        assert parts.table.find(parts.hash(keys[77]), keys[77]) == 0
+        assert parts.slots.find(parts.hash(keys[77]), keys[77]) == 0
     assert_consistent(path)
 
 
@@ -309,7 +309,7 @@ def test_delete_leaves_an_empty_slot_or_a_tombstone_which_the_next_insert_takes(
         parts.remove(keys[40])
         assert controls(parts, extent)[4].count(CONTROL_TOMBSTONE) == 2
         assert controls(parts, extent)[4].count(CONTROL_EMPTY) == 0
-        assert parts.table.find(parts.hash(keys[-1]), keys[-1]) == slots[-1]
+        assert parts.slots.find(parts.hash(keys[-1]), keys[-1]) == slots[-1]
         assert parts.store(keys[40], VALUE) == slots[10]
         assert counts(parts, extent) == (SLOT_COUNT, SLOT_COUNT + 1)
     assert_consistent(path)
@@ -325,7 +325,7 @@ def test_delete_leaves_a_damaged_record_alone_and_the_next_opening_sorts_it_out(
         parts.file.write(record + 4, b"\x7f")
         before = parts.file.map[record : record + 64]
         parts.remove(b"a")
-        assert parts.table.find(parts.hash(b"a"), b"a") < 0
+        assert parts.slots.find(parts.hash(b"a"), b"a") < 0
         assert parts.file.map[record : record + 64] == before
     with open_parts(path) as parts:
         assert_holds(parts, {b"b": VALUE}, iter([b"a"]))
@@ -343,15 +343,15 @@ def test_page_without_its_marker_is_damage_to_every_use(path: Path) -> None:
         parts.file.write(map_entry_offset(extent) + EARLIEST_OFFSET, U64.pack(1))
         message = f"the page at byte {bucket:,} is no bucket"
         acts: tuple[Callable[[], object], ...] = (
-            lambda: parts.table.find(parts.hash(key), key),
-            lambda: parts.table.split_or_compact(parts.hash(key), NOW_MS),
-            lambda: parts.table.count(extent, NOW_MS),
-            lambda: parts.table.purge(extent, NOW_MS),
+            lambda: parts.slots.find(parts.hash(key), key),
+            lambda: parts.segments.split_or_compact(parts.hash(key), NOW_MS),
+            lambda: parts.segments.count(extent, NOW_MS),
+            lambda: parts.segments.purge(extent, NOW_MS),
         )
         for act in acts:
             with pytest.raises(CorruptStoreError, match=message):
                 act()
-        _, _, damage = parts.table.segment_keys(2 << 11, NOW_MS)
+        _, _, damage = parts.segments.segment_keys(2 << 11, NOW_MS)
         assert len(damage) == 1
         assert message in damage[0]
         parts.file.write(bucket, before)
@@ -368,9 +368,9 @@ def test_segment_more_than_half_full_is_split_in_two(path: Path) -> None:
         keys = [next(several) for _ in range(SPLIT_AT)]
         for key in keys:
             parts.store(key, VALUE)
-        assert list(parts.table.segments(6)) == [parts.file.directory[6 << 11]]
-        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
-        lower, upper = parts.table.segments(6)
+        assert list(parts.segments.segments(6)) == [parts.file.directory[6 << 11]]
+        assert parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        lower, upper = parts.segments.segments(6)
         run = parts.file.directory[6 << 11 : 7 << 11].tolist()
         assert run == [lower] * 1_024 + [upper] * 1_024
         assert counts(parts, lower)[0] + counts(parts, upper)[0] == SPLIT_AT
@@ -387,9 +387,9 @@ def test_segments_split_as_far_as_the_directory_goes(path: Path) -> None:
         for key in keys:
             parts.store(key, VALUE)
         for _ in range(4):
-            assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+            assert parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         depths = [
-            parts.file.map[(extent << EXTENT_SHIFT) + 16] for extent in parts.table.segments(5)
+            parts.file.map[(extent << EXTENT_SHIFT) + 16] for extent in parts.segments.segments(5)
         ]
         assert sorted(depths) == [5, 6, 7, 8, 8]
         assert_holds(parts, dict.fromkeys(keys, VALUE), (next(several) for _ in range(50)))
@@ -406,11 +406,11 @@ def test_segment_of_tombstones_is_rewritten_into_itself(path: Path) -> None:
             parts.remove(key)
         extent = parts.file.directory[1 << 11]
         assert counts(parts, extent) == (10, 4 * SLOT_COUNT)
-        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        assert parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert counts(parts, extent) == (10, 10)
         assert CONTROL_TOMBSTONE not in b"".join(controls(parts, extent))
         assert_holds(parts, dict.fromkeys(keys[:10], VALUE), iter(keys[10:]))
-        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS), (
+        assert not parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS), (
             "nothing is left to drop"
         )
     assert_consistent(path)
@@ -427,10 +427,10 @@ def test_rewrite_drops_what_has_expired_and_frees_its_records(path: Path, live: 
             parts.store(key, VALUE, expires_at)
         extent = parts.file.directory[4 << 11]
         now_ms = NOW_MS + 1_000
-        assert parts.table.count(extent, now_ms - 1) == live + 200
-        assert parts.table.count(extent, now_ms) == live
-        assert parts.table.split_or_compact(parts.hash(keys[0]), now_ms)
-        segments = list(parts.table.segments(4))
+        assert parts.segments.count(extent, now_ms - 1) == live + 200
+        assert parts.segments.count(extent, now_ms) == live
+        assert parts.segments.split_or_compact(parts.hash(keys[0]), now_ms)
+        segments = list(parts.segments.segments(4))
         assert len(segments) == (1 if live == 100 else 2)
         assert sum(counts(parts, each)[0] for each in segments) == live
         assert_holds(parts, dict.fromkeys(keys[:live], VALUE), iter(keys[live:]))
@@ -448,15 +448,15 @@ def test_purge_frees_what_has_expired_and_tells_how_many(path: Path) -> None:
         for number, key in enumerate(keys):
             parts.store(key, VALUE, NOW_MS + number if number else 0)
         extent = parts.file.directory[4 << 11]
-        assert parts.table.segment_expiry(4 << 11, NOW_MS) == (extent, 5 << 11, False)
-        assert parts.table.segment_expiry(4 << 11, NOW_MS + 1) == (extent, 5 << 11, True)
-        assert parts.table.purge(extent, NOW_MS) == 0
-        assert parts.table.purge(extent, NOW_MS + 100) == 100
+        assert parts.segments.segment_expiry(4 << 11, NOW_MS) == (extent, 5 << 11, False)
+        assert parts.segments.segment_expiry(4 << 11, NOW_MS + 1) == (extent, 5 << 11, True)
+        assert parts.segments.purge(extent, NOW_MS) == 0
+        assert parts.segments.purge(extent, NOW_MS + 100) == 100
         assert counts(parts, extent)[0] == 200
         left = {key: VALUE for number, key in enumerate(keys) if not number or number > 100}
         assert_holds(parts, left, iter(keys[1:101]))
-        assert parts.table.segment_expiry(4 << 11, NOW_MS + 100) == (extent, 5 << 11, False)
-        assert parts.table.segment_expiry(4 << 11, NOW_MS + 101) == (extent, 5 << 11, True)
+        assert parts.segments.segment_expiry(4 << 11, NOW_MS + 100) == (extent, 5 << 11, False)
+        assert parts.segments.segment_expiry(4 << 11, NOW_MS + 101) == (extent, 5 << 11, True)
     assert_consistent(path)
 
 
@@ -470,29 +470,29 @@ def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path)
         with pytest.raises(StoreFullError):
             while True:
                 fillers.append(parts.slab.allocate(16_544))
-        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        assert not parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         for filler in fillers[3:]:
             parts.slab.free(filler)
         more = []
         with pytest.raises(StoreFullError):
             while True:
                 more.append(parts.slab.allocate(16_544))
-        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        assert not parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         # A few deleted ones are worth a rewrite into itself.
         for key in keys[:50]:
             parts.remove(key)
         expected = dict.fromkeys(keys[50:SPLIT_AT], VALUE)
-        parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         assert_holds(parts, expected, iter(keys[:50]))
         for filler in fillers[:3] + more:
             parts.slab.free(filler)
-        assert not parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS), (
+        assert not parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS), (
             "of what is not flushed"
         )
         parts.slab.free_spare()
         parts.file.flush()
-        assert parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
-        assert len(list(parts.table.segments(11))) == 2
+        assert parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        assert len(list(parts.segments.segments(11))) == 2
         assert_holds(parts, expected, iter(keys[:50]))
     assert_consistent(path)
 
@@ -504,7 +504,7 @@ def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Pat
         keys = [next(several) for _ in range(50)]
         slots = [parts.store(key, VALUE) for key in keys]
         parts.file.write(slots[7], b"\xff")
-        parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
         stranger = parts.hash(b"\xff" + keys[7][1:])
         rest = [key for key in keys if key != keys[7]]
         if stranger >> 60 != 4:
@@ -530,24 +530,24 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
         for key in keys:
             parts.store(key, VALUE)
         for _ in range(2):
-            parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
-        lower, *others = parts.table.segments(6)
+            parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        lower, *others = parts.segments.segments(6)
         boundary = parts.file.directory[6 << 11 :].tolist().index(others[0]) + (6 << 11)
         neighbours = [key for key in keys if parts.hash(key) >> 49 >= boundary]
         depth = parts.file.map[(lower << EXTENT_SHIFT) + 16]
         parts.file.write((lower << EXTENT_SHIFT) + 16, bytes([depth + change]))
         with pytest.raises(CorruptStoreError, match="depth"):
-            list(parts.table.segments(6))
-        _, position, damage = parts.table.segment_keys(6 << 11, NOW_MS)
+            list(parts.segments.segments(6))
+        _, position, damage = parts.segments.segment_keys(6 << 11, NOW_MS)
         assert position == boundary
         assert len(damage) == 1
         hash_of_lower = next(parts.hash(key) for key in keys if key not in neighbours)
         with pytest.raises(CorruptStoreError, match="depth"):
-            parts.table.split_or_compact(hash_of_lower, NOW_MS)
+            parts.segments.split_or_compact(hash_of_lower, NOW_MS)
         found = 0
         for key in keys:
             try:
-                assert parts.table.find(parts.hash(key), key) > 0
+                assert parts.slots.find(parts.hash(key), key) > 0
                 found += 1
             except CorruptStoreError:  # its way leads through the damaged bucket
                 assert key not in neighbours
@@ -571,9 +571,9 @@ def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) 
             parts.remove(key)
             assert_holds(parts, dict.fromkeys(keys[number + 1 :], VALUE), iter(keys[: number + 1]))
         with pytest.raises(CorruptStoreError, match=f"extent {extent} "):
-            parts.table.count(extent, NOW_MS)
+            parts.segments.count(extent, NOW_MS)
     with open_parts(path) as parts:
-        assert parts.table.count(extent, NOW_MS) == 0
+        assert parts.segments.count(extent, NOW_MS) == 0
     assert_consistent(path)
 
 
@@ -755,7 +755,7 @@ def test_split_that_is_interrupted_at_its_very_end_keeps_both_halves(
         with monkeypatch.context() as patch:
             patch.setattr(Rollback, "__exit__", end)
             with pytest.raises(KeyboardInterrupt):
-                parts.table.split_or_compact(parts.hash(keys[0]), NOW_MS)
-        assert len(list(parts.table.segments(4))) == 2
+                parts.segments.split_or_compact(parts.hash(keys[0]), NOW_MS)
+        assert len(list(parts.segments.segments(4))) == 2
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter(()))
     assert_consistent(path)

@@ -640,8 +640,8 @@ def test_repair_drops_what_has_expired_and_settles_duplicates(path: Path) -> Non
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"twice", b'{"n":1}', now_ms=NOW_MS)
         newer = parts.slab.allocate(RECORD_HEADER_SIZE + 12)
-        parts.slab.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), NOW_MS + 9, 0)
-        parts.slab.finish_record(newer)  # where changes go by pwrite, it is none until then
+        parts.records.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), NOW_MS + 9, 0)
+        parts.records.finish_record(newer)  # where changes go by pwrite, it is none until then
     outcome = orjson.loads(Ran("repair", "--json", path).output)
     assert (outcome["counts"]["expired"], outcome["counts"]["outdated"]) == (1, 1)
     assert contents_of(path) == {"twice": {"n": 2}}

@@ -367,9 +367,7 @@ def test_recovery_shows_its_progress(
     with KVStore(path) as store:
         create_all(store, some_values(2_000, 3_000))
         copy = crash_copy(store)
-    monkeypatch.setattr(
-        "kvstore.recovery.rebuild._PROGRESS_SECONDS", 0
-    )  # else only what takes long
+    monkeypatch.setattr("kvstore.recovery.report._PROGRESS_SECONDS", 0)  # else only what takes long
     messages = log_of_opening(copy, caplog)
     assert len(messages) > 10
     assert all(str(copy) in message for message in messages)

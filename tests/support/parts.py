@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from kvstore import compiled
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.index.extents import Extents
+from kvstore.index.records import Records
+from kvstore.index.segments import Segments
 from kvstore.index.slab import Slab
-from kvstore.index.table import Table
+from kvstore.index.slots import Slots
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
@@ -27,7 +30,9 @@ class Parts(NamedTuple):
     file: DataFile
     extents: Extents
     slab: Slab
-    table: Table
+    records: Records
+    slots: Slots
+    segments: Segments
 
     def hash(self, key: bytes) -> int:
         """Return the hash of `key` in this file."""
@@ -36,20 +41,20 @@ class Parts(NamedTuple):
     def store(self, key: bytes, value: bytes, expires_at: int = 0, now_ms: int = NOW_MS) -> int:
         """Store a record under a key that is not there; return the offset of its slot."""
         hash_of_key = self.hash(key)
-        slot = self.table.find(hash_of_key, key)
+        slot = self.slots.find(hash_of_key, key)
         assert slot < 0, "the key is there, or its segment is full"
         record = self.slab.allocate(RECORD_HEADER_SIZE + len(key) + len(value))
-        self.slab.write_record(record, key, value, hash_of_key, now_ms, expires_at)
-        self.table.insert(-slot, hash_of_key, key, record, len(value), expires_at)
+        self.records.write_record(record, key, value, hash_of_key, now_ms, expires_at)
+        self.slots.insert(-slot, hash_of_key, key, record, len(value), expires_at)
         if not self.file.in_place:
-            self.slab.finish_record(record)
+            self.records.finish_record(record)
         return -slot
 
     def remove(self, key: bytes) -> None:
         """Delete a key that is there."""
-        slot = self.table.find(self.hash(key), key)
+        slot = self.slots.find(self.hash(key), key)
         assert slot > 0, "the key is not there"
-        self.table.delete(slot, key)
+        self.slots.delete(slot, key)
 
 
 @contextmanager
@@ -61,9 +66,11 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
         slab = Slab(file, extents)
         if not file.trusted:
             rebuild(file, extents, slab, now_ms)
-        table = Table(file, extents, slab)
+        records = Records(file)
+        slots = Slots(file, slab, records)
+        segments = Segments(file, extents, slab, slots, compiled.selected)
         file.mark_dirty()
-        yield Parts(file, extents, slab, table)
+        yield Parts(file, extents, slab, records, slots, segments)
         if not file.closed:
             slab.free_spare()
     finally:

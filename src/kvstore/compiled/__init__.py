@@ -1,21 +1,43 @@
-"""Which twin of the hot path runs: the compiled one, or the plain one in Python (as in PEP 399).
+"""The two implementations: the plain one, in Python, and the compiled one (as in PEP 399).
 
-The compiled twin is there where it could be built: `_hot` replaces `Slab`, `Slots` and
-`Operations`, each at the end of the module that has the plain one, and `_rebuild` does what takes
-recovery longest. They work on the same bytes of the same file under the same locks, and are used
-together or not at all. With ``KVSTORE_PURE=1`` in the environment the plain twin runs.
+The compiled one is there where it could be built. `_bytes` has what splits and recovery do for each
+slot and record: functions of the same names as in `kvstore.format`, which tells what they do, with
+the same results. `_hot` replaces `Slab`, `Slots` and `Operations`, each at the end of the module
+that has the plain one. Both extensions are used, or neither. With ``KVSTORE_PURE=1`` in the
+environment neither is loaded.
+
+A store keeps to the implementation that was `selected` as it was opened.
 """
 
 import os
 import threading
+from array import array
 from collections.abc import Callable
 from importlib import import_module
+from mmap import mmap
 from types import ModuleType, TracebackType
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
-from kvstore.format import layout
+from kvstore.format import found_words, layout, records, segment
 
-_EXTENSIONS: Final = ("_hot", "_rebuild")
+_EXTENSIONS: Final = ("_bytes", "_hot")
+
+
+class Implementation(NamedTuple):
+    """Functions over bytes, of one kind; `kvstore.format` tells what they do."""
+
+    name: str
+    """"plain" or "compiled"."""
+    find_magics: Callable[[bytes], tuple[int, int, int]]
+    scan_blocks: Callable[[bytes, int, int, int, int], tuple["array[int]", "array[int]"]]
+    link_free_blocks: Callable[["array[int]", int], tuple[int, list[tuple[int, int]]]]
+    sort_words: Callable[[list["array[int]"]], "array[int]"]
+    has_equal_hashes: Callable[["array[int]"], bool]
+    members_of_words: Callable[[mmap | bytes, int, "array[int]"], bytes]
+    partition_slots: Callable[
+        [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
+    ]
+    build_segment: Callable[[int, int, bytes], tuple[bytes, int]]
 
 
 class OwnedLock(Protocol):
@@ -79,21 +101,40 @@ def _check(found: dict[str, ModuleType]) -> None:
                 f"{__package__}.{name} is missing, though {', '.join(found)} was built with it"
             )
     for module in found.values():
-        built_with: dict[str, int] = module.BUILT_WITH
+        built_with: dict[str, object] = module.BUILT_WITH
         for constant, value in built_with.items():
             now = getattr(layout, constant, None)
             if now != value:
+                was = f"{value:,}" if isinstance(value, int) else repr(value)
                 raise ImportError(
-                    f"{module.__file__} was built with {constant} = {value:,}, and in layout.py "
+                    f"{module.__file__} was built with {constant} = {was}, and in layout.py "
                     f"it is {now!r}"
                 )
 
 
 _extensions: Final = _load()
 compiled: Final = _extensions.get("_hot")
-compiled_rebuild: Final = _extensions.get("_rebuild")
+PLAIN: Final = Implementation(
+    "plain",
+    records.find_magics,
+    records.scan_blocks,
+    records.link_free_blocks,
+    found_words.sort_words,
+    found_words.has_equal_hashes,
+    found_words.members_of_words,
+    segment.partition_slots,
+    segment.build_segment,
+)
+COMPILED: Final = (
+    Implementation(
+        "compiled", *(getattr(_extensions["_bytes"], name) for name in Implementation._fields[1:])
+    )
+    if _extensions
+    else None
+)
+selected: Implementation = COMPILED or PLAIN
 # The plain one lets its own thread pass: see `reentry` for what is asked before it is taken.
 Lock: Final[Callable[[], OwnedLock]] = (
     cast(Callable[[], OwnedLock], threading.RLock) if compiled is None else compiled.Lock
 )
-IMPLEMENTATION: Final = "plain" if compiled is None else "compiled"
+IMPLEMENTATION: Final = selected.name

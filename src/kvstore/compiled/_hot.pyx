@@ -22,7 +22,6 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pythread cimport (
     NOWAIT_LOCK,
     PyThread_acquire_lock,
@@ -53,6 +52,7 @@ from ..errors import (
     StoreFullError,
 )
 from ..index.buckets import torn_bucket_error, wanted_shape, wrong_bucket_error
+from ..index.records import no_record_error
 from ..file.rollback import Rollback
 
 include "layout_constants.pxi"
@@ -125,7 +125,6 @@ cdef extern from "Python.h":
 cdef enum:
     CLASSES = 64
     RETRY_EVERY = 16
-    MOST_MEMBERS = 1280
     FREE_BLOCK_SIZE = 8
     MOST_EXPECTED = 1024  # bytes; more than that the processor sees coming by itself
 
@@ -138,7 +137,6 @@ cdef int class_count = len(layout.BLOCK_SIZES)
 if (
     class_count > CLASSES
     or len(layout.SIZE_CLASSES) > 1024
-    or SEGMENT_SLOTS != MOST_MEMBERS
     or layout.FREE_BLOCK.size != FREE_BLOCK_SIZE
 ):
     raise ImportError("kvstore._hot: it has other sizes than the tables and structs of layout.py")
@@ -331,11 +329,11 @@ cdef class Operations:
         self.slab = slab
 
     @property
-    def _table(self):
+    def _slots(self):
         return self.table
 
-    @_table.setter
-    def _table(self, Slots table not None):
+    @_slots.setter
+    def _slots(self, Slots table not None):
         self.table = table
 
     @property
@@ -462,7 +460,7 @@ cdef class Operations:
                 -slot, key_hash, encoded_key, record, PyBytes_GET_SIZE(encoded), expires_at
             )
             if not table.window.direct and not self._file.in_place:
-                slab.finish_record(record)
+                self._records.finish_record(record)
         except BaseException:
             if not (table.is_live_(-slot) and slab.is_record_(record)):
                 self._undo_create(-slot, record)

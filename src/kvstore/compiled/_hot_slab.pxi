@@ -258,13 +258,6 @@ cdef class Slab:
         if after != NO_EXTENT:
             set_short(base + EXTENT_MAP_OFFSET + (after << 4) + SLAB_PREVIOUS_OFFSET, before)
 
-    def write_record(
-        self, offset, bytes key not None, bytes value not None, key_hash, created_at, expires_at
-    ):
-        """See `slab.Slab.write_record`."""
-        self.window.look_at_door(self._file)
-        self.write_record_(offset, key, value, key_hash, created_at, expires_at)
-
     cdef int write_record_(
         self,
         uint64_t offset,
@@ -306,18 +299,12 @@ cdef class Slab:
             self._file.write(offset + 4, record[4:])
         return 0
 
-    def read_record(self, slot_tail):
-        """See `slab.Slab.read_record`."""
-        cdef uint64_t header[4]
-        cdef bytes value = self.read_record_(slot_tail, header)
-        return (header[0], header[1], header[2], header[3]), value
-
     cdef bytes read_record_(self, uint64_t slot_tail, uint64_t *header):
         cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
         cdef uint64_t start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         cdef uint64_t size = slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
         if start + size > self.window._size or offset < first_record or offset & 7:
-            raise self._no_record_error(offset, start + size)
+            raise no_record_error(self._file, offset, start + size)
         memcpy(header, self.window.base + offset, RECORD_HEADER_SIZE)
         return PyBytes_FromStringAndSize(<const char *>self.window.base + start, size)
 
@@ -328,10 +315,6 @@ cdef class Slab:
         cdef uint64_t line
         for line in range(64, min(size, <uint64_t>MOST_EXPECTED), 64):
             prefetch(record + line)  # harmless, wherever a damaged slot leads
-
-    def contains_record_of(self, slot_tail, bytes key not None):
-        """See `slab.Slab.contains_record_of`."""
-        return self.holds_(slot_tail, key)
 
     cdef bint holds_(self, uint64_t slot_tail, bytes key) noexcept:
         cdef uint64_t offset = slot_tail & SLOT_RECORD_MASK
@@ -356,19 +339,11 @@ cdef class Slab:
             and <uint32_t>get_word(self.window.base + offset) == RECORD_MAGIC
         )
 
-    def expiry_at(self, offset):
-        """See `slab.Slab.expiry_at`."""
-        return self.expiry_at_(offset)
-
     cdef uint64_t expiry_at_(self, uint64_t offset) noexcept:
         if offset > MAX_FILE_SIZE or offset + RECORD_HEADER_SIZE > self.window._size:
             return 0
         # As through a view of words, wherever a damaged slot leads.
         return get_word(self.window.base + (offset & ~<uint64_t>7) + RECORD_EXPIRES_OFFSET)
-
-    def key_at(self, offset, size):
-        """See `slab.Slab.key_at`."""
-        return self.key_at_(offset, size)
 
     cdef bytes key_at_(self, uint64_t offset, uint64_t size):
         cdef uint64_t start = offset + RECORD_HEADER_SIZE

@@ -1,46 +1,4 @@
-# Part of `_hot`: the twin of `slots` and of `segment.build`.
-
-cdef struct Member:
-    uint64_t key_hash
-    const uint8_t *slot
-
-
-@cython.final
-cdef class Members:
-    """Slots of one segment, where they are in the map: a list of `segment.Member`."""
-
-    cdef Member *members
-    cdef size_t count
-    cdef Window window
-
-    def __cinit__(self):
-        self.members = <Member *>PyMem_Malloc(MOST_MEMBERS * sizeof(Member))
-        if self.members is NULL:
-            raise MemoryError("no memory to rewrite a segment of the table")
-
-    def __dealloc__(self):
-        PyMem_Free(self.members)
-
-    cdef inline void add(self, uint64_t key_hash, const uint8_t *slot) noexcept:
-        # No segment has more slots than there is room for.
-        self.members[self.count] = Member(key_hash, slot)
-        self.count += 1
-
-    def __len__(self):
-        return self.count
-
-    def __add__(Members self, Members other not None):
-        cdef Members both = Members()
-        both.window = self.window or other.window
-        if other.window is not None and other.window is not both.window:
-            raise ValueError("slots of two files cannot be in one segment")
-        both.count = self.count + other.count
-        if both.count > MOST_MEMBERS:
-            raise ValueError(f"{both.count:,} members, a segment has {MOST_MEMBERS:,} slots")
-        memcpy(both.members, self.members, self.count * sizeof(Member))
-        memcpy(both.members + self.count, other.members, other.count * sizeof(Member))
-        return both
-
+# Part of `_hot`: the twin of `slots`.
 
 cdef inline uint64_t entry_offset_of(uint64_t slot) noexcept nogil:
     """Return where the extent map has the entry of a slot's segment."""
@@ -58,13 +16,15 @@ cdef class Slots:
     """See `slots.Slots`."""
 
     cdef public object _file
+    cdef public object _records
     cdef Slab slab
     cdef Window window
     cdef object _seed
     cdef uint64_t _of_file  # as `wanted_shape`
 
-    def __cinit__(self, file not None, extents, Slab slab not None):
+    def __cinit__(self, file not None, Slab slab not None, records not None):
         self._file = file
+        self._records = records
         self.slab = slab
         self.window = needed(file.window)
         self._seed = file.hash_seed
@@ -182,7 +142,7 @@ cdef class Slots:
         cdef bytes found = self.slab.key_at_(tail & SLOT_RECORD_MASK, PyBytes_GET_SIZE(key))
         if found == key:
             return 1
-        if self.slab.is_valid_record(tail, self._seed):
+        if self._records.is_valid_record(tail):
             return 0
         return -1 if (hash_of(found, self._seed) ^ hash_of_key) & placing_bits else 0
 
@@ -328,122 +288,3 @@ cdef class Slots:
 
     cdef uint64_t used_(self, uint64_t slot) noexcept:
         return get_word(self.window.base + entry_offset_of(slot)) >> ENTRY_USED_SHIFT & 0xFFFF
-
-    # --- one segment ---------------------------------------------------------------------------
-
-    def _partition_slots(self, uint64_t extent, uint64_t depth, uint64_t prefix, uint64_t now_ms):
-        """See `slots.Slots._partition_slots`."""
-        if extent >= self.window._size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
-            raise IndexError(f"extent {extent} is no segment of depth {depth} in the open file")
-        cdef const uint8_t *memory = self.window.base
-        cdef Members lower = Members(), upper = Members()
-        lower.window = upper.window = self.window
-        # What of a hash tells the segment, and which half of it.
-        cdef uint64_t own = prefix << DIRECTORY_SHIFT
-        cdef uint64_t of_segment = ~<uint64_t>0 << 64 - depth
-        cdef uint64_t of_half = <uint64_t>1 << 63 - depth
-        cdef uint64_t bucket, index, slot, key_hash
-        cdef size_t lost = 0
-        cdef list expired = []
-        cdef uint64_t shape = get_word(memory + (extent << EXTENT_SHIFT) + SHAPE_OFFSET)
-        for bucket in range(extent << EXTENT_SHIFT, (extent + 1) << EXTENT_SHIFT, BUCKET_SIZE):
-            if (
-                get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
-                or get_word(memory + bucket + SHAPE_OFFSET) != shape
-            ):
-                raise torn_bucket_error(self._file, bucket, shape)
-            for index in range(SLOT_COUNT):
-                if memory[bucket + CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
-                    continue
-                slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
-                if self.is_expired_(slot, now_ms):
-                    expired.append(PyBytes_FromStringAndSize(<const char *>memory + slot, SLOT_SIZE))
-                    continue
-                key_hash = hash_of(self._slot_key_(memory + slot), self._seed)
-                if key_hash & of_segment != own:
-                    lost += 1
-                else:
-                    (upper if key_hash & of_half else lower).add(key_hash, memory + slot)
-        if lost:
-            self._file.require_rebuild()
-        return lower, upper, expired
-
-    def _build(self, uint64_t extent, uint64_t shape, Members members not None):
-        """See `segment.build`."""
-        return build_(extent, shape, members)
-
-    def _slot_key(self, bytes slot not None):
-        """See `slots.Slots._slot_key`."""
-        if <uint64_t>PyBytes_GET_SIZE(slot) != SLOT_SIZE:
-            raise ValueError(f"a slot has {SLOT_SIZE} bytes, not {PyBytes_GET_SIZE(slot)}")
-        return self._slot_key_(text_of(slot))
-
-    cdef bytes _slot_key_(self, const uint8_t *slot):
-        cdef uint64_t size = slot[SLOT_KEY_SIZE_OFFSET]
-        if size > SLOT_KEY_SIZE:
-            return self.slab.key_at_(get_word(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK, size)
-        return PyBytes_FromStringAndSize(<const char *>slot, size)
-
-
-cdef tuple build_(uint64_t extent, uint64_t shape, Members of):
-    cdef const Member *members = of.members
-    cdef size_t count = of.count
-    if count and (of.window is None or of.window.base is NULL):
-        raise ValueError("the file was closed since these slots were looked for")
-    cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
-    cdef uint8_t *page = <uint8_t *>PyBytes_AS_STRING(image)
-    cdef uint64_t earliest[16]
-    cdef size_t counts[16]
-    cdef uint64_t bucket, expires_at, earliest_of_all = NO_EXPIRY
-    cdef size_t number
-    cdef const Member *member
-    # Which members a bucket gets, in their order; room for all of them in each.
-    cdef uint16_t *places = <uint16_t *>PyMem_Malloc(BUCKET_COUNT * MOST_MEMBERS * sizeof(uint16_t))
-    if places is NULL:
-        raise MemoryError("no memory to rewrite a segment of the table")
-    memset(counts, 0, sizeof(counts))
-    for bucket in range(BUCKET_COUNT):
-        earliest[bucket] = NO_EXPIRY
-    for number in range(count):
-        bucket = members[number].key_hash & BUCKET_COUNT - 1
-        places[bucket * MOST_MEMBERS + counts[bucket]] = <uint16_t>number
-        counts[bucket] += 1
-        expires_at = get_word(members[number].slot + SLOT_EXPIRES_OFFSET)
-        if expires_at and expires_at < earliest[bucket]:
-            earliest[bucket] = expires_at
-    spill_(places, counts, earliest)
-    memset(page, 0, EXTENT_SIZE)
-    for bucket in range(BUCKET_COUNT):
-        set_word(page, BUCKET_MARKER | (extent << EXTENT_SHIFT >> BUCKET_SHIFT) + bucket)
-        set_word(page + EARLIEST_OFFSET, earliest[bucket])
-        set_word(page + SHAPE_OFFSET, shape)
-        earliest_of_all = min(earliest_of_all, earliest[bucket])
-        for number in range(counts[bucket]):
-            member = members + places[bucket * MOST_MEMBERS + number]
-            page[CONTROL_OFFSET + number] = fingerprint_codes[
-                member.key_hash >> FINGERPRINT_SHIFT & 0xFF
-            ]
-            memcpy(page + BUCKET_HEADER_SIZE + number * SLOT_SIZE, member.slot, SLOT_SIZE)
-        page += BUCKET_SIZE
-    PyMem_Free(places)
-    return image, earliest_of_all
-
-
-cdef void spill_(uint16_t *places, size_t *counts, uint64_t *earliest) noexcept:
-    """As `segment._spill`."""
-    cdef uint64_t start, bucket, following
-    cdef size_t excess
-    for start in range(BUCKET_COUNT):
-        bucket = start
-        while counts[bucket] > SLOT_COUNT:
-            following = (bucket + 1) % BUCKET_COUNT
-            excess = counts[bucket] - SLOT_COUNT
-            memcpy(
-                places + following * MOST_MEMBERS + counts[following],
-                places + bucket * MOST_MEMBERS + SLOT_COUNT,
-                excess * sizeof(uint16_t),
-            )
-            counts[following] += excess
-            counts[bucket] = SLOT_COUNT
-            earliest[following] = min(earliest[following], earliest[bucket])
-            bucket = following

@@ -435,6 +435,16 @@ SIZE_CLASSES: Final = bytes(
     for steps in range(MAX_RECORD_SIZE // 32 + 1)
 )
 
+# --- a found record ----------------------------------------------------------------------------
+
+# Not in the file: how recovery keeps a record in one word; see `found_words`.
+FOUND_PLACE_BITS: Final = 25  # 1 << 25 steps of 32 bytes are 1 GiB
+FOUND_HOME_BITS: Final = FINGERPRINT_SHIFT + 8
+FOUND_UPPER_SHIFT: Final = FOUND_HOME_BITS + FOUND_PLACE_BITS
+FOUND_OFFSET_SHIFT: Final = FOUND_HOME_BITS - (BLOCK_ALIGNMENT.bit_length() - 1)
+FOUND_OFFSET_MASK: Final = (1 << FOUND_PLACE_BITS) * BLOCK_ALIGNMENT - BLOCK_ALIGNMENT
+FOUND_HASH_MASK: Final = 2**64 - 1 ^ FOUND_OFFSET_MASK << FOUND_OFFSET_SHIFT
+
 
 def key_hash(key: bytes, hash_seed: int) -> int:
     """Return the 64-bit hash that places `key` (UTF-8) in a file with that seed."""

@@ -7,28 +7,39 @@ that, and then either class may win: an extent changes its class only when all i
 deleted.
 """
 
+from array import array
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
+from xxhash import xxh3_64_intdigest
+
 from .layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
+    BLOCKS_PER_EXTENT,
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
     CONTROL_OFFSET,
     EXTENT_SIZE,
+    FOUND_HASH_MASK,
+    FOUND_OFFSET_SHIFT,
+    FREE_MAGIC,
+    FREE_NEXT_SHIFT,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE,
     MIN_VALUE_SIZE,
+    NO_BLOCK,
     RECORD,
     RECORD_HEADER_SIZE,
+    RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_SIZE,
+    SLOT_VALUE_SIZE_SHIFT,
     TIME_LIMIT,
     U64,
     bucket_marker,
@@ -143,3 +154,100 @@ def is_valid_record(contents: bytes, position: int, base: int, hash_seed: int) -
     return expires_at < TIME_LIMIT and checksum == record_checksum(
         value, key_hash(key, hash_seed), created_at, expires_at, base + position
     )
+
+
+# --- an extent whose magics are all of one class, as a rule ---------------------------------------
+
+
+def find_magics(contents: bytes) -> tuple[int, int, int]:
+    """Look for the magics of records in an extent.
+
+    Returns:
+        How many there are, how many of them are aligned as a block is, and where the first of these
+        is; -1 where there is none.
+    """
+    count = contents.count(RECORD_MAGIC_BYTES)
+    if not count:
+        return 0, 0, -1
+    heads = memoryview(contents).cast("I")[:: BLOCK_ALIGNMENT >> 2].tolist()
+    aligned = heads.count(RECORD_MAGIC)
+    return count, aligned, heads.index(RECORD_MAGIC) * BLOCK_ALIGNMENT if aligned else -1
+
+
+def scan_blocks(
+    contents: bytes, base: int, size_class: int, hash_seed: int, now_ms: int
+) -> "tuple[array[int], array[int]]":
+    """Find the whole, live records in the blocks of one class of the extent at file offset `base`.
+
+    Returns:
+        Their positions in the extent, ascending, and for each its word: see `found_words`.
+    """
+    block_size = BLOCK_SIZES[size_class]
+    # With no more bytes than this it is of another class.
+    least = BLOCK_SIZES[size_class - 1] if size_class else RECORD_HEADER_SIZE
+    end_of_blocks = BLOCKS_PER_EXTENT[size_class] * block_size
+    header = memoryview(contents)[:end_of_blocks].cast("Q")
+    step = block_size >> 3
+    # Local names, here and in `members_of_words`: these two loops are all that recovery costs.
+    digest, header_size = xxh3_64_intdigest, RECORD_HEADER_SIZE
+    hash_mask, offset_shift = FOUND_HASH_MASK, FOUND_OFFSET_SHIFT
+    heads = header[0::step].tolist()
+    # Few different pairs of sizes occur: what follows from a header's first word is kept.
+    spans = {head: _value_span(head, least, block_size) for head in set(heads)}
+    positions, words = array("H"), array("Q")
+    for position, offset, head, created_at, expires_at, checksum in zip(
+        range(0, end_of_blocks, block_size),
+        range(base, base + end_of_blocks, block_size),
+        heads,
+        header[1::step].tolist(),
+        header[2::step].tolist(),
+        header[3::step].tolist(),
+        strict=True,
+    ):
+        value_start, end = spans[head]
+        if end:
+            value_start += position
+            key_hash = digest(contents[position + header_size : value_start], hash_seed)
+            checksum_seed = key_hash ^ created_at ^ offset
+            if expires_at:
+                if not now_ms < expires_at < TIME_LIMIT:
+                    continue
+                checksum_seed ^= expires_at << 16
+            if checksum == digest(contents[value_start : position + end], checksum_seed):
+                positions.append(position)
+                words.append(key_hash & hash_mask | offset << offset_shift)
+    return positions, words
+
+
+def _value_span(head: int, least: int, most: int) -> tuple[int, int]:
+    """Return where the value of a record with this first word begins and ends; (0, 0) if none.
+
+    A record of its class takes more than `least` bytes and `most` at the most.
+    """
+    key_size = head >> SLOT_KEY_SIZE_SHIFT  # and above it the flags, which are 0
+    value_size = head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
+    value_start = RECORD_HEADER_SIZE + key_size
+    if (
+        head & 0xFFFF_FFFF == RECORD_MAGIC
+        and 0 < key_size <= MAX_KEY_SIZE
+        and MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
+        and least < value_start + value_size <= most
+    ):
+        return value_start, value_start + value_size
+    return 0, 0
+
+
+def link_free_blocks(positions: "array[int]", block_size: int) -> tuple[int, list[tuple[int, int]]]:
+    """Link the blocks before and between the live ones at these positions to a free list.
+
+    Returns:
+        The first of them, `NO_BLOCK` where there is none, and the positions and words to write.
+    """
+    first_free, links = NO_BLOCK, []
+    live = set(positions)
+    for block in range(positions[-1] // block_size, -1, -1):
+        position = block * block_size
+        if position not in live:
+            links.append((position, FREE_MAGIC | first_free << FREE_NEXT_SHIFT))
+            first_free = block
+    return first_free, links

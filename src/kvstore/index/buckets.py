@@ -102,6 +102,12 @@ def buckets(file: "DataFile", extent: int) -> Iterator[int]:
         yield bucket
 
 
+def check_buckets(file: "DataFile", extent: int) -> None:
+    """Raise CorruptStoreError unless all pages of a segment are buckets of one moment."""
+    for _ in buckets(file, extent):
+        pass
+
+
 def is_torn(file: "DataFile", bucket: int, shape: int) -> bool:
     """Return whether the page at offset `bucket` is not one of the buckets that have this shape."""
     words = file.words

@@ -1,4 +1,4 @@
-"""The slab: records in blocks of size classes.
+"""The slab: blocks of size classes, for `records`.
 
 Invariants, under the space lock of `extents`:
 1. A record's magic is overwritten before anyone may take its block, and a block is off the free
@@ -10,14 +10,10 @@ Invariants, under the space lock of `extents`:
 4. One extent without a live block, the spare, stays with its class, so that a record that comes and
    goes as the only one of its size opens and frees none. It goes to the pool when another extent is
    emptied, when any class opens one, and when the file is closed.
-
-A record itself belongs to whoever holds the stripe of its key.
 """
 
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-
-from xxhash import xxh3_64_intdigest
 
 from kvstore.compiled import compiled
 from kvstore.errors import CorruptStoreError, KVStoreError
@@ -38,29 +34,19 @@ from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
-    FIXED_EXTENTS,
     FREE_MAGIC,
     FREE_NEXT_SHIFT,
     KIND_SLAB,
     NO_BLOCK,
     NO_EXTENT,
-    RECORD,
-    RECORD_EXPIRES_OFFSET,
-    RECORD_HEADER_SIZE,
     RECORD_MAGIC,
-    RECORD_MAGIC_BYTES,
-    RECORD_WORDS,
     SIZE_CLASSES,
     SLAB_ENTRY,
     SLAB_NEXT_OFFSET,
     SLAB_PREVIOUS_OFFSET,
-    SLOT_KEY_SIZE_SHIFT,
-    SLOT_RECORD_MASK,
-    SLOT_VALUE_SIZE_SHIFT,
     U16,
     U64,
     class_head_offset,
-    key_hash,
     map_entry_offset,
 )
 from kvstore.format.records import is_valid_record, magics, size_class_at
@@ -68,7 +54,6 @@ from kvstore.format.records import is_valid_record, magics, size_class_at
 from .buckets import advice
 from .extents import Extents
 
-_FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 _UNUSED: Final = bytes(EXTENT_SIZE)
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
 # The upper half of an entry's first word where no block of its class is left.
@@ -78,7 +63,7 @@ _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 
 
 class Slab:
-    """Takes and gives back blocks of `file`; writes and reads the records in them."""
+    """Allocates and frees blocks of `file`."""
 
     def __init__(self, file: DataFile, extents: Extents) -> None:
         self._file = file
@@ -92,8 +77,6 @@ class Slab:
         self._looked_at = bytearray(EXTENT_MAP_ENTRIES)
         # Blocks of records that no slot points to: an operation that was to free them could not.
         self._pending: list[int] = []
-
-    # --- blocks --------------------------------------------------------------------------------
 
     def allocate(self, size: int, taken: list[int] | None = None) -> int:
         """Return the offset of a block for a record of `size` bytes. Takes the space lock.
@@ -368,125 +351,6 @@ class Slab:
         if after != NO_EXTENT:
             self._extents.check(after)
             rollback.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
-
-    # --- records -------------------------------------------------------------------------------
-
-    def write_record(
-        self,
-        offset: int,
-        key: bytes,
-        value: bytes,
-        key_hash: int,
-        created_at: int,
-        expires_at: int,
-    ) -> None:
-        """Write a record to the block at `offset`, which nothing points to yet.
-
-        Where a write may be refused, without its magic: one that failed half-way, and that nothing
-        can be written over, is then no record. `finish_record` follows when its slot is there.
-        """
-        record = (
-            RECORD.pack(
-                RECORD_MAGIC,
-                len(value),
-                len(key),
-                0,
-                created_at,
-                expires_at,
-                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset),
-            )
-            + key
-            + value
-        )
-        if self._file.in_place:
-            self._file.write(offset, record)
-        else:
-            self._file.write(offset + len(RECORD_MAGIC_BYTES), record[len(RECORD_MAGIC_BYTES) :])
-
-    def finish_record(self, offset: int) -> None:
-        """Set the magic that `write_record` left out."""
-        self._file.write(offset, RECORD_MAGIC_BYTES)
-
-    def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
-        """Copy the record that a slot's last word tells of: its header as four words, its value.
-
-        The caller holds the key's stripe, and passes both to `verify` once it has let go of it.
-
-        Raises:
-            CorruptStoreError: there can be no record at that offset.
-        """
-        offset = slot_tail & SLOT_RECORD_MASK
-        start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
-        end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
-        if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
-            raise self._no_record_error(offset, end)
-        return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
-
-    def _no_record_error(self, offset: int, end: int) -> CorruptStoreError:
-        return CorruptStoreError(
-            f"{self._file.path}: a slot points to a record at bytes {offset:,} to {end:,}, records "
-            f"are at multiples of {BLOCK_ALIGNMENT} from {_FIRST_RECORD:,} to {self._file.size:,}"
-        )
-
-    def contains_record_of(self, slot_tail: int, key: bytes) -> bool:
-        """Return whether the block that a slot's last word tells of holds a record of `key`."""
-        offset = slot_tail & SLOT_RECORD_MASK
-        if not _FIRST_RECORD <= offset < self._file.size:
-            return False
-        entry = self._words[EXTENT_MAP_OFFSET + (offset >> EXTENT_SHIFT << 4) >> 3]
-        size_class = entry >> 8 & 0xFF
-        return (
-            entry & ENTRY_KIND_MASK == KIND_SLAB
-            and size_class < len(BLOCK_SIZES)
-            and (offset & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class] == 0
-            and self._words[offset >> 3] == slot_tail ^ offset | RECORD_MAGIC
-            and self.key_at(offset, len(key)) == key
-        )
-
-    def is_valid_record(self, slot_tail: int, hash_seed: int) -> bool:
-        """Return whether a slot's last word leads to a whole record, whatever key that is of."""
-        try:
-            header, value = self.read_record(slot_tail)
-        except CorruptStoreError:
-            return False
-        offset, key_size = slot_tail & SLOT_RECORD_MASK, slot_tail >> SLOT_KEY_SIZE_SHIFT
-        hash_of_key = key_hash(self.key_at(offset, key_size), hash_seed)
-        return verify(header, value, slot_tail, header[2], hash_of_key)
-
-    def is_record(self, offset: int) -> bool:
-        """Return whether the block at `offset`, one of ours once, still begins with a record."""
-        return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
-
-    def expiry_at(self, offset: int) -> int:
-        """Return expires_at of the record at `offset`; 0 where none can be."""
-        if offset + RECORD_HEADER_SIZE > self._file.size:
-            return 0
-        return self._words[offset + RECORD_EXPIRES_OFFSET >> 3]
-
-    def key_at(self, offset: int, size: int) -> bytes:
-        """Copy the key of `size` bytes from the record at `offset`; empty where none can be."""
-        start = offset + RECORD_HEADER_SIZE
-        if start + size > self._file.size:
-            return b""
-        return self._map[start : start + size]
-
-
-def verify(
-    header: tuple[int, int, int, int],
-    value: bytes,
-    slot_tail: int,
-    expires_at: int,
-    key_hash: int,
-) -> bool:
-    """Return whether what `read_record` copied is the record that the slot and the key speak of."""
-    sizes_and_magic, created_at, record_expires_at, checksum = header
-    offset = slot_tail & SLOT_RECORD_MASK
-    return (
-        checksum
-        == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16 ^ offset)
-        and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
-        and record_expires_at == expires_at
-    )
 
 
 if not TYPE_CHECKING and compiled is not None:

@@ -1,4 +1,4 @@
-"""The slots of the table: found, filled and emptied one at a time; a segment's all at once.
+"""The slots of the table: found, filled and emptied one at a time.
 
 Invariants, of a segment under its stripe:
 1. A control byte is stored after everything else of its slot, and taken away before anything else.
@@ -16,12 +16,8 @@ of these functions holds it.
 
 from typing import TYPE_CHECKING, Final
 
-from xxhash import xxh3_64_intdigest
-
 from kvstore.compiled import compiled
-from kvstore.errors import StoreFullError
 from kvstore.file.datafile import DataFile
-from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_HEADER_SIZE,
@@ -30,7 +26,6 @@ from kvstore.format.layout import (
     BUCKET_SIZE,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
-    DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     EARLIEST_OFFSET,
     EMPTY_BYTE,
@@ -42,15 +37,9 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
-    KIND_SEGMENT,
-    MAX_DEPTH,
-    NO_EXPIRY,
     SEGMENT_EARLIEST_OFFSET,
-    SEGMENT_ENTRY,
-    SEGMENT_SLOTS,
     SHAPE_OFFSET,
     SHAPE_PREFIX_SHIFT,
-    SHAPE_REBUILDS_SHIFT,
     SLOT,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
@@ -62,26 +51,12 @@ from kvstore.format.layout import (
     SLOT_SIZE,
     STRIPE_SHIFT,
     TOMBSTONE_BYTE,
-    U16,
     U64,
-    bucket_shape,
     key_hash,
-    map_entry_offset,
-    segment_run,
-    slot_offset,
 )
-from kvstore.format.segment import Member, build, live_slots
 
-from .buckets import (
-    SHAPE_MASKS,
-    buckets,
-    depth_and_prefix,
-    rewrites_after,
-    torn_bucket_error,
-    wanted_shape,
-    wrong_bucket_error,
-)
-from .extents import Extents
+from .buckets import SHAPE_MASKS, torn_bucket_error, wanted_shape, wrong_bucket_error
+from .records import Records
 from .slab import Slab
 
 _COUNT_MASK: Final = 0xFFFF
@@ -91,22 +66,19 @@ _PLACING_BITS: Final = 0xF << STRIPE_SHIFT | 0xFF << FINGERPRINT_SHIFT | BUCKET_
 
 
 class Slots:
-    """Finds, inserts and removes slots of `file`; splits and rewrites its segments.
+    """Finds, inserts and removes slots of `file`.
 
     Made once the index of the file is there: it keeps how often that was rebuilt.
     """
 
-    def __init__(self, file: DataFile, extents: Extents, slab: Slab) -> None:
+    def __init__(self, file: DataFile, slab: Slab, records: Records) -> None:
         self._file = file
         self._map = file.map
         self._words = file.words
         self._directory = file.directory
-        self._extents = extents
         self._slab = slab
+        self._records = records
         self._wanted_shape = wanted_shape(file)
-        self._undone = 0  # rewrites that were taken back
-
-    # --- one key -------------------------------------------------------------------------------
 
     def find(self, key_hash: int, key: bytes) -> int:
         """Return the offset of the slot of `key`.
@@ -171,10 +143,10 @@ class Slots:
         if self._map[slot : slot + SLOT_KEY_SIZE] != key[:SLOT_KEY_SIZE]:
             return False
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-        found = self._slab.key_at(tail & SLOT_RECORD_MASK, len(key))
+        found = self._records.key_at(tail & SLOT_RECORD_MASK, len(key))
         if found == key:
             return True
-        if self._slab.is_valid_record(tail, self._file.hash_seed):
+        if self._records.is_valid_record(tail):
             return False
         # A key that belongs here as well as `key` does is another one, whose value is damaged.
         differing = key_hash(found, self._file.hash_seed) ^ hash_of_key
@@ -221,7 +193,7 @@ class Slots:
             The offset of the record that was; 0 where it was left alone.
         """
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-        if not self._slab.contains_record_of(tail, key):
+        if not self._records.contains_record_of(tail, key):
             self._file.require_rebuild()
             self.remove(slot)
             return 0
@@ -232,7 +204,7 @@ class Slots:
         except BaseException:
             # A record without a slot must not outlive this: the next rebuild would adopt it,
             # although its key may have been created and deleted again meanwhile.
-            if not self.is_live(slot) and self._slab.is_record(record):
+            if not self.is_live(slot) and self._records.is_record(record):
                 self._put_back(slot, key)
             raise
         return record
@@ -294,7 +266,7 @@ class Slots:
     def is_expired(self, slot: int, now_ms: int) -> bool:
         """Return whether a live slot is past its expiry, and its record agrees on that."""
         expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
-        return 0 < expires_at <= now_ms and expires_at == self._slab.expiry_at(
+        return 0 < expires_at <= now_ms and expires_at == self._records.expiry_at(
             self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
         )
 
@@ -303,152 +275,20 @@ class Slots:
         entry = self._words[EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4) >> 3]
         return entry >> ENTRY_USED_SHIFT & _COUNT_MASK
 
-    # --- one segment ---------------------------------------------------------------------------
-
-    def split_or_compact(self, hash_of_key: int, now_ms: int) -> bool:
-        """Rewrite the segment of `hash_of_key` without tombstones and expired records.
-
-        Into itself where the rest fits in half of it, else into two; where no extent is left for
-        that, into itself if there was anything to drop. Takes the space lock.
-
-        Returns:
-            False where nothing could be done: the segment goes on filling.
-        """
-        position = hash_of_key >> DIRECTORY_SHIFT
-        extent = self._directory[position]
-        depth, prefix = depth_and_prefix(self._file, extent, position)
-        if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
-            return False
-        lower, upper, expired = self._partition_slots(extent, depth, prefix, now_ms)
-        if len(lower) + len(upper) > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
-            try:
-                self._split(extent, depth, prefix, lower, upper)
-            except StoreFullError:
-                pass
-            else:
-                self._free_records(expired)
-                return True
-        if len(lower) + len(upper) >= self.used_slot_count(extent << EXTENT_SHIFT):
-            return False
-        rewrites = rewrites_after(self._file, extent, self._undone)
-        try:
-            with Rollback(self._file) as rollback:
-                self._write_segment(extent, depth, prefix, rewrites, lower + upper, rollback)
-        except BaseException:
-            self._undone += 1
-            raise
-        self._free_records(expired)
-        return True
-
-    def _partition_slots(
-        self, extent: int, depth: int, prefix: int, now_ms: int
-    ) -> tuple[list[Member], list[Member], list[bytes]]:
-        """Return a segment's members by the half of its hashes that they are in, and what expired.
-
-        This loop is what the slowest creates take their time for.
-        """
-        halves: tuple[list[Member], list[Member]] = [], []
-        expired: list[bytes] = []
-        lost = 0
-        digest, seed = xxh3_64_intdigest, self._file.hash_seed
-        run = segment_run(depth) << DIRECTORY_SHIFT
-        first = prefix << DIRECTORY_SHIFT
-        middle, end = first + run // 2, first + run
-        for bucket in buckets(self._file, extent):
-            for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
-                if 0 < expires_at <= now_ms and self.is_expired(slot_offset(bucket, index), now_ms):
-                    expired.append(slot)
-                    continue
-                member_hash = digest(self._slot_key(slot), seed)
-                if first <= member_hash < end:
-                    halves[member_hash >= middle].append((member_hash, expires_at, slot))
-                else:
-                    lost += 1
-        if lost:
-            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
-            # when the index is next rebuilt.
-            self._file.require_rebuild()
-        return *halves, expired
-
-    def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
-        """Return whether by its entry a segment has tombstones, or may hold expired slots."""
-        # So that keys which all lead to one full segment are refused for little.
-        _, _, live, used, _, earliest = SEGMENT_ENTRY.unpack_from(
-            self._map, map_entry_offset(extent)
-        )
-        return bool(live != used or earliest <= now_ms)
-
-    def _split(
-        self, extent: int, depth: int, prefix: int, lower: list[Member], upper: list[Member]
-    ) -> None:
-        """Give the members with the upper half of a segment's hashes to a new one.
-
-        Raises:
-            StoreFullError: there is no extent for it; nothing has changed.
-        """
-        with self._extents.lock, Rollback(self._file) as rollback:
-            upper_extent = self._extents.allocate(rollback, for_segment=True)
-            rollback.write(
-                map_entry_offset(upper_extent),
-                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
-            )
-        half = segment_run(depth + 1)
-        upper_prefix = prefix + half
-        rewrites = rewrites_after(self._file, extent, self._undone)
-        try:
-            with Rollback(self._file) as rollback:
-                self._write_segment(
-                    upper_extent, depth + 1, upper_prefix, rewrites, upper, rollback
-                )
-                rollback.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
-                self._write_segment(extent, depth + 1, prefix, rewrites, lower, rollback)
-        except BaseException:
-            self._undone += 1
-            # Cut short after the last write, the split is complete.
-            if self._directory[upper_prefix] != upper_extent:
-                with self._extents.lock, Rollback(self._file) as rollback:
-                    self._extents.free(upper_extent, rollback)
-            raise
-
-    def _write_segment(
-        self,
-        extent: int,
-        depth: int,
-        prefix: int,
-        rewrites: int,
-        members: list[Member],
-        rollback: Rollback,
-    ) -> None:
-        rebuilds = self._wanted_shape >> SHAPE_REBUILDS_SHIFT
-        shape = bucket_shape(depth, prefix, rebuilds, rewrites)
-        image, earliest = self._build(extent, shape, members)
-        count = len(members)
-        rollback.write(extent << EXTENT_SHIFT, image)
-        rollback.write(
-            map_entry_offset(extent),
-            SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
-        )
-
-    _build = staticmethod(build)
-
-    def _slot_key(self, slot: bytes) -> bytes:
-        """Return the key of a live slot, whose end may be in its record."""
+    def slot_key(self, slot: bytes) -> bytes:
+        """Return the key of a live slot of these bytes; the end of a long one is in its record."""
         size = slot[SLOT_KEY_SIZE_OFFSET]
         if size > SLOT_KEY_SIZE:
             (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
-            return self._slab.key_at(tail & SLOT_RECORD_MASK, size)
+            return self._records.key_at(tail & SLOT_RECORD_MASK, size)
         return slot[:size]
 
-    def _free_records(self, slots: list[bytes]) -> None:
-        """Free the records of slots that are no longer in the table."""
-        records = []
-        for slot in slots:
-            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
-            if self._slab.contains_record_of(tail, self._slot_key(slot)):
-                records.append(tail & SLOT_RECORD_MASK)
-            else:
-                self._file.require_rebuild()
-        self._slab.free_soon(records)
+    def slot_record(self, slot: bytes) -> int:
+        """Return the offset of the record of a slot of these bytes; 0 where there is none."""
+        (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+        if self._records.contains_record_of(tail, self.slot_key(slot)):
+            return int(tail & SLOT_RECORD_MASK)
+        return 0
 
 
 def control_offset_of(slot: int) -> int:

@@ -14,7 +14,7 @@ rebuilt, and first of all before it is changed,
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from kvstore.compiled import compiled_rebuild
+from kvstore import compiled
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     EXTENT_SHIFT,
@@ -24,8 +24,6 @@ from kvstore.format.layout import (
     RECORD_MAGIC_BYTES,
 )
 from kvstore.format.records import classify, is_valid_record, magics, size_class_at
-
-from .found_records import CompiledFoundRecords, FoundRecords
 
 Read = Callable[[int], bytes]
 """Returns all bytes of an extent, given its number."""
@@ -57,20 +55,19 @@ class Evidence(NamedTuple):
 
 def gather(read: Read, extent_count: int, hash_seed: int) -> Evidence:
     """Look at every record of a file, expired ones too."""
-    notes = _make_notes(hash_seed)
+    implementation = compiled.selected
     whole = damaged = astray = first = 0
     for extent in range(FIXED_EXTENTS, extent_count):
         base, contents = extent << EXTENT_SHIFT, read(extent)
-        count = contents.count(RECORD_MAGIC_BYTES)
+        count, aligned, first_magic = implementation.find_magics(contents)
         if not count:
             continue
         # As a rule each is that of a whole record, of one class.
-        size_class = size_class_at(contents, contents.find(RECORD_MAGIC_BYTES))
+        size_class = size_class_at(contents, first_magic) if aligned == count else -1
         if size_class >= 0:
-            found = len(notes.scan_blocks(contents, base, size_class))
-            notes.forget_from(base)
-            if found == count:
-                whole += found
+            found, _ = implementation.scan_blocks(contents, base, size_class, hash_seed, 0)
+            if len(found) == count:
+                whole += count
                 continue
         verdict = classify(contents, base, hash_seed, now_ms=0)
         whole += len(verdict.live) + len(verdict.outdated)
@@ -89,13 +86,13 @@ def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int 
     None where there is none: in a file of `size` bytes that was in use a record may be torn, but
     not elsewhere. Reads the file, and looks at little of it.
     """
-    notes = _make_notes(hash_seed)
+    find_magics = compiled.selected.find_magics
     astray = aligned = first = 0
     # Where bytes were inserted or removed, the file has another length.
     moved = size - (extent_count << EXTENT_SHIFT)
     for extent in range(FIXED_EXTENTS, extent_count):
         contents = read(extent)
-        count, in_place = notes.count_magics(contents)
+        count, in_place, _ = find_magics(contents)
         aligned += in_place
         if count > in_place and (unaligned := list(_unaligned(contents))):
             first = first or (extent << EXTENT_SHIFT) + unaligned[0]
@@ -108,10 +105,6 @@ def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int 
                 if _is_moved(contents, position, base, base - moved, hash_seed):
                     return base + position
     return first if astray > aligned else None
-
-
-def _make_notes(hash_seed: int) -> FoundRecords:
-    return (FoundRecords if compiled_rebuild is None else CompiledFoundRecords)(hash_seed, now_ms=0)
 
 
 def _is_moved(contents: bytes, position: int, base: int, before: int, hash_seed: int) -> bool:

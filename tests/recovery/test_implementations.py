@@ -1,14 +1,10 @@
-"""Recovery's plain loops and their compiled twins do the same to the same file, write by write."""
+"""Both implementations recover the same file in the same way, write by write."""
 
 import random
-from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
 from support.images import write_image
@@ -16,10 +12,8 @@ from support.parts import NOW_MS, replace_door
 from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
-import kvstore.recovery.found_records
-import kvstore.recovery.rebuild
-from kvstore import KVStore
-from kvstore.compiled import compiled_rebuild
+from kvstore import KVStore, compiled
+from kvstore.compiled import COMPILED, PLAIN, Implementation
 from kvstore.format.layout import (
     BLOCK_SIZES,
     DIRECTORY_SHIFT,
@@ -40,11 +34,12 @@ from kvstore.format.layout import (
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
 from kvstore.recovery.opening import open_file
+from kvstore.recovery.rebuild import rebuild
 
-if compiled_rebuild is None:
-    pytest.skip("the compiled twin is not built or not wanted", allow_module_level=True)
+if COMPILED is None:
+    pytest.skip("the compiled implementation is not built or not wanted", allow_module_level=True)
 
-twin: Final[Any] = compiled_rebuild
+BOTH = (PLAIN, COMPILED)
 
 Hash = Callable[[bytes, int], int]
 
@@ -161,7 +156,7 @@ def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, b
 
         replace_door(file, write)
         extents = Extents(file)
-        kvstore.recovery.rebuild.rebuild(file, extents, Slab(file, extents), now_ms)
+        rebuild(file, extents, Slab(file, extents), now_ms)
         return writes, bytes(file.map[: file.size])
     finally:
         file.close()
@@ -173,14 +168,15 @@ def assert_same(
     now_ms: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    both: tuple[Implementation, ...] = BOTH,
 ) -> None:
-    """Recover with both twins; compare each write, the files, and what was said."""
-    monkeypatch.setattr("kvstore.recovery.rebuild.monotonic", lambda: 0.0)
+    """Recover with both; compare each write, the files, and what was said."""
+    monkeypatch.setattr("kvstore.recovery.report.monotonic", lambda: 0.0)
     results = []
-    for one in (None, compiled_rebuild):
+    for implementation in both:
         caplog.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.recovery.rebuild, "compiled_rebuild", one)
+            patch.setattr(compiled, "selected", implementation)
             writes, contents = recover(path, bytes(image.contents), now_ms)
         assert_consistent(path) if "no slot" not in caplog.text else None
         results.append((writes, contents, [record.getMessage() for record in caplog.records]))
@@ -265,9 +261,8 @@ def test_records_whose_hashes_collide_are_given_the_same_slots(
         home = 15 if bits == 0 or hashed >> 40 & 3 == 0 else 0
         return (same & ~rest | hashed & rest | home) & 2**64 - 1
 
-    for module in (kvstore.recovery.found_records, twin):
-        monkeypatch.setattr(module, "xxh3_64_intdigest", digest)
-    monkeypatch.setattr("kvstore.format.layout.xxh3_64_intdigest", digest)
+    for module in ("records", "layout"):
+        monkeypatch.setattr(f"kvstore.format.{module}.xxh3_64_intdigest", digest)
     image = Image(empty + bytes(8 * EXTENT_SIZE), digest)
     # Without a state, the file is as long as it is.
     image.contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = bytes(STATE.size)
@@ -283,59 +278,6 @@ def test_records_whose_hashes_collide_are_given_the_same_slots(
             offset, key, b'"' + b"v" * 50 + b'"', NOW_MS + number % 7, rng.choice((0, 2**45))
         )
     assert image.digest(b"k", seed) >> DIRECTORY_SHIFT == same >> DIRECTORY_SHIFT or bits < 15
-    assert_same(path, image, NOW_MS, monkeypatch, caplog)
-
-
-# --- one by one --------------------------------------------------------------------------------
-
-
-@given(
-    st.one_of(
-        st.lists(st.integers(0, 2**64 - 1)),
-        st.lists(st.integers(0, 3).map(lambda n: n << 56 | n << 30 | n), max_size=300),
-        st.integers(0, 2_000).map(lambda n: [random.Random(n).getrandbits(64) for _ in range(n)]),
-    )
-)
-def test_words_are_sorted(words: list[int]) -> None:
-    sorted_words = array("Q", words)
-    twin.sort_words(sorted_words)
-    assert sorted_words.tolist() == sorted(words)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([b"\xff\xfeKR", b"\xff", b"\xfeKR"]))),
-    st.integers(0, 3),
-)
-def test_magics_are_counted(pieces: list[tuple[int, bytes]], rest: int) -> None:
-    contents = b"".join(bytes(size) + piece for size, piece in pieces)
-    contents += bytes(-len(contents) % 32 + 32 * rest)
-    counts = kvstore.recovery.found_records.FoundRecords(1, 0).count_magics(contents)
-    assert twin.count_magics(contents) == counts
-    assert twin.count_magics(contents.rstrip(b"\0")) == counts
-
-
-EXTENT: Final = bytes(EXTENT_SIZE)
-NOTES: Final = array("Q", [64 << 7])  # the one record is at byte 64
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("find_magics", (None,)),
-        ("count_magics", (None,)),
-        ("scan_blocks", (EXTENT[1:], 0, 64, 32, 0, 0, array("Q"))),
-        ("scan_blocks", (EXTENT, 0, 0, 32, 0, 0, array("Q"))),
-        ("scan_blocks", (EXTENT, 0, 8, 32, 0, 0, array("Q"))),
-        ("link_free_blocks", (print, 0, 64, array("H"))),
-        ("link_free_blocks", (print, 0, 0, array("H", [0]))),
-        ("sort_words", (array("H"),)),
-        ("build_segment", (bytes(128), 128, [(NOTES, 0, 2)], 6, 4)),
-        ("build_segment", (bytes(128), 128, [(NOTES, 1, 0)], 6, 4)),
-        ("build_segment", (bytes(128), 128, [(NOTES, -1, 1)], 6, 4)),
-        ("build_segment", (bytes(128), 127, [(NOTES, 0, 1)], 6, 4)),
-        ("build_segment", (bytes(127), 128, [(NOTES, 0, 1)], 6, 4)),
-    ],
-)
-def test_what_would_lead_astray_is_refused(name: str, arguments: tuple[object, ...]) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        getattr(twin, name)(*arguments)
+    # What hashes by itself is the plain one in both: the compiled one has hashes of its own.
+    both = (PLAIN, BOTH[1]._replace(scan_blocks=PLAIN.scan_blocks))
+    assert_same(path, image, NOW_MS, monkeypatch, caplog, both)

@@ -1,19 +1,23 @@
-"""The table: an extendible hash of segments of page-sized buckets, in the mapped file.
+"""The segments of the table, an extendible hash: split, compacted, counted and gone through.
 
-What one operation does with a slot or a segment is in `slots`; here is what goes through all of
-them. Unless they say otherwise, the caller of these functions holds the stripe of the segment.
+What an operation does with one slot is in `slots`, with the invariants. Unless they say otherwise,
+the caller of these functions holds the stripe of the segment.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
-from kvstore.errors import CorruptStoreError
+from kvstore.compiled import Implementation
+from kvstore.errors import CorruptStoreError, StoreFullError
+from kvstore.file.datafile import DataFile
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
     CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
     DIRECTORY_ENTRIES,
+    DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     EARLIEST_OFFSET,
     EMPTY_BYTE,
@@ -23,10 +27,14 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FINGERPRINT_CODES,
     FINGERPRINT_SHIFT,
+    KIND_SEGMENT,
+    MAX_DEPTH,
     NO_EXPIRY,
+    REBUILDS_OFFSET,
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     SEGMENT_EARLIEST_OFFSET,
+    SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SHAPE_OFFSET,
     SLOT_COUNT,
@@ -37,15 +45,27 @@ from kvstore.format.layout import (
     SLOT_SIZE,
     STRIPE_COUNT,
     TOMBSTONE_BYTE,
+    U16,
     U64,
+    bucket_shape,
     key_hash,
     map_entry_offset,
     segment_run,
     slot_offset,
 )
-from kvstore.format.segment import live_slots
+from kvstore.format.segment import MEMBER, live_slots
 
-from .buckets import advice, buckets, depth_and_prefix, is_torn, torn_bucket_error
+from .buckets import (
+    advice,
+    buckets,
+    check_buckets,
+    depth_and_prefix,
+    is_torn,
+    rewrites_after,
+    torn_bucket_error,
+)
+from .extents import Extents
+from .slab import Slab
 from .slots import Slots, control_offset_of
 
 _COUNT_MASK: Final = 0xFFFF
@@ -53,8 +73,151 @@ _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
 
 
-class Table(Slots):
-    """Goes through the segments of `file`, besides what `Slots` does with one of them."""
+class Segments:
+    """Splits, compacts and goes through the segments of `file`, by one implementation.
+
+    Made once the index of the file is there: it keeps how often that was rebuilt.
+    """
+
+    def __init__(
+        self,
+        file: DataFile,
+        extents: Extents,
+        slab: Slab,
+        slots: Slots,
+        implementation: Implementation,
+    ) -> None:
+        self._file = file
+        self._map = file.map
+        self._words = file.words
+        self._directory = file.directory
+        self._extents = extents
+        self._slab = slab
+        self._slots = slots
+        self._implementation = implementation
+        self._rebuilds = file.shorts[REBUILDS_OFFSET >> 1]
+        self._undone = 0  # rewrites that were taken back
+
+    # --- rewritten -----------------------------------------------------------------------------
+
+    def split_or_compact(self, hash_of_key: int, now_ms: int) -> bool:
+        """Rewrite the segment of `hash_of_key` without tombstones and expired records.
+
+        Into itself where the rest fits in half of it, else into two; where no extent is left for
+        that, into itself if there was anything to drop. Takes the space lock.
+
+        Returns:
+            False where nothing could be done: the segment goes on filling.
+        """
+        position = hash_of_key >> DIRECTORY_SHIFT
+        extent = self._directory[position]
+        depth, prefix = depth_and_prefix(self._file, extent, position)
+        if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
+            return False
+        lower, upper, expired = self._partition_slots(extent, depth, prefix, now_ms)
+        count = (len(lower) + len(upper)) // MEMBER.size
+        if count > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
+            try:
+                self._split(extent, depth, prefix, lower, upper)
+            except StoreFullError:
+                pass
+            else:
+                self._free_records(expired)
+                return True
+        if count >= self._slots.used_slot_count(extent << EXTENT_SHIFT):
+            return False
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        try:
+            with Rollback(self._file) as rollback:
+                self._write_segment(extent, depth, prefix, rewrites, lower + upper, rollback)
+        except BaseException:
+            self._undone += 1
+            raise
+        self._free_records(expired)
+        return True
+
+    def _partition_slots(
+        self, extent: int, depth: int, prefix: int, now_ms: int
+    ) -> tuple[bytes, bytes, list[bytes]]:
+        """Return a segment's members by the half of its hashes that they are in, and what expired.
+
+        This loop is what the slowest creates take their time for.
+        """
+        file = self._file
+        check_buckets(file, extent)
+        lower, upper, expired, lost = self._implementation.partition_slots(
+            self._map, file.size, extent, depth, prefix, now_ms, file.hash_seed
+        )
+        if lost:
+            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
+            # when the index is next rebuilt.
+            file.require_rebuild()
+        return lower, upper, expired
+
+    def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
+        """Return whether by its entry a segment has tombstones, or may hold expired slots."""
+        # So that keys which all lead to one full segment are refused for little.
+        _, _, live, used, _, earliest = SEGMENT_ENTRY.unpack_from(
+            self._map, map_entry_offset(extent)
+        )
+        return bool(live != used or earliest <= now_ms)
+
+    def _split(self, extent: int, depth: int, prefix: int, lower: bytes, upper: bytes) -> None:
+        """Give the members with the upper half of a segment's hashes to a new one.
+
+        Raises:
+            StoreFullError: there is no extent for it; nothing has changed.
+        """
+        with self._extents.lock, Rollback(self._file) as rollback:
+            upper_extent = self._extents.allocate(rollback, for_segment=True)
+            rollback.write(
+                map_entry_offset(upper_extent),
+                SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, 0, 0, 0, NO_EXPIRY),
+            )
+        half = segment_run(depth + 1)
+        upper_prefix = prefix + half
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        try:
+            with Rollback(self._file) as rollback:
+                self._write_segment(
+                    upper_extent, depth + 1, upper_prefix, rewrites, upper, rollback
+                )
+                rollback.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
+                self._write_segment(extent, depth + 1, prefix, rewrites, lower, rollback)
+        except BaseException:
+            self._undone += 1
+            # Cut short after the last write, the split is complete.
+            if self._directory[upper_prefix] != upper_extent:
+                with self._extents.lock, Rollback(self._file) as rollback:
+                    self._extents.free(upper_extent, rollback)
+            raise
+
+    def _write_segment(
+        self,
+        extent: int,
+        depth: int,
+        prefix: int,
+        rewrites: int,
+        members: bytes,
+        rollback: Rollback,
+    ) -> None:
+        shape = bucket_shape(depth, prefix, self._rebuilds, rewrites)
+        image, earliest = self._implementation.build_segment(extent, shape, members)
+        count = len(members) // MEMBER.size
+        rollback.write(extent << EXTENT_SHIFT, image)
+        rollback.write(
+            map_entry_offset(extent),
+            SEGMENT_ENTRY.pack(KIND_SEGMENT, 0, count, count, 0, earliest),
+        )
+
+    def _free_records(self, slots: list[bytes]) -> None:
+        """Free the records of slots that are no longer in the table."""
+        records = [self._slots.slot_record(slot) for slot in slots]
+        if not all(records):
+            self._file.require_rebuild()
+        self._slab.free_soon([record for record in records if record])
+
+    # --- gone through --------------------------------------------------------------------------
 
     def segments(self, stripe: int) -> Iterator[int]:
         """Yield the extents of a stripe's segments. The caller holds the stripe throughout."""
@@ -85,9 +248,9 @@ class Table(Slots):
                 damage.append(str(torn_bucket_error(self._file, bucket, shape)))
                 continue
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
-                if expires_at and self.is_expired(slot_offset(bucket, index), now_ms):
+                if expires_at and self._slots.is_expired(slot_offset(bucket, index), now_ms):
                     continue
-                key = self._slot_key(slot)
+                key = self._slots.slot_key(slot)
                 # A damaged slot, or record of a long key, must not make up a key or repeat one.
                 hash_of_key = key_hash(key, self._file.hash_seed)
                 control = self._map[control_offset_of(slot_offset(bucket, index))]
@@ -179,7 +342,7 @@ class Table(Slots):
                     for index, expires_at, slot in live_slots(page)
                     if expires_at
                 )
-                yield bucket, [due for due in offsets if self.is_expired(due[0], now_ms)]
+                yield bucket, [due for due in offsets if self._slots.is_expired(due[0], now_ms)]
 
     def purge(self, extent: int, now_ms: int) -> int:
         """Remove a segment's expired slots, free their records, and return their number."""
@@ -189,7 +352,7 @@ class Table(Slots):
         purged = 0
         for bucket, due in self._due(extent, now_ms):
             for offset, slot in due:
-                self.delete(offset, self._slot_key(slot))
+                self._slots.delete(offset, self._slots.slot_key(slot))
                 self._file.require_full_flush()
             purged += len(due)
             page = self._map[bucket : bucket + BUCKET_SIZE]

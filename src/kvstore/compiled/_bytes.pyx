@@ -1,0 +1,375 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+"""What splits and recovery do for each slot and record: pure functions over bytes.
+
+Each has a function of the same name, arguments and results in `kvstore.format`, which tells what it
+does: see `kvstore.compiled.Implementation`.
+
+Whatever is read is bounded before it is followed. Words are read and written by `memcpy`, which
+asks for no alignment. A number of more than 31 bits is never written out but as a name or with a
+type: Cython would go through objects.
+"""
+
+from array import array
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcpy, memset
+
+from xxhash import xxh3_64_intdigest
+
+include "layout_constants.pxi"
+include "hashing.pxi"
+
+cdef struct Member:
+    uint8_t word[8]
+    uint8_t slot[48]
+
+if sizeof(Member) != sizeof(uint64_t) + SLOT_SIZE:
+    raise ImportError("kvstore.compiled._bytes: a slot has another size than in layout.py")
+
+
+cdef inline uint64_t load(const uint8_t *place) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, place, sizeof(word))
+    return word
+
+
+cdef inline void store(uint8_t *place, uint64_t word) noexcept nogil:
+    memcpy(place, &word, sizeof(word))
+
+
+cdef inline uint64_t digest(const uint8_t *text, uint64_t size, uint64_t seed) except? 0:
+    if size <= MOST_HASHED:
+        return xxh3(text, size, seed)
+    return xxh3_64_intdigest(PyBytes_FromStringAndSize(<const char *>text, size), seed)
+
+
+cdef inline uint8_t *bytes_of(bytes object_) noexcept:
+    return <uint8_t *>PyBytes_AS_STRING(object_)
+
+
+# --- records: `format.records` -------------------------------------------------------------------
+
+
+def find_magics(bytes contents not None):
+    cdef const uint8_t *start = bytes_of(contents)
+    cdef const uint8_t *place = start
+    cdef const uint8_t *first = NULL
+    cdef uint64_t count = 0, aligned = 0, left = len(contents)
+    cdef uint32_t magic
+    while left >= sizeof(magic):
+        place = <const uint8_t *>memchr(place, <uint8_t>RECORD_MAGIC, left - sizeof(magic) + 1)
+        if place is NULL:
+            break
+        memcpy(&magic, place, sizeof(magic))
+        if magic == RECORD_MAGIC:
+            count += 1
+            if <uint64_t>(place - start) % BLOCK_ALIGNMENT == 0:
+                aligned += 1
+                first = place if first is NULL else first
+        place += 1
+        left = len(contents) - <uint64_t>(place - start)
+    return count, aligned, -1 if first is NULL else first - start
+
+
+def scan_blocks(
+    bytes contents not None, uint64_t base, uint64_t size_class, uint64_t hash_seed, uint64_t now_ms
+):
+    if len(contents) != EXTENT_SIZE:
+        raise ValueError(f"{len(contents):,} bytes, an extent has {EXTENT_SIZE:,}")
+    if size_class >= sizeof(BLOCK_SIZES) // sizeof(BLOCK_SIZES[0]):
+        raise IndexError(f"there is no size class {size_class}")
+    cdef uint64_t block_size = BLOCK_SIZES[size_class]
+    cdef uint64_t least = BLOCK_SIZES[size_class - 1] if size_class else RECORD_HEADER_SIZE
+    cdef uint64_t number = BLOCKS_PER_EXTENT[size_class]
+    cdef bytes positions = PyBytes_FromStringAndSize(NULL, number * sizeof(uint16_t))
+    cdef bytes words = PyBytes_FromStringAndSize(NULL, number * sizeof(uint64_t))
+    cdef uint16_t *next_position = <uint16_t *>bytes_of(positions)
+    cdef const uint8_t *record
+    cdef const uint8_t *key
+    cdef uint64_t position, head, key_size, value_size, key_hash, expires_at, seed
+    cdef Py_ssize_t count = 0
+    for position in range(0, number * block_size, block_size):
+        record = bytes_of(contents) + position
+        head = load(record)
+        key_size = head >> SLOT_KEY_SIZE_SHIFT  # and above it the flags, which are 0
+        value_size = head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
+        if not (
+            <uint32_t>head == RECORD_MAGIC
+            and 0 < key_size <= MAX_KEY_SIZE
+            and MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
+            and least < RECORD_HEADER_SIZE + key_size + value_size <= block_size
+        ):
+            continue
+        key = record + RECORD_HEADER_SIZE
+        key_hash = digest(key, key_size, hash_seed)
+        seed = key_hash ^ load(record + RECORD_CREATED_OFFSET) ^ base + position
+        expires_at = load(record + RECORD_EXPIRES_OFFSET)
+        if expires_at:
+            if not now_ms < expires_at < TIME_LIMIT:
+                continue
+            seed ^= expires_at << 16
+        if digest(key + key_size, value_size, seed) == load(record + RECORD_CHECKSUM_OFFSET):
+            next_position[count] = <uint16_t>position
+            store(
+                bytes_of(words) + count * sizeof(uint64_t),
+                key_hash & FOUND_HASH_MASK | base + position << FOUND_OFFSET_SHIFT,
+            )
+            count += 1
+    return (
+        array("H", positions[: count * <Py_ssize_t>sizeof(uint16_t)]),
+        array("Q", words[: count * <Py_ssize_t>sizeof(uint64_t)]),
+    )
+
+
+def link_free_blocks(const uint16_t[::1] positions not None, uint64_t block_size):
+    cdef Py_ssize_t last = len(positions) - 1
+    cdef uint64_t block, first_free = NO_BLOCK
+    cdef list links = []
+    if last < 0 or not block_size:
+        raise ValueError("no live block, or no size of one")
+    block = positions[last] // block_size
+    while True:
+        if last >= 0 and positions[last] == block * block_size:
+            last -= 1
+        else:
+            links.append((block * block_size, FREE_MAGIC | first_free << FREE_NEXT_SHIFT))
+            first_free = block
+        if not block:
+            return first_free, links
+        block -= 1
+
+
+# --- found records as words: `format.found_words` ------------------------------------------------
+
+
+def sort_words(list found not None):
+    words = array("Q")
+    while found:
+        words.extend(found.pop())
+    cdef uint64_t[::1] view = words
+    if len(view):
+        sort_by(56, &view[0], len(view))
+    return words
+
+
+cdef void sort_by(int shift, uint64_t *words, Py_ssize_t count) noexcept:
+    """Sort words that are equal above the byte at `shift`, in place and in any case fast.
+
+    Part them by that byte, then sort each part by the next one; a few are inserted one by one.
+    """
+    cdef Py_ssize_t ends[256]
+    cdef Py_ssize_t places[256]
+    cdef Py_ssize_t index, place, start = 0
+    cdef uint64_t word, byte
+    if count <= 24:
+        for index in range(1, count):
+            word, place = words[index], index
+            while place and words[place - 1] > word:
+                words[place] = words[place - 1]
+                place -= 1
+            words[place] = word
+        return
+    memset(ends, 0, sizeof(ends))
+    for index in range(count):
+        ends[words[index] >> shift & 0xFF] += 1
+    for byte in range(256):
+        places[byte] = start
+        start += ends[byte]
+        ends[byte] = start
+    for byte in range(256):
+        while places[byte] < ends[byte]:
+            word = words[places[byte]]
+            # Put it where it goes, and go on with the one that was there, until one goes here.
+            while word >> shift & 0xFF != byte:
+                place = places[word >> shift & 0xFF]
+                places[word >> shift & 0xFF] += 1
+                words[place], word = word, words[place]
+            words[places[byte]] = word
+            places[byte] += 1
+    if shift:
+        start = 0
+        for byte in range(256):
+            sort_by(shift - 8, words + start, ends[byte] - start)
+            start = ends[byte]
+
+
+def has_equal_hashes(const uint64_t[::1] words not None):
+    cdef Py_ssize_t index, earlier
+    for index in range(1, len(words)):
+        earlier = index - 1
+        while earlier >= 0 and words[earlier] >> FOUND_UPPER_SHIFT == words[index] >> FOUND_UPPER_SHIFT:
+            if not (words[earlier] ^ words[index]) & FOUND_HASH_MASK:
+                return True
+            earlier -= 1
+    return False
+
+
+def members_of_words(
+    const uint8_t[::1] mapped not None, uint64_t file_size, const uint64_t[::1] words not None
+):
+    cdef bytes members = PyBytes_FromStringAndSize(NULL, len(words) * sizeof(Member))
+    cdef Member *member = <Member *>bytes_of(members)
+    cdef const uint8_t *record
+    cdef uint64_t word, offset, head
+    file_size = min(file_size, <uint64_t>len(mapped))
+    for word in words:
+        offset = word >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK
+        if offset + RECORD_HEADER_SIZE + SLOT_KEY_SIZE > file_size:
+            raise ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")
+        record = &mapped[0] + offset
+        head = load(record)
+        memset(member, 0, sizeof(Member))
+        store(member.word, word)
+        memcpy(
+            member.slot,
+            record + RECORD_HEADER_SIZE,
+            min(head >> SLOT_KEY_SIZE_SHIFT, SLOT_KEY_SIZE),
+        )
+        store(member.slot + SLOT_EXPIRES_OFFSET, load(record + RECORD_EXPIRES_OFFSET))
+        store(member.slot + SLOT_RECORD_OFFSET, head - RECORD_MAGIC + offset)
+        member += 1
+    return members
+
+
+# --- segments: `format.segment` ------------------------------------------------------------------
+
+
+def partition_slots(
+    const uint8_t[::1] mapped not None,
+    uint64_t file_size,
+    uint64_t extent,
+    uint64_t depth,
+    uint64_t prefix,
+    uint64_t now_ms,
+    uint64_t hash_seed,
+):
+    file_size = min(file_size, <uint64_t>len(mapped))
+    if extent >= file_size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
+        raise IndexError(f"extent {extent} of {file_size:,} bytes is no segment of depth {depth}")
+    cdef const uint8_t *memory = &mapped[0]
+    cdef const uint8_t *bucket = memory + (extent << EXTENT_SHIFT)
+    cdef const uint8_t *slot
+    # What of a hash tells the segment, and which half of it.
+    cdef uint64_t own = prefix << DIRECTORY_SHIFT
+    cdef uint64_t of_segment = ~<uint64_t>0 << 64 - depth
+    cdef uint64_t of_half = <uint64_t>1 << 63 - depth
+    cdef uint64_t number, index, key_hash, lost = 0
+    cdef bytes lower = PyBytes_FromStringAndSize(NULL, SEGMENT_SLOTS * sizeof(Member))
+    cdef bytes upper = PyBytes_FromStringAndSize(NULL, SEGMENT_SLOTS * sizeof(Member))
+    cdef Member *halves[2]
+    cdef Py_ssize_t counts[2]
+    cdef Member *member
+    cdef list expired = []
+    halves[0], halves[1] = <Member *>bytes_of(lower), <Member *>bytes_of(upper)
+    counts[0] = counts[1] = 0
+    for number in range(BUCKET_COUNT):
+        for index in range(SLOT_COUNT):
+            if bucket[CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
+                continue
+            slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
+            if is_expired(memory, file_size, slot, now_ms):
+                expired.append(PyBytes_FromStringAndSize(<const char *>slot, SLOT_SIZE))
+                continue
+            key_hash = hash_of_slot(memory, file_size, slot, hash_seed)
+            if key_hash & of_segment != own:
+                lost += 1
+                continue
+            member = halves[key_hash & of_half != 0] + counts[key_hash & of_half != 0]
+            counts[key_hash & of_half != 0] += 1
+            store(member.word, key_hash)
+            memcpy(member.slot, slot, SLOT_SIZE)
+        bucket += BUCKET_SIZE
+    return (
+        lower[: counts[0] * <Py_ssize_t>sizeof(Member)],
+        upper[: counts[1] * <Py_ssize_t>sizeof(Member)],
+        expired,
+        lost,
+    )
+
+
+cdef inline bint is_expired(
+    const uint8_t *memory, uint64_t file_size, const uint8_t *slot, uint64_t now_ms
+) noexcept:
+    """As `_record_expiry` is asked of a slot that is past its expiry."""
+    cdef uint64_t expires_at = load(slot + SLOT_EXPIRES_OFFSET)
+    cdef uint64_t offset = load(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
+    return (
+        0 < expires_at <= now_ms
+        and offset + RECORD_HEADER_SIZE <= file_size
+        and load(memory + (offset + RECORD_EXPIRES_OFFSET & ~<uint64_t>7)) == expires_at
+    )
+
+
+cdef inline uint64_t hash_of_slot(
+    const uint8_t *memory, uint64_t file_size, const uint8_t *slot, uint64_t hash_seed
+) except? 0:
+    cdef uint64_t size = slot[SLOT_KEY_SIZE_OFFSET]
+    cdef uint64_t start
+    if size <= SLOT_KEY_SIZE:
+        return digest(slot, size, hash_seed)
+    start = (load(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK) + RECORD_HEADER_SIZE
+    if start + size > file_size:
+        return digest(slot, 0, hash_seed)
+    return digest(memory + start, size, hash_seed)
+
+
+def build_segment(uint64_t extent, uint64_t shape, bytes members not None):
+    cdef uint64_t count = len(members) // sizeof(Member)
+    if len(members) % sizeof(Member) or count > SEGMENT_SLOTS:
+        raise ValueError(
+            f"{len(members):,} bytes of members, a segment has {SEGMENT_SLOTS:,} slots of "
+            f"{sizeof(Member)}"
+        )
+    cdef const Member *member = <const Member *>bytes_of(members)
+    # Which members a bucket gets, in their order; room for all of them in each.
+    cdef bytes scratch = PyBytes_FromStringAndSize(
+        NULL, BUCKET_COUNT * SEGMENT_SLOTS * sizeof(uint16_t)
+    )
+    cdef uint16_t *numbers = <uint16_t *>bytes_of(scratch)
+    cdef uint64_t counts[BUCKET_COUNT]
+    cdef uint64_t bucket, number, index, expires_at, earliest, earliest_of_all = NO_EXPIRY
+    for bucket in range(BUCKET_COUNT):
+        counts[bucket] = 0
+    for number in range(count):
+        bucket = load(member[number].word) & BUCKET_COUNT - 1
+        numbers[bucket * SEGMENT_SLOTS + counts[bucket]] = <uint16_t>number
+        counts[bucket] += 1
+    spill(numbers, counts)
+    cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
+    cdef uint8_t *page = bytes_of(image)
+    memset(page, 0, EXTENT_SIZE)
+    for bucket in range(BUCKET_COUNT):
+        earliest = NO_EXPIRY
+        for index in range(counts[bucket]):
+            number = numbers[bucket * SEGMENT_SLOTS + index]
+            page[CONTROL_OFFSET + index] = FINGERPRINT_CODES[
+                load(member[number].word) >> FINGERPRINT_SHIFT & 0xFF
+            ]
+            memcpy(page + BUCKET_HEADER_SIZE + index * SLOT_SIZE, member[number].slot, SLOT_SIZE)
+            expires_at = load(member[number].slot + SLOT_EXPIRES_OFFSET)
+            if expires_at and expires_at < earliest:
+                earliest = expires_at
+        store(page, BUCKET_MARKER | (extent << EXTENT_SHIFT >> BUCKET_SHIFT) + bucket)
+        store(page + EARLIEST_OFFSET, earliest)
+        store(page + SHAPE_OFFSET, shape)
+        earliest_of_all = min(earliest_of_all, earliest)
+        page += BUCKET_SIZE
+    return image, earliest_of_all
+
+
+cdef void spill(uint16_t *numbers, uint64_t *counts) noexcept:
+    cdef uint64_t start, bucket, following, excess
+    for start in range(BUCKET_COUNT):
+        bucket = start
+        while counts[bucket] > SLOT_COUNT:
+            following = (bucket + 1) % BUCKET_COUNT
+            excess = counts[bucket] - SLOT_COUNT
+            memcpy(
+                numbers + following * SEGMENT_SLOTS + counts[following],
+                numbers + bucket * SEGMENT_SLOTS + SLOT_COUNT,
+                excess * sizeof(uint16_t),
+            )
+            counts[following] += excess
+            counts[bucket] = SLOT_COUNT
+            bucket = following
