@@ -103,12 +103,22 @@ def assert_refused(package: Path, *named: str) -> None:
 
 
 @pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
-def test_a_twin_built_for_another_layout_is_refused(package: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "was", "now"),
+    [
+        ("FIRST_FILE_SIZE = 3 * 1024 * 1024", "FIRST_FILE_SIZE = 2,097,152", "3145728"),
+        ("BLOCK_SIZES = 64, 80", "BLOCK_SIZES = (64, 96, 128", "(64, 80)"),
+        ("FINGERPRINT_CODES = bytes(256)", "FINGERPRINT_CODES = b'", r"b'\x00\x00"),
+    ],
+)
+def test_a_twin_built_for_another_layout_is_refused(
+    package: Path, changed: str, was: str, now: str
+) -> None:
     """As a layout does that was edited in an editable install, which builds nothing anew."""
     assert show_of(package).stdout.strip() == "compiled"
     layout = package / "format" / "layout.py"
-    layout.write_text(layout.read_text("utf-8") + "\nFIRST_FILE_SIZE = 3 * 1024 * 1024\n", "utf-8")
-    assert_refused(package, "FIRST_FILE_SIZE", "2,097,152", "3145728")
+    layout.write_text(f"{layout.read_text('utf-8')}\n{changed}\n", "utf-8")
+    assert_refused(package, was, now)
 
 
 @pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")

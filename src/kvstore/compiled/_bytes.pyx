@@ -20,12 +20,9 @@ from xxhash import xxh3_64_intdigest
 include "layout_constants.pxi"
 include "hashing.pxi"
 
-cdef struct Member:
+cdef struct Member:  # as `segment.MEMBER`
     uint8_t word[8]
-    uint8_t slot[48]
-
-if sizeof(Member) != sizeof(uint64_t) + SLOT_SIZE:
-    raise ImportError("kvstore.compiled._bytes: a slot has another size than in layout.py")
+    uint8_t slot[SLOT_SIZE]
 
 
 cdef inline uint64_t load(const uint8_t *place) noexcept nogil:
