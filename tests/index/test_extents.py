@@ -1,6 +1,5 @@
 """The pool of extents: what is taken is nobody else's, what is given comes back."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from kvstore.format.layout import (
 from kvstore.recovery.check import check_file
 
 SEGMENTS = 16  # that a new file has
-
-
-@pytest.fixture(autouse=True)
-def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about power loss, and waiting for the disk is most of an opening's time."""
-    monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)
 
 
 def take(parts: Parts, *, for_segment: bool = False) -> int:

@@ -1,6 +1,5 @@
 """The slab by itself: blocks come and go, records are what was written or are seen not to be."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,10 +9,9 @@ from pathlib import Path
 import pytest
 from support import MIB, seeded_random
 from support.clock import FakeClock
-from support.parts import NOW_MS, FaultyDoor, Parts, open_parts, replace_door
+from support.parts import VALUE, FaultyDoor, Parts, open_parts, replace_door, tail_of, take_written
 
-import kvstore.file.platform
-from kvstore import CorruptStoreError, KVStore, StoreFullError
+from kvstore import KVStore, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
@@ -39,28 +37,10 @@ from kvstore.format.layout import (
     key_hash,
     map_entry_offset,
 )
-from kvstore.index.records import verify
 from kvstore.recovery.check import check_file
 
-KEY = b"a key"
-VALUE = b'{"b":1}'
 HUGE = {"text": "x" * 16_000}
 LARGEST = len(BLOCK_SIZES) - 1  # the class with the fewest blocks in an extent: three
-
-
-@pytest.fixture(autouse=True)
-def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about power loss, and waiting for the disk is most of an opening's time."""
-    monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)
-
-
-@pytest.fixture
-def parts(path: Path) -> Iterator[Parts]:
-    """An open file that is not checked: its blocks belong to no slot."""
-    with open_parts(path, 8 * MIB) as parts:
-        yield parts
-        parts.file.require_rebuild()
 
 
 def entry(parts: Parts, extent: int) -> tuple[int, ...]:
@@ -77,18 +57,6 @@ def class_list(parts: Parts, size_class: int) -> list[int]:
         extents.append(extent)
         previous, extent = extent, entry(parts, extent)[6]
     return extents
-
-
-def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
-    record = parts.slab.allocate(32 + len(key) + len(value))
-    parts.records.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
-    parts.records.finish_record(record)
-    return record
-
-
-def tail_of(record: int, key: bytes = KEY, value: bytes = VALUE) -> int:
-    """Return the last word of a slot that points to a record."""
-    return record | len(value) << 32 | len(key) << 48
 
 
 # --- blocks ------------------------------------------------------------------------------------
@@ -458,143 +426,6 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
         for offset in offsets:
             parts.slab.free(offset)
     assert [str(problem) for problem in check_file(path)] == []
-
-
-# --- records -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("expires_at", [0, NOW_MS + 1])
-@pytest.mark.parametrize("key", [b"a", "é".encode() * 16 + b"x", b"k" * 128])
-@pytest.mark.parametrize("value", [b"{}", b'{"a":"' + b"x" * 16_376 + b'"}'])
-def test_record_is_read_as_it_was_written(
-    parts: Parts, key: bytes, value: bytes, expires_at: int
-) -> None:
-    record = take_written(parts, key, value, expires_at)
-    tail = tail_of(record, key, value)
-    header, read = parts.records.read_record(tail)
-    assert read == value
-    assert verify(header, read, tail, expires_at, parts.hash(key))
-    assert parts.records.contains_record_of(tail, key)
-    assert parts.records.is_record(record)
-    assert parts.records.key_at(record, len(key)) == key
-    assert parts.records.expiry_at(record) == expires_at
-
-
-def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that nothing can be written over any more would come back to life at a recovery."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
-    with open_parts(path) as parts:
-        record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
-        parts.records.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
-        assert not parts.records.is_record(record)
-        assert not parts.records.contains_record_of(tail_of(record), KEY)
-        parts.records.finish_record(record)
-        assert parts.records.is_record(record)
-        assert parts.records.contains_record_of(tail_of(record), KEY)
-        parts.slab.free(record)
-    assert [str(problem) for problem in check_file(path)] == []
-
-
-def test_any_changed_bit_of_a_record_fails_its_verification(parts: Parts) -> None:
-    expires_at = NOW_MS + 1
-    record = take_written(parts, KEY, VALUE, expires_at)
-    tail = tail_of(record)
-    for offset in range(record, record + 32 + len(KEY) + len(VALUE)):
-        if record + 32 <= offset < record + 32 + len(KEY):
-            continue  # who reads knows the key, and does not look at it here
-        whole = parts.file.map[offset]
-        for bit in range(8):
-            parts.file.write(offset, bytes([whole ^ 1 << bit]))
-            header, value = parts.records.read_record(tail)
-            assert not verify(header, value, tail, expires_at, parts.hash(KEY)), f"{offset}, {bit}"
-        parts.file.write(offset, bytes([whole]))
-    header, value = parts.records.read_record(tail)
-    assert verify(header, value, tail, expires_at, parts.hash(KEY))
-
-
-def test_record_is_not_verified_for_another_key_expiry_or_size(parts: Parts) -> None:
-    record = take_written(parts)
-    for tail, expires_at, key in (
-        (tail_of(record), 0, b"another key"),
-        (tail_of(record), NOW_MS, KEY),
-        (tail_of(record, KEY, VALUE[:-1]), 0, KEY),
-        (tail_of(record, KEY + b"x", VALUE[1:]), 0, KEY),
-        (tail_of(record) | 1 << 56, 0, KEY),
-    ):
-        header, value = parts.records.read_record(tail)
-        assert not verify(header, value, tail, expires_at, parts.hash(key))
-
-
-@pytest.mark.parametrize("key_size", [0, 1, 128, 255])
-@pytest.mark.parametrize("value_size", [0, 2, 16_384, 65_535])
-def test_forged_slot_leads_nowhere_outside_of_the_file(
-    parts: Parts, key_size: int, value_size: int
-) -> None:
-    """Every sum is bounded before a byte is read: pages past the end of the file are deadly."""
-    size = parts.file.size
-    key = b"k" * key_size
-    for record in (0, 32, 65_536, FIXED_EXTENTS * EXTENT_SIZE - 8, size, size + 32, 2**32 - 32):
-        tail = record | value_size << 32 | key_size << 48
-        with pytest.raises(CorruptStoreError, match=f"{record:,}"):
-            parts.records.read_record(tail)
-        assert not parts.records.contains_record_of(tail, key)
-        assert record < size or parts.records.key_at(record, 1) == b""
-        assert record < size or parts.records.expiry_at(record) == 0
-    total = 32 + key_size + value_size
-    for record in (size - 8, size - 32, (size - total) // 8 * 8, size - (total + 7) // 8 * 8 + 8):
-        tail = record | value_size << 32 | key_size << 48
-        if record + total <= size:
-            header, value = parts.records.read_record(tail)
-            assert (len(header), len(value)) == (4, value_size)
-        else:
-            with pytest.raises(CorruptStoreError, match=f"{record:,}"):
-                parts.records.read_record(tail)
-        assert not parts.records.contains_record_of(tail, key)
-        inside = record + 32 + key_size <= size
-        assert len(parts.records.key_at(record, key_size)) == (key_size if inside else 0)
-        assert parts.records.expiry_at(record) == 0
-
-
-@pytest.mark.parametrize("shift", range(1, 8))
-def test_slot_that_points_between_the_words_of_the_file_is_damage(parts: Parts, shift: int) -> None:
-    record = take_written(parts)
-    with pytest.raises(CorruptStoreError):
-        parts.records.read_record(tail_of(record + shift))
-    assert not parts.records.contains_record_of(tail_of(record + shift), KEY)
-
-
-def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None:
-    record = take_written(parts)
-    assert parts.records.contains_record_of(tail_of(record), KEY)
-    for tail, key in (
-        (tail_of(record), b"a kez"),
-        (tail_of(record, KEY[:-1]), KEY[:-1]),
-        (tail_of(record, KEY, VALUE + b"x"), KEY),
-        (tail_of(record) | 1 << 56, KEY),
-        (tail_of(record + 32), KEY),
-        (tail_of(record + BLOCK_SIZES[0]), KEY),
-    ):
-        assert not parts.records.contains_record_of(tail, key)
-    parts.slab.free(take_written(parts))
-    assert parts.records.contains_record_of(tail_of(record), KEY)
-    parts.slab.free(record)
-    assert not parts.records.contains_record_of(tail_of(record), KEY)
-
-
-def test_block_of_an_extent_that_is_no_slab_holds_nothing(parts: Parts) -> None:
-    """A record there was forged: to free its block would harm the table."""
-    segment = parts.file.directory[0] << EXTENT_SHIFT
-    parts.records.write_record(segment, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
-    assert not parts.records.contains_record_of(tail_of(segment), KEY)
-
-
-def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Parts) -> None:
-    record = take_written(parts)
-    for size_class in (1, len(BLOCK_SIZES), 255):
-        parts.file.write(map_entry_offset(record >> EXTENT_SHIFT) + 1, bytes([size_class]))
-        assert parts.records.contains_record_of(tail_of(record), KEY) == (size_class == 1)
 
 
 # --- interrupted in a full file ----------------------------------------------------------------

@@ -22,6 +22,8 @@ from . import MIB
 from .clock import START_SECONDS
 
 NOW_MS: Final = START_SECONDS * 1000
+KEY: Final = b"a key"
+VALUE: Final = b'{"b":1}'
 
 
 class Parts(NamedTuple):
@@ -75,6 +77,19 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
             slab.free_spare()
     finally:
         file.close()
+
+
+def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
+    """Write a record that no slot points to; return its offset."""
+    record = parts.slab.allocate(32 + len(key) + len(value))
+    parts.records.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
+    parts.records.finish_record(record)
+    return record
+
+
+def tail_of(record: int, key: bytes = KEY, value: bytes = VALUE) -> int:
+    """Return the last word of a slot that points to a record."""
+    return record | len(value) << 32 | len(key) << 48
 
 
 def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:

@@ -1,0 +1,24 @@
+"""Fixtures of the tests of the index."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import MIB
+from support.parts import Parts, open_parts
+
+
+@pytest.fixture(autouse=True)
+def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about power loss, and waiting for the disk is most of an opening's time."""
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+
+
+@pytest.fixture
+def parts(path: Path) -> Iterator[Parts]:
+    """An open file that is not checked: its blocks belong to no slot."""
+    with open_parts(path, 8 * MIB) as parts:
+        yield parts
+        parts.file.require_rebuild()
