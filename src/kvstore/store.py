@@ -1,9 +1,12 @@
-"""`KVStore`: a store as a whole: opened, closed, counted, gone through. One key: see `operations`.
+"""`KVStore`: what a program calls. It checks arguments, takes locks and orders the steps.
 
 Locks, always in this order: stripe, then the space lock of `extents`, then what `datafile` has for
 itself. Two stripes are held at once only where all of them are, taken in the order of their numbers
 by `_with_all_stripes`. No lock is held while a value is encoded, verified or parsed, nor while the
 disk flushes.
+
+An operation on one key first asks the store's fast path, if it has one, which does the common case
+or says that it has done nothing (None): then the code here does all of it.
 """
 
 import atexit
@@ -14,15 +17,19 @@ from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from threading import get_ident
-from typing import Final, NoReturn, Self, SupportsIndex, TypeVar
+from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
+from orjson import JSONDecodeError, loads
 from xxhash import xxh3_64_intdigest
 
 from . import clock, compiled
-from .compiled import Lock
+from .changes import Changes, damaged_error, exists_error
+from .compiled import FastPath, Lock, OwnedLock
 from .errors import (
     CorruptStoreError,
+    InvalidKeyError,
+    KeyNotFoundError,
     KVStoreError,
     StoreBusyError,
     StoreClosedError,
@@ -38,33 +45,39 @@ from .file.reentry import (
     thread,
     waiting,
 )
-from .format.codec import Value, encode_key
+from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
 from .format.layout import (
     DIRECTORY_ENTRIES,
+    FREE_BLOCK,
     MAX_FILE_SIZE,
     MIN_MAX_BYTES,
+    RECORD_HEADER_SIZE,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     STRIPE_COUNT,
     STRIPE_SHIFT,
 )
+from .index.buckets import wanted_shape
 from .index.extents import Extents
-from .index.records import Records
+from .index.records import Records, verify
 from .index.segments import Segments
 from .index.slab import Slab
 from .index.slots import Slots
 from .index.stats import StoreStats, count_extents
-from .operations import Operations
 from .recovery.opening import open_file
 from .views import StoreItems, StoreValues
 
 Result = TypeVar("Result")
+Default = TypeVar("Default")
 
+_RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 
 _stores: "WeakSet[KVStore]" = WeakSet()
 
 
-class KVStore(Operations, Mapping[str, Value]):
+class KVStore(Mapping[str, Value]):
     """An embedded key-value store in one file, for one process and any number of its threads.
 
     Keys are strings of 1 to 32 characters, values dicts of at most 16,384 bytes of JSON.
@@ -97,6 +110,17 @@ class KVStore(Operations, Mapping[str, Value]):
     """
 
     _creates = True  # the file, where there is none; not so for a tool that only looks into it
+
+    # What is asked for before a store is opened, and where it never is.
+    _fast: FastPath | None = None
+    _seed: int = 0
+    _stripes: tuple[OwnedLock, ...] = tuple(Lock() for _ in range(STRIPE_COUNT))
+    _durable: bool = False
+    _closed: bool = True
+    _inside: set[int] = set()  # noqa: RUF012 - of no store: each that is opened has its own
+    _was_initialized: bool = False
+    _was_open: bool = False
+    _is_begun: bool = False
 
     def __init__(
         self,
@@ -137,21 +161,74 @@ class KVStore(Operations, Mapping[str, Value]):
             self._segments = Segments(self._file, extents, slab, slots, compiled.selected)
             self._words = self._file.words
             self._seed = self._file.hash_seed
-            self._inside: set[int] = set()
+            self._inside = set()
             self._closing = Lock()
             self._stripes = tuple(Lock() for _ in range(STRIPE_COUNT))
+            self._fast = self._make_fast_path()
+            self._changes = Changes(self._file, slab, records, slots, self._segments, self._fast)
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._closed = False  # in this one step it is open
         except BaseException:
             if self._closed:
+                self._let_go_of_map()
                 self._file.give_up()
             raise
 
-    def __delitem__(self, key: str) -> None:
-        self.delete(key)
+    def _make_fast_path(self) -> FastPath | None:
+        make = compiled.selected.make_fast_path
+        if make is None:
+            return None
+        fast = make(
+            self._file.map,
+            self._file.live,
+            self._slab.spare,
+            self._slab.looked_at,
+            self._stripes,
+            self._space,
+            self._seed,
+            wanted_shape(self._file),
+            vars(clock),
+        )
+        self._slab.fast = self._slots.fast = fast
+        return fast
 
-    # --- one key, for tools --------------------------------------------------------------------
+    def _let_go_of_map(self) -> None:
+        if self._fast is not None:
+            self._fast.close()
+
+    # --- one key -------------------------------------------------------------------------------
+
+    def create(self, key: str, value: Value, ttl: int | None = None) -> None:
+        """Store `value` under `key`, for `ttl` whole seconds or for ever.
+
+        Raises:
+            InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
+            InvalidValueError: `value` would not read back equal.
+            ValueTooLargeError: it takes more than 16,384 bytes of JSON.
+            KeyExistsError: `key` is there and has not expired.
+            StoreFullError: no room, after what had expired was taken back.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        fast, encoded = self._fast, None
+        if fast is not None:
+            done = fast.create(key, value, ttl)
+            if type(done) is int:
+                if not done:
+                    raise exists_error(key)
+                if self._durable:
+                    self._file.flush_record(done & SLOT_RECORD_MASK, done >> _RECORD_SIZE_SHIFT)
+                return
+            encoded = done if type(done) is bytes else None
+        encoded_key = encode_key(key)
+        lifetime = 0 if ttl is None else check_ttl(key, ttl)
+        if encoded is None:
+            encoded = encode_value(key, value)
+        record = self._create_or_purge(key, encoded_key, encoded, lifetime)
+        if self._durable:
+            size = RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
+            self._file.flush_record(record, size)
 
     def _restore(self, key: str, encoded: bytes, created_at: int, expires_at: int) -> None:
         """Create a key whose value is encoded already, with the times that it had elsewhere.
@@ -159,6 +236,226 @@ class KVStore(Operations, Mapping[str, Value]):
         For tools that carry records from file to file. Raises as `create`.
         """
         self._create(key, encode_key(key), encoded, 0, (created_at, expires_at))
+
+    def _create_or_purge(self, key: str, encoded_key: bytes, encoded: bytes, lifetime: int) -> int:
+        try:
+            return self._create(key, encoded_key, encoded, lifetime)
+        except StoreFullError:
+            if self._file.read_only:
+                raise
+        # Tried again even if another thread was the one to take something back.
+        self._purge_for_room()
+        return self._create(key, encoded_key, encoded, lifetime)
+
+    def _create(
+        self,
+        key: str,
+        encoded_key: bytes,
+        encoded: bytes,
+        lifetime: int,
+        times: tuple[int, int] | None = None,
+    ) -> int:
+        """Do all of a `create` but the flush; return the offset of the record."""
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        if not self._is_begun:
+            self._begin()
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(self._durable)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._raise_closed()
+                now_ms = clock.now_ms()
+                created_at, expires_at = times or (now_ms, now_ms + lifetime if lifetime else 0)
+                return self._changes.create(
+                    key, key_hash, encoded_key, encoded, now_ms, created_at, expires_at
+                )
+        finally:
+            if waiting:
+                leave()
+
+    def _begin(self) -> None:
+        """Begin changes, once; a file that was begun stays so."""
+        if self._closed:
+            self._raise_closed()
+        if self._file.pristine:
+            self._mark_dirty()
+        self._is_begun = True
+        if self._fast is not None:
+            self._fast.begin()
+
+    def read(self, key: str) -> Value:
+        """Return the value of `key` as a new dict.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            CorruptStoreError: its bytes in the file are damaged.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        fast = self._fast
+        encoded = None if fast is None else fast.read_bytes(key)
+        if not encoded:
+            if encoded is not None:
+                raise KeyNotFoundError(key)
+            encoded = self._read_bytes(key)
+        try:
+            return loads(encoded)  # type: ignore[no-any-return]
+        except JSONDecodeError:
+            return decode_value(key, encoded)
+
+    __getitem__ = read
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
+        fast = self._fast
+        encoded = None if fast is None else fast.read_bytes(key)
+        if not encoded:
+            if encoded is not None:
+                raise KeyNotFoundError(key)
+            encoded = self._read_bytes(key)
+        return encoded
+
+    def _read_bytes(self, key: str) -> bytes:
+        encoded_key = encode_key(key)
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(False)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._raise_closed()
+                slot, expires_at = self._changes.find_live(key, key_hash, encoded_key)
+                tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+                header, encoded = self._records.read_record(tail)
+        finally:
+            if waiting:
+                leave()
+        if not verify(header, encoded, tail, expires_at, key_hash):
+            raise damaged_error(key, slot, tail & SLOT_RECORD_MASK)
+        return encoded
+
+    @overload
+    def get(self, key: str) -> Value | None: ...
+    @overload
+    def get(self, key: str, default: Default) -> Value | Default: ...
+    def get(self, key: str, default: object = None) -> object:
+        """Return the value of `key`, or `default` where it is absent; else raise as `read`."""
+        fast = self._fast
+        encoded = None if fast is None else fast.read_bytes(key)
+        if encoded is False:
+            return default
+        try:
+            return loads(encoded or self._read_bytes(key))
+        except KeyNotFoundError:
+            return default
+        except JSONDecodeError:
+            return self.read(key)  # which raises
+
+    def delete(self, key: str) -> None:
+        """Remove `key`.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            StoreFullError: a copy-on-write file system has no room to overwrite; nothing changed.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        # With `durable`, the cleared record is noted under its stripe.
+        if self._fast is not None and not self._durable:
+            done = self._fast.delete(key)
+            if done:
+                return
+            if done is not None:
+                raise KeyNotFoundError(key)
+        encoded_key = encode_key(key)
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        if not self._is_begun:
+            self._begin()
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(self._durable)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._raise_closed()
+                record = self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
+        finally:
+            if waiting:
+                leave()
+        if self._durable:
+            self._file.flush_record(record, FREE_BLOCK.size)
+
+    def __delitem__(self, key: str) -> None:
+        self.delete(key)
+
+    def ttl(self, key: str) -> int | None:
+        """Return the whole seconds until `key` expires, rounded up; None if it never does.
+
+        Takes one stripe, reads no value, writes nothing.
+
+        Raises:
+            InvalidKeyError: `key` is not a string of 1 to 32 characters.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            CorruptStoreError: its slot and its record do not agree on that; one is damaged.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        found = None if self._fast is None else self._fast.expiry(key)
+        if found is None:
+            found = self._expiry(encode_key(key), key)
+        if found is True:
+            return None
+        if found is False:
+            raise KeyNotFoundError(key)
+        expires_at, now_ms = found
+        return -((now_ms - expires_at) // 1000)
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether `read` would find `key`; False for what cannot be a key."""
+        found = None if self._fast is None else self._fast.expiry(key)
+        if found is not None:
+            return bool(found)
+        try:
+            encoded_key = encode_key(key)
+        except InvalidKeyError:
+            if self._closed:
+                self._raise_closed()
+            return False
+        return bool(self._expiry(encoded_key))
+
+    def _expiry(self, encoded_key: bytes, key: str | None = None) -> bool | tuple[int, int]:
+        """Return whether a key is there; if it has an expires_at, that and the time now, in ms.
+
+        Raises CorruptStoreError where its record says otherwise, if it has a `key` to name.
+        """
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        inside = thread.inside
+        if inside._is_owned():
+            self._check_reentry(False)
+        try:
+            with inside, self._stripes[key_hash >> STRIPE_SHIFT]:
+                if self._closed:
+                    self._raise_closed()
+                slot = self._slots.find(key_hash, encoded_key)
+                if slot <= 0:
+                    return False
+                expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+                now_ms = clock.now_ms() if expires_at else 0
+                if expires_at and self._slots.is_expired(slot, now_ms):
+                    return False
+                if key is not None:
+                    record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+                    if self._records.expiry_at(record) != expires_at:
+                        raise damaged_error(key, slot, record)
+                return (expires_at, now_ms) if expires_at else True
+        finally:
+            if waiting:
+                leave()
+
+    # --- one key, for tools --------------------------------------------------------------------
 
     def _whole(self, key: str) -> tuple[bytes, int, int]:
         """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
@@ -391,6 +688,7 @@ class KVStore(Operations, Mapping[str, Value]):
                 self._with_all_stripes(self._set_closed)
             finally:
                 if self._closed:
+                    self._let_go_of_map()  # as where a fork came in between
                     self._file.close()
 
     def _set_closed(self) -> None:
@@ -402,6 +700,7 @@ class KVStore(Operations, Mapping[str, Value]):
             if not isinstance(error, KVStoreError | OSError):
                 raise
         finally:
+            self._let_go_of_map()
             self._was_open = True
             self._closed = True
 
@@ -488,6 +787,7 @@ class KVStore(Operations, Mapping[str, Value]):
 
     def _detach_after_fork(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""
+        self._let_go_of_map()
         self._reset_locks_after_fork()
         self._was_open = True
         self._closed = True

@@ -16,7 +16,7 @@ from support.inspecting import run_inspector
 import kvstore
 from kvstore import KVStore
 
-IS_BUILT: Final = find_spec("kvstore.compiled._hot") is not None
+IS_BUILT: Final = find_spec("kvstore.compiled._fast_path") is not None
 SHOW: Final = "import kvstore; print(kvstore.IMPLEMENTATION)"
 FITS: Final = "BUILT_WITH = {'BUCKET_SIZE': 4096}\n"
 
@@ -46,7 +46,7 @@ def package(tmp_path: Path) -> Path:
 @pytest.fixture
 def plain_package(package: Path) -> Path:
     """A copy of the package without anything compiled."""
-    for name in ("_hot", "_bytes"):
+    for name in ("_fast_path", "_bytes"):
         for file in (package / "compiled").glob(f"{name}.*"):
             file.unlink()
     return package
@@ -122,7 +122,7 @@ def test_a_twin_built_for_another_layout_is_refused(
 
 
 @pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
-@pytest.mark.parametrize("name", ["_hot", "_bytes"])
+@pytest.mark.parametrize("name", ["_fast_path", "_bytes"])
 def test_half_of_a_twin_is_refused(package: Path, name: str) -> None:
     for file in (package / "compiled").glob(f"{name}.*"):
         file.unlink()
@@ -131,20 +131,22 @@ def test_half_of_a_twin_is_refused(package: Path, name: str) -> None:
 
 @pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
 def test_a_twin_that_does_not_load_is_refused(package: Path) -> None:
-    for file in (package / "compiled").glob("_hot.*"):
+    for file in (package / "compiled").glob("_fast_path.*"):
         file.write_bytes(b"for another kind of machine")
-    assert_refused(package, "_hot")
+    assert_refused(package, "_fast_path")
 
 
 def test_a_twin_that_lacks_a_module_is_refused(plain_package: Path) -> None:
-    (plain_package / "compiled" / "_hot.py").write_text("import nothing_of_this_name\n", "utf-8")
+    (plain_package / "compiled" / "_fast_path.py").write_text(
+        "import nothing_of_this_name\n", "utf-8"
+    )
     (plain_package / "compiled" / "_bytes.py").write_text(FITS, "utf-8")
     assert_refused(plain_package, "nothing_of_this_name")
 
 
-@pytest.mark.parametrize("name", ["_hot", "_bytes"])
+@pytest.mark.parametrize("name", ["_fast_path", "_bytes"])
 def test_a_constant_that_the_layout_lost_is_named(plain_package: Path, name: str) -> None:
-    for each in ("_hot", "_bytes"):
+    for each in ("_fast_path", "_bytes"):
         (plain_package / "compiled" / f"{each}.py").write_text(FITS, "utf-8")
     (plain_package / "compiled" / f"{name}.py").write_text(
         "BUILT_WITH = {'BUCKET_HEIGHT': 12}\n", "utf-8"

@@ -269,7 +269,7 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
                 finally:
                     replace_door(parts.file, write)
                 assert done != door.reached
-                assert set(empty_extents(parts)) <= {parts.slab._spare}
+                assert set(empty_extents(parts)) <= {parts.slab.spare[0]}
     assert [str(problem) for problem in check_file(path)] == []
 
 

@@ -2,12 +2,13 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from kvstore import compiled
+from kvstore.compiled import Change
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.index.extents import Extents
@@ -99,7 +100,12 @@ def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:
         write(index << 3, U64.pack(word))
 
     file.live[1] = 0  # so that compiled code does not store by itself
-    file.write, file.write_word = write, write_word
+
+    def write_all(changes: Sequence[Change]) -> None:
+        for offset, data, _ in changes:
+            file.write(offset, data)
+
+    file.write, file.write_word, file.write_all = write, write_word, write_all
 
 
 class FaultyDoor:

@@ -1,12 +1,13 @@
 """Data files that tell of each change as it is made."""
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 import kvstore.file.writers
+from kvstore.compiled import Change as Planned
 from kvstore.file.writers import ByPwrite, ThroughMap
 from kvstore.format.layout import U64
 
@@ -49,7 +50,12 @@ def telling_of_changes(before: Change = _ignore, after: Change = _ignore) -> Ite
         pwrite(self, offset, data)
         after(offset, data)
 
+    def write_all(self: ByPwrite, changes: Sequence[Planned]) -> None:
+        for offset, data, _ in changes:
+            self.write(offset, data)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kvstore.file.writers, "ThroughMap", TellingMap)
+        patch.setattr(ByPwrite, "write_all", write_all)
         patch.setattr(ByPwrite, "write", write_telling)
         yield

@@ -2,9 +2,9 @@
 
 The compiled one is there where it could be built. `_bytes` has what splits and recovery do for each
 slot and record: functions of the same names as in `kvstore.format`, which tells what they do, with
-the same results. `_hot` replaces `Slab`, `Slots` and `Operations`, each at the end of the module
-that has the plain one. Both extensions are used, or neither. With ``KVSTORE_PURE=1`` in the
-environment neither is loaded.
+the same results. `_fast_path` has the common case of the operations on one key, a shortcut: what it
+does not do, the Python code does. Both extensions are used, or neither. With ``KVSTORE_PURE=1`` in
+the environment neither is loaded.
 
 A store keeps to the implementation that was `selected` as it was opened.
 """
@@ -16,28 +16,11 @@ from collections.abc import Callable
 from importlib import import_module
 from mmap import mmap
 from types import ModuleType, TracebackType
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, Literal, NamedTuple, Protocol, cast
 
 from kvstore.format import found_words, layout, records, segment
 
-_EXTENSIONS: Final = ("_bytes", "_hot")
-
-
-class Implementation(NamedTuple):
-    """Functions over bytes, of one kind; `kvstore.format` tells what they do."""
-
-    name: str
-    """"plain" or "compiled"."""
-    find_magics: Callable[[bytes], tuple[int, int, int]]
-    scan_blocks: Callable[[bytes, int, int, int, int], tuple["array[int]", "array[int]"]]
-    link_free_blocks: Callable[["array[int]", int], tuple[int, list[tuple[int, int]]]]
-    sort_words: Callable[[list["array[int]"]], "array[int]"]
-    has_equal_hashes: Callable[["array[int]"], bool]
-    members_of_words: Callable[[mmap | bytes, int, "array[int]"], bytes]
-    partition_slots: Callable[
-        [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
-    ]
-    build_segment: Callable[[int, int, bytes], tuple[bytes, int]]
+_EXTENSIONS: Final = ("_bytes", "_fast_path")
 
 
 class OwnedLock(Protocol):
@@ -58,6 +41,84 @@ class OwnedLock(Protocol):
         /,
     ) -> None: ...
     def _is_owned(self) -> bool: ...
+
+
+Change = tuple[int, bytes, bytes]
+"""An offset in the file, what is to be there, and what is there."""
+
+Plan = tuple[int, int, list[Change]]
+"""A slot, the offset of its record, and changes to be made in this order."""
+
+
+class FastPath(Protocol):
+    """The common case of the operations on one key, or None: nothing was done, do it in Python.
+
+    See `_fast_path.pyx`. Where nothing is said of locks, the caller holds none.
+    """
+
+    def create(self, key: object, value: object, ttl: object) -> int | bytes | None:
+        """Create a key; return where its record is, 0 where the key is there already.
+
+        That is its offset, with its size in the bits above `SLOT_RECORD_MASK`. Or bytes: nothing
+        was done, but that the value was made JSON.
+        """
+
+    def read_bytes(self, key: object) -> bytes | Literal[False] | None:
+        """Return the value of a key as JSON; False where the key is absent."""
+
+    def expiry(self, key: object) -> bool | tuple[int, int] | None:
+        """Return whether a key is there; if it has an expires_at, that and the time now, in ms."""
+
+    def delete(self, key: object) -> bool | None:
+        """Delete a key; return False where it is absent."""
+
+    def delete_slot(self, slot: int, key: bytes) -> bool | None:
+        """Delete the key in a live slot. The caller holds its stripe."""
+
+    def free(self, record: int) -> bool | None:
+        """Free the block of a record that no slot points to."""
+
+    def create_under_locks(
+        self, key: bytes, encoded: bytes, created_at: int, expires_at: int, now_ms: int
+    ) -> int | Plan | None:
+        """Create a key whose stripe the caller holds; as `create`, but 0: open an extent first.
+
+        Where the file is written by calls, and the caller holds the space lock: what is to be done.
+        First the entry of the block's extent, then the record but for its magic, the slot, ...,
+        entry and control byte of the segment, and last the magic.
+        """
+
+    def delete_under_locks(self, key: bytes, now_ms: int) -> int | Plan | None:
+        """Delete a key whose stripe the caller holds; return its record, 0: free the spare first.
+
+        Where the file is written by calls, and the caller holds the space lock: what is to be done.
+        Control byte and entry of the segment, then entry and block of the slab.
+        """
+
+    def begin(self) -> None:
+        """Allow changes: the disk knows that the index is in flux."""
+
+    def close(self) -> None:
+        """Do nothing any more, and let go of the map. A second call does nothing."""
+
+
+class Implementation(NamedTuple):
+    """Functions over bytes, of one kind; `kvstore.format` tells what they do."""
+
+    name: str
+    """"plain" or "compiled"."""
+    find_magics: Callable[[bytes], tuple[int, int, int]]
+    scan_blocks: Callable[[bytes, int, int, int, int], tuple["array[int]", "array[int]"]]
+    link_free_blocks: Callable[["array[int]", int], tuple[int, list[tuple[int, int]]]]
+    sort_words: Callable[[list["array[int]"]], "array[int]"]
+    has_equal_hashes: Callable[["array[int]"], bool]
+    members_of_words: Callable[[mmap | bytes, int, "array[int]"], bytes]
+    partition_slots: Callable[
+        [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
+    ]
+    build_segment: Callable[[int, int, bytes], tuple[bytes, int]]
+    make_fast_path: Callable[..., FastPath] | None
+    """Makes the fast path of one store: see `_fast_path.pyx`."""
 
 
 def _load() -> dict[str, ModuleType]:
@@ -113,7 +174,7 @@ def _check(found: dict[str, ModuleType]) -> None:
 
 
 _extensions: Final = _load()
-compiled: Final = _extensions.get("_hot")
+_fast_path: Final = _extensions.get("_fast_path")
 PLAIN: Final = Implementation(
     "plain",
     records.find_magics,
@@ -124,17 +185,24 @@ PLAIN: Final = Implementation(
     found_words.members_of_words,
     segment.partition_slots,
     segment.build_segment,
+    None,
 )
 COMPILED: Final = (
-    Implementation(
-        "compiled", *(getattr(_extensions["_bytes"], name) for name in Implementation._fields[1:])
+    None
+    if _fast_path is None
+    else Implementation._make(
+        (
+            "compiled",
+            *(getattr(_extensions["_bytes"], name) for name in Implementation._fields[1:-1]),
+            _fast_path.FastPath,
+        )
     )
-    if _extensions
-    else None
 )
 selected: Implementation = COMPILED or PLAIN
-# The plain one lets its own thread pass: see `reentry` for what is asked before it is taken.
+# Those of the process: stores of both kinds take them. The plain one lets its own thread pass: see
+# `reentry` for what is asked before it is taken.
 Lock: Final[Callable[[], OwnedLock]] = (
-    cast(Callable[[], OwnedLock], threading.RLock) if compiled is None else compiled.Lock
+    cast(Callable[[], OwnedLock], threading.RLock) if _fast_path is None else _fast_path.Lock
 )
+Inside: Final[Callable[[], OwnedLock] | None] = None if _fast_path is None else _fast_path.Inside
 IMPLEMENTATION: Final = selected.name

@@ -21,11 +21,11 @@ Locks: that of `state` covers its fields and is taken last, but for `lock`'s own
 
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NoReturn, SupportsIndex
 
-from kvstore.compiled import compiled
+from kvstore.compiled import Change
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
 from kvstore.format.layout import (
     EXTENT_SHIFT,
@@ -63,6 +63,7 @@ class DataFile:
         directory: the directory as a view of 16-bit numbers.
         write: the write path for changes, `write(offset, data)`.
         write_word: likewise for the 64-bit word `words[index]`, `write_word(index, word)`.
+        write_all: likewise for planned changes, one after the other.
         read_only: nothing more is written in this opening: see `make_read_only`.
         in_place: `write` stores through the map, and cannot be refused.
         private: the map is private memory wherever it is stored to.
@@ -70,7 +71,6 @@ class DataFile:
         live: two words that never move, for compiled code: how many bytes of the file may be
             touched, which is `size`, and none once it is closed; and 1 exactly while changes are
             stored through the map into the file, by plain stores.
-        window: likewise; None where the plain implementation runs.
         size: bytes of the file that may be touched, a whole number of extents.
         pristine: nothing was changed since the file was opened clean.
         released: `close` has come to its end.
@@ -84,6 +84,7 @@ class DataFile:
 
     write: Callable[[int, bytes], None]
     write_word: Callable[[int, int], None]
+    write_all: Callable[[Sequence[Change]], None]
 
     def __init__(
         self,
@@ -111,14 +112,11 @@ class DataFile:
         self.words, self.shorts = mapping.words, mapping.shorts
         self.directory = mapping.directory
         self.live = array("Q", (self.size, 0))
-        self.window = None
         try:
             self._growth = Growth(held, mapping.max_extents, mapping.limit)
             self._flushing = Flushing(
                 held, self.map, self._state, by_pages=durable and self.in_place
             )
-            if compiled is not None:
-                self.window = compiled.Window(self.map, self.size)
             self._by_pwrite = writers.ByPwrite(held)
             if self.in_place:
                 self._use(writers.ThroughMap(self.map, self.words))
@@ -150,6 +148,7 @@ class DataFile:
         """Have all changes go through this writer from now on."""
         self.live[1] = 0
         self.write, self.write_word = writer.write, writer.write_word
+        self.write_all = writer.write_all
         self.live[1] = writer.is_direct and self.in_place
 
     def mark_dirty(self) -> None:
@@ -234,8 +233,6 @@ class DataFile:
         # Until length and state are on the disk, records in the new extents may be cut off.
         self.require_full_flush()
         self.live[0] = self.size = count << EXTENT_SHIFT
-        if self.window is not None:
-            self.window.size = self.size
 
     @property
     def extent_count(self) -> int:
@@ -329,8 +326,6 @@ class DataFile:
 
     def _unmap(self) -> None:
         self.live[1] = self.live[0] = 0
-        if self.window is not None:
-            self.window.close()
         self._mapping.close()
 
     def _close_contents(self) -> None:
@@ -366,8 +361,6 @@ class DataFile:
         """In a forked child: touch the parent's file no more, nor its lock. Idempotent."""
         message = f"{self.path}: the store belongs to the parent of this process"
         self._use(writers.Refusing(StoreClosedError, message))
-        if self.window is not None:
-            self.window.direct = False
         self._held.close_descriptor()
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:

@@ -27,9 +27,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from threading import get_ident
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
-from kvstore.compiled import Lock, OwnedLock, compiled
+from kvstore.compiled import Inside, Lock, OwnedLock
 from kvstore.errors import StoreBusyError
 
 Parameters = ParamSpec("Parameters")
@@ -56,20 +56,20 @@ class _Thread(threading.local):
         return vars(self).setdefault(name, Lock())  # type: ignore[no-any-return]
 
 
-class _CompiledThread:
-    inside = compiled and compiled.Inside()
+class _ThreadOfC:
+    """The same where locks of C count for themselves: one object does for all threads."""
+
+    def __init__(self, inside: OwnedLock) -> None:
+        self.inside = inside
 
 
-if TYPE_CHECKING or compiled is None:
-    thread: Final = _Thread()
+thread: Final = _Thread() if Inside is None else _ThreadOfC(Inside())
 
-    def is_inside() -> bool:
-        """Return whether this thread is inside an operation on some store."""
-        return thread.inside._is_owned()
 
-else:
-    thread = _CompiledThread()
-    is_inside = compiled.is_inside
+def is_inside() -> bool:
+    """Return whether this thread is inside an operation on some store."""
+    return thread.inside._is_owned()
+
 
 # A dict, for each change of it is one step, and asking whether it is empty costs next to nothing.
 waiting: Final[dict[int, list[_Store]]] = {}
@@ -148,10 +148,6 @@ def operation(
         return run
 
     return decorate
-
-
-if compiled is not None:
-    compiled.call_at_end(waiting, leave)
 
 
 def forget_others() -> None:

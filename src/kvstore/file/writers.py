@@ -1,16 +1,17 @@
 """The write path: every change of an open data file goes through one of these three.
 
-Each has `write`, of bytes to an offset, and `write_word`, of the aligned 64-bit word with an index.
+Each has `write`, of bytes to an offset, `write_word`, of the aligned 64-bit word with an index, and
+`write_all`, of changes that were planned: offset, bytes, and what is there so far.
 """
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import setitem
 from typing import Final, NoReturn
 
-from kvstore.compiled import compiled
+from kvstore.compiled import Change
 from kvstore.errors import KVStoreError
 from kvstore.format.layout import U64
 
@@ -32,12 +33,13 @@ class ThroughMap:
         # No function of ours: a word costs a fifth of what its eight bytes would.
         self.write_word: Callable[[int, int], None] = partial(setitem, words)
 
+    def write_all(self, changes: Sequence[Change]) -> None:
+        """As `write`, of each."""
+        for offset, data, _ in changes:
+            self.write(offset, data)
+
 
 def _store_bytes_in(mapped: mmap.mmap) -> Callable[[int, bytes], None]:
-    if compiled is not None:
-        store: Callable[[int, bytes], None] = compiled.MapWriter(mapped)
-        return store
-
     # A closure: one call and one slice assignment are all that most of a change costs.
     def write(offset: int, data: bytes) -> None:
         mapped[offset : offset + len(data)] = data
@@ -74,13 +76,28 @@ class ByPwrite:
             while written < len(data):
                 written += os.pwrite(self._held.fd, data[written:], offset + written)
         except OSError as error:
-            self.has_failed = True
-            platform.raise_if_full(error, self._held.path, f"write {len(data):,} bytes")
+            self._explain(error, len(data))
             raise
+
+    def _explain(self, error: OSError, size: int) -> None:
+        """Note that a write failed; raise StoreFullError where the disk had no room for it."""
+        self.has_failed = True
+        platform.raise_if_full(error, self._held.path, f"write {size:,} bytes")
 
     def write_word(self, index: int, word: int) -> None:
         """As `write`, of one word."""
         self.write(index << 3, U64.pack(word))
+
+    def write_all(self, changes: Sequence[Change]) -> None:
+        """Write these one after the other, up to one that fails. Raises as `write`."""
+        fd, pwrite = self._held.fd, os.pwrite
+        try:
+            for offset, data, _ in changes:
+                if self.refusing is not None or pwrite(fd, data, offset) != len(data):
+                    self.write(offset, data)
+        except OSError as error:
+            self._explain(error, sum(len(data) for _, data, _ in changes))
+            raise
 
 
 class Refusing:
@@ -100,3 +117,7 @@ class Refusing:
         raise self._kind(self._message) from self._cause
 
     write_word = write
+
+    def write_all(self, _changes: object) -> NoReturn:
+        """Raise the error."""
+        raise self._kind(self._message) from self._cause

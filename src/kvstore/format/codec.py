@@ -32,7 +32,7 @@ MAX_TTL_SECONDS: Final = 10**10
 # surrogates, and the rest cannot go wrong.
 _SAFE: Final = frozenset({str, int, bool, NoneType})
 _EXACT: Final = (str, int, float, dict, list, tuple)
-_OPTIONS: Final = (
+JSON_OPTIONS: Final = (
     orjson.OPT_PASSTHROUGH_SUBCLASS
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
@@ -106,7 +106,7 @@ def encode_value(key: str, value: dict[str, Any]) -> bytes:
         if type(value) is not dict:
             raise _NeedsFullWalk
         _walk(value.values(), 1)
-        encoded = orjson.dumps(value, None, _OPTIONS)
+        encoded = orjson.dumps(value, None, JSON_OPTIONS)
     except (_NeedsFullWalk, _NotStorable, TypeError, RecursionError):
         encoded = _encode_unusual(key, value)
     if len(encoded) > MAX_VALUE_SIZE:
@@ -153,7 +153,7 @@ def _encode_unusual(key: str, value: object) -> bytes:
     try:
         if not isinstance(value, dict):
             raise _NotStorable(f"{_shown(value)} is a {type(value).__name__}, allowed is a dict")
-        return orjson.dumps(_plain(value, 1), None, _OPTIONS)
+        return orjson.dumps(_plain(value, 1), None, JSON_OPTIONS)
     except _NotStorable as refused:
         raise InvalidValueError(f"key {key!r}: value{refused.path}: {refused.reason}") from None
     except TypeError as error:

@@ -324,7 +324,8 @@ MAX_DEPTH: Final = DIRECTORY_BITS
 
 EXTENT_MAP_OFFSET: Final = 2 * EXTENT_SIZE
 EXTENT_MAP_ENTRIES: Final = 16_384
-EXTENT_MAP_SIZE: Final = 16 * EXTENT_MAP_ENTRIES
+MAP_ENTRY_SHIFT: Final = 4  # an entry has 16 bytes
+EXTENT_MAP_SIZE: Final = EXTENT_MAP_ENTRIES << MAP_ENTRY_SHIFT
 FIXED_EXTENTS: Final = 6
 FIRST_FILE_SIZE: Final = 2 * 1024 * 1024
 
@@ -342,6 +343,7 @@ NO_BLOCK: Final = 0xFFFF
 
 # An entry's first eight bytes as one word, for code that changes it in one step.
 ENTRY_KIND_MASK: Final = 0xFF
+ENTRY_CLASS_SHIFT: Final = 8  # slab
 ENTRY_LIVE_SHIFT: Final = 16
 ENTRY_LIVE_ONE: Final = 1 << ENTRY_LIVE_SHIFT
 ENTRY_USED_SHIFT: Final = 32  # segment
@@ -402,7 +404,8 @@ FINGERPRINT_SHIFT: Final = 4
 
 # --- slab --------------------------------------------------------------------------------------
 
-BLOCK_ALIGNMENT: Final = 32
+BLOCK_SHIFT: Final = 5
+BLOCK_ALIGNMENT: Final = 1 << BLOCK_SHIFT
 RECORD: Final = Struct("<IHBBQQQ")
 RECORD_FIELDS: Final = (
     "magic", "value_size", "key_size", "flags", "created_at", "expires_at", "checksum",
@@ -414,6 +417,8 @@ RECORD_EXPIRES_OFFSET: Final = 16  # in the record
 RECORD_CHECKSUM_OFFSET: Final = 24  # in the record
 RECORD_MAGIC: Final = 0x524B_FEFF
 RECORD_MAGIC_BYTES: Final = b"\xff\xfeKR"
+RECORD_MAGIC_SIZE: Final = 4
+EXPIRY_SEED_SHIFT: Final = 16  # of expires_at in the seed of the checksum
 MAX_RECORD_SIZE: Final = RECORD_HEADER_SIZE + MAX_KEY_SIZE + MAX_VALUE_SIZE
 # The header as four words. In the first, the sizes are where a slot's last word has them.
 RECORD_WORDS: Final = Struct("<4Q")

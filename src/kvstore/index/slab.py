@@ -12,10 +12,11 @@ Invariants, under the space lock of `extents`:
    emptied, when any class opens one, and when the file is closed.
 """
 
+from array import array
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from kvstore.compiled import compiled
+from kvstore.compiled import FastPath
 from kvstore.errors import CorruptStoreError, KVStoreError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
@@ -71,12 +72,13 @@ class Slab:
         self._words = file.words
         self._shorts = file.shorts
         self._extents = extents
-        self._lock = extents.lock
+        self.lock = extents.lock
         # The extent that was last emptied or opened: the spare, while it has no live block.
-        self._spare = NO_EXTENT
-        self._looked_at = bytearray(EXTENT_MAP_ENTRIES)
+        self.spare = array("Q", [NO_EXTENT])
+        self.looked_at = bytearray(EXTENT_MAP_ENTRIES)
         # Blocks of records that no slot points to: an operation that was to free them could not.
         self._pending: list[int] = []
+        self.fast: FastPath | None = None  # of the store, once it is open
 
     def allocate(self, size: int, taken: list[int] | None = None) -> int:
         """Return the offset of a block for a record of `size` bytes. Takes the space lock.
@@ -90,14 +92,14 @@ class Slab:
         """
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
         taken = [] if taken is None else taken
-        with self._lock:
+        with self.lock:
             while True:
                 extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
                 if extent == NO_EXTENT:
                     extent = self._open_extent(size_class)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
                 entry = self._words[entry_offset >> 3]
-                if not self._looked_at[extent]:
+                if not self.looked_at[extent]:
                     self._look_at(extent, size_class, entry >> ENTRY_FRESH_SHIFT)
                 block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
                 if block == NO_BLOCK:
@@ -134,7 +136,7 @@ class Slab:
         contents = self._map[base : base + EXTENT_SIZE]
         if contents != _UNUSED:  # a tenth of the time that it takes to search
             self._look_closely(extent, size_class, fresh)
-        self._looked_at[extent] = True
+        self.looked_at[extent] = True
 
     def _look_closely(self, extent: int, size_class: int, fresh: int) -> None:
         base, end = extent << EXTENT_SHIFT, fresh * BLOCK_SIZES[size_class]
@@ -180,9 +182,11 @@ class Slab:
 
         Where it raises, either nothing has changed or the block is free.
         """
+        if self.fast is not None and self.fast.free(offset):
+            return
         extent = offset >> EXTENT_SHIFT
         entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
-        with self._lock:
+        with self.lock:
             entry = self._words[entry_offset >> 3]
             size_class = entry >> 8 & 0xFF
             was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
@@ -215,13 +219,13 @@ class Slab:
 
     def _make_spare(self, extent: int) -> None:
         """Have `extent`, which is about to be emptied or opened, be the spare from then on."""
-        if extent != self._spare:
+        if extent != self.spare[0]:
             self._free_spare()
-            self._spare = extent
+            self.spare[0] = extent
 
     def _free_spare(self) -> None:
         """Put the spare, if there is one, on the list of free extents: it is of no class then."""
-        extent = self._spare
+        extent = self.spare[0]
         if extent == NO_EXTENT:
             return
         entry = self._words[map_entry_offset(extent) >> 3]
@@ -231,11 +235,11 @@ class Slab:
                 self._unlink(extent, entry >> 8 & 0xFF, rollback)
                 self._extents.free(extent, rollback)
                 self._file.note_freed()
-        self._spare = NO_EXTENT
+        self.spare[0] = NO_EXTENT
 
     def free_spare(self) -> None:
         """Have no extent that is empty stay with its class. Takes the space lock."""
-        with self._lock:
+        with self.lock:
             self._free_spare()
 
     def _check_is_last(self, extent: int, block: int, entry: int) -> None:
@@ -311,6 +315,13 @@ class Slab:
                 return
             self._free_or_keep(offset)
 
+    def open_extent_for(self, size: int) -> None:
+        """Open an extent for records of `size` bytes where their class has none with room."""
+        size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
+        with self.lock:
+            if self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class] == NO_EXTENT:
+                self._open_extent(size_class)
+
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock.
 
@@ -324,9 +335,9 @@ class Slab:
                 SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
             )
             self._link(extent, size_class, rollback)
-            if not self._looked_at[extent]:
+            if not self.looked_at[extent]:
                 self._look_at(extent, size_class, 0)
-            self._spare = extent
+            self.spare[0] = extent
         return extent
 
     def _link(self, extent: int, size_class: int, rollback: Rollback) -> None:
@@ -351,9 +362,3 @@ class Slab:
         if after != NO_EXTENT:
             self._extents.check(after)
             rollback.write(map_entry_offset(after) + SLAB_PREVIOUS_OFFSET, U16.pack(before))
-
-
-if not TYPE_CHECKING and compiled is not None:
-
-    class Slab(compiled.Slab, Slab):
-        """The compiled twin. What is rare it has from the plain one."""

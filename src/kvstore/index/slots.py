@@ -14,9 +14,9 @@ entries in the directory, and the records its slots point to. Unless they say ot
 of these functions holds it.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from kvstore.compiled import compiled
+from kvstore.compiled import FastPath
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
     BUCKET_COUNT,
@@ -79,6 +79,7 @@ class Slots:
         self._slab = slab
         self._records = records
         self._wanted_shape = wanted_shape(file)
+        self.fast: FastPath | None = None  # of the store, once it is open
 
     def find(self, key_hash: int, key: bytes) -> int:
         """Return the offset of the slot of `key`.
@@ -193,21 +194,29 @@ class Slots:
             The offset of the record that was; 0 where it was left alone.
         """
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        record = tail & SLOT_RECORD_MASK
+        if self.fast is not None and self.fast.delete_slot(slot, key):
+            return record
         if not self._records.contains_record_of(tail, key):
             self._file.require_rebuild()
             self.remove(slot)
             return 0
-        record = tail & SLOT_RECORD_MASK
         try:
             self.remove(slot)
             self._slab.free(record)
         except BaseException:
-            # A record without a slot must not outlive this: the next rebuild would adopt it,
-            # although its key may have been created and deleted again meanwhile.
-            if not self.is_live(slot) and self._records.is_record(record):
-                self._put_back(slot, key)
+            self.put_back_unless_freed(slot, record, key)
             raise
         return record
+
+    def put_back_unless_freed(self, slot: int, record: int, key: bytes) -> None:
+        """Put a slot back that was removed and whose record was not freed.
+
+        A record without a slot must not outlive this: the next rebuild would adopt it, although its
+        key may have been created and deleted again meanwhile.
+        """
+        if not self.is_live(slot) and self._records.is_record(record):
+            self._put_back(slot, key)
 
     def remove(self, slot: int) -> None:
         """Take a live slot out of the table.
@@ -295,9 +304,3 @@ def control_offset_of(slot: int) -> int:
     """Return the file offset of the control byte of the slot at file offset `slot`."""
     index = ((slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE) // SLOT_SIZE
     return (slot & -BUCKET_SIZE) + CONTROL_OFFSET + index
-
-
-if not TYPE_CHECKING and compiled is not None:
-
-    class Slots(compiled.Slots, Slots):
-        """The compiled twin. What is rare it has from the plain one."""

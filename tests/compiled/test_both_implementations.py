@@ -1,10 +1,9 @@
-"""The compiled twin of the hot path beside the plain one: the same results, errors and bytes.
+"""A store with the compiled code beside one without: the same results, errors and bytes.
 
-Each works in a process of its own, on files of its own, and both are told the same. Compared is
-what each step returned or raised, and after it the whole file but for its holder.
+Both are told the same. Compared is what each step returned or raised, and after it the whole file
+but for its holder.
 """
 
-import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -25,12 +24,13 @@ from support.clock import FakeClock
 from support.disks import quick_folder
 from support.keys import IMPOSSIBLE, contended_key
 from support.oddities import MEMBERS, TTLS, VALUES
-from support.twin import FOREIGN, Step
-from support.twins import Twins
+from support.scripted_store import FOREIGN, Step
+from support.store_pair import StorePair
 from support.values import json_value, sized_value
 
 import kvstore.clock
 from kvstore import KVStore
+from kvstore.compiled import IMPLEMENTATION
 from kvstore.format.layout import (
     CONTROL_OFFSET,
     SLOT_COUNT,
@@ -43,24 +43,23 @@ from kvstore.format.layout import (
 )
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("kvstore.compiled._hot") is None,
-    reason="the compiled twin is not built",
+    IMPLEMENTATION != "compiled", reason="the compiled code is not built, or not in use"
 )
 
-DOORS: Final = (True, False)
+IN_PLACE: Final = (True, False)
 # Before 1970, at its beginning, now, beyond the last moment that the file can have, beyond all.
 MOMENTS: Final = (-1e9, -0.001, 0.0, 0.001, 1.7e9, 2**48 / 1000 - 10**10 - 1, 2**48 / 1000, 1e12)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with quick_folder(tmp_path_factory.mktemp("twins")) as quick:
+    with quick_folder(tmp_path_factory.mktemp("pair")) as quick:
         yield quick
 
 
 @pytest.fixture(scope="module")
-def twins(folder: Path) -> Iterator[Twins]:
-    with Twins(folder) as pair:
+def pair(folder: Path) -> Iterator[StorePair]:
+    with StorePair(folder) as pair:
         yield pair
 
 
@@ -114,11 +113,13 @@ steps = st.one_of(
 
 
 @settings(max_examples=scaled(50))
-@given(st.lists(steps, max_size=60), st.integers(0, 2**32), st.sampled_from(DOORS), st.booleans())
-def test_twins_do_the_same_whatever_they_are_told(
-    twins: Twins, told: list[Step], seed: int, in_place: bool, durable: bool
+@given(
+    st.lists(steps, max_size=60), st.integers(0, 2**32), st.sampled_from(IN_PLACE), st.booleans()
+)
+def test_both_do_the_same_whatever_they_are_told(
+    pair: StorePair, told: list[Step], seed: int, in_place: bool, durable: bool
 ) -> None:
-    twins.do(
+    pair.do(
         ("new", seed, in_place, MIN_MAX_BYTES, durable),
         *told,
         ("keys",),
@@ -130,8 +131,8 @@ def test_twins_do_the_same_whatever_they_are_told(
     )
 
 
-@pytest.mark.parametrize("in_place", DOORS)
-def test_twins_take_and_refuse_the_same(twins: Twins, in_place: bool) -> None:
+@pytest.mark.parametrize("in_place", IN_PLACE)
+def test_both_take_and_refuse_the_same(pair: StorePair, in_place: bool) -> None:
     told: list[Step] = [("new", 1, in_place)]
     told += [("call", "create", f"m {n}", {"m": member}) for n, member in enumerate(MEMBERS)]
     told += [("call", "create", f"v {n}", value) for n, value in enumerate(VALUES)]
@@ -141,7 +142,7 @@ def test_twins_take_and_refuse_the_same(twins: Twins, in_place: bool) -> None:
             told += [("call", "create", key, {}), ("look", key), ("call", "delete", key)]
     for depth in (300, 5_000, 100_000):
         told += [("create_deep", "deep", depth, kind) for kind in (dict, list, tuple)]
-    outcomes = twins.do(*told, ("items",), ("reopen",), ("items",), ("end",))
+    outcomes = pair.do(*told, ("items",), ("reopen",), ("items",), ("end",))
     own = [outcome.text for outcome in outcomes if outcome.text.startswith(FOREIGN)]
     assert not own, own[0]
 
@@ -210,13 +211,13 @@ class Walk:
         yield ("items",)
 
 
-@pytest.mark.parametrize("in_place", DOORS)
-def test_twins_go_the_same_way(twins: Twins, in_place: bool) -> None:
+@pytest.mark.parametrize("in_place", IN_PLACE)
+def test_both_go_the_same_way(pair: StorePair, in_place: bool) -> None:
     rng = seeded_random()
     seed = rng.getrandbits(32)
     walk = Walk(rng, seed)
-    twins.do(("new", seed, in_place, MIN_MAX_BYTES), ("digest_every", 20))
-    twins.do(*walk.crowd(SPLIT_AT + 150))
+    pair.do(("new", seed, in_place, MIN_MAX_BYTES), ("digest_every", 20))
+    pair.do(*walk.crowd(SPLIT_AT + 150))
     full = 0
     for _ in range(scaled(6)):
         doing: list[Callable[[], Iterator[Step]]] = [
@@ -231,21 +232,21 @@ def test_twins_go_the_same_way(twins: Twins, in_place: bool) -> None:
         ]
         rng.shuffle(doing)
         for part in doing:
-            outcomes = twins.do(*part(), *walk.whole())
+            outcomes = pair.do(*part(), *walk.whole())
             full += sum("StoreFullError" in outcome.text for outcome in outcomes)
     assert full, "the store was never full"
-    twins.do(*walk.drop(1.0), *walk.whole(), ("reopen",), ("items",), ("end",))
+    pair.do(*walk.drop(1.0), *walk.whole(), ("reopen",), ("items",), ("end",))
 
 
 # --- the order of changes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_place", DOORS)
-def test_twins_write_the_same_in_the_same_order(twins: Twins, in_place: bool) -> None:
+@pytest.mark.parametrize("in_place", IN_PLACE)
+def test_both_write_the_same_in_the_same_order(pair: StorePair, in_place: bool) -> None:
     rng = seeded_random()
     seed = rng.getrandbits(32)
     walk = Walk(rng, seed)
-    twins.do(("new", seed, in_place, MIN_MAX_BYTES), ("digest_every", 50), ("record",))
+    pair.do(("new", seed, in_place, MIN_MAX_BYTES), ("digest_every", 50), ("record",))
     told = [
         *walk.crowd(SPLIT_AT + 20),
         *walk.drop(0.5),
@@ -263,18 +264,18 @@ def test_twins_write_the_same_in_the_same_order(twins: Twins, in_place: bool) ->
         *walk.fill(20, (600,)),
     ]
     for start in range(0, len(told), 50):
-        twins.do(*(step for one in told[start : start + 50] for step in (one, ("writes",))))
-    twins.do(("end",))
+        pair.do(*(step for one in told[start : start + 50] for step in (one, ("writes",))))
+    pair.do(("end",))
 
 
-@pytest.mark.parametrize("in_place", DOORS)
+@pytest.mark.parametrize("in_place", IN_PLACE)
 @pytest.mark.parametrize("case", [case.name for case in CASES])
-def test_twins_are_cut_short_alike(twins: Twins, case: str, in_place: bool) -> None:
+def test_both_are_cut_short_alike(pair: StorePair, case: str, in_place: bool) -> None:
     """By an error of every single write, which lasts or does not; one way in each, at least."""
-    ways = [(error, lasting) for error in ("OSError", "KeyboardInterrupt") for lasting in DOORS]
+    ways = [(error, lasting) for error in ("OSError", "KeyboardInterrupt") for lasting in IN_PLACE]
     first = [each.name for each in CASES].index(case) + 2 * in_place
     for number in range(min(scaled(1), len(ways))):
-        twins.try_out("cut_short", case, in_place, *ways[(first + number) % len(ways)])
+        pair.try_out("cut_short", case, in_place, *ways[(first + number) % len(ways)])
 
 
 # --- damaged files -----------------------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_twins_are_cut_short_alike(twins: Twins, case: str, in_place: bool) -> N
 
 @pytest.fixture(scope="module")
 def deep(folder: Path) -> tuple[bytes, State]:
-    """A file with much in it, some of it expired by the time that the twins look, and what."""
+    """A file with much in it, some of it expired by the time that it is looked at, and what."""
     clock = FakeClock()
     path = folder / "deep.kvs"
     with (
@@ -349,8 +350,8 @@ BENDINGS: Final = {"crowded slots": crowd_slots, "bent slots": bend_slots}
 
 
 @pytest.mark.parametrize("kind", [*DAMAGES, *FORGERIES, *BENDINGS])
-def test_twins_make_the_same_of_damaged_files(
-    twins: Twins, deep: tuple[bytes, State], folder: Path, kind: str
+def test_both_make_the_same_of_damaged_files(
+    pair: StorePair, deep: tuple[bytes, State], folder: Path, kind: str
 ) -> None:
     original, live = deep
     rng = random.Random(f"{seeded_random().getrandbits(32)}/{kind}")
@@ -362,7 +363,7 @@ def test_twins_make_the_same_of_damaged_files(
         path.write_bytes(contents)
         keys = rng.sample(short_lived, 40) + rng.sample(sorted(live.keys() - set(short_lived)), 60)
         try:
-            twins.try_out("use", path, rng.random() < 0.7, keys, rng.getrandbits(32))
+            pair.try_out("use", path, rng.random() < 0.7, keys, rng.getrandbits(32))
         except AssertionError as error:
             error.add_note(f"file {number}: {'; '.join(said)}")
             raise

@@ -1,20 +1,16 @@
-"""One twin of the hot path at work: a process that is told what to do and tells what came of it.
+"""A store that does what it is told, step by step, and tells what comes of each as text.
 
-What it tells is the same for both twins where they do the same: outcomes in words, the writes that
-went through the door, and a digest of the file after each step. Masked is what differs by nature:
-the process id, in the file and in messages, and the folder.
+Two of them, one with a fast path and one without, tell the same where they do the same: outcomes in
+words, the writes through the write path, and a digest of the file after each step. Masked is what
+differs by nature: the process id in the file, and the folder.
 """
 
-import base64
 import errno
-import gc
-import logging
 import os
-import pickle
 import random
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,8 +20,7 @@ from faults.cases import CASES, Prepared, door
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 import kvstore.clock
-from kvstore import KVStore, KVStoreError
-from kvstore.compiled import IMPLEMENTATION
+from kvstore import KVStore, KVStoreError, compiled
 from kvstore.format.layout import HOLDER, HOLDER_OFFSET
 
 from . import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
@@ -46,7 +41,7 @@ class Outcome(NamedTuple):
 
 # What the text of an error begins with that is neither of the store's own nor of the system's.
 FOREIGN: Final = "raises, of its own making, "
-Step = tuple[Any, ...]  # the name of a method of `Twin`, and arguments
+Step = tuple[Any, ...]  # the name of a method of `ScriptedStore`, and arguments
 ERRORS: Final[dict[str, Callable[[], BaseException]]] = {
     "OSError": lambda: OSError(errno.EIO, "refused"),
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -54,11 +49,18 @@ ERRORS: Final[dict[str, Callable[[], BaseException]]] = {
 }
 
 
-class Twin:
-    """A store and the clock it goes by, at the command of another process."""
+class ScriptedStore:
+    """A store and the clock that it goes by.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where its files are.
+        plain: do without the compiled code.
+    """
+
+    def __init__(self, folder: Path, *, plain: bool) -> None:
+        folder.mkdir()
         self._folder = folder
+        self._plain = plain
         self._store: KVStore | None = None
         self._path = folder / "none"
         self._number = self._steps = 0
@@ -67,11 +69,27 @@ class Twin:
         self._in_place = True
         self._trace: list[tuple[int, bytes]] | None = None
         self.clock = FakeClock()
-        setattr(kvstore.clock, "time_ns", self.clock)  # noqa: B010 - a plain one is no valid typing
 
     def do(self, step: Step) -> Outcome:
         """Do a step and return what came of it."""
-        return Outcome(self.tell(step), self._digest())
+        with mock.patch.object(kvstore.clock, "time_ns", self.clock):
+            return Outcome(self.tell(step), self._digest())
+
+    def try_out(self, experiment: str, *arguments: Any) -> list[Any]:
+        """Do one of the experiments below; return all that came of it."""
+        with (
+            mock.patch.object(kvstore.clock, "time_ns", self.clock),
+            mock.patch("os.urandom", random.Random(1).randbytes),
+        ):
+            told: list[Any] = getattr(self, experiment)(*arguments)
+        return told
+
+    @contextmanager
+    def _chosen(self) -> Iterator[None]:
+        """Have what is opened be of the implementation that is wanted."""
+        chosen = compiled.PLAIN if self._plain else compiled.selected
+        with mock.patch.object(compiled, "selected", chosen):
+            yield
 
     def tell(self, step: Step) -> str:
         """Do a step and return, as text, what it returned or raised."""
@@ -132,7 +150,7 @@ class Twin:
 
     def open(self) -> None:
         """Open the file."""
-        with door(self._in_place):
+        with door(self._in_place), self._chosen():
             self._store = KVStore(self._path, **self._options)
         if self._trace is not None:
             self.record()
@@ -231,7 +249,7 @@ class Twin:
         self.digest_every(1)
         self.clock.set(START_SECONDS)
         (wanted,) = (each for each in CASES if each.name == case)
-        with door(in_place):
+        with door(in_place), self._chosen():
             prepared = Prepared(wanted, self._folder, self.clock)
             self._path = self._folder / "cut.kvs"
             for fail_at in count(1):
@@ -308,28 +326,3 @@ def steps_on(keys: list[str], rng: random.Random) -> list[Step]:
     steps += [("call", "purge_expired"), ("call", "__len__"), ("keys",), ("items",)]
     steps += [("call", "sync"), ("stats",)]
     return steps
-
-
-def serve() -> None:
-    """Do what is told on standard input, a line at a time, until it ends."""
-    os.makedirs(sys.argv[1])
-    logging.disable()
-    twin = Twin(Path(sys.argv[1]))
-    assert sys.argv[2] == IMPLEMENTATION
-    for line in sys.stdin.buffer:
-        name, *arguments = pickle.loads(base64.b64decode(line))
-        told: list[Any]
-        match name:
-            case "all":
-                told = [twin.do(step) for step in arguments]
-            case _:
-                told = getattr(twin, name)(*arguments)
-        say(told)
-    twin.end()
-    gc.collect()
-
-
-def say(told: object) -> None:
-    """Write a line that holds an object."""
-    sys.stdout.buffer.write(base64.b64encode(pickle.dumps(told)) + b"\n")
-    sys.stdout.buffer.flush()

@@ -1,0 +1,306 @@
+"""What the fast path leaves to the Python code, and what no caller can lead it to."""
+
+import copy
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.processes import run_script
+from support.stores import OpenStore
+
+import kvstore.clock
+from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreBusyError, StoreClosedError
+from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
+from kvstore.file.reentry import thread
+from kvstore.format.layout import STRIPE_SHIFT, key_hash
+from kvstore.index.buckets import wanted_shape
+
+pytestmark = pytest.mark.skipif(
+    IMPLEMENTATION != "compiled", reason="the compiled code is not built, or not in use"
+)
+
+
+@pytest.fixture
+def fast(store: KVStore) -> FastPath:
+    """The fast path of `store`, in which changes have begun and "key" is."""
+    store.create("key", {"n": 1})
+    assert store._fast is not None
+    return store._fast
+
+
+# --- what it does, and what it does not -----------------------------------------------------------
+
+
+def test_the_common_case_is_done(fast: FastPath) -> None:
+    record = fast.create("other", {"n": 2}, 60)
+    assert type(record) is int
+    assert fast.create("other", {}, None) == 0
+    assert fast.read_bytes("other") == b'{"n":2}'
+    assert fast.expiry("key") is True
+    assert type(fast.expiry("other")) is tuple
+    assert fast.delete("other") is True
+    assert fast.delete("other") is fast.read_bytes("other") is fast.expiry("other") is False
+
+
+@pytest.mark.parametrize("key", ["", "x" * 33, "\ud800", 1, None, type("Text", (str,), {})("key")])
+def test_what_is_no_ordinary_key_is_left_alone(fast: FastPath, key: object) -> None:
+    answers = [fast.create(key, {}, None), fast.read_bytes(key), fast.expiry(key), fast.delete(key)]
+    assert answers == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "value", [[], {"x": {1}}, {1: 2}, {"x": float("nan")}, {"x": "y" * 17_000}]
+)
+def test_what_is_no_ordinary_value_is_left_alone(fast: FastPath, value: object) -> None:
+    assert fast.create("other", value, None) is None
+
+
+@pytest.mark.parametrize("ttl", [0, -1, True, 1.5, 10**10 + 1, 2**70])
+def test_what_is_no_ordinary_ttl_is_left_alone(fast: FastPath, ttl: object) -> None:
+    assert fast.create("other", {}, ttl) is None
+
+
+def test_nothing_is_done_before_changes_have_begun(path: Path) -> None:
+    """The disk has to know first that the index is in flux."""
+    KVStore(path).close()
+    with KVStore(path) as store:
+        assert store._fast is not None
+        assert store._fast.create("key", {}, None) == b"{}"
+        assert store._fast.delete("key") is None
+        assert "key" not in store
+
+
+def test_nothing_is_done_once_the_store_is_closed(store: KVStore, fast: FastPath) -> None:
+    store.close()
+    answers = [fast.create("k", {}, None), fast.read_bytes("key"), fast.expiry("key")]
+    assert answers == [None] * 3
+    assert fast.delete("key") is fast.delete_under_locks(b"key", 0) is None
+    assert fast.create_under_locks(b"k", b"{}", 0, 0, 0) is fast.free(2**20) is None
+    with pytest.raises(StoreClosedError):
+        store.read("key")
+
+
+def test_a_clock_of_somebody_else_is_asked(
+    store: KVStore, fast: FastPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvstore.clock, "time_ns", lambda: 1_000_000_000)
+    store.create("other", {}, ttl=1)
+    assert fast.expiry("other") == (2_000, 1_000)
+    monkeypatch.setattr(kvstore.clock, "time_ns", lambda: 2_000_000_000)
+    assert fast.expiry("other") is fast.read_bytes("other") is fast.delete("other") is None
+    assert "other" not in store
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stripe(store: KVStore) -> OwnedLock:
+    return store._stripes[key_hash(b"key", store._seed) >> STRIPE_SHIFT]
+
+
+def test_what_another_thread_has_locked_is_not_touched(
+    store: KVStore, fast: FastPath, stripe: OwnedLock
+) -> None:
+    """Neither looked at nor changed: it may be half-made. The Python code waits."""
+    answers: list[object] = []
+
+    def look_and_change() -> None:
+        answers.extend((fast.delete("key"), fast.create("key", {}, None), fast.read_bytes("key")))
+
+    for lock in (stripe, store._space):
+        with lock:
+            thread_of_another = threading.Thread(target=look_and_change)
+            thread_of_another.start()
+            thread_of_another.join()
+    assert answers == [None, b"{}", None, None, b"{}", b'{"n":1}']
+    assert dict(store) == {"key": {"n": 1}}
+
+
+def test_a_thread_that_is_inside_is_left_to_the_rules(store: KVStore, fast: FastPath) -> None:
+    """Those of `reentry`: a signal handler amid an operation, say."""
+    with thread.inside:
+        assert fast.read_bytes("key") is fast.delete("key") is None
+        assert fast.create("other", {}, None) == b"{}"
+        assert store.read("key") == {"n": 1}  # nobody holds anything
+        with store._stripes[key_hash(b"key", store._seed) >> STRIPE_SHIFT]:
+            for call in (store.read, store.delete, store.ttl):
+                with pytest.raises(StoreBusyError):
+                    call("key")
+    with pytest.raises(KeyExistsError):
+        store.create("key", {})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
+@pytest.mark.parametrize("lock", ["stripe", "space"])
+def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
+    """And then holds none, and nothing has changed. The main thread waited deaf to Ctrl-C."""
+    said = run_script(
+        """
+        import threading, time
+        store = KVStore(sys.argv[1])
+        store.create("key", {})
+        locks = store._stripes if sys.argv[2] == "stripe" else (store._space,)
+        held, enough = threading.Event(), threading.Event()
+        def hold():
+            for lock in locks:
+                lock.acquire()
+            held.set()
+            enough.wait()
+            for lock in locks:
+                lock.release()
+        holder = threading.Thread(target=hold)
+        holder.start()
+        held.wait()
+        def interrupted(*_):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise KeyboardInterrupt
+        def interrupt():
+            while not done:  # one that comes before the wait begins does not end it
+                time.sleep(0.05)
+                os.kill(os.getpid(), signal.SIGINT)
+        for act in (
+            lambda: store.create("other", {}),
+            lambda: store.delete("key"),
+            lambda: store.read("key") if locks is store._stripes else store.stats(),
+        ):
+            done = []
+            signal.signal(signal.SIGINT, interrupted)
+            thread = threading.Thread(target=interrupt)
+            try:
+                thread.start()
+                act()
+            except KeyboardInterrupt:
+                done.append(1)
+            thread.join()
+        enough.set()
+        holder.join()
+        assert not any(lock._is_owned() for lock in (*store._stripes, store._space))
+        assert len(store) == 1 and store.stats().records == 1
+        say(dict(store))
+        store.close()
+        """,
+        path,
+        lock,
+    )
+    assert said == "{'key': {}}\n"
+    with KVStore(path) as store:
+        assert dict(store) == {"key": {}}
+
+
+# --- misuse --------------------------------------------------------------------------------------
+
+
+def arguments(store: KVStore) -> Iterator[tuple[int, object]]:
+    """Yield what a fast path is made of, and in its place what is not that."""
+    for place, wrong in enumerate(
+        ((b"", None), ([], None), ([], b"1234567"), (bytearray(), None), ((), (None,) * 16, None))
+    ):
+        yield from ((place, each) for each in wrong)
+    yield from ((5, None), (8, None))
+
+
+def test_it_is_made_of_the_parts_of_an_open_store_only(store: KVStore) -> None:
+    make_fast_path = selected.make_fast_path
+    assert make_fast_path is not None
+    file, slab = store._file, store._slab
+    right = (
+        file.map, file.live, slab.spare, slab.looked_at, store._stripes, store._space,
+        store._seed, wanted_shape(file), vars(kvstore.clock),
+    )  # fmt: skip
+    for place, wrong in arguments(store):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            make_fast_path(*(wrong if at == place else each for at, each in enumerate(right)))
+    with pytest.raises(TypeError):
+        cast(Any, make_fast_path).__new__(make_fast_path)
+
+
+def test_the_map_stays_as_long_as_it_is_needed(store: KVStore, fast: FastPath) -> None:
+    with pytest.raises(BufferError):
+        store._file.map.close()
+    assert store.read("key") == {"n": 1}
+
+
+@pytest.mark.parametrize("place", [0, 40, 255, 2**21 - 47, 2**26, 2**32, 2**63, 2**64 - 1])
+def test_no_offset_leads_out_of_the_map(fast: FastPath, place: int) -> None:
+    assert fast.delete_slot(place, b"key") is fast.free(place) is None
+
+
+def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:
+    nothing = cast(bytes, None)
+    for call in (
+        lambda: fast.delete_slot(2**20 + 256, nothing),
+        lambda: fast.create_under_locks(nothing, b"{}", 0, 0, 0),
+        lambda: fast.create_under_locks(b"k", nothing, 0, 0, 0),
+        lambda: fast.delete_under_locks(nothing, 0),
+        lambda: fast.free(-1),
+        lambda: copy.copy(fast),
+        lambda: copy.copy(Lock()),
+        lambda: Lock().release(),
+    ):
+        with pytest.raises((TypeError, OverflowError, RuntimeError)):
+            call()
+    assert fast.create_under_locks(b"k" * 200, b"{}", 0, 0, 0) is None
+    assert fast.create_under_locks(b"k", b"x" * 17_000, 0, 0, 0) is None
+
+
+def test_both_kinds_are_open_side_by_side(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_it = open_store(tmp_path / "with.kvs")
+    monkeypatch.setattr("kvstore.compiled.selected", PLAIN)
+    without = open_store(tmp_path / "without.kvs")
+    assert (with_it._fast is None, without._fast is None) == (False, True)
+    for store in (with_it, without):
+        store.create("key", {"n": 1})
+        assert store.read("key") == {"n": 1}
+        store.delete("key")
+        with pytest.raises(KeyNotFoundError):
+            store.read("key")
+
+
+# --- forks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+@pytest.mark.parametrize("amid", ["_open_extent", "split_or_compact"])
+def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: str) -> None:
+    """By a signal handler, which runs where the operation runs Python, and returns in the child.
+
+    The compiled twin went on there: it had seen before that it may store through the map.
+    """
+    said = run_script(
+        """
+        from faults.cases import CASES
+        os.urandom = bytes
+        case = next(case for case in CASES if case.name == "create and split")
+        store = KVStore(sys.argv[1])
+        if sys.argv[2] == "split_or_compact":
+            case.prepare(store)
+        parts = store._slab if sys.argv[2] == "_open_extent" else store._segments
+        real = getattr(parts, sys.argv[2])
+        children = []
+        def and_fork(*arguments):
+            result = real(*arguments)
+            children.append(os.fork())
+            if children[-1]:
+                before = bytes(store._file.map[:store._file.size])
+                _, status = os.waitpid(children[-1], 0)
+                assert bytes(store._file.map[:store._file.size]) == before
+                say("child ended with", os.waitstatus_to_exitcode(status))
+            return result
+        setattr(parts, sys.argv[2], and_fork)
+        try:
+            case.act(store)
+        except StoreClosedError:
+            if children != [0]:
+                raise
+        os._exit(5) if children == [0] else say(len(children), case.key in store)
+        """,
+        path,
+        amid,
+    )
+    assert said == "child ended with 5\n1 True\n"
