@@ -41,8 +41,8 @@ from kvstore.format.layout import (
     U64,
 )
 from kvstore_inspect import command_line
-from kvstore_inspect.image import open_image
-from kvstore_inspect.records import Damage, Record, Records
+from kvstore_inspect.file_view import open_view
+from kvstore_inspect.records import DamagedRecord, Record, Records
 
 KEYS: Final = {f"user:{number}": {"n": number, "text": "é" * number} for number in range(50)}
 COMMANDS: Final = [
@@ -261,13 +261,13 @@ def test_a_file_that_grows_while_it_is_looked_at_is_followed(
 ) -> None:
     store = open_store()
     store.create("first", {})
-    with open_image(path, unlocked=True) as image:
-        length, records = len(image), Records(image, 0)
+    with open_view(path, unlocked=True) as view:
+        length, records = len(view), Records(view, 0)
         for number in range(100):
             store.create(str(number), {"text": "x" * 16_000})
         found = list(records)
-        assert len(image) == store.stats().file_size > length
-    assert [each for each in found if isinstance(each, Damage)] == []
+        assert len(view) == store.stats().file_size > length
+    assert [each for each in found if isinstance(each, DamagedRecord)] == []
     assert {each.key for each in found if isinstance(each, Record)} == set(store)
 
 
@@ -275,12 +275,12 @@ def test_a_state_that_is_just_being_written_is_looked_at_again(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(filled, STATE_OFFSET)
-    monkeypatch.setattr("kvstore_inspect.image.sleep", lambda _: flip(filled, STATE_OFFSET))
-    with open_image(filled, unlocked=True) as image:
-        assert (image.problems, image.trusted) == ([], True)
+    monkeypatch.setattr("kvstore_inspect.file_view.sleep", lambda _: flip(filled, STATE_OFFSET))
+    with open_view(filled, unlocked=True) as view:
+        assert (view.problems, view.trusted) == ([], True)
     flip(filled, STATE_OFFSET)
-    with open_image(filled) as image:
-        assert image.problems != []
+    with open_view(filled) as view:
+        assert view.problems != []
 
 
 def test_a_store_open_in_this_very_process_is_in_use_too(

@@ -46,7 +46,7 @@ from kvstore.format.layout import (
 )
 from kvstore_inspect import command_line
 from kvstore_inspect.commands import keys as keys_module
-from kvstore_inspect.image import open_image
+from kvstore_inspect.file_view import open_view
 from kvstore_inspect.records import Record, Records
 
 LONG_KEY: Final = "ключ" * 8
@@ -458,13 +458,13 @@ def test_slots_of_a_key_that_its_home_had_no_room_for(
     with KVStore(path) as store:
         for number in range(17_500):
             store.create(str(number), {})
-    with open_image(path) as image:
+    with open_view(path) as view:
         displaced = next(
             found.key
-            for found in Records(image, 0)
+            for found in Records(view, 0)
             if isinstance(found, Record)
             and found.slot % EXTENT_SIZE // BUCKET_SIZE
-            != key_hash(found.key.encode(), image.seed) % BUCKET_COUNT
+            != key_hash(found.key.encode(), view.seed) % BUCKET_COUNT
         )
     result = inspect("slots", path, "--key", displaced)
     assert (result.status, "the record is whole" in result.out) == (DONE, True)

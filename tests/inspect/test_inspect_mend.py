@@ -46,9 +46,9 @@ from kvstore.format.layout import (
 from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file
 from kvstore.recovery.problems import Breach
-from kvstore_inspect import mending
+from kvstore_inspect import repair
 from kvstore_inspect.explanations import EXPLANATIONS, Remedy, remedies
-from kvstore_inspect.image import open_image
+from kvstore_inspect.file_view import open_view
 from kvstore_inspect.opening import Opening
 from kvstore_inspect.records import Record, Records
 from kvstore_inspect.terminal import escaped
@@ -238,8 +238,8 @@ def test_to_ask_what_the_next_opening_does_changes_nothing(whole: Truth, path: P
     for damage, opening in expected.items():
         path.write_bytes(damage(whole))
         os.utime(path, ns=(10**18, 10**18))
-        with open_image(path) as image:
-            assert image.next_opening() is opening
+        with open_view(path) as view:
+            assert view.next_opening() is opening
         assert path.read_bytes() == damage(whole)
         assert os.stat(path).st_mtime_ns == 10**18
 
@@ -466,8 +466,8 @@ def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, pa
     for position in range(0, DIRECTORY_SIZE, DIRECTORY_SIZE // 16):
         (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + position)
         damaged(whole, path, ((extent << EXTENT_SHIFT) + 4 * 4_096, bytes(4_096)))
-        with open_image(path) as image:
-            found = [each for each in Records(image, NOW_MS) if isinstance(each, Record)]
+        with open_view(path) as view:
+            found = [each for each in Records(view, NOW_MS) if isinstance(each, Record)]
         assert sorted(each.key for each in found) == sorted(whole.live)
 
 
@@ -477,8 +477,8 @@ def test_a_file_cut_off_within_a_directory_entry_is_read_to_its_end(
 ) -> None:
     """The walk over the directory stood still at the half of an entry."""
     path.write_bytes(whole.original.contents[:size])
-    with open_image(path) as image:
-        records = Records(image, NOW_MS)
+    with open_view(path) as view:
+        records = Records(view, NOW_MS)
         assert all(damage is not None for *_, damage in records.segments())
         assert not any(isinstance(each, Record) for each in records)
 
@@ -495,8 +495,8 @@ def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Pa
     no_slots = (bucket + CONTROL_OFFSET, bytes(SLOT_COUNT))
     for other in ((DIRECTORY_OFFSET, bytes(2)), no_slots):
         damaged(whole, path, no_record, other)
-        with open_image(path) as image:
-            found = list(Records(image, NOW_MS))
+        with open_view(path) as view:
+            found = list(Records(view, NOW_MS))
         keys = {each.key for each in found if isinstance(each, Record)}
         assert keys == whole.live.keys() - {"1"}
         assert len(found) == len(keys) + 1
@@ -704,7 +704,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
         replace_door(file, write)
         real_begin(file)
 
-    monkeypatch.setattr("kvstore_inspect.mending.write_at", write_at)
+    monkeypatch.setattr("kvstore_inspect.repair.write_at", write_at)
     monkeypatch.setattr(DataFile, "mark_dirty", mark_dirty)
 
 
@@ -733,8 +733,8 @@ def test_repair_without_room_for_a_copy_leaves_the_file_as_it_is(
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(mending, "_share_blocks", lambda *_: False)
-    monkeypatch.setattr(mending, "reserve", no_room)
+    monkeypatch.setattr(repair, "_share_blocks", lambda *_: False)
+    monkeypatch.setattr(repair, "reserve", no_room)
     ran = Ran("repair", path)
     assert (ran.status, path.read_bytes()) == (1, before)
     assert "--no-backup" in ran.errors
@@ -756,7 +756,7 @@ def test_repair_keeps_a_copy_that_shares_blocks_where_the_disk_can(
             file.write(bytes(EXTENT_SIZE))
         before = path.read_bytes()
         with os.fdopen(os.open(path, os.O_RDWR), "rb") as source, (disk / "x").open("wb") as copy:
-            assert mending._share_blocks(source.fileno(), copy.fileno())
+            assert repair._share_blocks(source.fileno(), copy.fileno())
         assert Ran("repair", path).status == 0
         assert backups(path)[0].read_bytes() == before
         assert contents_of(path) == whole.live

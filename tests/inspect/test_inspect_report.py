@@ -27,7 +27,7 @@ from kvstore.format.layout import (
 from kvstore.format.superblock import pack_state
 from kvstore_inspect import survey as surveying
 from kvstore_inspect.command_line import main
-from kvstore_inspect.image import open_image
+from kvstore_inspect.file_view import open_view
 
 PICTURES: Final = {
     "Map of the file",
@@ -209,9 +209,9 @@ def test_survey_counts_what_is_in_the_file(path: Path, clock: FakeClock) -> None
         for number in range(1_000):
             store.create(f"{number}", {"text": "x" * 50}, ttl=(None, 30, 7_200)[number % 3])
         stats = store.stats()
-    with open_image(path) as image:
-        found = surveying.survey(image, clock.now_ms + 60_000, lambda _done, _whole: None)
-        sentences = surveying.advice(found, image)
+    with open_view(path) as view:
+        found = surveying.survey(view, clock.now_ms + 60_000, lambda _done, _whole: None)
+        sentences = surveying.advice(found, view)
     assert (found.records, found.expired) == (667, 333)
     assert found.lifetimes == {surveying.NEVER: 334, 0: 333, 86_400: 333}
     assert sum(found.probes.values()) == sum(found.value_sizes.values()) == 667

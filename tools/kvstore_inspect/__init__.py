@@ -1,8 +1,9 @@
-"""kvstore-inspect: see into a store, check it, carry it elsewhere, mend it.
+"""kvstore-inspect: see into a store, check it, carry it elsewhere, repair it.
 
-Modules, low to high: `image` (the bytes of a file, and what its superblock says), `records` (every
-record of it, by the index or by itself), `findings` (what the checker finds, and the records
-counted), `explanations` (what each problem means, and what mends it), `mending` (how), `terminal`
-(what is printed, and how), `commands` (one module each), `command_line`. The format is
-`kvstore.format.layout`'s alone.
+Modules, low to high: `file_view` (the bytes of a file, and what its superblock says), `records`
+(every record of it, by the index or by itself), `survey` (all of it in numbers), `check_result`
+(what the checker finds, and the records counted), `explanations` (what each problem means, and what
+to do about it), `repair`, `describe` (structures with every field named), `jsonl` (a record as a
+line), `terminal` (what is printed, and how), `commands` (one module each), `command_line`. The
+format is `kvstore.format.layout`'s alone.
 """

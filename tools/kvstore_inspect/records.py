@@ -57,7 +57,7 @@ from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
 
-from .image import Image
+from .file_view import FileView
 
 _LOOKS: Final = 5  # at what does not fit in a file in use
 _PAUSE_SECONDS: Final = 0.001
@@ -86,7 +86,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class DamagedRecord:
     """Something that should be a record, or lead to some: where, of which key if that is known."""
 
     offset: int
@@ -94,15 +94,15 @@ class Damage:
     message: str
 
 
-Found = Record | Damage
+Found = Record | DamagedRecord
 Progress = Callable[[int, int], object]
 
 
 class Records:
-    """The records of an image, those that have expired included.
+    """The records of an view, those that have expired included.
 
     Args:
-        image: an open file.
+        view: an open file.
         now_ms: the time, for what is in use or was not closed: what has expired loses there.
         progress: called with how much of the way is done, and the whole of it.
 
@@ -112,33 +112,35 @@ class Records:
     """
 
     def __init__(
-        self, image: Image, now_ms: int, progress: Progress = lambda _done, _whole: None
+        self, view: FileView, now_ms: int, progress: Progress = lambda _done, _whole: None
     ) -> None:
-        self._image = image
+        self._view = view
         self._now_ms = now_ms
         self._progress = progress
         self._patience = _PATIENCE
-        if image.in_use and not image.trusted:
-            image.look_again()  # somebody may have begun to change it since
-        self.by_index = image.trusted or (image.in_use and not image.state.clean)
+        if view.in_use and not view.trusted:
+            view.look_again()  # somebody may have begun to change it since
+        self.by_index = view.trusted or (view.in_use and not view.state.clean)
         self.outdated = 0
-        self._slab_extents = range(FIXED_EXTENTS, image.extent_count)
+        self._slab_extents = range(FIXED_EXTENTS, view.extent_count)
 
     def __iter__(self) -> Iterator[Found]:
-        for problem in self._image.problems:
-            yield Damage(0, None, problem)
+        for problem in self._view.problems:
+            yield DamagedRecord(0, None, problem)
         if not self.by_index:
             yield from self._without_index()
             return
         whole = damaged = 0
         for found in self._by_index():
             whole += isinstance(found, Record)
-            damaged += isinstance(found, Damage)
+            damaged += isinstance(found, DamagedRecord)
             yield found
         # A record may be lost with its slot, and then nothing names it.
-        count = None if self._image.in_use or damaged else records_at_close(self._image)
+        count = None if self._view.in_use or damaged else records_at_close(self._view)
         if count is not None and whole < count:
-            yield Damage(EXTENT_MAP_OFFSET, None, f"records that are nowhere: {count - whole:,}")
+            yield DamagedRecord(
+                EXTENT_MAP_OFFSET, None, f"records that are nowhere: {count - whole:,}"
+            )
 
     def find(self, key: str) -> Found | None:
         """Return the record of `key`, or what is damaged of it; None where it is absent."""
@@ -150,9 +152,9 @@ class Records:
     # --- by the index --------------------------------------------------------------------------
 
     def _by_index(self) -> Iterator[Found]:
-        image = self._image
-        seen = bytearray(image.extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8 + 1)
-        whole_way = DIRECTORY_ENTRIES + (0 if image.in_use else image.extent_count)
+        view = self._view
+        seen = bytearray(view.extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8 + 1)
+        whole_way = DIRECTORY_ENTRIES + (0 if view.in_use else view.extent_count)
         for position, extent, contents, damage in self.segments():
             self._progress(position, whole_way)
             if damage:
@@ -166,12 +168,12 @@ class Records:
                         seen[place >> 3] |= 1 << (place & 7)
                 if found is not None:
                     yield found
-        if not image.in_use:
+        if not view.in_use:
             for extent in self._slab_extents:
                 self._progress(DIRECTORY_ENTRIES + extent, whole_way)
                 yield from self._without_slot(extent, seen)
 
-    def segments(self) -> Iterator[tuple[int, int, bytes, Damage | None]]:
+    def segments(self) -> Iterator[tuple[int, int, bytes, DamagedRecord | None]]:
         """Yield each segment: directory position, extent, contents; or what is damaged of it.
 
         Each extent comes once, whatever the directory says.
@@ -181,15 +183,15 @@ class Records:
         while position < DIRECTORY_ENTRIES:
             for _ in range(_LOOKS):
                 extent = self._directory_entry(position)
-                contents = self._image.extent(extent)
+                contents = self._view.extent(extent)
                 damage = self._segment_damage(position, extent, contents)
-                if not self._image.in_use or (
-                    damage is None and contents == self._image.extent(extent)
+                if not self._view.in_use or (
+                    damage is None and contents == self._view.extent(extent)
                 ):
                     break
                 self._wait_for_change()
             if extent in seen:
-                damage = damage or Damage(
+                damage = damage or DamagedRecord(
                     DIRECTORY_OFFSET + 2 * position,
                     None,
                     f"the directory's entry {position} leads to extent {extent}, as others do",
@@ -207,30 +209,32 @@ class Records:
         if self._patience:
             self._patience -= 1
             sleep(_PAUSE_SECONDS)
-            self._image.look_again()
+            self._view.look_again()
 
     def _directory_entry(self, position: int) -> int:
         offset = DIRECTORY_OFFSET + 2 * position
-        return int.from_bytes(self._image[offset : offset + 2], "little")
+        return int.from_bytes(self._view[offset : offset + 2], "little")
 
     def _end_of_run(self, position: int, extent: int) -> int:
-        directory = self._image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
+        directory = self._view[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
         wanted = extent.to_bytes(2, "little")
         position += 1  # also where the file ends within the entry
         while directory[2 * position : 2 * position + 2] == wanted:
             position += 1
         return position if directory[2 * position :] else DIRECTORY_ENTRIES
 
-    def _segment_damage(self, position: int, extent: int, contents: bytes) -> Damage | None:
+    def _segment_damage(self, position: int, extent: int, contents: bytes) -> DamagedRecord | None:
         where = DIRECTORY_OFFSET + 2 * position
-        if not FIXED_EXTENTS <= extent < self._image.extent_count or len(contents) < EXTENT_SIZE:
-            return Damage(where, None, f"the directory's entry {position} leads to extent {extent}")
+        if not FIXED_EXTENTS <= extent < self._view.extent_count or len(contents) < EXTENT_SIZE:
+            return DamagedRecord(
+                where, None, f"the directory's entry {position} leads to extent {extent}"
+            )
         marker, _, depth, prefix, *_ = BUCKET_HEADER.unpack_from(contents)
         base = extent << EXTENT_SHIFT
         if marker != bucket_marker(base):
-            return Damage(base, None, f"the directory leads to extent {extent}, no segment")
+            return DamagedRecord(base, None, f"the directory leads to extent {extent}, no segment")
         if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position:
-            return Damage(
+            return DamagedRecord(
                 base, None, f"the segment says depth {depth} and prefix {prefix} at {position}"
             )
         for number in range(1, BUCKET_COUNT):
@@ -238,21 +242,23 @@ class Records:
             if not _is_bucket(contents[number * BUCKET_SIZE :], bucket):
                 return _marker_error(bucket)
             if _shape(contents, number * BUCKET_SIZE) != _shape(contents):
-                return Damage(bucket, None, "a page of the table is of another moment than others")
+                return DamagedRecord(
+                    bucket, None, "a page of the table is of another moment than others"
+                )
         return None
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
         """Return the record that a slot tells of, or what is wrong; None: it was just deleted."""
         for look in range(_LOOKS):
             found = self._record_at(slot, packed)
-            if isinstance(found, Record) or not self._image.in_use:
+            if isinstance(found, Record) or not self._view.in_use:
                 self._patience = _PATIENCE if look else self._patience
                 return found
             self._wait_for_change()
-            packed = self._image[slot : slot + SLOT_SIZE]
+            packed = self._view[slot : slot + SLOT_SIZE]
             bucket = slot & -BUCKET_SIZE
             index = (slot - slot_offset(bucket, 0)) // SLOT_SIZE
-            page = self._image[bucket : bucket + BUCKET_SIZE]
+            page = self._view[bucket : bucket + BUCKET_SIZE]
             if index not in {live for live, _, _ in live_slots(page)}:
                 return None
         return found
@@ -260,10 +266,10 @@ class Records:
     def _record_at(self, slot: int, packed: bytes) -> Found:
         start, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
         size = RECORD_HEADER_SIZE + key_size + value_size
-        contents = self._image.read(offset, size)
+        contents = self._view.read(offset, size)
         if offset < FIXED_EXTENTS * EXTENT_SIZE or len(contents) < size or not key_size:
             message = f"its slot points to byte {offset:,}, which no record is at"
-            return Damage(slot, _legible(start, key_size, b""), message)
+            return DamagedRecord(slot, _legible(start, key_size, b""), message)
         magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
         value = contents[RECORD_HEADER_SIZE + key_size :]
@@ -272,22 +278,22 @@ class Records:
         elif key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") != start or expires != expires_at:
             message = "its slot and its record do not agree"
         elif checksum != record_checksum(
-            value, key_hash(key, self._image.seed), created_at, expires, offset
+            value, key_hash(key, self._view.seed), created_at, expires, offset
         ):
             message = "its record fails its checksum"
         else:
             return _record(key, value, created_at, expires, offset, slot)
-        return Damage(offset, _legible(start, key_size, key), message)
+        return DamagedRecord(offset, _legible(start, key_size, key), message)
 
     def _without_slot(self, extent: int, seen: bytearray) -> Iterator[Found]:
         """Yield whole records of an extent that were not seen, but for older ones of a key."""
         base = extent << EXTENT_SHIFT
-        contents = self._image.extent(extent)
+        contents = self._view.extent(extent)
         for position in magics(contents):
             place = (base + position) // BLOCK_ALIGNMENT
             if seen[place >> 3] & 1 << (place & 7) or size_class_at(contents, position) < 0:
                 continue
-            if is_valid_record(contents, position, base, self._image.seed):
+            if is_valid_record(contents, position, base, self._view.seed):
                 key, _ = _key_and_value(contents, position)
                 found = self._look_up(key)
                 # One that is found was passed over with the damaged segment that its slot is in.
@@ -297,9 +303,9 @@ class Records:
     def _look_up(self, key: bytes) -> Found | None:
         """Find a key as the store does."""
         for _ in range(_LOOKS):
-            hash_of_key = key_hash(key, self._image.seed)
+            hash_of_key = key_hash(key, self._view.seed)
             found = self._probe(key, hash_of_key)
-            if isinstance(found, Record) or not self._image.in_use:
+            if isinstance(found, Record) or not self._view.in_use:
                 break
             self._wait_for_change()
         return found
@@ -308,10 +314,10 @@ class Records:
         base = self._directory_entry(hash_of_key >> DIRECTORY_SHIFT) << EXTENT_SHIFT
         home = hash_of_key & BUCKET_COUNT - 1
         fingerprint = FINGERPRINTS[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
-        damage: Damage | None = None
+        damage: DamagedRecord | None = None
         for step in range(BUCKET_COUNT):
             bucket = base + ((home + step) % BUCKET_COUNT << BUCKET_SHIFT)
-            page = self._image[bucket : bucket + BUCKET_SIZE]
+            page = self._view[bucket : bucket + BUCKET_SIZE]
             if not _is_bucket(page, bucket):
                 return _marker_error(bucket)
             control = BUCKET_HEADER.unpack_from(page)[-1]
@@ -336,29 +342,31 @@ class Records:
     def _without_index(self) -> Iterator[Found]:
         losers = self._outdated()
         self.outdated = len(losers)
-        count = self._image.extent_count
+        count = self._view.extent_count
         for extent in self._slab_extents:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
-            contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
-            verdict = classify(contents, base, self._image.seed, self._now_ms)
+            contents = self._view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            verdict = classify(contents, base, self._view.seed, self._now_ms)
             self.outdated += len(verdict.outdated)
             for position in sorted(verdict.live + verdict.expired):
                 if base + position not in losers:
                     yield _unpack(contents, position, base)
             for position in verdict.damaged:
-                yield Damage(base + position, None, "a record that is damaged, or half written")
+                yield DamagedRecord(
+                    base + position, None, "a record that is damaged, or half written"
+                )
 
     def _outdated(self) -> set[int]:
         """Return the offsets of the records that have a newer one of the same key."""
-        count = self._image.extent_count
+        count = self._view.extent_count
         parts = [array("Q") for _ in range(_PARTS)]
         for extent in self._slab_extents:
             self._progress(extent, 2 * count)
             base = extent << EXTENT_SHIFT
-            contents = self._image.extent(extent).ljust(EXTENT_SIZE, b"\0")
-            for position in classify(contents, base, self._image.seed, self._now_ms).live:
-                hash_of_key = key_hash(_key_and_value(contents, position)[0], self._image.seed)
+            contents = self._view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            for position in classify(contents, base, self._view.seed, self._now_ms).live:
+                hash_of_key = key_hash(_key_and_value(contents, position)[0], self._view.seed)
                 place = (base + position) // BLOCK_ALIGNMENT
                 parts[hash_of_key >> 56].append(hash_of_key & ~_PLACE_MASK | place)
         losers: set[int] = set()
@@ -379,7 +387,7 @@ class Records:
     def _settle(self, newest: dict[bytes, tuple[int, int]], offset: int) -> set[int]:
         """Add the record at `offset` to the newest of each key; return the offset of the loser."""
         size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
-        contents = self._image[offset : offset + size].ljust(size, b"\0")
+        contents = self._view[offset : offset + size].ljust(size, b"\0")
         mine = (RECORD.unpack_from(contents)[4], offset)
         key, _ = _key_and_value(contents, 0)
         theirs = newest.setdefault(key, mine)
@@ -387,14 +395,14 @@ class Records:
         return set() if theirs == mine else {min(mine, theirs)[1]}
 
 
-def records_at_close(image: Image) -> int | None:
+def records_at_close(view: FileView) -> int | None:
     """Return how many records the file had when it was closed; None where it does not say."""
-    if image.state.clean:
-        return image.state.records
+    if view.state.clean:
+        return view.state.records
     # As an opening does: where the state is damaged, the file may have been cut off.
     size = map_entry_offset(EXTENT_MAP_ENTRIES)
-    start = image[:size].ljust(size, b"\0")
-    told = -1 if image.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
+    start = view[:size].ljust(size, b"\0")
+    told = -1 if view.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
     return told if told >= 0 else None  # there was no crash to leave a wrong state
 
 
@@ -424,8 +432,8 @@ def _shape(contents: bytes, bucket: int = 0) -> int:
     return shape
 
 
-def _marker_error(bucket: int) -> Damage:
-    return Damage(bucket, None, "a page of the table has no marker")
+def _marker_error(bucket: int) -> DamagedRecord:
+    return DamagedRecord(bucket, None, "a page of the table has no marker")
 
 
 def _key_and_value(contents: bytes, position: int) -> tuple[bytes, bytes]:
@@ -449,4 +457,4 @@ def _record(
     try:
         return Record(key.decode(), value, created_at, expires_at, offset, slot)
     except UnicodeDecodeError as error:
-        return Damage(offset, None, f"its key is no UTF-8: {error}")
+        return DamagedRecord(offset, None, f"its key is no UTF-8: {error}")

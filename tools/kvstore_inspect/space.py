@@ -30,8 +30,8 @@ from kvstore.format.layout import (
     SLOT,
 )
 
-from .image import Image
-from .records import Damage, Progress, Records
+from .file_view import FileView
+from .records import DamagedRecord, Progress, Records
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Space:
     classes: list[ClassSpace] = field(
         default_factory=lambda: [ClassSpace(number) for number in range(len(BLOCK_SIZES))]
     )
-    damages: list[Damage] = field(default_factory=list)
+    damages: list[DamagedRecord] = field(default_factory=list)
     """The first `MOST_DAMAGES` of what is damaged."""
     damaged: int = 0
 
@@ -135,12 +135,12 @@ class Space:
 MOST_DAMAGES: Final = 100
 
 
-def survey(image: Image, now_ms: int, progress: Progress) -> Space:
+def survey(view: FileView, now_ms: int, progress: Progress) -> Space:
     """Count what is in a file."""
-    records = Records(image, now_ms, progress)
-    counting = _Counting(Space(image.extent_count, records.by_index), now_ms)
-    for problem in image.problems:
-        counting.damage(Damage(0, None, problem))
+    records = Records(view, now_ms, progress)
+    counting = _Counting(Space(view.extent_count, records.by_index), now_ms)
+    for problem in view.problems:
+        counting.damage(DamagedRecord(0, None, problem))
     for position, _, contents, damage in records.segments():
         if damage is None:
             counting.space.segments += 1
@@ -152,13 +152,13 @@ def survey(image: Image, now_ms: int, progress: Progress) -> Space:
                 counting.segment(contents)
     if not records.by_index:
         for found in records:
-            if not isinstance(found, Damage):
+            if not isinstance(found, DamagedRecord):
                 counting.record(
                     found.offset, len(found.key.encode()), len(found.value), found.expires_at
                 )
-            elif found.message not in image.problems:
+            elif found.message not in view.problems:
                 counting.damage(found)
-    counting.space.extent_count = image.extent_count  # one in use may have grown
+    counting.space.extent_count = view.extent_count  # one in use may have grown
     return counting.finished()
 
 
@@ -169,7 +169,7 @@ class _Counting:
         # The size class of each extent and one, by the extent; 0 where no record was seen.
         self._class_of_extent = array("B", bytes(MAX_EXTENTS))
 
-    def damage(self, damage: Damage) -> None:
+    def damage(self, damage: DamagedRecord) -> None:
         self.space.damaged += 1
         if len(self.space.damages) < MOST_DAMAGES:
             self.space.damages.append(damage)
@@ -192,7 +192,7 @@ class _Counting:
             or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
             or offset >> EXTENT_SHIFT < FIXED_EXTENTS
         ):
-            self.damage(Damage(offset, None, "a slot tells of a record that cannot be"))
+            self.damage(DamagedRecord(offset, None, "a slot tells of a record that cannot be"))
             return
         size = RECORD_HEADER_SIZE + key_size + value_size
         size_class = SIZE_CLASSES[(size + BLOCK_ALIGNMENT - 1) // BLOCK_ALIGNMENT]

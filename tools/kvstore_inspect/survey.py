@@ -26,9 +26,9 @@ from kvstore.format.layout import (
     key_hash,
 )
 
-from .image import Image
+from .file_view import FileView
 from .opening import Opening
-from .records import Damage, Progress, Record, Records
+from .records import DamagedRecord, Progress, Record, Records
 from .terminal import size as in_bytes
 
 # Seconds: none, a minute, an hour, a day, a week, 30 days, a year, any number.
@@ -90,7 +90,7 @@ class Survey:
     records: int = 0
     expired: int = 0
     orphans: int = 0
-    damage: list[Damage] = field(default_factory=list)
+    damage: list[DamagedRecord] = field(default_factory=list)
     damage_count: int = 0
 
     def count(self, kind: int) -> int:
@@ -118,18 +118,18 @@ class Survey:
         return sum(each.padding for each in self.classes)
 
 
-def survey(image: Image, now_ms: int, progress: Progress) -> Survey:
+def survey(view: FileView, now_ms: int, progress: Progress) -> Survey:
     """Walk over a file and count."""
-    records = Records(image, now_ms, progress)
+    records = Records(view, now_ms, progress)
     result = Survey(now_ms, records.by_index)
     result.classes = [SizeClass(size) for size in BLOCK_SIZES]
-    result.extents = [_extent(image, number) for number in range(image.extent_count)]
+    result.extents = [_extent(view, number) for number in range(view.extent_count)]
     for extent in result.extents:
         if extent.kind == KIND_SLAB:
             result.classes[extent.size_class].extents += 1
     for found in records:
         if isinstance(found, Record):
-            _count(result, image, found)
+            _count(result, view, found)
         else:
             result.damage_count += 1
             if len(result.damage) < _MOST_DAMAGE_KEPT:
@@ -141,8 +141,8 @@ def survey(image: Image, now_ms: int, progress: Progress) -> Survey:
     return result
 
 
-def _extent(image: Image, number: int) -> Extent:
-    entry = image.map_entry(number)
+def _extent(view: FileView, number: int) -> Extent:
+    entry = view.map_entry(number)
     kind, size_class, live, *_ = SLAB_ENTRY.unpack(entry)
     if kind == KIND_SEGMENT:
         live = SEGMENT_ENTRY.unpack(entry)[2]
@@ -156,7 +156,7 @@ def _extent(image: Image, number: int) -> Extent:
     return Extent(_DAMAGED_KIND, 1.0)
 
 
-def _count(result: Survey, image: Image, record: Record) -> None:
+def _count(result: Survey, view: FileView, record: Record) -> None:
     key = record.key.encode()
     size = RECORD_HEADER_SIZE + len(key) + len(record.value)
     size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
@@ -175,14 +175,14 @@ def _count(result: Survey, image: Image, record: Record) -> None:
     result.records += 1
     result.value_sizes[len(record.value)] += 1
     if record.slot:
-        home = key_hash(key, image.seed) & BUCKET_COUNT - 1
+        home = key_hash(key, view.seed) & BUCKET_COUNT - 1
         bucket = record.slot >> BUCKET_SHIFT & BUCKET_COUNT - 1
         result.probes[(bucket - home) % BUCKET_COUNT + 1] += 1
 
 
-def advice(result: Survey, image: Image) -> list[str]:
+def advice(result: Survey, view: FileView) -> list[str]:
     """Return what is unusual about the file, and what to do about it, a sentence or two each."""
-    found = list(_on_opening(image))
+    found = list(_on_opening(view))
     if result.damage_count:
         found.append(
             f"Damaged places: {result.damage_count:,}. kvstore-inspect verify names them and says "
@@ -199,7 +199,7 @@ def advice(result: Survey, image: Image) -> list[str]:
             f"not. Their {in_bytes(result.expired_bytes)} come back when room is needed, or at "
             f"once by purge_expired()."
         )
-    size = len(image)
+    size = len(view)
     if size > 0.9 * MAX_FILE_SIZE and result.free_bytes < 0.05 * size:
         found.append(
             f"The file is {size:,} bytes of at most {MAX_FILE_SIZE:,} and nearly full. Delete "
@@ -223,24 +223,24 @@ def advice(result: Survey, image: Image) -> list[str]:
     return found
 
 
-def _on_opening(image: Image) -> Iterator[str]:
+def _on_opening(view: FileView) -> Iterator[str]:
     """Yield what is to be known of the file before it is opened the next time."""
-    if image.in_use:
+    if view.in_use:
         yield "The file is in use: the numbers are of no one moment."
-    elif image.next_opening() is Opening.REFUSES:
+    elif view.next_opening() is Opening.REFUSES:
         yield (
             "The store does not open as it is: the index is not to be trusted, and to rebuild it "
             "would lose records, or the file was cut off. kvstore-inspect repair rebuilds it from "
             "those records that are whole, and keeps a copy of the file."
         )
-    elif not image.state.intact:
+    elif not view.state.intact:
         yield "The state is damaged. The next opening rebuilds the index from the records."
-    elif not image.state.clean:
+    elif not view.state.clean:
         yield (
             "The file was not closed. Nothing acknowledged is lost by that: the next opening "
             "rebuilds the index from the records."
         )
-    elif not image.trusted:
+    elif not view.trusted:
         yield (
             "The index fails its checksum. The next opening rebuilds it from the records, which "
             "are all there and whole."

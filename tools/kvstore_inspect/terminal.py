@@ -104,10 +104,10 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_json(*pieces: bytes) -> None:
-    """Write pieces of JSON on standard output, for what is too long to be held whole."""
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
+def write_json(*parts: bytes) -> None:
+    """Write parts of JSON on standard output, for what is too long to be held whole."""
+    for part in parts:
+        sys.stdout.buffer.write(part)
 
 
 def escaped(text: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from kvstore_inspect.image import Image, open_image
-from kvstore_inspect.records import Damage
+from kvstore_inspect.file_view import FileView, open_view
+from kvstore_inspect.records import DamagedRecord
 from kvstore_inspect.terminal import escaped, say
 
 DONE, PROBLEMS = 0, 1
@@ -40,12 +40,12 @@ def reading(function: Function) -> Function:
 
 
 @contextmanager
-def opened(file: Path, wait: float, unlocked: bool) -> Iterator[Image]:
+def opened(file: Path, wait: float, unlocked: bool) -> Iterator[FileView]:
     """Open the file to look at it; say so where it is looked at without its lock."""
-    with open_image(file, wait=wait, unlocked=unlocked) as image:
+    with open_view(file, wait=wait, unlocked=unlocked) as view:
         if unlocked:
             say(f"{file}: looked at without its lock; what changes meanwhile may be missing")
-        yield image
+        yield view
 
 
 def now_ms() -> int:
@@ -53,7 +53,7 @@ def now_ms() -> int:
     return max(0, time.time_ns() // 1_000_000)
 
 
-def name_damage(file: Path, damage: Damage) -> None:
+def name_damage(file: Path, damage: DamagedRecord) -> None:
     """Say on standard error what is damaged, and of which key."""
     whose = "" if damage.key is None else f" key {escaped(damage.key)}:"
     say(f"{file}:{whose} {damage.message} (byte {damage.offset:,})")

@@ -12,9 +12,9 @@ from xxhash import xxh3_128_intdigest
 from kvstore import KVStore, KVStoreError, StoreFullError
 from kvstore.file.platform import flush_folder
 from kvstore.recovery.check import check_file
-from kvstore_inspect.image import Image
-from kvstore_inspect.lines import to_line
-from kvstore_inspect.records import Damage, Progress, Record, Records
+from kvstore_inspect.file_view import FileView
+from kvstore_inspect.jsonl import to_line
+from kvstore_inspect.records import DamagedRecord, Progress, Record, Records
 from kvstore_inspect.terminal import counted, progress, say, size
 
 from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
@@ -41,14 +41,14 @@ def command(file: Path, wait: float, unlocked: bool, out: Path, force: bool) -> 
             raise click.UsageError(f"{out} is the file that is to be copied")
         if not force:
             raise click.UsageError(f"{out} exists; --force replaces it")
-    with opened(file, wait, unlocked) as image, _temporary(out) as temporary:
+    with opened(file, wait, unlocked) as view, _temporary(out) as temporary:
         with progress("copying") as show:
-            count, damaged, digest = _write(image, file, temporary, show)
+            count, damaged, digest = _write(view, file, temporary, show)
         with progress("comparing") as show:
             _compare(temporary, count, digest, show)
         _name(temporary, out, force)
     flush_folder(os.path.abspath(out))
-    saved = f"{size(len(image))} -> {size(out.stat().st_size)}"
+    saved = f"{size(len(view))} -> {size(out.stat().st_size)}"
     left_out = f", {counted(damaged, 'damaged place')} left out" if damaged else ""
     say(f"{out}: {counted(count, 'record')}, {saved}{left_out}")
     return PROBLEMS if damaged else DONE
@@ -79,13 +79,13 @@ def _temporary(out: Path) -> Iterator[Path]:
             os.unlink(name)
 
 
-def _write(image: Image, file: Path, temporary: Path, show: Progress) -> tuple[int, int, int]:
+def _write(view: FileView, file: Path, temporary: Path, show: Progress) -> tuple[int, int, int]:
     """Write all live records; return their number, that of damaged places, and a digest."""
     count = damaged = digest = 0
     now = now_ms()
     with KVStore(temporary) as store:
-        for found in Records(image, now, show):
-            if isinstance(found, Damage):
+        for found in Records(view, now, show):
+            if isinstance(found, DamagedRecord):
                 damaged += 1
                 name_damage(file, found)
             elif not 0 < found.expires_at <= now:
@@ -100,9 +100,9 @@ def _compare(temporary: Path, count: int, digest: int, show: Progress) -> None:
     problems = check_file(temporary)
     if problems:
         raise _DiffersError(f"{temporary}: the copy is damaged: {problems[0]}")
-    with opened(temporary, 0, unlocked=False) as image:
-        for found in Records(image, 0, show):
-            if isinstance(found, Damage):
+    with opened(temporary, 0, unlocked=False) as view:
+        for found in Records(view, 0, show):
+            if isinstance(found, DamagedRecord):
                 raise _DiffersError(f"{temporary}: the copy is damaged: {found.message}")
             count -= 1
             digest -= _digest(found)

@@ -9,8 +9,8 @@ import click
 import orjson
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from kvstore_inspect.image import Image
-from kvstore_inspect.records import Damage, Record, Records
+from kvstore_inspect.file_view import FileView
+from kvstore_inspect.records import DamagedRecord, Record, Records
 from kvstore_inspect.terminal import escaped, progress, write_json
 
 from .common import (
@@ -70,7 +70,7 @@ def _print(key: str, where: str, fields: list[str], as_json: bool) -> None:
 class _Comparison:
     """Two files that are compared, a part of the keys at a time."""
 
-    def __init__(self, first: Image, second: Image, created: bool) -> None:
+    def __init__(self, first: FileView, second: FileView, created: bool) -> None:
         self._first = first
         self._second = second
         self._created = created
@@ -104,17 +104,17 @@ class _Comparison:
             fields.append("created_at")
         return fields
 
-    def _records(self, image: Image, part: int) -> Iterator[Record]:
-        with progress(f"reading {image.path.name}") as show:
-            for found in Records(image, self._now_ms, show):
-                if isinstance(found, Damage):
-                    self._name(image.path, found)
+    def _records(self, view: FileView, part: int) -> Iterator[Record]:
+        with progress(f"reading {view.path.name}") as show:
+            for found in Records(view, self._now_ms, show):
+                if isinstance(found, DamagedRecord):
+                    self._name(view.path, found)
                 elif not 0 < found.expires_at <= self._now_ms and (
                     self._parts == 1 or xxh3_64_intdigest(found.key.encode()) % self._parts == part
                 ):
                     yield found
 
-    def _name(self, path: Path, damage: Damage) -> None:
+    def _name(self, path: Path, damage: DamagedRecord) -> None:
         """Name what is damaged, once."""
         self.damaged = True
         name = (path, damage.offset, damage.message)

@@ -7,8 +7,8 @@ from typing import Final
 import click
 import orjson
 
-from kvstore_inspect.lines import to_line, to_resp
-from kvstore_inspect.records import Damage, Found, Records
+from kvstore_inspect.jsonl import to_line, to_resp
+from kvstore_inspect.records import DamagedRecord, Found, Records
 from kvstore_inspect.terminal import progress
 
 from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
@@ -42,10 +42,10 @@ def command(file: Path, wait: float, unlocked: bool, expired: bool, form: str) -
     waiting: list[bytes] = []
     waiting_size = 0
     now = now_ms()
-    with opened(file, wait, unlocked) as image, progress("dumping") as show:
-        for found in Records(image, now, show):
+    with opened(file, wait, unlocked) as view, progress("dumping") as show:
+        for found in Records(view, now, show):
             judged = _judged(found)
-            if isinstance(judged, Damage):
+            if isinstance(judged, DamagedRecord):
                 name_damage(file, judged)
                 status = PROBLEMS
             elif expired or not 0 < judged.expires_at <= now:
@@ -62,10 +62,10 @@ def command(file: Path, wait: float, unlocked: bool, expired: bool, form: str) -
 
 def _judged(found: Found) -> Found:
     """Return a record as it is, if its value is JSON."""
-    if isinstance(found, Damage):
+    if isinstance(found, DamagedRecord):
         return found
     try:
         orjson.loads(found.value)
     except ValueError as error:
-        return Damage(found.offset, found.key, f"its value is not JSON: {error}")
+        return DamagedRecord(found.offset, found.key, f"its value is not JSON: {error}")
     return found

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvstore.format.codec import encode_key
-from kvstore_inspect.records import Damage, Record, Records
+from kvstore_inspect.records import DamagedRecord, Record, Records
 from kvstore_inspect.terminal import (
     duration,
     escaped,
@@ -47,12 +47,12 @@ Exit status 1 where the key is absent, has expired or is damaged.
 def command(file: Path, key: str, wait: float, unlocked: bool, as_json: bool) -> int:
     """Print the record; exit 1 where it is absent, expired or damaged."""
     encode_key(key)  # what cannot be a key is wrong usage
-    with opened(file, wait, unlocked) as image, progress("looking") as show:
-        found = Records(image, now_ms(), show).find(key)
-        problems = image.problems
+    with opened(file, wait, unlocked) as view, progress("looking") as show:
+        found = Records(view, now_ms(), show).find(key)
+        problems = view.problems
     for problem in problems:
         say(f"{file}: {problem}")
-    if isinstance(found, Damage):
+    if isinstance(found, DamagedRecord):
         say(f"key {escaped(key)}: {found.message} (byte {found.offset:,})")
         return PROBLEMS
     if found is None:

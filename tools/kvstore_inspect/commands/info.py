@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kvstore import IMPLEMENTATION
 from kvstore.format.layout import EXTENT_SIZE, MAX_FILE_SIZE, SEGMENT_SLOTS
-from kvstore_inspect.image import Image
+from kvstore_inspect.file_view import FileView
 from kvstore_inspect.opening import Opening
 from kvstore_inspect.space import Space, survey
 from kvstore_inspect.terminal import (
@@ -62,14 +62,14 @@ _NEARLY_FULL: Final = MAX_FILE_SIZE * 9 // 10
 @json_option
 def command(file: Path, wait: float, unlocked: bool, as_json: bool) -> int:
     """Print what the file is; exit 1 where something of it is damaged."""
-    with opened(file, wait, unlocked) as image:
+    with opened(file, wait, unlocked) as view:
         with progress("counting") as show:
-            space = survey(image, now_ms(), show)
+            space = survey(view, now_ms(), show)
         if as_json:
-            print_json(_as_object(image, space))
+            print_json(_as_object(view, space))
         else:
-            _print(image, space)
-        altered = _is_altered(image)
+            _print(view, space)
+        altered = _is_altered(view)
     for damage in space.damages:
         key = "" if damage.key is None else f"key {escaped(damage.key)}: "
         say(f"{file}: byte {damage.offset:,}: {key}{damage.message}")
@@ -78,28 +78,28 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool) -> int:
     return PROBLEMS if space.damaged or altered else DONE
 
 
-def _is_altered(image: Image) -> bool:
+def _is_altered(view: FileView) -> bool:
     """Return whether the index is not what it was when the file was closed."""
-    return image.state.clean and not image.trusted and not image.in_use
+    return view.state.clean and not view.trusted and not view.in_use
 
 
-def _is_refused(image: Image) -> bool:
+def _is_refused(view: FileView) -> bool:
     """Return whether the next opening refuses the file; one in use was opened."""
-    return not image.in_use and image.next_opening() is Opening.REFUSES
+    return not view.in_use and view.next_opening() is Opening.REFUSES
 
 
-def _allocated(image: Image) -> int | None:
-    blocks: int | None = getattr(image.status(), "st_blocks", None)
+def _allocated(view: FileView) -> int | None:
+    blocks: int | None = getattr(view.status(), "st_blocks", None)
     return None if blocks is None else 512 * blocks
 
 
-def _as_object(image: Image, space: Space) -> dict[str, object]:
-    identity, state = image.identity, image.state
+def _as_object(view: FileView, space: Space) -> dict[str, object]:
+    identity, state = view.identity, view.state
     return {
         "file": {
-            "path": str(image.path).encode(errors="replace").decode(),
-            "size": len(image),
-            "allocated_size": _allocated(image),
+            "path": str(view.path).encode(errors="replace").decode(),
+            "size": len(view),
+            "allocated_size": _allocated(view),
         },
         "header": {
             "version": identity.version,
@@ -110,11 +110,11 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
         "state": {
             "intact": state.intact,
             "clean": state.clean,
-            "trusted": image.trusted,
-            "in_use": image.in_use,
-            "extent_count": image.extent_count,
+            "trusted": view.trusted,
+            "in_use": view.in_use,
+            "extent_count": view.extent_count,
             "durable_count": state.durable_count if state.intact else None,
-            "holder": image.holder() or None,
+            "holder": view.holder() or None,
         },
         "records": {
             "counted_by": "index" if space.by_index else "records",
@@ -160,7 +160,7 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
                 for each in space.damages
             ],
         },
-        "advice": list(_advice(image, space)),
+        "advice": list(_advice(view, space)),
         "implementation": IMPLEMENTATION,
     }
 
@@ -168,29 +168,29 @@ def _as_object(image: Image, space: Space) -> dict[str, object]:
 # --- for people ----------------------------------------------------------------------------------
 
 
-def _print(image: Image, space: Space) -> None:
+def _print(view: FileView, space: Space) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, text in _rows(image, space):
+    for name, text in _rows(view, space):
         table.add_row(name, Text(text))
     show_table(table)
     if space.records or space.expired:
         out.print()
         show_table(_class_table(space))
-    for sentence in _advice(image, space):
+    for sentence in _advice(view, space):
         out.print()
         out.print(Text(sentence), soft_wrap=not out.is_terminal)
 
 
-def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
-    identity, state = image.identity, image.state
-    yield "file", escaped(str(image.path))
+def _rows(view: FileView, space: Space) -> Iterator[tuple[str, str]]:
+    identity, state = view.identity, view.state
+    yield "file", escaped(str(view.path))
     yield (
         "size",
-        f"{size_exactly(len(image))}, {image.extent_count:,} extents of {size(EXTENT_SIZE)}",
+        f"{size_exactly(len(view))}, {view.extent_count:,} extents of {size(EXTENT_SIZE)}",
     )
     yield "format", f"version {identity.version}, file id {identity.file_id.hex()}"
     yield "created", moment(identity.created_at)
-    yield "state", _state(image)
+    yield "state", _state(view)
     if state.intact:
         yield "durable", f"{state.durable_count:,} extents at least are left by any power loss"
     yield "", ""
@@ -216,15 +216,15 @@ def _rows(image: Image, space: Space) -> Iterator[tuple[str, str]]:
     yield "hot path", IMPLEMENTATION
 
 
-def _state(image: Image) -> str:
-    pid = image.holder()
-    if image.in_use:
+def _state(view: FileView) -> str:
+    pid = view.holder()
+    if view.in_use:
         written = f"process {pid} wrote itself in as its holder" if pid else "nobody is written in"
         return f"looked at without its lock; {written}"
-    if not image.state.intact:
+    if not view.state.intact:
         return "damaged"
-    if image.state.clean:
-        return "clean: closed in order" if image.trusted else "clean, but the index has changed"
+    if view.state.clean:
+        return "clean: closed in order" if view.trusted else "clean, but the index has changed"
     return f"not clean: process {pid} did not close it" if pid else "not clean: it was not closed"
 
 
@@ -260,46 +260,46 @@ def _class_table(space: Space) -> Table:
     return table
 
 
-def _advice(image: Image, space: Space) -> Iterator[str]:
+def _advice(view: FileView, space: Space) -> Iterator[str]:
     """Yield a sentence for everything unusual: what it means, what to do."""
-    if image.problems:
+    if view.problems:
         yield (
             "The file is damaged. `kvstore-inspect verify` says what is lost by it, `dump` saves "
             "every record that is whole, `repair` rebuilds the index from them."
         )
-    elif _is_refused(image):
+    elif _is_refused(view):
         yield (
             "The store does not open as it is: its index is not to be trusted, and to rebuild it "
             "would lose records. `kvstore-inspect verify` says what is wrong, `repair` rebuilds "
             "the index from the records that are whole."
         )
-    elif _is_altered(image):
+    elif _is_altered(view):
         yield (
             "The index is not what it was when the file was closed, so it is damaged, or something "
             "else than kvstore wrote to the file, or this is a copy torn while it was made. The "
             "next opening rebuilds the index: all records of then are there and whole."
         )
-    elif not image.state.clean and not image.in_use:
+    elif not view.state.clean and not view.in_use:
         yield (
             "The file was not closed in order: its process was killed, or the machine stopped. "
             "Nothing needs to be done: the next opening rebuilds the index from the records."
         )
-    if space.damaged > len(image.problems):
+    if space.damaged > len(view.problems):
         yield "Some of what was counted is damaged. `kvstore-inspect verify` names all of it."
-    yield from _advice_on_space(image, space)
+    yield from _advice_on_space(view, space)
 
 
-def _advice_on_space(image: Image, space: Space) -> Iterator[str]:
-    beyond = len(image) - image.state.extent_count * EXTENT_SIZE
-    if image.state.intact and beyond > 0 and not (image.in_use or _is_refused(image)):
+def _advice_on_space(view: FileView, space: Space) -> Iterator[str]:
+    beyond = len(view) - view.state.extent_count * EXTENT_SIZE
+    if view.state.intact and beyond > 0 and not (view.in_use or _is_refused(view)):
         yield (
             f"The file is {size(beyond)} longer than what it holds: its process died while it "
             f"opened the file or made it grow. The next opening cuts that off."
         )
-    allocated = _allocated(image)
-    if allocated is not None and allocated < len(image) - EXTENT_SIZE and not image.in_use:
+    allocated = _allocated(view)
+    if allocated is not None and allocated < len(view) - EXTENT_SIZE and not view.in_use:
         yield (
-            f"{size(len(image) - allocated)} of the file have no room on the disk yet: it was "
+            f"{size(len(view) - allocated)} of the file have no room on the disk yet: it was "
             f"copied with holes, or its file system compresses. The next opening reserves them."
         )
     if space.expired_size > max(_MUCH, space.live_size // 4):
@@ -307,9 +307,9 @@ def _advice_on_space(image: Image, space: Space) -> Iterator[str]:
             f"{space.expired:,} expired records hold {size(space.expired_size)}. `create` takes "
             f"that back when it needs room, `purge_expired()` at once."
         )
-    if space.free_size > max(_MUCH, len(image) // 2):
+    if space.free_size > max(_MUCH, len(view) // 2):
         yield (
-            f"{space.free_size / len(image):.0%} of the file is free, for records to come. If "
+            f"{space.free_size / len(view):.0%} of the file is free, for records to come. If "
             f"none are: `kvstore-inspect copy` makes a compact copy."
         )
     if space.padding_size > max(_MUCH, space.live_size // 3):
@@ -317,13 +317,13 @@ def _advice_on_space(image: Image, space: Space) -> Iterator[str]:
             f"{space.padding_size / space.live_size:.0%} of the records' space is padding: their "
             f"sizes are just above what a block holds. The table above tells of which classes."
         )
-    if len(image) >= _NEARLY_FULL and space.free_size < MAX_FILE_SIZE // 10:
+    if len(view) >= _NEARLY_FULL and space.free_size < MAX_FILE_SIZE // 10:
         yield (
             f"The file is close to {MAX_FILE_SIZE:,} bytes, the most that one can have. `dump "
             f"--format resp` carries it to Redis, which has no such limit."
         )
-    if os.name == "posix" and image.status().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        mode = stat.S_IMODE(image.status().st_mode)
+    if os.name == "posix" and view.status().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = stat.S_IMODE(view.status().st_mode)
         yield (
             f"Others than its owner may use the file (mode {mode:04o}; kvstore creates it with "
             f"0600). If that is not meant: chmod 600."

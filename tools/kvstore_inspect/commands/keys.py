@@ -15,7 +15,7 @@ import click
 import orjson
 
 from kvstore.format.layout import NEVER, TIME_LIMIT
-from kvstore_inspect.records import Damage, Record, Records
+from kvstore_inspect.records import DamagedRecord, Record, Records
 from kvstore_inspect.terminal import duration, escaped, moment, progress, say
 
 from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
@@ -88,9 +88,9 @@ def command(
     """Print the keys; exit 1 where something is damaged."""
     # A bar between the lines of a listing would garble it.
     streams = order is None and sys.stdout.isatty()
-    with ExitStack() as files, opened(file, wait, unlocked) as image:
+    with ExitStack() as files, opened(file, wait, unlocked) as view:
         with nullcontext(_no_progress) if streams else progress("listing") as show:
-            listing = _Listing(file, Records(image, now_ms(), show), _wanted(prefix, glob))
+            listing = _Listing(file, Records(view, now_ms(), show), _wanted(prefix, glob))
             if order is None:
                 _write(listing, top, as_json)
             else:
@@ -127,7 +127,7 @@ class _Listing:
     def __iter__(self) -> Iterator[Listed]:
         wanted, now = self._wanted, now_ms()
         for found in self._records:
-            if isinstance(found, Damage):
+            if isinstance(found, DamagedRecord):
                 self._name(found)
             elif wanted(found.key):
                 if NEVER < found.expires_at <= now:
@@ -135,7 +135,7 @@ class _Listing:
                 else:
                     yield _listed(found)
 
-    def _name(self, damage: Damage) -> None:
+    def _name(self, damage: DamagedRecord) -> None:
         self.damaged += 1
         key = "" if damage.key is None else f"key {escaped(damage.key)}: "
         say(f"{self._file}: byte {damage.offset:,}: {key}{damage.message}")

@@ -13,7 +13,7 @@ import click
 
 from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
 from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
-from kvstore_inspect.lines import LONGEST_LINE, Line, MalformedLineError, from_line
+from kvstore_inspect.jsonl import LONGEST_LINE, Line, MalformedLineError, from_line
 from kvstore_inspect.terminal import escaped, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, now_ms, wait_option

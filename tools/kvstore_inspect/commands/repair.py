@@ -13,9 +13,9 @@ from rich.text import Text
 from kvstore import CorruptStoreError, KVStoreError
 from kvstore.file.lock import FileLock
 from kvstore.recovery.problems import Breach
-from kvstore_inspect.findings import Counts, Findings, shown
-from kvstore_inspect.image import Image, open_image
-from kvstore_inspect.mending import back_up, locked, prepare, rebuild_index, settle_identity
+from kvstore_inspect.check_result import CheckResult, Counts, shown
+from kvstore_inspect.file_view import FileView, open_view
+from kvstore_inspect.repair import back_up, locked, prepare, rebuild_index, settle_identity
 from kvstore_inspect.terminal import counted, escaped, out, print_json, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, json_option, now_ms, wait_option
@@ -110,11 +110,11 @@ class _NoBackupError(Exception):
 
 def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: bool) -> None:
     """Find out what is wrong; where anything is, keep a copy and mend the superblock."""
-    image = Image(file, lock.fd, in_use=False)
-    findings = _find(image, moment)
-    outcome.found = findings.breaches
+    view = FileView(file, lock.fd, in_use=False)
+    result = _find(view, moment)
+    outcome.found = result.breaches
     if not outcome.found:
-        outcome.counts = findings.count()
+        outcome.counts = result.count()
         outcome.kept = outcome.counts.keys
         return
     fd = lock.open_again()
@@ -122,28 +122,28 @@ def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: b
         if keep:
             outcome.backup = shown(_back_up(file, lock.fd))
         if outcome.found[Breach.IDENTITIES_DIFFER]:
-            settle_identity(image, fd)
+            settle_identity(view, fd)
             outcome.changed = True
-            image = Image(file, lock.fd, in_use=False)
-            findings = _find(image, moment)
-            outcome.found += findings.breaches
+            view = FileView(file, lock.fd, in_use=False)
+            result = _find(view, moment)
+            outcome.found += result.breaches
         with progress("counting") as show:
-            findings.show(show)
-            outcome.counts = findings.count()
-        outcome.lost, outcome.certain = findings.lost, findings.certain
-        prepare(image, fd)
+            result.show(show)
+            outcome.counts = result.count()
+        outcome.lost, outcome.certain = result.lost, result.certain
+        prepare(view, fd)
         outcome.changed = True
     finally:
         os.close(fd)
 
 
-def _find(image: Image, moment: int) -> Findings:
-    findings = Findings(image, moment)
+def _find(view: FileView, moment: int) -> CheckResult:
+    result = CheckResult(view, moment)
     with progress("checking") as show:
-        findings.show(show)
-        for _ in findings.problems():
+        result.show(show)
+        for _ in result.problems():
             pass
-    return findings
+    return result
 
 
 def _back_up(file: Path, fd: int) -> Path:
@@ -158,10 +158,10 @@ def _back_up(file: Path, fd: int) -> Path:
 
 
 def _check_again(file: Path, wait: float, moment: int, outcome: Outcome) -> None:
-    with open_image(file, wait=wait) as image:
-        findings = _find(image, moment)
-        outcome.problems_left = findings.breaches.total()
-        outcome.kept = findings.count().keys
+    with open_view(file, wait=wait) as view:
+        result = _find(view, moment)
+        outcome.problems_left = result.breaches.total()
+        outcome.kept = result.count().keys
 
 
 def _as_object(outcome: Outcome) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 
 from kvstore import __version__
 from kvstore.format.layout import KIND_SEGMENT
-from kvstore_inspect.image import Image
+from kvstore_inspect.file_view import FileView
 from kvstore_inspect.survey import NEVER, Survey, advice, survey
 from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly
 
@@ -36,10 +36,10 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
     target = Path(f"{file.name}.html") if output is None else output
     if target.exists() and os.path.samefile(target, file):
         raise click.UsageError(f"{target} is the store itself")
-    with opened(file, wait, unlocked) as image:
+    with opened(file, wait, unlocked) as view:
         with progress("looking at every record") as show:
-            found = survey(image, now_ms(), show)
-        page = render(image, found)
+            found = survey(view, now_ms(), show)
+        page = render(view, found)
     if str(target) == "-":
         sys.stdout.write(page)
     else:
@@ -70,7 +70,7 @@ def _write(target: Path, contents: bytes) -> None:
             raise _NotWrittenError from OSError(error.strerror)
 
 
-def render(image: Image, found: Survey) -> str:
+def render(view: FileView, found: Survey) -> str:
     """Return the page."""
     # Large libraries, which neither `--help` nor completion should wait for.
     from jinja2 import Environment, StrictUndefined
@@ -84,12 +84,12 @@ def render(image: Image, found: Survey) -> str:
         files("kvstore_inspect").joinpath("templates/report.html.j2").read_text("utf-8")
     )
     return template.render(
-        name=escaped(image.path.name),
+        name=escaped(view.path.name),
         version=__version__,
         looked_at=moment(found.now_ms),
-        in_use=image.in_use,
-        advice=advice(found, image),
-        numbers=_numbers(image, found),
+        in_use=view.in_use,
+        advice=advice(found, view),
+        numbers=_numbers(view, found),
         pictures=pictures(found),
         damage=sorted(found.damage, key=lambda damage: damage.offset),
         damage_count=found.damage_count,
@@ -97,18 +97,18 @@ def render(image: Image, found: Survey) -> str:
     )
 
 
-def _numbers(image: Image, found: Survey) -> list[tuple[str, str]]:
+def _numbers(view: FileView, found: Survey) -> list[tuple[str, str]]:
     loads = found.loads
     return [
         ("records", f"{found.records:,}"),
         ("of these with a time-to-live", f"{found.records - found.lifetimes[NEVER]:,}"),
         ("expired, not yet taken back", f"{found.expired:,}"),
-        ("file", size_exactly(len(image))),
+        ("file", size_exactly(len(view))),
         ("free in it", size_exactly(max(0, found.free_bytes))),
         ("held by what has expired", size_exactly(found.expired_bytes)),
         ("padding of the records", size_exactly(found.padding)),
         ("segments of the table", f"{found.count(KIND_SEGMENT):,}"),
         ("mean load", f"{sum(loads) / len(loads):.0%}" if loads else "no table"),
-        ("created", moment(image.identity.created_at)),
-        ("closed in order", "yes" if image.state.clean else "no"),
+        ("created", moment(view.identity.created_at)),
+        ("closed in order", "yes" if view.state.clean else "no"),
     ]

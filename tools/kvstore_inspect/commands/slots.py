@@ -35,14 +35,14 @@ from kvstore.format.layout import (
     segment_run,
 )
 from kvstore.format.segment import live_slots
-from kvstore_inspect.anatomy import (
-    Piece,
+from kvstore_inspect.describe import (
+    Section,
     blocks,
-    bucket_piece,
+    bucket_section,
     lookup,
-    map_piece,
-    record_pieces,
-    slot_piece,
+    map_section,
+    record_sections,
+    slot_section,
     superblock,
 )
 from kvstore_inspect.fields import (
@@ -53,7 +53,7 @@ from kvstore_inspect.fields import (
     lines,
     printable,
 )
-from kvstore_inspect.image import Image
+from kvstore_inspect.file_view import FileView
 from kvstore_inspect.records import Records
 from kvstore_inspect.terminal import out, say, show_table
 
@@ -128,38 +128,38 @@ def command(
         raise click.UsageError("--bucket needs --segment")
     encoded = None if key is None else encode_key(key)
     how = _How(full, secret)
-    with opened(file, wait, unlocked) as image:
-        for problem in image.problems:
+    with opened(file, wait, unlocked) as view:
+        for problem in view.problems:
             say(f"{file}: {problem}")
-        _warn_of_index(image)
+        _warn_of_index(view)
         if encoded is not None:
-            wrong = _show(image, lambda: lookup(image, encoded, now_ms()), how)
+            wrong = _show(view, lambda: lookup(view, encoded, now_ms()), how)
         elif slot is not None:
-            wrong = _show(image, lambda: _slot_pieces(image, _within(image, slot)), how)
+            wrong = _show(view, lambda: _slot_sections(view, _within(view, slot)), how)
         elif record is not None:
-            offset = _within(image, record)
-            wrong = _show(image, lambda: record_pieces(image, offset, now_ms()), how)
+            offset = _within(view, record)
+            wrong = _show(view, lambda: record_sections(view, offset, now_ms()), how)
         elif extent is not None:
-            wrong = _show_extent(image, extent, bucket, how)
+            wrong = _show_extent(view, extent, bucket, how)
         else:
-            wrong = _list_segments(image)
-        return PROBLEMS if wrong or image.problems else DONE
+            wrong = _list_segments(view)
+        return PROBLEMS if wrong or view.problems else DONE
 
 
-def _warn_of_index(image: Image) -> None:
-    if not image.trusted and not image.in_use:
+def _warn_of_index(view: FileView) -> None:
+    if not view.trusted and not view.in_use:
         say("the file was not closed in order or has changed since: its index may be out of date")
 
 
-def _within(image: Image, offset: int) -> int:
-    if offset >= len(image):
-        raise click.UsageError(f"byte {offset:,} is past the end of the file, {len(image):,} bytes")
+def _within(view: FileView, offset: int) -> int:
+    if offset >= len(view):
+        raise click.UsageError(f"byte {offset:,} is past the end of the file, {len(view):,} bytes")
     return offset
 
 
-def _slot_pieces(image: Image, slot: int) -> Iterator[Piece]:
-    yield map_piece(image, slot >> EXTENT_SHIFT, KIND_SEGMENT)
-    yield slot_piece(image, slot)
+def _slot_sections(view: FileView, slot: int) -> Iterator[Section]:
+    yield map_section(view, slot >> EXTENT_SHIFT, KIND_SEGMENT)
+    yield slot_section(view, slot)
 
 
 class _How(NamedTuple):
@@ -178,35 +178,35 @@ class _How(NamedTuple):
         return " ".join(digits)
 
 
-# --- pieces --------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
-def _show(image: Image, look: Callable[[], Iterable[Piece]], how: "_How") -> bool:
-    """Print pieces; return whether something in them does not fit."""
-    pieces = list(look())
+def _show(view: FileView, look: Callable[[], Iterable[Section]], how: "_How") -> bool:
+    """Print sections; return whether something in them does not fit."""
+    sections = list(look())
     for _ in range(_LOOKS):
-        if not (image.in_use and any(piece.problems for piece in pieces)):
+        if not (view.in_use and any(section.problems for section in sections)):
             break
         # It may just be changing.
         sleep(_PAUSE_SECONDS)
-        image.look_again()
-        pieces = list(look())
-    for number, piece in enumerate(pieces):
+        view.look_again()
+        sections = list(look())
+    for number, section in enumerate(sections):
         if number:
             out.print()
-        _show_piece(piece, how)
-    return any(piece.problems for piece in pieces)
+        _show_section(section, how)
+    return any(section.problems for section in sections)
 
 
-def _show_piece(piece: Piece, how: "_How") -> None:
-    out.print(Text(piece.title, style="bold"))
-    if piece.fields:
-        show_table(_field_table(piece.fields, how))
-    if piece.dump:
-        _show_dump(*piece.dump, how)
-    for note in piece.notes:
+def _show_section(section: Section, how: "_How") -> None:
+    out.print(Text(section.title, style="bold"))
+    if section.fields:
+        show_table(_field_table(section.fields, how))
+    if section.dump:
+        _show_dump(*section.dump, how)
+    for note in section.notes:
         out.print(Text(f"  {note}"))
-    for problem in piece.problems:
+    for problem in section.problems:
         out.print(Text(f"  ! {problem}", style="red"))
 
 
@@ -239,14 +239,14 @@ def _show_dump(offset: int, raw: bytes, how: "_How") -> None:
 # --- segments ------------------------------------------------------------------------------------
 
 
-def _list_segments(image: Image) -> bool:
+def _list_segments(view: FileView) -> bool:
     """Print a line for each segment that the directory leads to."""
     _write("extent           byte  directory      depth  live  dead    load")
     wrong = False
-    for position, extent, contents, damage in Records(image, now_ms()).segments():
+    for position, extent, contents, damage in Records(view, now_ms()).segments():
         if damage is not None:
             wrong = True
-            say(f"{image.path}: byte {damage.offset:,}: {damage.message}")
+            say(f"{view.path}: byte {damage.offset:,}: {damage.message}")
             continue
         live = dead = 0
         for start in range(0, len(contents), BUCKET_SIZE):
@@ -263,24 +263,24 @@ def _list_segments(image: Image) -> bool:
     return wrong
 
 
-def _show_extent(image: Image, extent: int, bucket: int | None, how: "_How") -> bool:
-    if extent >= image.extent_count:
-        raise click.UsageError(f"the file has extents 0 to {image.extent_count - 1:,}")
+def _show_extent(view: FileView, extent: int, bucket: int | None, how: "_How") -> bool:
+    if extent >= view.extent_count:
+        raise click.UsageError(f"the file has extents 0 to {view.extent_count - 1:,}")
     if extent == 0 and bucket is None:
-        return _show(image, lambda: superblock(image), how)
-    contents = image.extent(extent)
+        return _show(view, lambda: superblock(view), how)
+    contents = view.extent(extent)
     marked = contents[:8] == bucket_marker(extent << EXTENT_SHIFT).to_bytes(8, "little")
-    kind = image.map_entry(extent)[:1]
+    kind = view.map_entry(extent)[:1]
     if bucket is not None:
         offset = (extent << EXTENT_SHIFT) + bucket * BUCKET_SIZE
-        return _show(image, lambda: _bucket_pieces(image, offset), how)
+        return _show(view, lambda: _bucket_sections(view, offset), how)
     segment = marked or kind == bytes([KIND_SEGMENT])
-    wrong = _show(image, lambda: [map_piece(image, extent, KIND_SEGMENT if segment else None)], how)
+    wrong = _show(view, lambda: [map_section(view, extent, KIND_SEGMENT if segment else None)], how)
     _write("")
     if segment:
-        return _show_segment(image, extent, contents) or wrong
+        return _show_segment(view, extent, contents) or wrong
     if kind == bytes([KIND_SLAB]):
-        return _show_slab(image, extent) or wrong
+        return _show_slab(view, extent) or wrong
     _write(
         "Directory (1) and extent map (2 to 5) are tables of all other extents."
         if extent < FIXED_EXTENTS
@@ -289,15 +289,15 @@ def _show_extent(image: Image, extent: int, bucket: int | None, how: "_How") -> 
     return wrong
 
 
-def _bucket_pieces(image: Image, bucket: int) -> Iterator[Piece]:
-    page = image[bucket : bucket + BUCKET_SIZE]
-    yield bucket_piece(page, bucket)
+def _bucket_sections(view: FileView, bucket: int) -> Iterator[Section]:
+    page = view[bucket : bucket + BUCKET_SIZE]
+    yield bucket_section(page, bucket)
     if len(page) == BUCKET_SIZE:
         for index, _, _ in live_slots(page):
-            yield slot_piece(image, bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
+            yield slot_section(view, bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE)
 
 
-def _show_segment(image: Image, extent: int, contents: bytes) -> bool:
+def _show_segment(view: FileView, extent: int, contents: bytes) -> bool:
     """Print the buckets of a segment, then each live slot."""
     wrong = False
     pages = []
@@ -306,10 +306,10 @@ def _show_segment(image: Image, extent: int, contents: bytes) -> bool:
     for number in range(BUCKET_COUNT):
         offset = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
         page = contents[number * BUCKET_SIZE : (number + 1) * BUCKET_SIZE]
-        piece = bucket_piece(page, offset)
-        for problem in piece.problems:
+        section = bucket_section(page, offset)
+        for problem in section.problems:
             wrong = True
-            say(f"{image.path}: byte {offset:,}: bucket {number}: {problem}")
+            say(f"{view.path}: byte {offset:,}: bucket {number}: {problem}")
         if len(page) < BUCKET_SIZE:
             continue
         pages.append((number, offset, page))
@@ -317,15 +317,15 @@ def _show_segment(image: Image, extent: int, contents: bytes) -> bool:
         empty, dead = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
         live = SLOT_COUNT - empty - dead
         live_found += live
-        earliest = next(each.meaning for each in piece.fields if each.name == "earliest_expiry")
+        earliest = next(each.meaning for each in section.fields if each.name == "earliest_expiry")
         _write(
             f"{number:6}  {offset:13,}  {live:4}  {dead:4}  {empty:5}  {live / SLOT_COUNT:4.0%}    "
             f"{earliest}"
         )
-    live_told = SEGMENT_ENTRY.unpack(image.map_entry(extent))[2]
-    if live_told != live_found and not image.in_use:
+    live_told = SEGMENT_ENTRY.unpack(view.map_entry(extent))[2]
+    if live_told != live_found and not view.in_use:
         wrong = True
-        say(f"{image.path}: extent {extent}: {live_told} live slots by the map, {live_found} found")
+        say(f"{view.path}: extent {extent}: {live_told} live slots by the map, {live_found} found")
     for number, offset, page in pages:
         for index, _, packed in live_slots(page):
             control_byte = BUCKET_HEADER.unpack_from(page)[-1][index]
@@ -346,16 +346,16 @@ def _write_slot(packed: bytes, slot: int) -> None:
         _write(f"{start:13,}  {hexadecimal(raw)}  {', '.join(beside)}".rstrip())
 
 
-def _show_slab(image: Image, extent: int) -> bool:
-    size_class = SLAB_ENTRY.unpack(image.map_entry(extent))[1]
+def _show_slab(view: FileView, extent: int) -> bool:
+    size_class = SLAB_ENTRY.unpack(view.map_entry(extent))[1]
     if size_class >= len(BLOCK_SIZES):
-        say(f"{image.path}: extent {extent}: there is no size class {size_class}")
+        say(f"{view.path}: extent {extent}: there is no size class {size_class}")
         return True
     wrong = False
-    for offset, what, header in blocks(image, extent):
+    for offset, what, header in blocks(view, extent):
         wrong |= what in ("cut off", "neither a record nor a free block")
         _write(f"{offset:13,}  {hexadecimal(header[:8]):23}  {what}")
-    return wrong and not image.in_use
+    return wrong and not view.in_use
 
 
 def _write(line: str) -> None:

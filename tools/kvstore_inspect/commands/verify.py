@@ -13,17 +13,17 @@ from rich.text import Text
 
 from kvstore import CorruptStoreError
 from kvstore.recovery.problems import Breach, Problem
-from kvstore_inspect.explanations import Remedy, meaning, remedies
-from kvstore_inspect.findings import (
+from kvstore_inspect.check_result import (
+    CheckResult,
     Counts,
-    Findings,
     holder_lives,
     key_of,
     lasting_problems,
     opening_of,
     shown,
 )
-from kvstore_inspect.image import Image, open_image
+from kvstore_inspect.explanations import Remedy, meaning, remedies
+from kvstore_inspect.file_view import FileView, open_view
 from kvstore_inspect.opening import Opening
 from kvstore_inspect.terminal import counted, escaped, out, progress, say, write_json
 
@@ -54,93 +54,93 @@ MOST_SHOWN: Final = 10  # of a kind
 def command(file: Path, wait: float, unlocked: bool, as_json: bool, show_all: bool) -> int:
     """Print what is wrong; exit 1 where anything is."""
     try:
-        with opened(file, wait, unlocked) as image:
-            checking = _Checking(file, image, show_all)
+        with opened(file, wait, unlocked) as view:
+            checking = _Checking(file, view, show_all)
             problems = checking.lasting(wait) if unlocked else checking.at_rest()
             (_print_json if as_json else _print)(checking, problems)
     except CorruptStoreError as error:
         say(f"kvstore-inspect: {error}")
         say(f"  mend: {Remedy.RESTORE.advice(shown(file)).partition(';')[0]}")
         return PROBLEMS
-    return PROBLEMS if checking.findings.breaches else DONE
+    return PROBLEMS if checking.result.breaches else DONE
 
 
 class _Checking:
     """What is checked, and what was found so far."""
 
-    def __init__(self, file: Path, image: Image, show_all: bool) -> None:
+    def __init__(self, file: Path, view: FileView, show_all: bool) -> None:
         self.file = file
         self.name = shown(file)
-        self.image = image
-        self.findings = Findings(image, now_ms())
+        self.view = view
+        self.result = CheckResult(view, now_ms())
         self.gone = 0
         self.show_all = show_all
 
     def at_rest(self) -> Iterator[Problem]:
         """Yield the problems of a file that nobody else changes."""
         with progress("checking") as show:
-            self.findings.show(show)
-            yield from self.findings.problems()
+            self.result.show(show)
+            yield from self.result.problems()
 
     def lasting(self, wait: float) -> Iterator[Problem]:
         """Yield those of a file in use that stay."""
 
-        def look() -> AbstractContextManager[Image]:
-            return open_image(self.file, wait=wait, unlocked=True)
+        def look() -> AbstractContextManager[FileView]:
+            return open_view(self.file, wait=wait, unlocked=True)
 
         with progress("checking") as show:
             found, self.gone = lasting_problems(look, show)
         for problem in found:
-            self.findings.note(problem)
+            self.result.note(problem)
             yield problem
 
     def chosen(self, problems: Iterable[Problem]) -> Iterator[Problem]:
         """Go through all problems, and yield those that are to be told of one by one."""
         for problem in problems:
-            if self.show_all or self.findings.breaches[problem.breach] <= MOST_SHOWN:
+            if self.show_all or self.result.breaches[problem.breach] <= MOST_SHOWN:
                 yield problem
 
     def count(self) -> Counts:
         """Count the records, after the problems."""
         with progress("counting") as show:
-            self.findings.show(show)
-            return self.findings.count()
+            self.result.show(show)
+            return self.result.count()
 
 
 # --- for programs ------------------------------------------------------------------------------
 
 
 def _print_json(checking: _Checking, problems: Iterable[Problem]) -> None:
-    # Piece by piece: there may be millions of problems.
+    # One by one: there may be millions of problems.
     write_json(b'{"problems": [')
     separator = b"\n  "
     for problem in checking.chosen(problems):
-        write_json(separator, orjson.dumps(_as_object(checking.image, problem)))
+        write_json(separator, orjson.dumps(_as_object(checking.view, problem)))
         separator = b",\n  "
     write_json(b"],\n", orjson.dumps(_summary(checking))[1:], b"\n")
 
 
-def _as_object(image: Image, problem: Problem) -> dict[str, Any]:
+def _as_object(view: FileView, problem: Problem) -> dict[str, Any]:
     return {
         "breach": problem.breach,
         "offset": problem.offset,
         "structure": problem.structure,
         "message": problem.message,
-        "key": key_of(image, problem),
+        "key": key_of(view, problem),
     }
 
 
 def _summary(checking: _Checking) -> dict[str, Any]:
-    breaches = checking.findings.breaches
-    image = checking.image
-    opening = opening_of(image)
+    breaches = checking.result.breaches
+    view = checking.view
+    opening = opening_of(view)
     mends = remedies(set(breaches), opening)
     return {
         "file": checking.name,
         "fine": not breaches,
-        "closed": image.state.clean,
-        "index_trusted": image.trusted,
-        "in_use": image.in_use and holder_lives(image),
+        "closed": view.state.clean,
+        "index_trusted": view.trusted,
+        "in_use": view.in_use and holder_lives(view),
         "kinds": [
             {
                 "breach": breach,
@@ -164,13 +164,13 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
     stream = checking.chosen(problems)
     if checking.show_all:
         for problem in stream:  # maybe millions: not for the console, which takes its time
-            sys.stdout.write(f"{_line(checking.image, problem)}\n")
+            sys.stdout.write(f"{_line(checking.view, problem)}\n")
     else:
         for problem in stream:
             shown_now.setdefault(problem.breach, []).append(problem)
     counts = checking.count()
-    breaches = checking.findings.breaches
-    mends = remedies(set(breaches), opening_of(checking.image))
+    breaches = checking.result.breaches
+    mends = remedies(set(breaches), opening_of(checking.view))
     for breach in Breach:
         if breaches[breach]:
             _print_kind(checking, breach, shown_now.get(breach, []), mends[breach])
@@ -180,19 +180,19 @@ def _print(checking: _Checking, problems: Iterable[Problem]) -> None:
 def _print_kind(
     checking: _Checking, breach: Breach, problems: list[Problem], remedy: Remedy
 ) -> None:
-    count = checking.findings.breaches[breach]
+    count = checking.result.breaches[breach]
     out.print(Text.assemble((breach, "bold red"), f"  {count:,}" if count > 1 else ""))
     for problem in problems:
-        out.print(Text(f"  {_line(checking.image, problem)}"))
+        out.print(Text(f"  {_line(checking.view, problem)}"))
     if problems and count > len(problems):
         out.print(Text(f"  and {count - len(problems):,} more of the kind; --all shows them"))
-    out.print(Text(f"  means: {meaning(breach, opening_of(checking.image))}"))
+    out.print(Text(f"  means: {meaning(breach, opening_of(checking.view))}"))
     out.print(Text(f"  mend: {remedy.advice(escaped(checking.name))}"))
     out.print()
 
 
-def _line(image: Image, problem: Problem) -> str:
-    key = key_of(image, problem)
+def _line(view: FileView, problem: Problem) -> str:
+    key = key_of(view, problem)
     of_key = f" (key {escaped(key)})" if key else ""
     return f"{problem}{of_key}"
 
@@ -210,12 +210,12 @@ def _print_counts(checking: _Checking, counts: Counts) -> None:
                 f"changed, when looked at again"
             )
         )
-    found = sum(checking.findings.breaches.values())
+    found = sum(checking.result.breaches.values())
     name = escaped(checking.name)
-    opening = opening_of(checking.image)
+    opening = opening_of(checking.view)
     if not found:
         out.print(Text(f"{name}: no problems"))
-    elif opening is Opening.REBUILDS and set(checking.findings.breaches) <= {
+    elif opening is Opening.REBUILDS and set(checking.result.breaches) <= {
         Breach.NOT_CLOSED,
         Breach.GROWTH_LOST,
     }:

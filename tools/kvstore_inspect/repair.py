@@ -42,7 +42,7 @@ from kvstore.index.slab import Slab
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
-from .image import Image
+from .file_view import FileView
 
 # linux/fs.h
 _FICLONE: Final = 0x4004_9409
@@ -129,16 +129,16 @@ def _copy(fd: int, copy: int) -> None:
 # --- the superblock ----------------------------------------------------------------------------
 
 
-def settle_identity(image: Image, fd: int) -> None:
+def settle_identity(view: FileView, fd: int) -> None:
     """Of two valid identities, write the one that the file's contents fit in both places."""
-    best = max(_valid_identities(image), key=lambda identity: _fit(image, _seed(identity)))
+    best = max(_valid_identities(view), key=lambda identity: _fit(view, _seed(identity)))
     for offset in IDENTITY_OFFSETS:
         write_at(fd, offset, best)
     flush_file(fd)
 
 
-def _valid_identities(image: Image) -> list[bytes]:
-    copies = [image[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS]
+def _valid_identities(view: FileView) -> list[bytes]:
+    copies = [view[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS]
     return [copy for copy in copies if len(copy) == IDENTITY.size and copy == _packed_anew(copy)]
 
 
@@ -151,14 +151,14 @@ def _seed(identity: bytes) -> int:
     return int(IDENTITY.unpack(identity)[4])
 
 
-def _fit(image: Image, seed: int) -> tuple[int, bool]:
+def _fit(view: FileView, seed: int) -> tuple[int, bool]:
     """Return how many records are whole with this hash seed, and whether the state is."""
-    packed = image[STATE_OFFSET : STATE_OFFSET + STATE.size].ljust(STATE.size, b"\0")
+    packed = view[STATE_OFFSET : STATE_OFFSET + STATE.size].ljust(STATE.size, b"\0")
     clean, count, durable, at_close, checksum, _ = STATE.unpack(packed)
     fits = packed == pack_state(bool(clean), count, durable, at_close, checksum, seed)
     records = 0
-    for extent in range(FIXED_EXTENTS, min(-(-len(image) // EXTENT_SIZE), MAX_EXTENTS)):
-        contents = image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+    for extent in range(FIXED_EXTENTS, min(-(-len(view) // EXTENT_SIZE), MAX_EXTENTS)):
+        contents = view.extent(extent).ljust(EXTENT_SIZE, b"\0")
         records += sum(
             is_valid_record(contents, position, extent << EXTENT_SHIFT, seed)
             for position in magics(contents)
@@ -167,7 +167,7 @@ def _fit(image: Image, seed: int) -> tuple[int, bool]:
     return records, fits
 
 
-def prepare(image: Image, fd: int) -> None:
+def prepare(view: FileView, fd: int) -> None:
     """Give the file a whole number of extents, and a state that has its index rebuilt.
 
     All that is left of one that was cut off stays; zeros fill its last extent.
@@ -175,8 +175,8 @@ def prepare(image: Image, fd: int) -> None:
     Raises:
         OSError: the disk has no room for these zeros; the file is then as it was.
     """
-    count = _extents_to_keep(image)
-    size = len(image)
+    count = _extents_to_keep(view)
+    size = len(view)
     if size < count * EXTENT_SIZE:
         try:
             reserve(fd, size, count * EXTENT_SIZE)
@@ -184,16 +184,16 @@ def prepare(image: Image, fd: int) -> None:
             os.ftruncate(fd, size)
             raise
     # Zeros first: a crash between the two leaves lost records that the checker finds.
-    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, 0, image.seed))
+    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, 0, view.seed))
     flush_file(fd)
 
 
-def _extents_to_keep(image: Image) -> int:
-    if image.counts_extents:
-        return max(image.extent_count, _FEWEST_EXTENTS)
+def _extents_to_keep(view: FileView) -> int:
+    if view.counts_extents:
+        return max(view.extent_count, _FEWEST_EXTENTS)
     # The file may be as long as it may ever become, if a process died while it opened it.
-    count = image.extent_count
-    while count > _FEWEST_EXTENTS and not image.extent(count - 1).strip(b"\0"):
+    count = view.extent_count
+    while count > _FEWEST_EXTENTS and not view.extent(count - 1).strip(b"\0"):
         count -= 1
     return max(count, _FEWEST_EXTENTS)
 

@@ -32,9 +32,9 @@ from kvstore.recovery.check import check_image
 from kvstore.recovery.evidence import find_shift, gather
 from kvstore.recovery.problems import Breach, Problem
 
-from .image import Image
+from .file_view import FileView
 from .opening import Opening
-from .records import Damage, Progress, Record, Records, records_at_close, slots_of
+from .records import DamagedRecord, Progress, Record, Records, records_at_close, slots_of
 
 MOST_NAMED: Final = 100_000
 _LOOKS: Final = 5
@@ -80,11 +80,11 @@ class Counts:
 _Told = tuple[bytes, int]
 
 
-class Findings:
-    """The problems of an image, then its records.
+class CheckResult:
+    """The problems of an view, then its records.
 
     Args:
-        image: an open file.
+        view: an open file.
         now_ms: what has expired by then.
 
     Attributes:
@@ -94,8 +94,8 @@ class Findings:
         certain: the number of damaged records is exact, as the file says how many there were.
     """
 
-    def __init__(self, image: Image, now_ms: int) -> None:
-        self._image = image
+    def __init__(self, view: FileView, now_ms: int) -> None:
+        self._view = view
         self._now_ms = now_ms
         self._progress: Progress = lambda _done, _whole: None
         self.breaches: Counter[Breach] = Counter()
@@ -111,7 +111,7 @@ class Findings:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what the checker finds."""
-        for problem in check_image(self._image, self._progress):
+        for problem in check_image(self._view, self._progress):
             self.note(problem)
             yield problem
 
@@ -122,11 +122,11 @@ class Findings:
             self._note_orphan(problem.offset)
         elif problem.breach in _UNREACHED:
             self._note_orphan(SLOT.unpack(self._slot(problem.offset))[2])
-        if problem.breach in _NO_RECORD and self._image.state.clean:
+        if problem.breach in _NO_RECORD and self._view.state.clean:
             self._note_lost(problem)
 
     def _slot(self, offset: int) -> bytes:
-        return self._image[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
+        return self._view[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
 
     def _note_orphan(self, offset: int) -> None:
         place = offset // BLOCK_ALIGNMENT
@@ -144,7 +144,7 @@ class Findings:
         if len(self.lost) >= MOST_NAMED:
             self._more_lost += 1
             return
-        self.lost[problem.offset] = key_of(self._image, problem)
+        self.lost[problem.offset] = key_of(self._view, problem)
         start, _, _, _, size = SLOT.unpack(self._slot(problem.slot or problem.offset))
         self._waiting.setdefault((start, size), []).append(problem.offset)
 
@@ -152,10 +152,10 @@ class Findings:
 
     def count(self) -> Counts:
         """Count the records. The problems must have been asked for."""
-        if self._image.in_use or (self._image.trusted and not self.breaches):
+        if self._view.in_use or (self._view.trusted and not self.breaches):
             return self._count_slots()
         counts = Counts()
-        records = Records(self._image, self._now_ms, self._progress)
+        records = Records(self._view, self._now_ms, self._progress)
         records.by_index = False
         for found in records:
             if isinstance(found, Record):
@@ -164,11 +164,11 @@ class Findings:
                 self._count_damage(found)
         counts.outdated = records.outdated
         counts.damaged = len(self.lost) + self._more_lost + self._count_astray()
-        at_close = records_at_close(self._image)
+        at_close = records_at_close(self._view)
         if at_close is not None:
             missing = max(0, at_close - counts.keys - counts.expired - counts.outdated)
             # What was not said at closing, but by the extent map alone, may be too few.
-            counts.damaged = max(missing, 0 if self._image.state.clean else counts.damaged)
+            counts.damaged = max(missing, 0 if self._view.state.clean else counts.damaged)
             if not missing:  # what looks lost are slots, whose records are all there
                 counts.damaged = 0
                 self.lost.clear()
@@ -193,10 +193,10 @@ class Findings:
                 if len(key) > SLOT_KEY_SIZE:
                     break
 
-    def _count_damage(self, damage: Damage) -> None:
+    def _count_damage(self, damage: DamagedRecord) -> None:
         if damage.offset in self.lost:
             return
-        key = damage.key or _key_in_record(self._image, damage.offset)
+        key = damage.key or _key_in_record(self._view, damage.offset)
         if key is not None and self._is_waited_for(key.encode()):
             return
         if len(self.lost) >= MOST_NAMED:
@@ -221,22 +221,22 @@ class Findings:
 
     def _count_astray(self) -> int:
         """Count records that bytes inserted or removed have moved to where none can begin."""
-        image = self._image
-        if image.state.clean:
+        view = self._view
+        if view.state.clean:
             return 0  # which says how many there were
 
         def read(extent: int) -> bytes:
-            return image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            return view.extent(extent).ljust(EXTENT_SIZE, b"\0")
 
-        if find_shift(read, image.extent_count, len(image), image.seed) is None:
+        if find_shift(read, view.extent_count, len(view), view.seed) is None:
             return 0
-        past = image[image.extent_count * EXTENT_SIZE : len(image)].count(RECORD_MAGIC_BYTES)
-        return gather(read, image.extent_count, image.seed).astray + past
+        past = view[view.extent_count * EXTENT_SIZE : len(view)].count(RECORD_MAGIC_BYTES)
+        return gather(read, view.extent_count, view.seed).astray + past
 
     def _count_slots(self) -> Counts:
         """Count the slots: all of them have records, or nobody can tell while the file changes."""
         counts = Counts()
-        for _, extent, contents, damage in Records(self._image, self._now_ms).segments():
+        for _, extent, contents, damage in Records(self._view, self._now_ms).segments():
             if damage is None:
                 for _, packed in slots_of(extent, contents):
                     expires_at = SLOT.unpack(packed)[1]
@@ -251,7 +251,7 @@ class Findings:
 
 
 def lasting_problems(
-    look: Callable[[], AbstractContextManager[Image]], progress: Progress
+    look: Callable[[], AbstractContextManager[FileView]], progress: Progress
 ) -> tuple[list[Problem], int]:
     """Check a file in use several times; return what stays wrong, and how much did not.
 
@@ -265,11 +265,11 @@ def lasting_problems(
         if number:
             sleep(_PAUSE_SECONDS)
         found: dict[int, Problem] = {}
-        with look() as image:
-            for problem in check_image(image, progress):
-                if problem.breach is Breach.NOT_CLOSED and holder_lives(image):
+        with look() as view:
+            for problem in check_image(view, progress):
+                if problem.breach is Breach.NOT_CLOSED and holder_lives(view):
                     continue
-                mark = _mark(image, problem)
+                mark = _mark(view, problem)
                 if (lasting is None and len(found) < MOST_NAMED) or mark in (lasting or ()):
                     found[mark] = problem
         if lasting is None:
@@ -281,48 +281,48 @@ def lasting_problems(
     return kept, first - len(kept)
 
 
-def holder_lives(image: Image) -> bool:
+def holder_lives(view: FileView) -> bool:
     """Return whether the process that the file names as having it open is there."""
-    pid = image.holder()
+    pid = view.holder()
     return pid > 0 and is_alive(pid)
 
 
-def opening_of(image: Image) -> Opening:
+def opening_of(view: FileView) -> Opening:
     """Return what the next opening of a file does; of one that is open, what it did."""
-    return Opening.USES if image.in_use and holder_lives(image) else image.next_opening()
+    return Opening.USES if view.in_use and holder_lives(view) else view.next_opening()
 
 
-def _mark(image: Image, problem: Problem) -> int:
+def _mark(view: FileView, problem: Problem) -> int:
     """Return a number that tells a problem, and the bytes at its place, from others."""
-    seen = image[problem.offset : problem.offset + _COMPARED_SIZE]
+    seen = view[problem.offset : problem.offset + _COMPARED_SIZE]
     return xxh3_64_intdigest(f"{problem.breach} {problem.offset} {problem.slot}".encode() + seen)
 
 
-def key_of(image: Image, problem: Problem) -> str | None:
+def key_of(view: FileView, problem: Problem) -> str | None:
     """Return the key that a problem is about, as far as that is legible."""
     if problem.breach in _OF_SLOTS:
-        return _key_in_slot(image, problem.offset)
+        return _key_in_slot(view, problem.offset)
     if problem.breach not in _OF_RECORDS:
         return None
-    in_record = _key_in_record(image, problem.offset)
-    in_slot = _key_in_slot(image, problem.slot) if problem.slot else None
+    in_record = _key_in_record(view, problem.offset)
+    in_slot = _key_in_slot(view, problem.slot) if problem.slot else None
     if in_slot is None or (in_record or "").startswith(in_slot.removesuffix("…")):
         return in_record
     return in_slot
 
 
-def _key_in_slot(image: Image, offset: int) -> str | None:
+def _key_in_slot(view: FileView, offset: int) -> str | None:
     """Return the key in a slot; of a long one what the slot has of it, and an ellipsis."""
-    packed = image[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
+    packed = view[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
     start, _, _, _, size = SLOT.unpack(packed)
     if size > SLOT_KEY_SIZE:
         return f"{start.decode(errors='ignore')}…"
     return _text(start[:size])
 
 
-def _key_in_record(image: Image, offset: int) -> str | None:
+def _key_in_record(view: FileView, offset: int) -> str | None:
     size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
-    contents = image[offset : offset + size].ljust(size, b"\0")
+    contents = view[offset : offset + size].ljust(size, b"\0")
     magic, _, size, *_ = RECORD.unpack_from(contents)
     if magic != RECORD_MAGIC or size > MAX_KEY_SIZE:
         return None

@@ -1,7 +1,7 @@
 """Structures of a file taken apart for showing: the way of a lookup, a slot, a record, an extent.
 
-Each is told in pieces, with what does not fit named beside the bytes that it was seen in. Nothing
-is trusted: a damaged file gives pieces too.
+Each is told in sections, with what does not fit named beside the bytes that it was seen in. Nothing
+is trusted: a damaged file gives sections too.
 """
 
 from collections.abc import Iterator
@@ -66,14 +66,14 @@ from .fields import (
     control_meaning,
     hexadecimal,
 )
-from .image import Image
+from .file_view import FileView
 from .terminal import escaped, moment
 
 _POSITION: Final = EXTENT_SIZE - 1  # mask: where in its extent an offset is
 
 
 @dataclass
-class Piece:
+class Section:
     """One structure: its fields, then text as it is in the file, what to know, what is wrong."""
 
     title: str
@@ -87,34 +87,34 @@ class Piece:
 # --- the way of a lookup -------------------------------------------------------------------------
 
 
-def lookup(image: Image, key: bytes, now_ms: int) -> Iterator[Piece]:
+def lookup(view: FileView, key: bytes, now_ms: int) -> Iterator[Section]:
     """Yield what a lookup of `key` goes through, to the record or to where it ends without."""
-    hash_of_key = key_hash(key, image.seed)
-    yield _hash_piece(image, key, hash_of_key)
+    hash_of_key = key_hash(key, view.seed)
+    yield _hash_section(view, key, hash_of_key)
     entry = DIRECTORY_OFFSET + 2 * (hash_of_key >> DIRECTORY_SHIFT)
-    raw = image[entry : entry + U16.size]
+    raw = view[entry : entry + U16.size]
     extent = int.from_bytes(raw, "little")
-    piece = Piece("The directory's entry", list(DIRECTORY_STRUCTURE.fields(raw, entry)))
-    piece.notes.append(f"directory + 2 x {hash_of_key >> DIRECTORY_SHIFT:,} = byte {entry:,}")
-    yield piece
-    if not FIXED_EXTENTS <= extent < image.extent_count:
-        piece.problems.append(f"no segment can be in extent {extent:,}")
-        yield Piece("The end of the way", problems=["the directory leads nowhere"])
+    section = Section("The directory's entry", list(DIRECTORY_STRUCTURE.fields(raw, entry)))
+    section.notes.append(f"directory + 2 x {hash_of_key >> DIRECTORY_SHIFT:,} = byte {entry:,}")
+    yield section
+    if not FIXED_EXTENTS <= extent < view.extent_count:
+        section.problems.append(f"no segment can be in extent {extent:,}")
+        yield Section("The end of the way", problems=["the directory leads nowhere"])
         return
-    yield map_piece(image, extent, KIND_SEGMENT)
-    yield from _search(image, key, hash_of_key, extent, now_ms)
+    yield map_section(view, extent, KIND_SEGMENT)
+    yield from _search(view, key, hash_of_key, extent, now_ms)
 
 
-def _hash_piece(image: Image, key: bytes, hash_of_key: int) -> Piece:
+def _hash_section(view: FileView, key: bytes, hash_of_key: int) -> Section:
     fields = [
         each
         for offset in IDENTITY_OFFSETS
-        for each in IDENTITY_STRUCTURE.fields(image[offset : offset + IDENTITY.size], offset)
-        if each.name == "hash_seed" and each.value == image.seed
+        for each in IDENTITY_STRUCTURE.fields(view[offset : offset + IDENTITY.size], offset)
+        if each.name == "hash_seed" and each.value == view.seed
     ]
     fingerprint = hash_of_key >> FINGERPRINT_SHIFT & 0xFF
     code = FINGERPRINT_CODES[fingerprint]
-    return Piece(
+    return Section(
         "The key and its hash",
         fields[:1],
         [
@@ -128,59 +128,61 @@ def _hash_piece(image: Image, key: bytes, hash_of_key: int) -> Piece:
 
 
 def _search(
-    image: Image, key: bytes, hash_of_key: int, extent: int, now_ms: int
-) -> Iterator[Piece]:
+    view: FileView, key: bytes, hash_of_key: int, extent: int, now_ms: int
+) -> Iterator[Section]:
     """Yield the buckets that are searched, and what each candidate in them leads to."""
     home = hash_of_key & BUCKET_COUNT - 1
     code = FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
     for step in range(BUCKET_COUNT):
         number = (home + step) % BUCKET_COUNT
         bucket = (extent << EXTENT_SHIFT) + (number << BUCKET_SHIFT)
-        page = image[bucket : bucket + BUCKET_SIZE]
-        piece = bucket_piece(page, bucket)
-        piece.title = f"Bucket {number}, {'the home bucket' if not step else 'the next one'}"
+        page = view[bucket : bucket + BUCKET_SIZE]
+        section = bucket_section(page, bucket)
+        section.title = f"Bucket {number}, {'the home bucket' if not step else 'the next one'}"
         control = page[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT]
         indices = [index for index, byte in enumerate(control) if byte == code]
-        piece.notes += [
+        section.notes += [
             f"control byte {index} at byte {bucket + CONTROL_OFFSET + index:,} is {code:02X}: "
             f"slot {index} may be the key's"
             for index in indices
         ] or [f"no control byte is {code:02X}: no slot of it can be the key's"]
-        yield piece
-        if piece.problems:
-            yield Piece("The end of the way", problems=["what is in a damaged page is lost to it"])
+        yield section
+        if section.problems:
+            yield Section(
+                "The end of the way", problems=["what is in a damaged page is lost to it"]
+            )
             return
         for index in indices:
             slot = slot_offset(bucket, index)
-            yield slot_piece(image, slot)
-            packed = image[slot : slot + SLOT_SIZE]
+            yield slot_section(view, slot)
+            packed = view[slot : slot + SLOT_SIZE]
             start, _, offset, _, key_size = SLOT.unpack(packed)
             if (start, key_size) != (_start(key), len(key)):
-                yield Piece("Not the key's slot", notes=["another key with the same fingerprint"])
+                yield Section("Not the key's slot", notes=["another key with the same fingerprint"])
                 continue
-            pieces = list(record_pieces(image, offset, now_ms))
-            rest = image[offset + RECORD_HEADER_SIZE :][: len(key)] if len(key) > 32 else key
-            if rest == key or any(each.problems for each in pieces):
-                yield from pieces
-                yield from _compared(packed, image[offset : offset + RECORD.size])
+            sections = list(record_sections(view, offset, now_ms))
+            rest = view[offset + RECORD_HEADER_SIZE :][: len(key)] if len(key) > 32 else key
+            if rest == key or any(each.problems for each in sections):
+                yield from sections
+                yield from _compared(packed, view[offset : offset + RECORD.size])
                 return
-            yield Piece("Not the key's record", notes=["another key that begins alike"])
+            yield Section("Not the key's record", notes=["another key that begins alike"])
         if CONTROL_EMPTY in control:
             break
-    yield Piece(
+    yield Section(
         "The end of the way",
         notes=["a bucket with an empty slot ends it, or the sixteenth"],
         problems=["the key is absent"],
     )
 
 
-def _compared(slot: bytes, header: bytes) -> Iterator[Piece]:
+def _compared(slot: bytes, header: bytes) -> Iterator[Section]:
     """Yield in what a slot and the record that it points to do not agree."""
     if len(header) == RECORD.size:
         _, slot_expires, _, *slot_sizes = SLOT.unpack(slot)
         _, value_size, key_size, _, _, expires_at, _ = RECORD.unpack(header)
         if (slot_expires, *slot_sizes) != (expires_at, value_size, key_size):
-            yield Piece("The slot and its record", problems=["they differ in expiry or sizes"])
+            yield Section("The slot and its record", problems=["they differ in expiry or sizes"])
 
 
 def _start(key: bytes) -> bytes:
@@ -190,98 +192,100 @@ def _start(key: bytes) -> bytes:
 # --- structures ----------------------------------------------------------------------------------
 
 
-def map_piece(image: Image, extent: int, expected: int | None = None) -> Piece:
+def map_section(view: FileView, extent: int, expected: int | None = None) -> Section:
     """Return the extent map's entry on an extent, which is to be of the kind `expected`."""
     offset = map_entry_offset(extent)
-    entry = image.map_entry(extent)
+    entry = view.map_entry(extent)
     structure = SEGMENT_ENTRY_STRUCTURE if entry[:1] == _KIND_SEGMENT else SLAB_ENTRY_STRUCTURE
-    piece = Piece(f"The extent map's entry {extent:,}", list(structure.fields(entry, offset)))
+    section = Section(f"The extent map's entry {extent:,}", list(structure.fields(entry, offset)))
     if len(entry) < SLAB_ENTRY.size:
-        piece.problems.append("the file is cut off here")
+        section.problems.append("the file is cut off here")
     elif expected is not None and entry[0] != expected:
         wanted = "segment" if expected == KIND_SEGMENT else "slab"
-        piece.problems.append(f"its kind is {entry[0]}, where a {wanted} ({expected}) should be")
-    return piece
+        section.problems.append(f"its kind is {entry[0]}, where a {wanted} ({expected}) should be")
+    return section
 
 
 _KIND_SEGMENT: Final = bytes([KIND_SEGMENT])
 
 
-def bucket_piece(page: bytes, bucket: int) -> Piece:
+def bucket_section(page: bytes, bucket: int) -> Section:
     """Return the header of the bucket at file offset `bucket`."""
-    piece = Piece(f"The bucket at byte {bucket:,}", list(BUCKET_STRUCTURE.fields(page, bucket)))
+    section = Section(f"The bucket at byte {bucket:,}", list(BUCKET_STRUCTURE.fields(page, bucket)))
     if len(page) < BUCKET_SIZE:
-        piece.problems.append("the file is cut off here")
-        return piece
+        section.problems.append("the file is cut off here")
+        return section
     marker, *_, control = BUCKET_HEADER.unpack_from(page)
     empty, tombstones = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
     if bucket & _POSITION:
         # Depth and prefix are bucket 0's.
-        piece.fields = [each for each in piece.fields if each.name not in ("depth", "prefix")]
+        section.fields = [each for each in section.fields if each.name not in ("depth", "prefix")]
     live = SLOT_COUNT - empty - tombstones
-    piece.notes.append(f"{live} live slots, {tombstones} tombstones, {empty} empty")
+    section.notes.append(f"{live} live slots, {tombstones} tombstones, {empty} empty")
     if marker != bucket_marker(bucket):
-        piece.problems.append("it has not the marker of this page, so it is damaged")
+        section.problems.append("it has not the marker of this page, so it is damaged")
     if empty and tombstones:
-        piece.problems.append("a bucket with an empty slot should have no tombstone")
-    return piece
+        section.problems.append("a bucket with an empty slot should have no tombstone")
+    return section
 
 
-def slot_piece(image: Image, slot: int) -> Piece:
+def slot_section(view: FileView, slot: int) -> Section:
     """Return the slot at a file offset."""
     bucket, index = slot & -BUCKET_SIZE, (slot & BUCKET_SIZE - 1) - BUCKET_HEADER_SIZE
-    piece = Piece(f"The slot at byte {slot:,}")
-    piece.fields += SLOT_STRUCTURE.fields(image[slot : slot + SLOT_SIZE], slot)
+    section = Section(f"The slot at byte {slot:,}")
+    section.fields += SLOT_STRUCTURE.fields(view[slot : slot + SLOT_SIZE], slot)
     if index < 0 or index % SLOT_SIZE:
-        piece.problems.append("no slot begins here")
-        return piece
+        section.problems.append("no slot begins here")
+        return section
     index //= SLOT_SIZE
-    control = image[bucket + CONTROL_OFFSET + index : bucket + CONTROL_OFFSET + index + 1]
-    if not control or len(piece.fields) < len(SLOT_STRUCTURE.names):
-        piece.problems.append("the file is cut off here")
-        return piece
+    control = view[bucket + CONTROL_OFFSET + index : bucket + CONTROL_OFFSET + index + 1]
+    if not control or len(section.fields) < len(SLOT_STRUCTURE.names):
+        section.problems.append("the file is cut off here")
+        return section
     number = (bucket & _POSITION) >> BUCKET_SHIFT
-    piece.notes.append(
+    section.notes.append(
         f"slot {index} of bucket {number} in extent {slot >> EXTENT_SHIFT:,}; its control byte is "
         f"{hexadecimal(control)}: {control_meaning(control[0])}"
     )
-    marker = image[bucket : bucket + 8]
+    marker = view[bucket : bucket + 8]
     if marker != bucket_marker(bucket).to_bytes(8, "little"):
-        piece.problems.append("it is in no bucket: the page has not the marker of one")
-    return piece
+        section.problems.append("it is in no bucket: the page has not the marker of one")
+    return section
 
 
-def record_pieces(image: Image, offset: int, now_ms: int) -> Iterator[Piece]:
+def record_sections(view: FileView, offset: int, now_ms: int) -> Iterator[Section]:
     """Yield the record at a file offset, or what is there instead, and what it lies in."""
     extent = offset >> EXTENT_SHIFT
-    if not 0 <= extent < image.extent_count or extent < FIXED_EXTENTS:
-        yield Piece(
+    if not 0 <= extent < view.extent_count or extent < FIXED_EXTENTS:
+        yield Section(
             f"The record at byte {offset:,}",
-            problems=[f"extent {extent:,} can have no record: there are {image.extent_count:,}"],
+            problems=[f"extent {extent:,} can have no record: there are {view.extent_count:,}"],
         )
         return
-    yield map_piece(image, extent, KIND_SLAB)
-    contents = image.extent(extent).ljust(EXTENT_SIZE, b"\0")
+    yield map_section(view, extent, KIND_SLAB)
+    contents = view.extent(extent).ljust(EXTENT_SIZE, b"\0")
     position = offset & _POSITION
     if int.from_bytes(contents[position : position + 4], "little") == FREE_MAGIC:
         raw = contents[position : position + FREE_BLOCK.size]
         fields = list(FREE_BLOCK_STRUCTURE.fields(raw, offset))
-        yield Piece("A free block", fields, problems=["no record is here, its block is free"])
+        yield Section("A free block", fields, problems=["no record is here, its block is free"])
         return
     size_class = size_class_at(contents, position)
     header = contents[position : position + RECORD.size]
-    piece = Piece(f"The record at byte {offset:,}", list(RECORD_STRUCTURE.fields(header, offset)))
-    yield piece
+    section = Section(
+        f"The record at byte {offset:,}", list(RECORD_STRUCTURE.fields(header, offset))
+    )
+    yield section
     if len(header) < RECORD.size or int.from_bytes(header[:4], "little") != RECORD_MAGIC:
-        piece.problems.append("no record begins here")
+        section.problems.append("no record begins here")
         return
     if size_class < 0:
-        piece.problems.append("its sizes or flags are not those of a record, or no block is here")
+        section.problems.append("its sizes or flags are not those of a record, or no block is here")
         return
-    yield from _contents(image, contents, offset, now_ms)
+    yield from _contents(view, contents, offset, now_ms)
 
 
-def _contents(image: Image, contents: bytes, offset: int, now_ms: int) -> Iterator[Piece]:
+def _contents(view: FileView, contents: bytes, offset: int, now_ms: int) -> Iterator[Section]:
     """Yield key and value of the record at `offset`, whose sizes are sane, and the verdict."""
     position = offset & _POSITION
     _, value_size, key_size, _, created_at, expires_at, checksum = RECORD.unpack_from(
@@ -292,16 +296,16 @@ def _contents(image: Image, contents: bytes, offset: int, now_ms: int) -> Iterat
     value = contents[start + key_size : start + key_size + value_size]
     key_offset = offset + RECORD_HEADER_SIZE
     shown = escaped(key.decode(errors="replace"))
-    yield Piece("Its key", notes=[shown], dump=(key_offset, key))
-    yield Piece(f"Its value, {value_size:,} bytes", dump=(key_offset + key_size, value))
-    hash_of_key = key_hash(key, image.seed)
+    yield Section("Its key", notes=[shown], dump=(key_offset, key))
+    yield Section(f"Its value, {value_size:,} bytes", dump=(key_offset + key_size, value))
+    hash_of_key = key_hash(key, view.seed)
     true = record_checksum(value, hash_of_key, created_at, expires_at, offset)
     block = BLOCK_SIZES[size_class_at(contents, position)]
-    verdict = Piece("Its checksum")
+    verdict = Section("Its checksum")
     verdict.notes.append(
         f"xxh3_64(value, key_hash ^ created_at ^ expires_at << 16 ^ offset) = 0x{true:016X}"
     )
-    if is_valid_record(contents, position, offset - position, image.seed):
+    if is_valid_record(contents, position, offset - position, view.seed):
         size = RECORD_HEADER_SIZE + key_size + value_size
         verdict.notes.append(f"that is what it says: the record is whole, {size:,} of {block:,} B")
     else:
@@ -311,22 +315,22 @@ def _contents(image: Image, contents: bytes, offset: int, now_ms: int) -> Iterat
     yield verdict
 
 
-def superblock(image: Image) -> Iterator[Piece]:
+def superblock(view: FileView) -> Iterator[Section]:
     """Yield the fields of extent 0."""
     for offset in IDENTITY_OFFSETS:
-        raw = image[offset : offset + IDENTITY.size]
-        yield Piece(f"Identity at byte {offset:,}", list(IDENTITY_STRUCTURE.fields(raw, offset)))
-    raw = image[STATE_OFFSET : STATE_OFFSET + STATE.size]
-    yield Piece(
-        "State", list(STATE_STRUCTURE.fields(raw, STATE_OFFSET)), problems=list(image.problems)
+        raw = view[offset : offset + IDENTITY.size]
+        yield Section(f"Identity at byte {offset:,}", list(IDENTITY_STRUCTURE.fields(raw, offset)))
+    raw = view[STATE_OFFSET : STATE_OFFSET + STATE.size]
+    yield Section(
+        "State", list(STATE_STRUCTURE.fields(raw, STATE_OFFSET)), problems=list(view.problems)
     )
 
 
-def blocks(image: Image, extent: int) -> Iterator[tuple[int, str, bytes]]:
+def blocks(view: FileView, extent: int) -> Iterator[tuple[int, str, bytes]]:
     """Yield offset, what it is, and the first bytes of each block of a slab extent."""
-    entry = image.map_entry(extent)
+    entry = view.map_entry(extent)
     size_class, fresh = SLAB_ENTRY.unpack(entry)[1], SLAB_ENTRY.unpack(entry)[4]
-    contents = image.extent(extent)
+    contents = view.extent(extent)
     for block in range(BLOCKS_PER_EXTENT[size_class]):
         position = block * BLOCK_SIZES[size_class]
         header = contents[position : position + RECORD_HEADER_SIZE]

@@ -47,7 +47,7 @@ _LOOKS: Final = 5  # at what does not fit in a file in use
 _PAUSE_SECONDS: Final = 0.001
 
 
-class Image:
+class FileView:
     """The bytes of a file, and what its superblock says.
 
     Args:
@@ -205,7 +205,7 @@ class Image:
 
 
 @contextmanager
-def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iterator[Image]:
+def open_view(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iterator[FileView]:
     """Open the file at `path` and hold its lock, unless it is to be looked at without.
 
     Args:
@@ -216,13 +216,13 @@ def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iter
     Raises:
         StoreLockedError: another process has it after `wait`; or, also unlocked, a lease on it.
         OSError: it cannot be opened for reading, or is no regular file.
-        UnsupportedFormatError, CorruptStoreError: as `Image`.
+        UnsupportedFormatError, CorruptStoreError: as `FileView`.
     """
     absolute = Path(os.path.abspath(path))
     if not unlocked:
         lock = FileLock(str(absolute), wait, read_only=True)
         try:
-            yield Image(path, lock.fd, in_use=False)
+            yield FileView(path, lock.fd, in_use=False)
         finally:
             lock.release()
         return
@@ -233,6 +233,6 @@ def open_image(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iter
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(22, "not a regular file", str(path))
-        yield Image(path, fd, in_use=True)
+        yield FileView(path, fd, in_use=True)
     finally:
         os.close(fd)
