@@ -6,17 +6,14 @@ for each block of 32 bytes, and what is lost up to `MOST_NAMED`.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from time import sleep
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from kvstore.file.lock import is_alive
 from kvstore.format.layout import (
-    BLOCK_ALIGNMENT,
     EXTENT_SIZE,
     MAX_EXTENTS,
     MAX_KEY_SIZE,
@@ -34,11 +31,19 @@ from kvstore.recovery.problems import Breach, Problem
 
 from .file_view import FileView
 from .opening import Opening
-from .records import DamagedRecord, Progress, Record, Records, records_at_close, slots_of
+from .records import (
+    BlockSet,
+    DamagedRecord,
+    Progress,
+    Record,
+    Records,
+    records_at_close,
+    slot_key,
+    slots_of,
+)
 
 MOST_NAMED: Final = 100_000
-_LOOKS: Final = 5
-_PAUSE_SECONDS: Final = 0.02
+_PAUSE_SECONDS: Final = 0.02  # for several changes to be completed
 _COMPARED_SIZE: Final = 64
 
 _UNSLOTTED: Final = frozenset(
@@ -103,7 +108,7 @@ class CheckResult:
         self._more_lost = 0
         self.certain = False
         self._waiting: dict[_Told, list[int]] = {}
-        self._orphans = bytearray((MAX_EXTENTS + 1) * EXTENT_SIZE // BLOCK_ALIGNMENT // 8)
+        self._orphans = BlockSet(MAX_EXTENTS + 1)
 
     def show(self, progress: Progress) -> None:
         """From now on, call this with how much of the way is done, and the whole of it."""
@@ -119,23 +124,14 @@ class CheckResult:
         """Take a problem into account."""
         self.breaches[problem.breach] += 1
         if problem.breach in _UNSLOTTED or problem.breach is Breach.RECORD_KEY:
-            self._note_orphan(problem.offset)
+            self._orphans.add(problem.offset)
         elif problem.breach in _UNREACHED:
-            self._note_orphan(SLOT.unpack(self._slot(problem.offset))[2])
+            self._orphans.add(SLOT.unpack(self._slot(problem.offset))[2])
         if problem.breach in _NO_RECORD and self._view.state.clean:
             self._note_lost(problem)
 
     def _slot(self, offset: int) -> bytes:
-        return self._view[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
-
-    def _note_orphan(self, offset: int) -> None:
-        place = offset // BLOCK_ALIGNMENT
-        if place >> 3 < len(self._orphans):
-            self._orphans[place >> 3] |= 1 << (place & 7)
-
-    def _is_orphan(self, offset: int) -> bool:
-        place = offset // BLOCK_ALIGNMENT
-        return bool(self._orphans[place >> 3] & 1 << (place & 7))
+        return self._view.exactly(offset, SLOT_SIZE)
 
     def _note_lost(self, problem: Problem) -> None:
         """Remember a slot whose record is not whole, until the key turns up elsewhere."""
@@ -182,13 +178,13 @@ class CheckResult:
         else:
             counts.keys += 1
             counts.expiring += record.expires_at > 0
-            counts.orphaned += self._is_orphan(record.offset)
+            counts.orphaned += record.offset in self._orphans
         if self.lost:
             self.lost.pop(record.offset, None)
             key = record.key.encode()
-            waiting = self._waiting.get((key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key)))
+            waiting = self._waiting.get((slot_key(key), len(key)))
             # Of long keys several may begin alike: each that no slot leads to stands for one.
-            while waiting and (len(key) <= SLOT_KEY_SIZE or self._is_orphan(record.offset)):
+            while waiting and (len(key) <= SLOT_KEY_SIZE or record.offset in self._orphans):
                 self.lost.pop(waiting.pop(), None)
                 if len(key) > SLOT_KEY_SIZE:
                     break
@@ -206,7 +202,7 @@ class CheckResult:
 
     def _is_waited_for(self, key: bytes) -> bool:
         """Return whether a slot whose record is not in its place stands for that of this key."""
-        waiting = self._waiting.get((key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0"), len(key)))
+        waiting = self._waiting.get((slot_key(key), len(key)))
         if not waiting:
             return False
         if len(key) > SLOT_KEY_SIZE:  # of several that begin alike, each stands for one
@@ -226,7 +222,7 @@ class CheckResult:
             return 0  # which says how many there were
 
         def read(extent: int) -> bytes:
-            return view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            return view.padded_extent(extent)
 
         if find_shift(read, view.extent_count, len(view), view.seed) is None:
             return 0
@@ -250,9 +246,7 @@ class CheckResult:
         return counts
 
 
-def lasting_problems(
-    look: Callable[[], AbstractContextManager[FileView]], progress: Progress
-) -> tuple[list[Problem], int]:
+def lasting_problems(view: FileView, progress: Progress) -> tuple[list[Problem], int]:
     """Check a file in use several times; return what stays wrong, and how much did not.
 
     A problem stays where it is found each time while the bytes at its place are the same. That the
@@ -261,17 +255,14 @@ def lasting_problems(
     """
     lasting: dict[int, Problem] | None = None
     first = 0
-    for number in range(_LOOKS):
-        if number:
-            sleep(_PAUSE_SECONDS)
+    for _ in view.looks(_PAUSE_SECONDS):
         found: dict[int, Problem] = {}
-        with look() as view:
-            for problem in check_image(view, progress):
-                if problem.breach is Breach.NOT_CLOSED and holder_lives(view):
-                    continue
-                mark = _mark(view, problem)
-                if (lasting is None and len(found) < MOST_NAMED) or mark in (lasting or ()):
-                    found[mark] = problem
+        for problem in check_image(view, progress):
+            if problem.breach is Breach.NOT_CLOSED and holder_lives(view):
+                continue
+            mark = _mark(view, problem)
+            if (lasting is None and len(found) < MOST_NAMED) or mark in (lasting or ()):
+                found[mark] = problem
         if lasting is None:
             first = len(found)
         lasting = found
@@ -313,7 +304,7 @@ def key_of(view: FileView, problem: Problem) -> str | None:
 
 def _key_in_slot(view: FileView, offset: int) -> str | None:
     """Return the key in a slot; of a long one what the slot has of it, and an ellipsis."""
-    packed = view[offset : offset + SLOT_SIZE].ljust(SLOT_SIZE, b"\0")
+    packed = view.exactly(offset, SLOT_SIZE)
     start, _, _, _, size = SLOT.unpack(packed)
     if size > SLOT_KEY_SIZE:
         return f"{start.decode(errors='ignore')}…"
@@ -322,7 +313,7 @@ def _key_in_slot(view: FileView, offset: int) -> str | None:
 
 def _key_in_record(view: FileView, offset: int) -> str | None:
     size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
-    contents = view[offset : offset + size].ljust(size, b"\0")
+    contents = view.exactly(offset, size)
     magic, _, size, *_ = RECORD.unpack_from(contents)
     if magic != RECORD_MAGIC or size > MAX_KEY_SIZE:
         return None

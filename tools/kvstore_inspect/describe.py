@@ -39,7 +39,6 @@ from kvstore.format.layout import (
     SLAB_ENTRY,
     SLOT,
     SLOT_COUNT,
-    SLOT_KEY_SIZE,
     SLOT_SIZE,
     STATE,
     STATE_OFFSET,
@@ -67,6 +66,7 @@ from .fields import (
     hexadecimal,
 )
 from .file_view import FileView
+from .records import slot_key
 from .terminal import escaped, moment
 
 _POSITION: Final = EXTENT_SIZE - 1  # mask: where in its extent an offset is
@@ -157,7 +157,7 @@ def _search(
             yield slot_section(view, slot)
             packed = view[slot : slot + SLOT_SIZE]
             start, _, offset, _, key_size = SLOT.unpack(packed)
-            if (start, key_size) != (_start(key), len(key)):
+            if (start, key_size) != (slot_key(key), len(key)):
                 yield Section("Not the key's slot", notes=["another key with the same fingerprint"])
                 continue
             sections = list(record_sections(view, offset, now_ms))
@@ -183,10 +183,6 @@ def _compared(slot: bytes, header: bytes) -> Iterator[Section]:
         _, value_size, key_size, _, _, expires_at, _ = RECORD.unpack(header)
         if (slot_expires, *slot_sizes) != (expires_at, value_size, key_size):
             yield Section("The slot and its record", problems=["they differ in expiry or sizes"])
-
-
-def _start(key: bytes) -> bytes:
-    return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
 
 
 # --- structures ----------------------------------------------------------------------------------
@@ -263,7 +259,7 @@ def record_sections(view: FileView, offset: int, now_ms: int) -> Iterator[Sectio
         )
         return
     yield map_section(view, extent, KIND_SLAB)
-    contents = view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+    contents = view.padded_extent(extent)
     position = offset & _POSITION
     if int.from_bytes(contents[position : position + 4], "little") == FREE_MAGIC:
         raw = contents[position : position + FREE_BLOCK.size]

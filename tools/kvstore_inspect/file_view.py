@@ -43,8 +43,10 @@ from kvstore.format.superblock import (
 
 from .opening import Opening, next_opening
 
-_LOOKS: Final = 5  # at what does not fit in a file in use
+# At what does not fit in a file in use: it may be a change half made.
+_LOOKS: Final = 6
 _PAUSE_SECONDS: Final = 0.001
+_PATIENCE: Final = 1_000  # pauses, without one that helped
 
 
 class FileView:
@@ -71,14 +73,12 @@ class FileView:
         self.path = path
         self.in_use = in_use
         self._fd = fd
+        self._patience = _PATIENCE
         self._next_opening: Opening | None = None
         self.look_again()
-        for _ in range(_LOOKS):
-            # What is wrong with a file in use may be a change half made.
-            if not (in_use and self.problems):
+        for _ in self.looks():
+            if not self.problems:
                 break
-            sleep(_PAUSE_SECONDS)
-            self.look_again()
         self.trusted = (
             self.state.clean
             and self.extent_count == self.state.extent_count
@@ -86,6 +86,24 @@ class FileView:
         )
         if self.state.clean and not self.problems and not self.trusted and not in_use:
             self.problems.append("the index is not as it was when the file was closed")
+
+    def looks(self, pause: float = _PAUSE_SECONDS) -> Iterator[int]:
+        """Yield numbers from 0 on, for one look at a file at rest, and several at one in use.
+
+        Stop when what is looked at fits. Before each but the first is a pause, in which a change
+        can be completed; but not for long where it is damage that there is a lot of.
+        """
+        yield 0
+        for number in range(1, _LOOKS if self.in_use else 1):
+            if self._patience:
+                self._patience -= 1
+                sleep(pause)
+                self.look_again()
+            yield number
+
+    def hope_again(self) -> None:
+        """Take note that a pause has helped."""
+        self._patience = _PATIENCE
 
     def look_again(self) -> None:
         """Learn length and superblock anew, of a file that may have grown since."""
@@ -112,12 +130,16 @@ class FileView:
         return os.pread(self._fd, max(0, min(size, self._size - offset)), offset)
 
     def extent(self, number: int) -> bytes:
-        """Return all bytes of an extent."""
+        """Return all bytes of an extent; fewer where the file ends within it."""
         return self[number << EXTENT_SHIFT : (number + 1) << EXTENT_SHIFT]
+
+    def padded_extent(self, number: int) -> bytes:
+        """Return all bytes of an extent; zeros past the file's end."""
+        return self.exactly(number << EXTENT_SHIFT, EXTENT_SIZE)
 
     def map_entry(self, extent: int) -> bytes:
         """Return the sixteen bytes of the extent map on that extent; zeros past the file's end."""
-        return self._exactly(map_entry_offset(extent), SLAB_ENTRY.size)
+        return self.exactly(map_entry_offset(extent), SLAB_ENTRY.size)
 
     def status(self) -> os.stat_result:
         """Return what the operating system says of the file."""
@@ -141,14 +163,15 @@ class FileView:
         extent_count = self.state.extent_count if self.counts_extents else self.extent_count
         return index_checksum(self, extent_count, self.seed)
 
-    def _exactly(self, offset: int, size: int) -> bytes:
+    def exactly(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on; zeros past the file's end."""
         return self[offset : offset + size].ljust(size, b"\0")
 
     def _load_identity(self) -> Identity:
         found: Identity | None = None
         magics = 0
         for offset in IDENTITY_OFFSETS:
-            copy = self._exactly(offset, IDENTITY.size)
+            copy = self.exactly(offset, IDENTITY.size)
             identity = unpack_identity(copy)
             magics += copy.startswith(FILE_MAGIC)
             if identity is None:
@@ -168,7 +191,7 @@ class FileView:
         return found
 
     def _load_state(self) -> State:
-        state = unpack_state(self._exactly(STATE_OFFSET, STATE.size), self.seed)
+        state = unpack_state(self.exactly(STATE_OFFSET, STATE.size), self.seed)
         if not state.intact:
             self.problems.append(f"the state at byte {STATE_OFFSET:,} is damaged")
         return state._replace(clean=state.clean and state.intact)
@@ -205,6 +228,21 @@ class FileView:
 
 
 @contextmanager
+def locked(path: Path, wait: float) -> Iterator[FileLock]:
+    """Hold the lock of an existing file.
+
+    Raises:
+        StoreLockedError: another process has it after `wait` seconds.
+        OSError: it cannot be opened.
+    """
+    lock = FileLock(os.path.abspath(path), wait, read_only=True)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+@contextmanager
 def open_view(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Iterator[FileView]:
     """Open the file at `path` and hold its lock, unless it is to be looked at without.
 
@@ -218,16 +256,12 @@ def open_view(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Itera
         OSError: it cannot be opened for reading, or is no regular file.
         UnsupportedFormatError, CorruptStoreError: as `FileView`.
     """
-    absolute = Path(os.path.abspath(path))
     if not unlocked:
-        lock = FileLock(str(absolute), wait, read_only=True)
-        try:
+        with locked(path, wait) as lock:
             yield FileView(path, lock.fd, in_use=False)
-        finally:
-            lock.release()
         return
     try:
-        fd = os.open(absolute, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(os.path.abspath(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except BlockingIOError:
         raise StoreLockedError(f"{path}: somebody has a lease on it (F_SETLEASE)") from None
     try:

@@ -12,7 +12,6 @@ bytes, or 8 bytes for each record of a file that was not closed.
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import sleep
 from typing import Final, NamedTuple
 
 import orjson
@@ -44,7 +43,6 @@ from kvstore.format.layout import (
     SHAPE_OFFSET,
     SLOT,
     SLOT_KEY_SIZE,
-    SLOT_SIZE,
     U64,
     bucket_marker,
     key_hash,
@@ -59,9 +57,6 @@ from kvstore.format.segment import live_slots
 
 from .file_view import FileView
 
-_LOOKS: Final = 5  # at what does not fit in a file in use
-_PAUSE_SECONDS: Final = 0.001
-_PATIENCE: Final = 1_000  # pauses, without one that helped
 _PLACE_BITS: Final = 25
 _PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
 _PARTS: Final = 256
@@ -94,6 +89,23 @@ class DamagedRecord:
     message: str
 
 
+class BlockSet:
+    """Offsets of blocks in so many extents of a file, in a bit for each 32 bytes."""
+
+    def __init__(self, extent_count: int) -> None:
+        self._bits = bytearray(extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8)
+
+    def add(self, offset: int) -> None:
+        """Add an offset; what is past the extents is left out."""
+        place = offset // BLOCK_ALIGNMENT
+        if place >> 3 < len(self._bits):
+            self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __contains__(self, offset: int) -> bool:
+        place = offset // BLOCK_ALIGNMENT
+        return place >> 3 < len(self._bits) and bool(self._bits[place >> 3] & 1 << (place & 7))
+
+
 Found = Record | DamagedRecord
 Progress = Callable[[int, int], object]
 
@@ -117,7 +129,6 @@ class Records:
         self._view = view
         self._now_ms = now_ms
         self._progress = progress
-        self._patience = _PATIENCE
         if view.in_use and not view.trusted:
             view.look_again()  # somebody may have begun to change it since
         self.by_index = view.trusted or (view.in_use and not view.state.clean)
@@ -153,7 +164,7 @@ class Records:
 
     def _by_index(self) -> Iterator[Found]:
         view = self._view
-        seen = bytearray(view.extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8 + 1)
+        seen = BlockSet(view.extent_count)
         whole_way = DIRECTORY_ENTRIES + (0 if view.in_use else view.extent_count)
         for position, extent, contents, damage in self.segments():
             self._progress(position, whole_way)
@@ -163,9 +174,7 @@ class Records:
             for slot, packed in slots_of(extent, contents):
                 found = self._record_of(slot, packed)
                 if isinstance(found, Record):
-                    place = found.offset // BLOCK_ALIGNMENT
-                    if place >> 3 < len(seen):
-                        seen[place >> 3] |= 1 << (place & 7)
+                    seen.add(found.offset)
                 if found is not None:
                     yield found
         if not view.in_use:
@@ -181,15 +190,14 @@ class Records:
         seen: set[int] = set()
         position = 0
         while position < DIRECTORY_ENTRIES:
-            for _ in range(_LOOKS):
+            for _ in self._view.looks():
                 extent = self._directory_entry(position)
                 contents = self._view.extent(extent)
                 damage = self._segment_damage(position, extent, contents)
-                if not self._view.in_use or (
-                    damage is None and contents == self._view.extent(extent)
+                if damage is None and not (
+                    self._view.in_use and contents != self._view.extent(extent)
                 ):
                     break
-                self._wait_for_change()
             if extent in seen:
                 damage = damage or DamagedRecord(
                     DIRECTORY_OFFSET + 2 * position,
@@ -203,13 +211,6 @@ class Records:
                 position += segment_run(depth)
             else:
                 position = self._end_of_run(position, extent)
-
-    def _wait_for_change(self) -> None:
-        """Let a change be completed, but not for long where it is damage that there is a lot of."""
-        if self._patience:
-            self._patience -= 1
-            sleep(_PAUSE_SECONDS)
-            self._view.look_again()
 
     def _directory_entry(self, position: int) -> int:
         offset = DIRECTORY_OFFSET + 2 * position
@@ -249,18 +250,19 @@ class Records:
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
         """Return the record that a slot tells of, or what is wrong; None: it was just deleted."""
-        for look in range(_LOOKS):
+        for look in self._view.looks():
+            if look:
+                bucket = slot & -BUCKET_SIZE
+                page = self._view[bucket : bucket + BUCKET_SIZE]
+                live = {slot_offset(bucket, index): each for index, _, each in live_slots(page)}
+                if slot not in live:
+                    return None
+                packed = live[slot]
             found = self._record_at(slot, packed)
-            if isinstance(found, Record) or not self._view.in_use:
-                self._patience = _PATIENCE if look else self._patience
-                return found
-            self._wait_for_change()
-            packed = self._view[slot : slot + SLOT_SIZE]
-            bucket = slot & -BUCKET_SIZE
-            index = (slot - slot_offset(bucket, 0)) // SLOT_SIZE
-            page = self._view[bucket : bucket + BUCKET_SIZE]
-            if index not in {live for live, _, _ in live_slots(page)}:
-                return None
+            if isinstance(found, Record):
+                if look:
+                    self._view.hope_again()
+                break
         return found
 
     def _record_at(self, slot: int, packed: bytes) -> Found:
@@ -275,7 +277,7 @@ class Records:
         value = contents[RECORD_HEADER_SIZE + key_size :]
         if magic != RECORD_MAGIC or values != value_size or keys != key_size or flags:
             message = "its record's magic or sizes are damaged"
-        elif key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0") != start or expires != expires_at:
+        elif slot_key(key) != start or expires != expires_at:
             message = "its slot and its record do not agree"
         elif checksum != record_checksum(
             value, key_hash(key, self._view.seed), created_at, expires, offset
@@ -285,13 +287,12 @@ class Records:
             return _record(key, value, created_at, expires, offset, slot)
         return DamagedRecord(offset, _legible(start, key_size, key), message)
 
-    def _without_slot(self, extent: int, seen: bytearray) -> Iterator[Found]:
+    def _without_slot(self, extent: int, seen: "BlockSet") -> Iterator[Found]:
         """Yield whole records of an extent that were not seen, but for older ones of a key."""
         base = extent << EXTENT_SHIFT
         contents = self._view.extent(extent)
         for position in magics(contents):
-            place = (base + position) // BLOCK_ALIGNMENT
-            if seen[place >> 3] & 1 << (place & 7) or size_class_at(contents, position) < 0:
+            if base + position in seen or size_class_at(contents, position) < 0:
                 continue
             if is_valid_record(contents, position, base, self._view.seed):
                 key, _ = _key_and_value(contents, position)
@@ -302,12 +303,10 @@ class Records:
 
     def _look_up(self, key: bytes) -> Found | None:
         """Find a key as the store does."""
-        for _ in range(_LOOKS):
-            hash_of_key = key_hash(key, self._view.seed)
-            found = self._probe(key, hash_of_key)
-            if isinstance(found, Record) or not self._view.in_use:
+        for _ in self._view.looks():
+            found = self._probe(key, key_hash(key, self._view.seed))
+            if isinstance(found, Record):
                 break
-            self._wait_for_change()
         return found
 
     def _probe(self, key: bytes, hash_of_key: int) -> Found | None:
@@ -326,7 +325,7 @@ class Records:
                 if (
                     control[index : index + 1] == fingerprint
                     and size == len(key)
-                    and start == key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
+                    and start == slot_key(key)
                 ):
                     found = self._record_at(slot_offset(bucket, index), packed)
                     if not isinstance(found, Record):
@@ -346,7 +345,7 @@ class Records:
         for extent in self._slab_extents:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
-            contents = self._view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            contents = self._view.padded_extent(extent)
             verdict = classify(contents, base, self._view.seed, self._now_ms)
             self.outdated += len(verdict.outdated)
             for position in sorted(verdict.live + verdict.expired):
@@ -364,7 +363,7 @@ class Records:
         for extent in self._slab_extents:
             self._progress(extent, 2 * count)
             base = extent << EXTENT_SHIFT
-            contents = self._view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+            contents = self._view.padded_extent(extent)
             for position in classify(contents, base, self._view.seed, self._now_ms).live:
                 hash_of_key = key_hash(_key_and_value(contents, position)[0], self._view.seed)
                 place = (base + position) // BLOCK_ALIGNMENT
@@ -387,7 +386,7 @@ class Records:
     def _settle(self, newest: dict[bytes, tuple[int, int]], offset: int) -> set[int]:
         """Add the record at `offset` to the newest of each key; return the offset of the loser."""
         size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
-        contents = self._view[offset : offset + size].ljust(size, b"\0")
+        contents = self._view.exactly(offset, size)
         mine = (RECORD.unpack_from(contents)[4], offset)
         key, _ = _key_and_value(contents, 0)
         theirs = newest.setdefault(key, mine)
@@ -401,9 +400,14 @@ def records_at_close(view: FileView) -> int | None:
         return view.state.records
     # As an opening does: where the state is damaged, the file may have been cut off.
     size = map_entry_offset(EXTENT_MAP_ENTRIES)
-    start = view[:size].ljust(size, b"\0")
+    start = view.exactly(0, size)
     told = -1 if view.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
     return told if told >= 0 else None  # there was no crash to leave a wrong state
+
+
+def slot_key(key: bytes) -> bytes:
+    """Return what a slot holds of a key: all of it and zeros, or its first 32 bytes."""
+    return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
 
 
 def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:

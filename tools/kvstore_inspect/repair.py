@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from kvstore.file.lock import FileLock
 from kvstore.file.platform import (
     disable_copy_on_write,
     flush_file,
@@ -48,21 +47,6 @@ from .file_view import FileView
 _FICLONE: Final = 0x4004_9409
 _COPIED_SIZE: Final = 16 * EXTENT_SIZE
 _FEWEST_EXTENTS: Final = FIRST_FILE_SIZE >> EXTENT_SHIFT
-
-
-@contextmanager
-def locked(path: Path, wait: float) -> Iterator[FileLock]:
-    """Hold the lock of an existing file.
-
-    Raises:
-        StoreLockedError: another process has it after `wait` seconds.
-        OSError: it cannot be opened.
-    """
-    lock = FileLock(os.path.abspath(path), wait, read_only=True)
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 # --- a copy of the file ------------------------------------------------------------------------
@@ -153,12 +137,12 @@ def _seed(identity: bytes) -> int:
 
 def _fit(view: FileView, seed: int) -> tuple[int, bool]:
     """Return how many records are whole with this hash seed, and whether the state is."""
-    packed = view[STATE_OFFSET : STATE_OFFSET + STATE.size].ljust(STATE.size, b"\0")
+    packed = view.exactly(STATE_OFFSET, STATE.size)
     clean, count, durable, at_close, checksum, _ = STATE.unpack(packed)
     fits = packed == pack_state(bool(clean), count, durable, at_close, checksum, seed)
     records = 0
     for extent in range(FIXED_EXTENTS, min(-(-len(view) // EXTENT_SIZE), MAX_EXTENTS)):
-        contents = view.extent(extent).ljust(EXTENT_SIZE, b"\0")
+        contents = view.padded_extent(extent)
         records += sum(
             is_valid_record(contents, position, extent << EXTENT_SHIFT, seed)
             for position in magics(contents)

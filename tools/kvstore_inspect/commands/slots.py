@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from time import sleep
 from typing import Final, NamedTuple
 
 import click
@@ -59,8 +58,6 @@ from kvstore_inspect.terminal import out, say, show_table
 
 from .common import DONE, PROBLEMS, now_ms, opened, reading
 
-_LOOKS: Final = 5
-_PAUSE_SECONDS: Final = 0.001
 _DUMP_SIZE: Final = 256
 _FIELD_LINE_SIZE: Final = 8
 _BAR_SIZE: Final = 20
@@ -183,14 +180,10 @@ class _How(NamedTuple):
 
 def _show(view: FileView, look: Callable[[], Iterable[Section]], how: "_How") -> bool:
     """Print sections; return whether something in them does not fit."""
-    sections = list(look())
-    for _ in range(_LOOKS):
-        if not (view.in_use and any(section.problems for section in sections)):
-            break
-        # It may just be changing.
-        sleep(_PAUSE_SECONDS)
-        view.look_again()
+    for _ in view.looks():
         sections = list(look())
+        if not any(section.problems for section in sections):
+            break
     for number, section in enumerate(sections):
         if number:
             out.print()

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +22,7 @@ from kvstore_inspect.check_result import (
     shown,
 )
 from kvstore_inspect.explanations import Remedy, meaning, remedies
-from kvstore_inspect.file_view import FileView, open_view
+from kvstore_inspect.file_view import FileView
 from kvstore_inspect.opening import Opening
 from kvstore_inspect.terminal import counted, escaped, out, progress, say, write_json
 
@@ -56,7 +55,7 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool, show_all: bo
     try:
         with opened(file, wait, unlocked) as view:
             checking = _Checking(file, view, show_all)
-            problems = checking.lasting(wait) if unlocked else checking.at_rest()
+            problems = checking.lasting() if unlocked else checking.at_rest()
             (_print_json if as_json else _print)(checking, problems)
     except CorruptStoreError as error:
         say(f"kvstore-inspect: {error}")
@@ -69,7 +68,6 @@ class _Checking:
     """What is checked, and what was found so far."""
 
     def __init__(self, file: Path, view: FileView, show_all: bool) -> None:
-        self.file = file
         self.name = shown(file)
         self.view = view
         self.result = CheckResult(view, now_ms())
@@ -82,14 +80,10 @@ class _Checking:
             self.result.show(show)
             yield from self.result.problems()
 
-    def lasting(self, wait: float) -> Iterator[Problem]:
+    def lasting(self) -> Iterator[Problem]:
         """Yield those of a file in use that stay."""
-
-        def look() -> AbstractContextManager[FileView]:
-            return open_view(self.file, wait=wait, unlocked=True)
-
         with progress("checking") as show:
-            found, self.gone = lasting_problems(look, show)
+            found, self.gone = lasting_problems(self.view, show)
         for problem in found:
             self.result.note(problem)
             yield problem
