@@ -39,8 +39,8 @@ from .records import (
     Records,
     records_at_close,
     slot_key,
-    slots_of,
 )
+from .survey import Survey
 
 MOST_NAMED: Final = 100_000
 _PAUSE_SECONDS: Final = 0.02  # for several changes to be completed
@@ -231,19 +231,17 @@ class CheckResult:
 
     def _count_slots(self) -> Counts:
         """Count the slots: all of them have records, or nobody can tell while the file changes."""
-        counts = Counts()
+        slots = Survey(self._view, self._now_ms)
         for _, extent, contents, damage in Records(self._view, self._now_ms).segments():
             if damage is None:
-                for _, packed in slots_of(extent, contents):
-                    expires_at = SLOT.unpack(packed)[1]
-                    if 0 < expires_at <= self._now_ms:
-                        counts.expired += 1
-                    else:
-                        counts.keys += 1
-                        counts.expiring += expires_at > 0
-        counts.orphaned = sum(self.breaches[breach] for breach in _UNSLOTTED)
-        counts.damaged = sum(self.breaches[breach] for breach in _NO_RECORD)
-        return counts
+                slots.add_slots(extent, contents)
+        return Counts(
+            keys=slots.records,
+            expiring=slots.expiring,
+            expired=slots.expired,
+            orphaned=sum(self.breaches[breach] for breach in _UNSLOTTED),
+            damaged=sum(self.breaches[breach] for breach in _NO_RECORD),
+        )
 
 
 def lasting_problems(view: FileView, progress: Progress) -> tuple[list[Problem], int]:

@@ -12,13 +12,11 @@ from kvstore.format.layout import (
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     BUCKET_COUNT,
-    BUCKET_HEADER,
     BUCKET_HEADER_SIZE,
     BUCKET_SHIFT,
     BUCKET_SIZE,
     CONTROL_EMPTY,
     CONTROL_OFFSET,
-    CONTROL_TOMBSTONE,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     EXTENT_SHIFT,
@@ -66,7 +64,7 @@ from .fields import (
     hexadecimal,
 )
 from .file_view import FileView
-from .records import slot_key
+from .records import bucket_counts, is_bucket, slot_key
 from .terminal import escaped, moment
 
 _POSITION: Final = EXTENT_SIZE - 1  # mask: where in its extent an offset is
@@ -211,14 +209,12 @@ def bucket_section(page: bytes, bucket: int) -> Section:
     if len(page) < BUCKET_SIZE:
         section.problems.append("the file is cut off here")
         return section
-    marker, *_, control = BUCKET_HEADER.unpack_from(page)
-    empty, tombstones = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
     if bucket & _POSITION:
         # Depth and prefix are bucket 0's.
         section.fields = [each for each in section.fields if each.name not in ("depth", "prefix")]
-    live = SLOT_COUNT - empty - tombstones
+    live, tombstones, empty = bucket_counts(page)
     section.notes.append(f"{live} live slots, {tombstones} tombstones, {empty} empty")
-    if marker != bucket_marker(bucket):
+    if not is_bucket(page, bucket):
         section.problems.append("it has not the marker of this page, so it is damaged")
     if empty and tombstones:
         section.problems.append("a bucket with an empty slot should have no tombstone")

@@ -145,6 +145,11 @@ class FileView:
         """Return what the operating system says of the file."""
         return os.fstat(self._fd)
 
+    def allocated_size(self) -> int | None:
+        """Return how many bytes of the disk the file takes; None where nobody tells."""
+        blocks: int | None = getattr(self.status(), "st_blocks", None)
+        return None if blocks is None else 512 * blocks
+
     def holder(self) -> int:
         """Return the process id that is written in the file; 0 where it was closed."""
         return unpack_holder(self.read(HOLDER_OFFSET, HOLDER.size))

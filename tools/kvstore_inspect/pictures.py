@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kvstore.format.layout import KIND_FIXED, KIND_FREE, KIND_SEGMENT, KIND_SLAB
 
-from .survey import NEVER, SizeClass, Survey
+from .survey import DAMAGED_KIND, NO_TTL, Extent, SizeClass, Survey, extents
 
 # What no picture has otherwise; in the page it becomes the colour of the text.
 _TEXT: Final = "#010203"
@@ -39,8 +40,8 @@ KIND_COLOURS: Final = {
     KIND_FIXED: ("superblock, directory, extent map", "#4c4f69"),
     KIND_SEGMENT: ("segments of the table", "#d97706"),
     KIND_SLAB: ("records", "#2563eb"),
+    DAMAGED_KIND: ("damaged", "#dc2626"),
 }
-_DAMAGED: Final = "#dc2626"
 _LIFETIMES: Final = {
     0: "expired",
     60: "<1 min",
@@ -50,7 +51,7 @@ _LIFETIMES: Final = {
     30 * 86_400: "<30 days",
     365 * 86_400: "<1 year",
     inf: "longer",
-    NEVER: "never",
+    NO_TTL: "never",
 }
 
 
@@ -65,12 +66,13 @@ class Picture:
 
 def pictures(survey: Survey) -> list[Picture]:
     """Draw all pictures of a report."""
+    mapped = extents(survey.view)
     drawn = [
         _draw(
             "Map of the file",
             "Every extent of 64 KiB, row by row from the start of the file. The fuller an extent, "
             "the stronger its colour.",
-            lambda axes: _map(axes, survey),
+            lambda axes: _map(axes, mapped),
             height=3.4,
         ),
         _draw(
@@ -99,7 +101,7 @@ def pictures(survey: Survey) -> list[Picture]:
                 "Load of the segments",
                 "Segments of the hash table by the share of their 1,280 slots that is in use, by "
                 "what has expired too. At 7/8, the dotted line, a segment is split in two.",
-                lambda axes: _loads(axes, survey),
+                lambda axes: _loads(axes, mapped),
             ),
             _draw(
                 "Probe lengths",
@@ -141,31 +143,23 @@ def _inlined(svg: str, title: str) -> str:
     )
 
 
-def _map(axes: Any, survey: Survey) -> None:
-    columns = max(8, ceil(sqrt(len(survey.extents) * 1.5)))
-    rows = ceil(len(survey.extents) / columns)
+def _map(axes: Any, shown: Sequence[Extent]) -> None:
+    columns = max(8, ceil(sqrt(len(shown) * 1.5)))
+    rows = ceil(len(shown) / columns)
     pixels = [[(0.0, 0.0, 0.0, 0.0)] * columns for _ in range(rows)]
-    for number, extent in enumerate(survey.extents):
-        _, colour = KIND_COLOURS.get(extent.kind, ("", _DAMAGED))
+    for number, extent in enumerate(shown):
+        _, colour = KIND_COLOURS[extent.kind]
         strength = 0.35 + 0.65 * extent.fill if extent.kind != KIND_FREE else 0.45
         pixels[number // columns][number % columns] = (*to_rgb(colour), strength)
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    names = [*KIND_COLOURS.values()]
-    if any(extent.kind not in KIND_COLOURS for extent in survey.extents):
-        names.append(("damaged", _DAMAGED))
+    counts = Counter(extent.kind for extent in shown)
     handles = [
-        mpl.patches.Patch(color=colour, label=f"{name}: {_kind_count(survey, name):,} extents")
-        for name, colour in names
+        mpl.patches.Patch(color=colour, label=f"{name}: {counts[kind]:,} extents")
+        for kind, (name, colour) in KIND_COLOURS.items()
+        if counts[kind] or kind != DAMAGED_KIND
     ]
     axes.figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=8)
-
-
-def _kind_count(survey: Survey, name: str) -> int:
-    kinds = [kind for kind, (each, _) in KIND_COLOURS.items() if each == name]
-    if kinds:
-        return survey.count(kinds[0])
-    return sum(extent.kind not in KIND_COLOURS for extent in survey.extents)
 
 
 def _bars(
@@ -220,13 +214,13 @@ def _value_sizes(axes: Any, survey: Survey) -> None:
 def _classes(axes: Any, survey: Survey) -> None:
     groups: dict[int, list[SizeClass]] = {}
     for each in survey.classes:
-        if each.extents or each.records or each.expired:
+        if each.records or each.expired:
             groups.setdefault(_doubling(each.block_size), []).append(each)
     parts = (
-        ("records", "#2563eb", lambda each: each.record_bytes),
-        ("padding", "#d97706", lambda each: each.padding),
-        ("expired", "#7c3aed", lambda each: each.expired * each.block_size),
-        ("free", "#b8c0cc", lambda each: max(0, each.free)),
+        ("records", "#2563eb", lambda each: each.record_size),
+        ("padding", "#d97706", lambda each: each.padding_size),
+        ("expired", "#7c3aed", lambda each: each.expired_size),
+        ("free", "#b8c0cc", lambda each: each.free_size),
     )
     heights = [[sum(map(measure, group)) for group in groups.values()] for _, _, measure in parts]
     totals = [sum(column) for column in zip(*heights, strict=True)]
@@ -267,10 +261,9 @@ def _lifetimes(axes: Any, survey: Survey) -> None:
     _bars(axes, [*_LIFETIMES.values()], counts, colours, slanted=True)
 
 
-def _loads(axes: Any, survey: Survey) -> None:
-    counts, _, bars = axes.hist(
-        survey.loads, bins=[step / 20 for step in range(21)], color="#d97706"
-    )
+def _loads(axes: Any, shown: Sequence[Extent]) -> None:
+    loads = [extent.fill for extent in shown if extent.kind == KIND_SEGMENT]
+    counts, _, bars = axes.hist(loads, bins=[step / 20 for step in range(21)], color="#d97706")
     _label(axes, bars, counts, lambda count: f"{count:.0f}")
     axes.axvline(7 / 8, color=_TEXT, linestyle=":", linewidth=1)
     axes.xaxis.set_major_formatter(lambda share, _place: f"{share:.0%}")

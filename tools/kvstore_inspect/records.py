@@ -23,6 +23,7 @@ from kvstore.format.layout import (
     BUCKET_SHIFT,
     BUCKET_SIZE,
     CONTROL_EMPTY,
+    CONTROL_TOMBSTONE,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
@@ -42,6 +43,7 @@ from kvstore.format.layout import (
     RECORD_MAGIC,
     SHAPE_OFFSET,
     SLOT,
+    SLOT_COUNT,
     SLOT_KEY_SIZE,
     U64,
     bucket_marker,
@@ -240,7 +242,7 @@ class Records:
             )
         for number in range(1, BUCKET_COUNT):
             bucket = base + number * BUCKET_SIZE
-            if not _is_bucket(contents[number * BUCKET_SIZE :], bucket):
+            if not is_bucket(contents[number * BUCKET_SIZE :], bucket):
                 return _marker_error(bucket)
             if _shape(contents, number * BUCKET_SIZE) != _shape(contents):
                 return DamagedRecord(
@@ -317,7 +319,7 @@ class Records:
         for step in range(BUCKET_COUNT):
             bucket = base + ((home + step) % BUCKET_COUNT << BUCKET_SHIFT)
             page = self._view[bucket : bucket + BUCKET_SIZE]
-            if not _is_bucket(page, bucket):
+            if not is_bucket(page, bucket):
                 return _marker_error(bucket)
             control = BUCKET_HEADER.unpack_from(page)[-1]
             for index, _, packed in live_slots(page):
@@ -419,6 +421,21 @@ def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
             yield slot_offset(bucket, index), packed
 
 
+class BucketCounts(NamedTuple):
+    """Slots of a bucket: live ones, tombstones, empty ones."""
+
+    live: int
+    dead: int
+    empty: int
+
+
+def bucket_counts(contents: bytes, bucket: int = 0) -> BucketCounts:
+    """Count the slots of the bucket that begins in these bytes at `bucket`."""
+    control = BUCKET_HEADER.unpack_from(contents, bucket)[-1]
+    dead, empty = control.count(CONTROL_TOMBSTONE), control.count(CONTROL_EMPTY)
+    return BucketCounts(SLOT_COUNT - dead - empty, dead, empty)
+
+
 def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
     """Return the key of a slot, whose record has `key`; None where it is too long to be told."""
     if key_size <= SLOT_KEY_SIZE:
@@ -426,7 +443,8 @@ def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
     return key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None
 
 
-def _is_bucket(page: bytes, bucket: int) -> bool:
+def is_bucket(page: bytes, bucket: int) -> bool:
+    """Return whether these bytes begin with a page of the table that belongs at `bucket`."""
     return len(page) >= BUCKET_SIZE and U64.unpack_from(page)[0] == bucket_marker(bucket)
 
 

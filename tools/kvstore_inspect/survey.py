@@ -1,7 +1,11 @@
-"""Everything about a file in numbers, from one walk over it."""
+"""Everything about a file in numbers.
 
+Counted from the slots where the index can be used and these are enough, which reads no record; else
+from the records, one after the other.
+"""
+
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -9,33 +13,40 @@ from typing import Final
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BLOCK_SIZES,
+    BLOCKS_PER_EXTENT,
     BUCKET_COUNT,
-    BUCKET_HEADER,
     BUCKET_SHIFT,
+    BUCKET_SIZE,
+    DIRECTORY_ENTRIES,
+    EXTENT_SHIFT,
     EXTENT_SIZE,
+    FIXED_EXTENTS,
     KIND_FIXED,
     KIND_FREE,
     KIND_SEGMENT,
     KIND_SLAB,
-    MAX_FILE_SIZE,
+    MAX_EXTENTS,
+    MAX_KEY_SIZE,
+    MAX_VALUE_SIZE,
+    MIN_VALUE_SIZE,
+    NEVER,
     RECORD_HEADER_SIZE,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SIZE_CLASSES,
     SLAB_ENTRY,
+    SLOT,
     key_hash,
 )
 
 from .file_view import FileView
-from .opening import Opening
-from .records import DamagedRecord, Progress, Record, Records
-from .terminal import size as in_bytes
+from .records import DamagedRecord, Progress, Record, Records, bucket_counts, slots_of
 
 # Seconds: none, a minute, an hour, a day, a week, 30 days, a year, any number.
 LIFETIMES: Final = (0, 60, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400, inf)
-NEVER: Final = -1.0  # in the place of a lifetime
-_MOST_DAMAGE_KEPT: Final = 100
-_DAMAGED_KIND: Final = 4
+NO_TTL: Final = -1.0  # in the place of a lifetime
+DAMAGED_KIND: Final = -1
+_MOST_NAMED: Final = 100
 
 
 @dataclass(frozen=True)
@@ -44,204 +55,243 @@ class Extent:
 
     kind: int
     fill: float
-    size_class: int = 0
-    live: int = 0
 
 
 @dataclass
 class SizeClass:
-    """The slab extents of one size class, and the records in them. Sizes in bytes."""
+    """The records of one size class. Sizes in bytes."""
 
-    block_size: int
-    extents: int = 0
+    size_class: int
     records: int = 0
-    record_bytes: int = 0
+    record_size: int = 0
+    """Headers, keys and values."""
     expired: int = 0
+    """Records that have expired and whose blocks were not yet taken back."""
+    extents: int = 0
 
     @property
-    def padding(self) -> int:
-        """What the blocks of its records are larger than these."""
-        return self.records * self.block_size - self.record_bytes
+    def block_size(self) -> int:
+        """A block of the class."""
+        return BLOCK_SIZES[self.size_class]
 
     @property
-    def free(self) -> int:
-        """What its extents have that is in no record's block, of none that has expired either."""
-        return self.extents * EXTENT_SIZE - (self.records + self.expired) * self.block_size
+    def live_size(self) -> int:
+        """Blocks that hold records, padding included."""
+        return self.records * self.block_size
+
+    @property
+    def expired_size(self) -> int:
+        """Blocks of what has expired."""
+        return self.expired * self.block_size
+
+    @property
+    def padding_size(self) -> int:
+        """What the records leave of their blocks."""
+        return self.live_size - self.record_size
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks of its extents without a record."""
+        blocks = self.extents * BLOCKS_PER_EXTENT[self.size_class]
+        return max(0, blocks - self.records - self.expired)
+
+    @property
+    def free_size(self) -> int:
+        """What of its extents is in no block that holds a record."""
+        return self.extents * EXTENT_SIZE - self.live_size - self.expired_size
 
 
 @dataclass
 class Survey:
-    """Counts over all of a file: of what can be read now.
+    """Counts over all of a file: of what can be read at `now_ms`. Sizes in bytes.
 
-    What has expired and was not yet taken back is in `expired`, and else only in the lifetimes, by
-    itself, and in the fill of the extents.
+    What has expired and was not yet taken back is in `expired` and `expired_size`, and else only in
+    the lifetimes, by itself, in the load of the table and the fill of the extents.
     """
 
+    view: FileView
     now_ms: int
-    by_index: bool
-    extents: list[Extent] = field(default_factory=list)
-    depths: Counter[int] = field(default_factory=Counter)
-    probes: Counter[int] = field(default_factory=Counter)
-    """Records by the pages of the table that finding them takes."""
-    classes: list[SizeClass] = field(default_factory=list)
+    by_index: bool = True
+    segments: int = 0
+    tombstones: int = 0
+    key_size: int = 0
+    classes: list[SizeClass] = field(
+        default_factory=lambda: [SizeClass(number) for number in range(len(BLOCK_SIZES))]
+    )
     value_sizes: Counter[int] = field(default_factory=Counter)
     lifetimes: Counter[float] = field(default_factory=Counter)
     """Records by the first of `LIFETIMES` that is more than the seconds they have left."""
-    records: int = 0
-    expired: int = 0
+    probes: Counter[int] = field(default_factory=Counter)
+    """Records by the pages of the table that finding them takes, where they were read."""
     orphans: int = 0
-    damage: list[DamagedRecord] = field(default_factory=list)
-    damage_count: int = 0
+    """Records that no slot leads to, where they were read by the index."""
+    damages: list[DamagedRecord] = field(default_factory=list)
+    """The first hundred of what is damaged."""
+    damaged: int = 0
+    _classes_of_extents: dict[int, int] = field(default_factory=dict)
 
-    def count(self, kind: int) -> int:
-        """Return how many extents are of a kind."""
-        return sum(extent.kind == kind for extent in self.extents)
+    # --- counting ------------------------------------------------------------------------------
+
+    def add_damage(self, damage: DamagedRecord) -> None:
+        """Count what is damaged."""
+        self.damaged += 1
+        if len(self.damages) < _MOST_NAMED:
+            self.damages.append(damage)
+
+    def add_slots(self, extent: int, contents: bytes) -> None:
+        """Count what the slots of a segment tell of records."""
+        for _, packed in slots_of(extent, contents):
+            _, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
+            self._add(offset, key_size, value_size, expires_at)
+
+    def add_record(self, record: Record) -> None:
+        """Count a record, and how it is found."""
+        key = record.key.encode()
+        live = self._add(record.offset, len(key), len(record.value), record.expires_at)
+        self.orphans += self.by_index and not record.slot
+        if live and record.slot:
+            home = key_hash(key, self.view.seed) & BUCKET_COUNT - 1
+            bucket = record.slot >> BUCKET_SHIFT & BUCKET_COUNT - 1
+            self.probes[(bucket - home) % BUCKET_COUNT + 1] += 1
+
+    def _add(self, offset: int, key_size: int, value_size: int, expires_at: int) -> bool:
+        """Count a record; return whether it is one that can be read."""
+        extent = offset >> EXTENT_SHIFT
+        if (
+            not 0 < key_size <= MAX_KEY_SIZE
+            or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
+            or extent < FIXED_EXTENTS
+        ):
+            message = "a slot tells of a record that cannot be"
+            self.add_damage(DamagedRecord(offset, None, message))
+            return False
+        size = RECORD_HEADER_SIZE + key_size + value_size
+        size_class = SIZE_CLASSES[(size + BLOCK_ALIGNMENT - 1) // BLOCK_ALIGNMENT]
+        of_class = self.classes[size_class]
+        if extent < MAX_EXTENTS and self._classes_of_extents.get(extent) != size_class:
+            self._move_extent(extent, size_class)
+        lifetime = NO_TTL if expires_at == NEVER else _lifetime(expires_at - self.now_ms)
+        self.lifetimes[lifetime] += 1
+        if not lifetime:
+            of_class.expired += 1
+            return False
+        of_class.records += 1
+        of_class.record_size += size
+        self.key_size += key_size
+        self.value_sizes[value_size] += 1
+        return True
+
+    def _move_extent(self, extent: int, size_class: int) -> None:
+        """Count an extent for the class of the record in it that was seen last."""
+        former = self._classes_of_extents.get(extent)
+        if former is not None:
+            self.classes[former].extents -= 1
+        self._classes_of_extents[extent] = size_class
+        self.classes[size_class].extents += 1
+
+    # --- sums ----------------------------------------------------------------------------------
 
     @property
-    def loads(self) -> list[float]:
-        """The load of each segment, 0 to 1."""
-        return [extent.fill for extent in self.extents if extent.kind == KIND_SEGMENT]
+    def records(self) -> int:
+        """Records that can be read."""
+        return sum(each.records for each in self.classes)
 
     @property
-    def free_bytes(self) -> int:
-        """What is reserved and unused: free extents, and blocks that hold no record."""
-        return self.count(KIND_FREE) * EXTENT_SIZE + sum(each.free for each in self.classes)
+    def expired(self) -> int:
+        """Records that have expired and were not yet taken back."""
+        return self.lifetimes[0]
 
     @property
-    def expired_bytes(self) -> int:
-        """The blocks of what has expired."""
-        return sum(each.expired * each.block_size for each in self.classes)
+    def expiring(self) -> int:
+        """Records with a TTL that can be read."""
+        return self.records - self.lifetimes[NO_TTL]
 
     @property
-    def padding(self) -> int:
-        """What the blocks of all records are larger than these, in bytes."""
-        return sum(each.padding for each in self.classes)
+    def value_size(self) -> int:
+        """The values."""
+        return sum(size * count for size, count in self.value_sizes.items())
+
+    @property
+    def slabs(self) -> int:
+        """Extents that hold records."""
+        return len(self._classes_of_extents)
+
+    @property
+    def free_extents(self) -> int:
+        """Extents that hold nothing."""
+        used = FIXED_EXTENTS + self.segments + self.slabs
+        return max(0, self.view.extent_count - used)
+
+    @property
+    def live_size(self) -> int:
+        """Blocks that hold records, padding included."""
+        return sum(each.live_size for each in self.classes)
+
+    @property
+    def expired_size(self) -> int:
+        """Blocks of what has expired."""
+        return sum(each.expired_size for each in self.classes)
+
+    @property
+    def padding_size(self) -> int:
+        """What the records leave of their blocks."""
+        return sum(each.padding_size for each in self.classes)
+
+    @property
+    def free_size(self) -> int:
+        """Free extents, and what is in no block that holds a record."""
+        return self.free_extents * EXTENT_SIZE + sum(each.free_size for each in self.classes)
+
+    @property
+    def load(self) -> float:
+        """Records, expired ones too, by slots of the table, 0 to 1."""
+        slots = self.segments * SEGMENT_SLOTS
+        return (self.records + self.expired) / slots if slots else 0.0
 
 
-def survey(view: FileView, now_ms: int, progress: Progress) -> Survey:
-    """Walk over a file and count."""
+def survey(
+    view: FileView, now_ms: int, progress: Progress, *, every_record: bool = False
+) -> Survey:
+    """Count what is in a file; read every record where that is wanted, or the index is no use."""
     records = Records(view, now_ms, progress)
-    result = Survey(now_ms, records.by_index)
-    result.classes = [SizeClass(size) for size in BLOCK_SIZES]
-    result.extents = [_extent(view, number) for number in range(view.extent_count)]
-    for extent in result.extents:
-        if extent.kind == KIND_SLAB:
-            result.classes[extent.size_class].extents += 1
-    for found in records:
+    result = Survey(view, now_ms, records.by_index)
+    by_slots = records.by_index and not every_record
+    if by_slots:
+        for problem in view.problems:
+            result.add_damage(DamagedRecord(0, None, problem))
+    for position, extent, contents, damage in records.segments():
+        if damage is None:
+            result.segments += 1
+            if by_slots:
+                progress(position, DIRECTORY_ENTRIES)
+                pages = range(0, EXTENT_SIZE, BUCKET_SIZE)
+                result.tombstones += sum(bucket_counts(contents, page).dead for page in pages)
+                result.add_slots(extent, contents)
+        elif by_slots:
+            result.add_damage(damage)
+    for found in () if by_slots else records:
         if isinstance(found, Record):
-            _count(result, view, found)
+            result.add_record(found)
         else:
-            result.damage_count += 1
-            if len(result.damage) < _MOST_DAMAGE_KEPT:
-                result.damage.append(found)
-    if records.by_index:
-        for _, _, contents, damage in records.segments():
-            if damage is None:
-                result.depths[BUCKET_HEADER.unpack_from(contents)[2]] += 1
+            result.add_damage(found)
     return result
 
 
-def _extent(view: FileView, number: int) -> Extent:
-    entry = view.map_entry(number)
+def extents(view: FileView) -> list[Extent]:
+    """Return what the extent map says of each extent."""
+    return [_extent(view.map_entry(number)) for number in range(view.extent_count)]
+
+
+def _extent(entry: bytes) -> Extent:
     kind, size_class, live, *_ = SLAB_ENTRY.unpack(entry)
     if kind == KIND_SEGMENT:
-        live = SEGMENT_ENTRY.unpack(entry)[2]
-        return Extent(kind, min(1.0, live / SEGMENT_SLOTS), 0, live)
+        return Extent(kind, min(1.0, SEGMENT_ENTRY.unpack(entry)[2] / SEGMENT_SLOTS))
     if kind == KIND_SLAB and size_class < len(BLOCK_SIZES):
-        return Extent(
-            kind, min(1.0, live * BLOCK_SIZES[size_class] / EXTENT_SIZE), size_class, live
-        )
+        return Extent(kind, min(1.0, live * BLOCK_SIZES[size_class] / EXTENT_SIZE))
     if kind in (KIND_FREE, KIND_FIXED):
         return Extent(kind, 0.0 if kind == KIND_FREE else 1.0)
-    return Extent(_DAMAGED_KIND, 1.0)
+    return Extent(DAMAGED_KIND, 1.0)
 
 
-def _count(result: Survey, view: FileView, record: Record) -> None:
-    key = record.key.encode()
-    size = RECORD_HEADER_SIZE + len(key) + len(record.value)
-    size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
-    lifetime = NEVER
-    if record.expires_at:
-        left = (record.expires_at - result.now_ms) / 1000
-        lifetime = next(limit for limit in LIFETIMES if left <= 0 or left < limit)
-    result.lifetimes[lifetime] += 1
-    result.orphans += result.by_index and not record.slot
-    if not lifetime:
-        result.classes[size_class].expired += 1
-        result.expired += 1
-        return
-    result.classes[size_class].records += 1
-    result.classes[size_class].record_bytes += size
-    result.records += 1
-    result.value_sizes[len(record.value)] += 1
-    if record.slot:
-        home = key_hash(key, view.seed) & BUCKET_COUNT - 1
-        bucket = record.slot >> BUCKET_SHIFT & BUCKET_COUNT - 1
-        result.probes[(bucket - home) % BUCKET_COUNT + 1] += 1
-
-
-def advice(result: Survey, view: FileView) -> list[str]:
-    """Return what is unusual about the file, and what to do about it, a sentence or two each."""
-    found = list(_on_opening(view))
-    if result.damage_count:
-        found.append(
-            f"Damaged places: {result.damage_count:,}. kvstore-inspect verify names them and says "
-            f"what each means; kvstore-inspect repair mends what can be mended."
-        )
-    if result.orphans:
-        found.append(
-            f"Whole records in no slot of the table: {result.orphans:,}. No key leads there; "
-            f"kvstore-inspect repair brings them back."
-        )
-    if result.expired * 4 > result.records:
-        found.append(
-            f"Records that have expired: {result.expired:,}, beside {result.records:,} that have "
-            f"not. Their {in_bytes(result.expired_bytes)} come back when room is needed, or at "
-            f"once by purge_expired()."
-        )
-    size = len(view)
-    if size > 0.9 * MAX_FILE_SIZE and result.free_bytes < 0.05 * size:
-        found.append(
-            f"The file is {size:,} bytes of at most {MAX_FILE_SIZE:,} and nearly full. Delete "
-            f"something, or move on: kvstore-inspect dump --format resp feeds a Redis server."
-        )
-    elif size > 16 * 1024 * 1024 and result.free_bytes > size // 2:
-        found.append(
-            f"{result.free_bytes * 100 // size}% of the file is free. A file never shrinks; "
-            f"kvstore-inspect copy writes a smaller one."
-        )
-    if result.padding * 3 > size:
-        found.append(
-            "More than a third of the file pads records to the size of their blocks: many small "
-            "values. Several of them in one value would take less."
-        )
-    if sum(count for pages, count in result.probes.items() if pages > 2) * 100 > result.records:
-        found.append(
-            "Finding one record in a hundred takes more than two pages of the table. The table "
-            "had no room to grow; after deleting, kvstore-inspect copy spreads it anew."
-        )
-    return found
-
-
-def _on_opening(view: FileView) -> Iterator[str]:
-    """Yield what is to be known of the file before it is opened the next time."""
-    if view.in_use:
-        yield "The file is in use: the numbers are of no one moment."
-    elif view.next_opening() is Opening.REFUSES:
-        yield (
-            "The store does not open as it is: the index is not to be trusted, and to rebuild it "
-            "would lose records, or the file was cut off. kvstore-inspect repair rebuilds it from "
-            "those records that are whole, and keeps a copy of the file."
-        )
-    elif not view.state.intact:
-        yield "The state is damaged. The next opening rebuilds the index from the records."
-    elif not view.state.clean:
-        yield (
-            "The file was not closed. Nothing acknowledged is lost by that: the next opening "
-            "rebuilds the index from the records."
-        )
-    elif not view.trusted:
-        yield (
-            "The index fails its checksum. The next opening rebuilds it from the records, which "
-            "are all there and whole."
-        )
+def _lifetime(left_ms: int) -> float:
+    return LIFETIMES[bisect_right(LIFETIMES, left_ms / 1000)] if left_ms > 0 else LIFETIMES[0]

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from kvstore import __version__
-from kvstore.format.layout import KIND_SEGMENT
+from kvstore_inspect.advice import advice
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.survey import NEVER, Survey, advice, survey
+from kvstore_inspect.survey import Survey, survey
 from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly
 
 from .common import DONE, PROBLEMS, now_ms, opened, reading
@@ -38,7 +38,7 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
         raise click.UsageError(f"{target} is the store itself")
     with opened(file, wait, unlocked) as view:
         with progress("looking at every record") as show:
-            found = survey(view, now_ms(), show)
+            found = survey(view, now_ms(), show, every_record=True)
         page = render(view, found)
     if str(target) == "-":
         sys.stdout.write(page)
@@ -50,7 +50,7 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
             say(f"kvstore-inspect: {target}: the page could not be written: {error.__cause__}")
             return PROBLEMS
         say(f"{target}: {len(contents):,} bytes")
-    return PROBLEMS if found.damage_count or found.orphans else DONE
+    return PROBLEMS if found.damaged or found.orphans else DONE
 
 
 class _NotWrittenError(Exception):
@@ -88,27 +88,26 @@ def render(view: FileView, found: Survey) -> str:
         version=__version__,
         looked_at=moment(found.now_ms),
         in_use=view.in_use,
-        advice=advice(found, view),
+        advice=[sentence.replace("`", "") for sentence in advice(view, found)],
         numbers=_numbers(view, found),
         pictures=pictures(found),
-        damage=sorted(found.damage, key=lambda damage: damage.offset),
-        damage_count=found.damage_count,
+        damage=sorted(found.damages, key=lambda damage: damage.offset),
+        damage_count=found.damaged,
         escaped=escaped,
     )
 
 
 def _numbers(view: FileView, found: Survey) -> list[tuple[str, str]]:
-    loads = found.loads
     return [
         ("records", f"{found.records:,}"),
-        ("of these with a time-to-live", f"{found.records - found.lifetimes[NEVER]:,}"),
+        ("of these with a time-to-live", f"{found.expiring:,}"),
         ("expired, not yet taken back", f"{found.expired:,}"),
         ("file", size_exactly(len(view))),
-        ("free in it", size_exactly(max(0, found.free_bytes))),
-        ("held by what has expired", size_exactly(found.expired_bytes)),
-        ("padding of the records", size_exactly(found.padding)),
-        ("segments of the table", f"{found.count(KIND_SEGMENT):,}"),
-        ("mean load", f"{sum(loads) / len(loads):.0%}" if loads else "no table"),
+        ("free in it", size_exactly(found.free_size)),
+        ("held by what has expired", size_exactly(found.expired_size)),
+        ("padding of the records", size_exactly(found.padding_size)),
+        ("segments of the table", f"{found.segments:,}"),
+        ("mean load", f"{found.load:.0%}" if found.segments else "no table"),
         ("created", moment(view.identity.created_at)),
         ("closed in order", "yes" if view.state.clean else "no"),
     ]

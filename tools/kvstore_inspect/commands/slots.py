@@ -16,9 +16,8 @@ from kvstore.format.layout import (
     BUCKET_HEADER,
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
-    CONTROL_EMPTY,
-    CONTROL_TOMBSTONE,
     EXTENT_SHIFT,
+    EXTENT_SIZE,
     FIXED_EXTENTS,
     IDENTITY,
     IDENTITY_OFFSETS,
@@ -53,7 +52,7 @@ from kvstore_inspect.fields import (
     printable,
 )
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import Records
+from kvstore_inspect.records import Records, bucket_counts
 from kvstore_inspect.terminal import out, say, show_table
 
 from .common import DONE, PROBLEMS, now_ms, opened, reading
@@ -241,11 +240,8 @@ def _list_segments(view: FileView) -> bool:
             wrong = True
             say(f"{view.path}: byte {damage.offset:,}: {damage.message}")
             continue
-        live = dead = 0
-        for start in range(0, len(contents), BUCKET_SIZE):
-            control = BUCKET_HEADER.unpack_from(contents, start)[-1]
-            dead += control.count(CONTROL_TOMBSTONE)
-            live += SLOT_COUNT - control.count(CONTROL_EMPTY) - control.count(CONTROL_TOMBSTONE)
+        counts = [bucket_counts(contents, page) for page in range(0, EXTENT_SIZE, BUCKET_SIZE)]
+        live, dead, _ = map(sum, zip(*counts, strict=True))
         depth = BUCKET_HEADER.unpack_from(contents)[2]
         run = f"{position}..{position + segment_run(depth) - 1}"
         bar = "#" * round(_BAR_SIZE * live / SEGMENT_SLOTS)
@@ -306,9 +302,7 @@ def _show_segment(view: FileView, extent: int, contents: bytes) -> bool:
         if len(page) < BUCKET_SIZE:
             continue
         pages.append((number, offset, page))
-        control = BUCKET_HEADER.unpack_from(page)[-1]
-        empty, dead = control.count(CONTROL_EMPTY), control.count(CONTROL_TOMBSTONE)
-        live = SLOT_COUNT - empty - dead
+        live, dead, empty = bucket_counts(page)
         live_found += live
         earliest = next(each.meaning for each in section.fields if each.name == "earliest_expiry")
         _write(
