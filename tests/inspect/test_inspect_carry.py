@@ -54,16 +54,7 @@ def inspect(capfdbinary: pytest.CaptureFixture[bytes]) -> Inspect:
 
 
 @pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> FakeClock:
-    """The clock of stores and inspector, in the test's hands."""
-    for module in ("common", "load", "dump", "copy", "diff"):
-        name = f"kvstore_inspect.commands.{module}.now_ms"
-        monkeypatch.setattr(name, lambda: clock.now_ms)
-    return clock
-
-
-@pytest.fixture
-def filled(path: Path, now: FakeClock) -> Path:
+def filled(path: Path, clock: FakeClock) -> Path:
     """A closed store of keys of all kinds, a third of which expire, created at many moments."""
     rng = random.Random(3)
     with KVStore(path) as store:
@@ -77,7 +68,7 @@ def filled(path: Path, now: FakeClock) -> Path:
                 "deep": [[1.5, -(2**63), 2**64 - 1, None, True]],
             }
             store.create(key, value, ttl=None if number % 3 else 1_000 + number)
-            now.advance(0.001 * number)
+            clock.advance(0.001 * number)
     return path
 
 
@@ -108,17 +99,17 @@ def test_dump_writes_each_record_on_a_line_with_its_times(filled: Path, inspect:
 
 
 def test_dump_leaves_out_what_has_expired_unless_it_is_asked_for(
-    filled: Path, now: FakeClock, inspect: Inspect
+    filled: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
-    now.advance(1_100)
+    clock.advance(1_100)
     live = lines_of(inspect("dump", filled))
     everything = lines_of(inspect("dump", filled, "--expired"))
     assert 0 < len(live) < len(everything) == KEYS
-    assert all(line["expires_at"] is None or line["expires_at"] > now.now_ms for line in live)
+    assert all(line["expires_at"] is None or line["expires_at"] > clock.now_ms for line in live)
 
 
 def test_dump_of_a_file_that_was_not_closed_holds_every_record(
-    open_store: Callable[..., KVStore], tmp_path: Path, now: FakeClock, inspect: Inspect
+    open_store: Callable[..., KVStore], tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     store = open_store()
     for number in range(500):
@@ -168,12 +159,12 @@ def _environment() -> dict[str, str]:
 
 
 def test_dump_load_dump_gives_the_same_lines(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     first = inspect("dump", filled).out
     lines = tmp_path / "lines.jsonl"
     lines.write_text(first, encoding="utf-8")
-    now.advance(5)
+    clock.advance(5)
     loaded = tmp_path / "loaded.kvs"
     result = inspect("load", loaded, lines)
     assert result.status == DONE, result.err
@@ -183,7 +174,7 @@ def test_dump_load_dump_gives_the_same_lines(
     assert_consistent(loaded)
 
 
-def test_load_reads_standard_input(filled: Path, tmp_path: Path, now: FakeClock) -> None:
+def test_load_reads_standard_input(filled: Path, tmp_path: Path, clock: FakeClock) -> None:
     loaded = tmp_path / "loaded.kvs"
     line = '"$0" -m kvstore_inspect dump --expired "$1" | "$0" -m kvstore_inspect load "$2"'
     shell = subprocess.run(
@@ -222,7 +213,7 @@ def test_load_reads_standard_input(filled: Path, tmp_path: Path, now: FakeClock)
     ],
 )
 def test_load_names_a_malformed_line_and_keeps_what_came_before(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, line: str, problem: str
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect, line: str, problem: str
 ) -> None:
     source = tmp_path / "lines.jsonl"
     first = '{"key":"before","value":{"n":1}}\n\n'
@@ -236,13 +227,13 @@ def test_load_names_a_malformed_line_and_keeps_what_came_before(
 
 
 def test_load_takes_lines_without_times(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     source = tmp_path / "lines.jsonl"
     source.write_text('{"value":{"n":1},"key":"a"}\n')
     assert inspect("load", path, source).status == DONE
     (line,) = lines_of(inspect("dump", path))
-    assert line == {"key": "a", "value": {"n": 1}, "created_at": now.now_ms, "expires_at": None}
+    assert line == {"key": "a", "value": {"n": 1}, "created_at": clock.now_ms, "expires_at": None}
 
 
 def existing(path: Path, tmp_path: Path) -> Path:
@@ -255,7 +246,7 @@ def existing(path: Path, tmp_path: Path) -> Path:
 
 
 def test_load_stops_at_a_key_that_exists(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     result = inspect("load", path, existing(path, tmp_path))
     assert result.status == PROBLEMS
@@ -265,7 +256,7 @@ def test_load_stops_at_a_key_that_exists(
 
 
 def test_load_skips_keys_that_exist_and_names_them(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     result = inspect("load", path, existing(path, tmp_path), "--on-exists", "skip")
     assert result.status == PROBLEMS
@@ -275,7 +266,7 @@ def test_load_skips_keys_that_exist_and_names_them(
 
 
 def test_load_replaces_keys_that_exist(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     result = inspect("load", path, existing(path, tmp_path), "--on-exists", "replace")
     assert result.status == DONE
@@ -284,11 +275,11 @@ def test_load_replaces_keys_that_exist(
 
 
 def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     with KVStore(path, max_bytes=4 * MIB) as store:
         store.create("small", {"old": True}, ttl=500)
-        created_at = now.now_ms
+        created_at = clock.now_ms
         number = 0
         size = 16_000
         while size:
@@ -298,7 +289,7 @@ def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
             except Exception:
                 size //= 2
         before = dict(store)
-    now.advance(1)
+    clock.advance(1)
     source = tmp_path / "lines.jsonl"
     source.write_text(json.dumps({"key": "small", "value": {"t": "x" * 16_000}}) + "\n")
     result = inspect("load", path, source, "--on-exists", "replace", "--max-bytes", 4 * MIB)
@@ -311,7 +302,7 @@ def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
 
 
 def test_load_into_a_store_that_is_too_small_says_what_was_loaded(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     source = tmp_path / "lines.jsonl"
     with source.open("w") as file:
@@ -327,7 +318,7 @@ def test_load_into_a_store_that_is_too_small_says_what_was_loaded(
 
 
 def test_load_takes_back_what_has_expired_when_it_needs_room(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     lines = [{"key": f"{number}", "value": {"t": "x" * 15_000}} for number in range(200)]
     source = tmp_path / "lines.jsonl"
@@ -337,14 +328,14 @@ def test_load_takes_back_what_has_expired_when_it_needs_room(
             store.create(f"old {number}", {"t": "x" * 15_000}, ttl=10)
         room = store.stats().records
     assert room == 150
-    now.advance(20)
+    clock.advance(20)
     source.write_text("".join(json.dumps(line) + "\n" for line in lines[:150]))
     assert inspect("load", path, source, "--max-bytes", 4 * MIB).status == DONE
     assert len(contents(path)) == 150
 
 
 def test_load_into_a_store_in_use_is_locked(
-    store: KVStore, tmp_path: Path, now: FakeClock, inspect: Inspect
+    store: KVStore, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     source = tmp_path / "lines.jsonl"
     source.write_text("")
@@ -367,7 +358,7 @@ def test_load_of_a_missing_input_or_into_what_is_no_store_is_wrong_usage(
 
 
 def test_copy_is_compact_and_holds_the_same_with_its_times(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     with KVStore(filled) as store:
         for number in range(1_000):
@@ -390,7 +381,7 @@ def test_copy_is_compact_and_holds_the_same_with_its_times(
 
 
 def test_copy_overwrites_only_what_it_is_told_to(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     out = tmp_path / "out"
     out.write_text("precious")
@@ -402,7 +393,7 @@ def test_copy_overwrites_only_what_it_is_told_to(
 
 
 def test_copy_of_a_damaged_file_leaves_out_the_damage(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     whole = contents(filled)
     flip(filled, filled.read_bytes().index(b'1{"n":1,') + 5)
@@ -446,7 +437,11 @@ def test_copy_counts_one_record_as_one(path: Path, tmp_path: Path, inspect: Insp
 
 
 def test_copy_that_fails_leaves_nothing_behind(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+    filled: Path,
+    tmp_path: Path,
+    clock: FakeClock,
+    inspect: Inspect,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = itertools.count()
     monkeypatch.setattr(copying, "_digest", lambda _record: next(count))
@@ -463,7 +458,7 @@ def test_copy_that_fails_leaves_nothing_behind(
 def test_diff_names_every_key_that_differs(
     path: Path,
     tmp_path: Path,
-    now: FakeClock,
+    clock: FakeClock,
     inspect: Inspect,
     monkeypatch: pytest.MonkeyPatch,
     keys_at_a_time: int,
@@ -481,7 +476,7 @@ def test_diff_names_every_key_that_differs(
             store.create("value", {"n": value})
             store.create("ttl", {"n": 0}, ttl=ttl)
         a.create("expired", {}, ttl=1)
-    now.advance(2)
+    clock.advance(2)
     result = inspect("diff", path, other)
     assert result.status == PROBLEMS
     assert sorted(result.out.splitlines()) == [
@@ -502,13 +497,13 @@ def test_diff_names_every_key_that_differs(
 
 
 def test_diff_of_equal_stores_is_silent_and_times_of_creation_count_if_asked(
-    path: Path, tmp_path: Path, now: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
 ) -> None:
     other = tmp_path / "other.kvs"
     for each in (path, other):
         with KVStore(each) as store:
             store.create("key", {"n": 1})
-        now.advance(1)
+        clock.advance(1)
     assert inspect("diff", path, other) == Result(DONE, "", "")
     result = inspect("diff", path, other, "--created")
     assert (result.status, result.out) == (PROBLEMS, "~ key  created_at\n")
@@ -516,7 +511,11 @@ def test_diff_of_equal_stores_is_silent_and_times_of_creation_count_if_asked(
 
 
 def test_diff_names_damage_once_and_ends_in_1(
-    filled: Path, tmp_path: Path, now: FakeClock, inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+    filled: Path,
+    tmp_path: Path,
+    clock: FakeClock,
+    inspect: Inspect,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(diffing, "_MOST_KEYS", 50)
     other = tmp_path / "other.kvs"

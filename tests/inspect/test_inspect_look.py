@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -78,11 +77,11 @@ def filled(path: Path) -> Path:
 
 
 def expire(path: Path, clock: FakeClock, keys: int = 3, size: int = 50) -> None:
-    """Create keys that have expired by the time of the tool, whose clock is the true one."""
-    clock.set(time.time() - 10 * HOUR)
+    """Create keys that have expired."""
     with KVStore(path) as store:
         for number in range(keys):
             store.create(f"gone:{number}", sized_value(size), ttl=1)
+    clock.advance(10 * HOUR)
 
 
 def listed(result: Result) -> list[dict[str, Any]]:

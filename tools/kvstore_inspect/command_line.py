@@ -18,11 +18,8 @@ from kvstore import (
     __version__,
 )
 
+from .commands.common import LOCKED, PROBLEMS, WRONG_USAGE
 from .terminal import OutputError, give_up, prepare_streams, say
-
-PROBLEMS: Final = 1
-WRONG_USAGE: Final = 2
-LOCKED: Final = 3
 
 _WHERE_LOCKED: Final = (
     "--wait SECONDS waits for it; a command that only reads looks at it all the same with "

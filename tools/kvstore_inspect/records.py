@@ -38,6 +38,7 @@ from kvstore.format.layout import (
     MAX_DEPTH,
     MAX_KEY_SIZE,
     MIN_DEPTH,
+    NEVER,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
@@ -76,6 +77,10 @@ class Record(NamedTuple):
     expires_at: int
     offset: int
     slot: int
+
+    def has_expired(self, now_ms: int) -> bool:
+        """Return whether its time-to-live has passed."""
+        return NEVER < self.expires_at <= now_ms
 
     def parsed(self) -> object:
         """Return the value as Python has it."""

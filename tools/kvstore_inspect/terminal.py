@@ -104,12 +104,6 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def write_json(*parts: bytes) -> None:
-    """Write parts of JSON on standard output, for what is too long to be held whole."""
-    for part in parts:
-        sys.stdout.buffer.write(part)
-
-
 def escaped(text: str) -> str:
     """Return `text` so that a terminal shows it and does nothing else: unprintable as escapes."""
     if text.isprintable() and "\\" not in text:

@@ -1,18 +1,20 @@
-"""What several commands share: their options, and opening the file that they look at."""
+"""What several commands share: exit statuses, options, and the reading of a file's records."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from kvstore_inspect.file_view import FileView, open_view
-from kvstore_inspect.records import DamagedRecord
+from kvstore_inspect.records import DamagedRecord, Progress, Record, Records
 from kvstore_inspect.terminal import escaped, say
 
-DONE, PROBLEMS = 0, 1
+DONE: Final = 0
+PROBLEMS: Final = 1
+WRONG_USAGE: Final = 2
+LOCKED: Final = 3
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -48,12 +50,26 @@ def opened(file: Path, wait: float, unlocked: bool) -> Iterator[FileView]:
         yield view
 
 
-def now_ms() -> int:
-    """Return the time as the file has it."""
-    return max(0, time.time_ns() // 1_000_000)
+class DamageReport:
+    """Says on standard error what of a file is damaged, and of which key; counts it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.count = 0
+
+    def add(self, damage: DamagedRecord) -> None:
+        """Name something that is damaged."""
+        self.count += 1
+        whose = "" if damage.key is None else f" key {escaped(damage.key)}:"
+        say(f"{self._file}:{whose} {damage.message} (byte {damage.offset:,})")
 
 
-def name_damage(file: Path, damage: DamagedRecord) -> None:
-    """Say on standard error what is damaged, and of which key."""
-    whose = "" if damage.key is None else f" key {escaped(damage.key)}:"
-    say(f"{file}:{whose} {damage.message} (byte {damage.offset:,})")
+def whole_records(
+    view: FileView, now_ms: int, show: Progress, report: DamageReport, *, expired: bool = False
+) -> Iterator[Record]:
+    """Yield the records that are whole, by default those that have not expired; report others."""
+    for found in Records(view, now_ms, show):
+        if isinstance(found, DamagedRecord):
+            report.add(found)
+        elif expired or not found.has_expired(now_ms):
+            yield found

@@ -10,6 +10,7 @@ import click
 from xxhash import xxh3_128_intdigest
 
 from kvstore import KVStore, KVStoreError, StoreFullError
+from kvstore.clock import now_ms
 from kvstore.file.platform import flush_folder
 from kvstore.recovery.check import check_file
 from kvstore_inspect.file_view import FileView
@@ -17,7 +18,7 @@ from kvstore_inspect.jsonl import to_line
 from kvstore_inspect.records import DamagedRecord, Progress, Record, Records
 from kvstore_inspect.terminal import counted, progress, say, size
 
-from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
+from .common import DONE, PROBLEMS, DamageReport, opened, reading, whole_records
 
 
 class _DiffersError(KVStoreError):
@@ -81,18 +82,14 @@ def _temporary(out: Path) -> Iterator[Path]:
 
 def _write(view: FileView, file: Path, temporary: Path, show: Progress) -> tuple[int, int, int]:
     """Write all live records; return their number, that of damaged places, and a digest."""
-    count = damaged = digest = 0
-    now = now_ms()
+    count = digest = 0
+    report = DamageReport(file)
     with KVStore(temporary) as store:
-        for found in Records(view, now, show):
-            if isinstance(found, DamagedRecord):
-                damaged += 1
-                name_damage(file, found)
-            elif not 0 < found.expires_at <= now:
-                store._restore(found.key, found.value, found.created_at, found.expires_at)
-                count += 1
-                digest += _digest(found)
-    return count, damaged, digest
+        for record in whole_records(view, now_ms(), show, report):
+            store._restore(record.key, record.value, record.created_at, record.expires_at)
+            count += 1
+            digest += _digest(record)
+    return count, report.count, digest
 
 
 def _compare(temporary: Path, count: int, digest: int, show: Progress) -> None:

@@ -1,6 +1,7 @@
 """`diff`: what differs between two stores, by key."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -9,19 +10,20 @@ import click
 import orjson
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from kvstore.clock import now_ms
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import DamagedRecord, Record, Records
-from kvstore_inspect.terminal import escaped, progress, write_json
+from kvstore_inspect.records import DamagedRecord, Record
+from kvstore_inspect.terminal import escaped, progress
 
 from .common import (
     DONE,
     PROBLEMS,
+    DamageReport,
     json_option,
-    name_damage,
-    now_ms,
     opened,
     unlocked_option,
     wait_option,
+    whole_records,
 )
 
 # Keys that are held in memory at a time; with more, both files are read several times.
@@ -64,7 +66,7 @@ def _print(key: str, where: str, fields: list[str], as_json: bool) -> None:
     else:
         sign = {"a": "-", "b": "+", "both": "~"}[where]
         line = f"{sign} {escaped(key)}{'  ' * bool(fields)}{', '.join(fields)}".encode()
-    write_json(line, b"\n")
+    sys.stdout.buffer.write(line + b"\n")
 
 
 class _Comparison:
@@ -76,8 +78,7 @@ class _Comparison:
         self._created = created
         self._now_ms = now_ms()
         self._parts = 1
-        self._named: set[tuple[Path, int, str]] = set()
-        self.damaged = False
+        self._reports = {view: _FirstTime(view.path) for view in (first, second)}
 
     def differences(self) -> Iterator[tuple[str, str, list[str]]]:
         """Yield key, where it is (a, b, both), and which fields differ."""
@@ -106,21 +107,27 @@ class _Comparison:
 
     def _records(self, view: FileView, part: int) -> Iterator[Record]:
         with progress(f"reading {view.path.name}") as show:
-            for found in Records(view, self._now_ms, show):
-                if isinstance(found, DamagedRecord):
-                    self._name(view.path, found)
-                elif not 0 < found.expires_at <= self._now_ms and (
-                    self._parts == 1 or xxh3_64_intdigest(found.key.encode()) % self._parts == part
-                ):
-                    yield found
+            for record in whole_records(view, self._now_ms, show, self._reports[view]):
+                if self._parts == 1 or xxh3_64_intdigest(record.key.encode()) % self._parts == part:
+                    yield record
 
-    def _name(self, path: Path, damage: DamagedRecord) -> None:
-        """Name what is damaged, once."""
-        self.damaged = True
-        name = (path, damage.offset, damage.message)
-        if name not in self._named:
-            self._named.add(name)
-            name_damage(path, damage)
+    @property
+    def damaged(self) -> bool:
+        """Whether anything of what was read is damaged."""
+        return any(report.count for report in self._reports.values())
+
+
+class _FirstTime(DamageReport):
+    """Names what is damaged once, however often it is read."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._named: set[DamagedRecord] = set()
+
+    def add(self, damage: DamagedRecord) -> None:
+        if damage not in self._named:
+            self._named.add(damage)
+            super().add(damage)
 
 
 def _content(record: Record) -> _Content:

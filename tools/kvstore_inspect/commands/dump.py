@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Final
 
 import click
-import orjson
 
+from kvstore.clock import now_ms
 from kvstore_inspect.jsonl import to_line, to_resp
-from kvstore_inspect.records import DamagedRecord, Found, Records
+from kvstore_inspect.records import DamagedRecord
 from kvstore_inspect.terminal import progress
 
-from .common import DONE, PROBLEMS, name_damage, now_ms, opened, reading
+from .common import DONE, PROBLEMS, DamageReport, opened, reading, whole_records
 
-_CHUNK_SIZE: Final = 1024 * 1024
 _FORMATS: Final = {"json": to_line, "resp": to_resp}
 
 
@@ -37,35 +36,17 @@ _FORMATS: Final = {"json": to_line, "resp": to_resp}
 )
 def command(file: Path, wait: float, unlocked: bool, expired: bool, form: str) -> int:
     """Write the records; exit 1 where any is damaged."""
-    write = _FORMATS[form]
-    status = DONE
-    waiting: list[bytes] = []
-    waiting_size = 0
-    now = now_ms()
+    packed = _FORMATS[form]
+    write = sys.stdout.buffer.write
+    report = DamageReport(file)
     with opened(file, wait, unlocked) as view, progress("dumping") as show:
-        for found in Records(view, now, show):
-            judged = _judged(found)
-            if isinstance(judged, DamagedRecord):
-                name_damage(file, judged)
-                status = PROBLEMS
-            elif expired or not 0 < judged.expires_at <= now:
-                waiting.append(write(judged))
-                waiting_size += len(waiting[-1])
-                if waiting_size >= _CHUNK_SIZE:
-                    sys.stdout.buffer.write(b"".join(waiting))
-                    waiting.clear()
-                    waiting_size = 0
-    sys.stdout.buffer.write(b"".join(waiting))
+        for record in whole_records(view, now_ms(), show, report, expired=expired):
+            try:
+                record.parsed()
+            except ValueError as error:
+                message = f"its value is not JSON: {error}"
+                report.add(DamagedRecord(record.offset, record.key, message))
+            else:
+                write(packed(record))
     sys.stdout.buffer.flush()
-    return status
-
-
-def _judged(found: Found) -> Found:
-    """Return a record as it is, if its value is JSON."""
-    if isinstance(found, DamagedRecord):
-        return found
-    try:
-        orjson.loads(found.value)
-    except ValueError as error:
-        return DamagedRecord(found.offset, found.key, f"its value is not JSON: {error}")
-    return found
+    return PROBLEMS if report.count else DONE

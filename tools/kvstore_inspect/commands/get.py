@@ -7,6 +7,7 @@ import orjson
 from rich.table import Table
 from rich.text import Text
 
+from kvstore.clock import now_ms
 from kvstore.format.codec import encode_key
 from kvstore_inspect.records import DamagedRecord, Record, Records
 from kvstore_inspect.terminal import (
@@ -21,7 +22,7 @@ from kvstore_inspect.terminal import (
     size,
 )
 
-from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
+from .common import DONE, PROBLEMS, json_option, opened, reading
 
 _HELP = """Show the record of KEY: its value and all that is stored with it.
 
@@ -63,7 +64,7 @@ def command(file: Path, key: str, wait: float, unlocked: bool, as_json: bool) ->
     except (ValueError, TypeError) as error:
         say(f"key {escaped(key)}: its value is not JSON: {error} (byte {found.offset:,})")
         return PROBLEMS
-    expired = 0 < found.expires_at <= now_ms()
+    expired = found.has_expired(now_ms())
     if as_json:
         print_json(as_object(found, expired))
     else:

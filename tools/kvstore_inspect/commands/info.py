@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvstore import IMPLEMENTATION
+from kvstore.clock import now_ms
 from kvstore.format.layout import EXTENT_SIZE, SEGMENT_SLOTS
 from kvstore_inspect.advice import advice
 from kvstore_inspect.file_view import FileView
@@ -24,7 +25,7 @@ from kvstore_inspect.terminal import (
     size_exactly,
 )
 
-from .common import DONE, PROBLEMS, json_option, name_damage, now_ms, opened, reading
+from .common import DONE, PROBLEMS, DamageReport, json_option, opened, reading
 
 _HELP = """Show what FILE is and what is in it: header, records, load, space by size class.
 
@@ -64,8 +65,9 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool) -> int:
             print_json(_as_object(view, found))
         else:
             _print(view, found)
+    report = DamageReport(file)
     for damage in found.damages:
-        name_damage(file, damage)
+        report.add(damage)
     if found.damaged > len(found.damages):
         say(f"{file}: {found.damaged - len(found.damages):,} more; `verify` names them all")
     return PROBLEMS if found.damaged else DONE

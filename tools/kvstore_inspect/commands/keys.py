@@ -14,11 +14,13 @@ from typing import IO, Final, NamedTuple
 import click
 import orjson
 
+from kvstore.clock import now_ms
 from kvstore.format.layout import NEVER, TIME_LIMIT
-from kvstore_inspect.records import DamagedRecord, Record, Records
+from kvstore_inspect.file_view import FileView
+from kvstore_inspect.records import Progress
 from kvstore_inspect.terminal import duration, escaped, moment, progress, say
 
-from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
+from .common import DONE, PROBLEMS, DamageReport, json_option, opened, reading, whole_records
 
 _RUN_LENGTH: Final = 30_000
 _LINES_AT_ONCE: Final = 256
@@ -90,7 +92,8 @@ def command(
     streams = order is None and sys.stdout.isatty()
     with ExitStack() as files, opened(file, wait, unlocked) as view:
         with nullcontext(_no_progress) if streams else progress("listing") as show:
-            listing = _Listing(file, Records(view, now_ms(), show), _wanted(prefix, glob))
+            report = DamageReport(file)
+            listing = _Listing(_wanted(prefix, glob), view, show, report)
             if order is None:
                 _write(listing, top, as_json)
             else:
@@ -99,7 +102,7 @@ def command(
             _write(listed, top, as_json)
     if listing.expired:
         say(f"{listing.expired:,} expired, not listed: their space is taken back when it is needed")
-    return PROBLEMS if listing.damaged else DONE
+    return PROBLEMS if report.count else DONE
 
 
 def _no_progress(_done: int, _whole: int) -> None:
@@ -115,34 +118,29 @@ def _wanted(prefix: str, glob: str | None) -> Callable[[str], bool]:
 
 
 class _Listing:
-    """The keys that are wanted and not expired; counts the others, names what is damaged."""
+    """The keys that are wanted and not expired; counts those that are."""
 
-    def __init__(self, file: Path, records: Records, wanted: Callable[[str], bool]) -> None:
-        self._file = file
-        self._records = records
+    def __init__(
+        self,
+        wanted: Callable[[str], bool],
+        view: FileView,
+        show: Progress,
+        report: DamageReport,
+    ) -> None:
         self._wanted = wanted
+        self._now_ms = now_ms()
+        self._records = whole_records(view, self._now_ms, show, report, expired=True)
         self.expired = 0
-        self.damaged = 0
 
     def __iter__(self) -> Iterator[Listed]:
-        wanted, now = self._wanted, now_ms()
-        for found in self._records:
-            if isinstance(found, DamagedRecord):
-                self._name(found)
-            elif wanted(found.key):
-                if NEVER < found.expires_at <= now:
-                    self.expired += 1
-                else:
-                    yield _listed(found)
-
-    def _name(self, damage: DamagedRecord) -> None:
-        self.damaged += 1
-        key = "" if damage.key is None else f"key {escaped(damage.key)}: "
-        say(f"{self._file}: byte {damage.offset:,}: {key}{damage.message}")
-
-
-def _listed(record: Record) -> Listed:
-    return Listed(record.key, len(record.value), record.created_at, record.expires_at)
+        for record in self._records:
+            if not self._wanted(record.key):
+                continue
+            if record.has_expired(self._now_ms):
+                self.expired += 1
+            else:
+                size = len(record.value)
+                yield Listed(record.key, size, record.created_at, record.expires_at)
 
 
 # --- in order ------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from typing import IO, Final
 import click
 
 from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
+from kvstore.clock import now_ms
 from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
 from kvstore_inspect.jsonl import LONGEST_LINE, Line, MalformedLineError, from_line
 from kvstore_inspect.terminal import escaped, progress, say
 
-from .common import DONE, PROBLEMS, file_argument, now_ms, wait_option
+from .common import DONE, PROBLEMS, file_argument, wait_option
 
 _MOST_NAMED: Final = 100
 _STEP: Final = 1_000  # lines between two looks at the progress

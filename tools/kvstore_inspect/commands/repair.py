@@ -11,6 +11,7 @@ import click
 from rich.text import Text
 
 from kvstore import CorruptStoreError, KVStoreError
+from kvstore.clock import now_ms
 from kvstore.file.lock import FileLock
 from kvstore.recovery.problems import Breach
 from kvstore_inspect.check_result import CheckResult, Counts, shown
@@ -18,7 +19,7 @@ from kvstore_inspect.file_view import FileView, locked, open_view
 from kvstore_inspect.repair import back_up, prepare, rebuild_index, settle_identity
 from kvstore_inspect.terminal import counted, escaped, out, print_json, progress, say
 
-from .common import DONE, PROBLEMS, file_argument, json_option, now_ms, wait_option
+from .common import DONE, PROBLEMS, file_argument, json_option, wait_option
 
 MOST_SHOWN: Final = 20
 

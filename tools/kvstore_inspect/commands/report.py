@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 
 from kvstore import __version__
+from kvstore.clock import now_ms
 from kvstore_inspect.advice import advice
 from kvstore_inspect.file_view import FileView
 from kvstore_inspect.survey import Survey, survey
 from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly
 
-from .common import DONE, PROBLEMS, now_ms, opened, reading
+from .common import DONE, PROBLEMS, opened, reading
 
 
 @click.command(

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from kvstore.clock import now_ms
 from kvstore.format.codec import encode_key
 from kvstore.format.layout import (
     BLOCK_SIZES,
@@ -55,7 +56,7 @@ from kvstore_inspect.file_view import FileView
 from kvstore_inspect.records import Records, bucket_counts
 from kvstore_inspect.terminal import out, say, show_table
 
-from .common import DONE, PROBLEMS, now_ms, opened, reading
+from .common import DONE, PROBLEMS, DamageReport, opened, reading
 
 _DUMP_SIZE: Final = 256
 _FIELD_LINE_SIZE: Final = 8
@@ -234,11 +235,10 @@ def _show_dump(offset: int, raw: bytes, how: "_How") -> None:
 def _list_segments(view: FileView) -> bool:
     """Print a line for each segment that the directory leads to."""
     _write("extent           byte  directory      depth  live  dead    load")
-    wrong = False
+    report = DamageReport(view.path)
     for position, extent, contents, damage in Records(view, now_ms()).segments():
         if damage is not None:
-            wrong = True
-            say(f"{view.path}: byte {damage.offset:,}: {damage.message}")
+            report.add(damage)
             continue
         counts = [bucket_counts(contents, page) for page in range(0, EXTENT_SIZE, BUCKET_SIZE)]
         live, dead, _ = map(sum, zip(*counts, strict=True))
@@ -249,7 +249,7 @@ def _list_segments(view: FileView) -> bool:
             f"{extent:6}  {extent << EXTENT_SHIFT:13,}  {run:13}  {depth:5}  {live:4}  {dead:4}  "
             f"{live / SEGMENT_SLOTS:6.1%}  {bar}"
         )
-    return wrong
+    return report.count > 0
 
 
 def _show_extent(view: FileView, extent: int, bucket: int | None, how: "_How") -> bool:

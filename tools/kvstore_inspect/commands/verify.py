@@ -11,6 +11,7 @@ import orjson
 from rich.text import Text
 
 from kvstore import CorruptStoreError
+from kvstore.clock import now_ms
 from kvstore.recovery.problems import Breach, Problem
 from kvstore_inspect.check_result import (
     CheckResult,
@@ -24,9 +25,9 @@ from kvstore_inspect.check_result import (
 from kvstore_inspect.explanations import Remedy, meaning, remedies
 from kvstore_inspect.file_view import FileView
 from kvstore_inspect.opening import Opening
-from kvstore_inspect.terminal import counted, escaped, out, progress, say, write_json
+from kvstore_inspect.terminal import counted, escaped, out, progress, say
 
-from .common import DONE, PROBLEMS, json_option, now_ms, opened, reading
+from .common import DONE, PROBLEMS, json_option, opened, reading
 
 MOST_SHOWN: Final = 10  # of a kind
 
@@ -106,12 +107,13 @@ class _Checking:
 
 def _print_json(checking: _Checking, problems: Iterable[Problem]) -> None:
     # One by one: there may be millions of problems.
-    write_json(b'{"problems": [')
+    write = sys.stdout.buffer.write
+    write(b'{"problems": [')
     separator = b"\n  "
     for problem in checking.chosen(problems):
-        write_json(separator, orjson.dumps(_as_object(checking.view, problem)))
+        write(separator + orjson.dumps(_as_object(checking.view, problem)))
         separator = b",\n  "
-    write_json(b"],\n", orjson.dumps(_summary(checking))[1:], b"\n")
+    write(b"],\n" + orjson.dumps(_summary(checking))[1:] + b"\n")
 
 
 def _as_object(view: FileView, problem: Problem) -> dict[str, Any]:
