@@ -17,7 +17,6 @@ _MUCH: Final = 4 * 1024 * 1024
 
 def advice(view: FileView, survey: Survey) -> Iterator[str]:
     """Yield a sentence or two for everything unusual about a file."""
-    # One in use was opened.
     refused = not view.in_use and view.next_opening() is Opening.REFUSES
     if view.problems:
         yield (

@@ -4,7 +4,6 @@ Memory does not grow with the number of problems: beside what the checker and `r
 for each block of 32 bytes, and what is lost up to `MOST_NAMED`.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from kvstore.file.lock import is_alive
 from kvstore.format.layout import (
     EXTENT_SIZE,
     MAX_EXTENTS,
@@ -30,7 +28,6 @@ from kvstore.recovery.evidence import find_shift, gather
 from kvstore.recovery.problems import Breach, Problem
 
 from .file_view import FileView
-from .opening import Opening
 from .records import (
     BlockSet,
     DamagedRecord,
@@ -81,12 +78,8 @@ class Counts:
     damaged: int = 0
 
 
-# What a slot tells of its key: its first bytes, its size.
-_Told = tuple[bytes, int]
-
-
 class CheckResult:
-    """The problems of an view, then its records.
+    """The problems of a file, then its records.
 
     Args:
         view: an open file.
@@ -94,44 +87,64 @@ class CheckResult:
 
     Attributes:
         breaches: how often each was found.
+        gone: how many problems of a file in use were changes under way.
         lost: the offset of each record that is not whole, or of the slot that has none, and its key
             where that is legible. Complete once `count` was called.
         certain: the number of damaged records is exact, as the file says how many there were.
     """
 
     def __init__(self, view: FileView, now_ms: int) -> None:
-        self._view = view
+        self.view = view
         self._now_ms = now_ms
-        self._progress: Progress = lambda _done, _whole: None
         self.breaches: Counter[Breach] = Counter()
+        self.gone = 0
         self.lost: dict[int, str | None] = {}
         self._more_lost = 0
         self.certain = False
-        self._waiting: dict[_Told, list[int]] = {}
+        # By what a slot has of a key, and the size of it: the places where that is lost.
+        self._waiting: dict[tuple[bytes, int], list[int]] = {}
         self._orphans = BlockSet(MAX_EXTENTS + 1)
 
-    def show(self, progress: Progress) -> None:
-        """From now on, call this with how much of the way is done, and the whole of it."""
-        self._progress = progress
-
-    def problems(self) -> Iterator[Problem]:
-        """Yield what the checker finds."""
-        for problem in check_image(self._view, self._progress):
-            self.note(problem)
+    def problems(self, progress: Progress) -> Iterator[Problem]:
+        """Yield what the checker finds; in a file in use, what it finds again and again."""
+        found = self._lasting if self.view.in_use else check_image
+        for problem in found(self.view, progress):
+            self._note(problem)
             yield problem
 
-    def note(self, problem: Problem) -> None:
-        """Take a problem into account."""
+    def _lasting(self, view: FileView, progress: Progress) -> Iterator[Problem]:
+        """Check a file in use several times, and yield what stays wrong.
+
+        A problem stays where it is found each time while the bytes at its place are the same. That
+        the file is not marked closed is none as long as the process that has it open lives. Of more
+        than `MOST_NAMED` problems the rest is left out.
+        """
+        lasting: dict[int, Problem] | None = None
+        for _ in view.looks(_PAUSE_SECONDS):
+            found: dict[int, Problem] = {}
+            for problem in check_image(view, progress):
+                if problem.breach is Breach.NOT_CLOSED and view.holder_lives():
+                    continue
+                mark = _mark(view, problem)
+                if len(found) < MOST_NAMED if lasting is None else mark in lasting:
+                    found[mark] = problem
+            self.gone += 0 if lasting is None else len(lasting) - len(found)
+            lasting = found
+            if not lasting:
+                break
+        yield from (lasting or {}).values()
+
+    def _note(self, problem: Problem) -> None:
         self.breaches[problem.breach] += 1
         if problem.breach in _UNSLOTTED or problem.breach is Breach.RECORD_KEY:
             self._orphans.add(problem.offset)
         elif problem.breach in _UNREACHED:
             self._orphans.add(SLOT.unpack(self._slot(problem.offset))[2])
-        if problem.breach in _NO_RECORD and self._view.state.clean:
+        if problem.breach in _NO_RECORD and self.view.state.clean:
             self._note_lost(problem)
 
     def _slot(self, offset: int) -> bytes:
-        return self._view.exactly(offset, SLOT_SIZE)
+        return self.view.exactly(offset, SLOT_SIZE)
 
     def _note_lost(self, problem: Problem) -> None:
         """Remember a slot whose record is not whole, until the key turns up elsewhere."""
@@ -140,18 +153,18 @@ class CheckResult:
         if len(self.lost) >= MOST_NAMED:
             self._more_lost += 1
             return
-        self.lost[problem.offset] = key_of(self._view, problem)
+        self.lost[problem.offset] = key_of(self.view, problem)
         start, _, _, _, size = SLOT.unpack(self._slot(problem.slot or problem.offset))
         self._waiting.setdefault((start, size), []).append(problem.offset)
 
     # --- records -------------------------------------------------------------------------------
 
-    def count(self) -> Counts:
+    def count(self, progress: Progress) -> Counts:
         """Count the records. The problems must have been asked for."""
-        if self._view.in_use or (self._view.trusted and not self.breaches):
+        if self.view.in_use or (self.view.trusted and not self.breaches):
             return self._count_slots()
         counts = Counts()
-        records = Records(self._view, self._now_ms, self._progress)
+        records = Records(self.view, self._now_ms, progress)
         records.by_index = False
         for found in records:
             if isinstance(found, Record):
@@ -160,11 +173,11 @@ class CheckResult:
                 self._count_damage(found)
         counts.outdated = records.outdated
         counts.damaged = len(self.lost) + self._more_lost + self._count_astray()
-        at_close = records_at_close(self._view)
+        at_close = records_at_close(self.view)
         if at_close is not None:
             missing = max(0, at_close - counts.keys - counts.expired - counts.outdated)
             # What was not said at closing, but by the extent map alone, may be too few.
-            counts.damaged = max(missing, 0 if self._view.state.clean else counts.damaged)
+            counts.damaged = max(missing, 0 if self.view.state.clean else counts.damaged)
             if not missing:  # what looks lost are slots, whose records are all there
                 counts.damaged = 0
                 self.lost.clear()
@@ -173,7 +186,7 @@ class CheckResult:
         return counts
 
     def _count_record(self, record: Record, counts: Counts) -> None:
-        if 0 < record.expires_at <= self._now_ms:
+        if record.has_expired(self._now_ms):
             counts.expired += 1
         else:
             counts.keys += 1
@@ -182,7 +195,7 @@ class CheckResult:
         if self.lost:
             self.lost.pop(record.offset, None)
             key = record.key.encode()
-            waiting = self._waiting.get((slot_key(key), len(key)))
+            waiting = self._waiting_for(key)
             # Of long keys several may begin alike: each that no slot leads to stands for one.
             while waiting and (len(key) <= SLOT_KEY_SIZE or record.offset in self._orphans):
                 self.lost.pop(waiting.pop(), None)
@@ -192,7 +205,7 @@ class CheckResult:
     def _count_damage(self, damage: DamagedRecord) -> None:
         if damage.offset in self.lost:
             return
-        key = damage.key or _key_in_record(self._view, damage.offset)
+        key = damage.key or _key_in_record(self.view, damage.offset)
         if key is not None and self._is_waited_for(key.encode()):
             return
         if len(self.lost) >= MOST_NAMED:
@@ -202,12 +215,15 @@ class CheckResult:
 
     def _is_waited_for(self, key: bytes) -> bool:
         """Return whether a slot whose record is not in its place stands for that of this key."""
-        waiting = self._waiting.get((slot_key(key), len(key)))
+        waiting = self._waiting_for(key)
         if not waiting:
             return False
         if len(key) > SLOT_KEY_SIZE:  # of several that begin alike, each stands for one
             self.lost[waiting.pop()] = key.decode()
         return True
+
+    def _waiting_for(self, key: bytes) -> list[int]:
+        return self._waiting.get((slot_key(key), len(key)), [])
 
     def _forget_unknown(self, too_many: int) -> None:
         """Of what is named as lost, leave out so much without a key: other entries name it."""
@@ -217,13 +233,11 @@ class CheckResult:
 
     def _count_astray(self) -> int:
         """Count records that bytes inserted or removed have moved to where none can begin."""
-        view = self._view
+        view = self.view
         if view.state.clean:
             return 0  # which says how many there were
 
-        def read(extent: int) -> bytes:
-            return view.padded_extent(extent)
-
+        read = view.padded_extent
         if find_shift(read, view.extent_count, len(view), view.seed) is None:
             return 0
         past = view[view.extent_count * EXTENT_SIZE : len(view)].count(RECORD_MAGIC_BYTES)
@@ -231,8 +245,8 @@ class CheckResult:
 
     def _count_slots(self) -> Counts:
         """Count the slots: all of them have records, or nobody can tell while the file changes."""
-        slots = Survey(self._view, self._now_ms)
-        for _, extent, contents, damage in Records(self._view, self._now_ms).segments():
+        slots = Survey(self.view, self._now_ms)
+        for _, extent, contents, damage in Records(self.view, self._now_ms).segments():
             if damage is None:
                 slots.add_slots(extent, contents)
         return Counts(
@@ -242,43 +256,6 @@ class CheckResult:
             orphaned=sum(self.breaches[breach] for breach in _UNSLOTTED),
             damaged=sum(self.breaches[breach] for breach in _NO_RECORD),
         )
-
-
-def lasting_problems(view: FileView, progress: Progress) -> tuple[list[Problem], int]:
-    """Check a file in use several times; return what stays wrong, and how much did not.
-
-    A problem stays where it is found each time while the bytes at its place are the same. That the
-    file is not marked closed is none as long as the process that has it open lives. Of more than
-    `MOST_NAMED` problems the rest is left out.
-    """
-    lasting: dict[int, Problem] | None = None
-    first = 0
-    for _ in view.looks(_PAUSE_SECONDS):
-        found: dict[int, Problem] = {}
-        for problem in check_image(view, progress):
-            if problem.breach is Breach.NOT_CLOSED and holder_lives(view):
-                continue
-            mark = _mark(view, problem)
-            if (lasting is None and len(found) < MOST_NAMED) or mark in (lasting or ()):
-                found[mark] = problem
-        if lasting is None:
-            first = len(found)
-        lasting = found
-        if not lasting:
-            break
-    kept = list((lasting or {}).values())
-    return kept, first - len(kept)
-
-
-def holder_lives(view: FileView) -> bool:
-    """Return whether the process that the file names as having it open is there."""
-    pid = view.holder()
-    return pid > 0 and is_alive(pid)
-
-
-def opening_of(view: FileView) -> Opening:
-    """Return what the next opening of a file does; of one that is open, what it did."""
-    return Opening.USES if view.in_use and holder_lives(view) else view.next_opening()
 
 
 def _mark(view: FileView, problem: Problem) -> int:
@@ -323,8 +300,3 @@ def _text(key: bytes) -> str | None:
         return key.decode() or None
     except UnicodeDecodeError:
         return None
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path as it can be printed."""
-    return os.fsencode(path).decode(errors="backslashreplace")

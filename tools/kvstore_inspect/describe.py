@@ -4,7 +4,7 @@ Each is told in sections, with what does not fit named beside the bytes that it 
 is trusted: a damaged file gives sections too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,11 +37,11 @@ from kvstore.format.layout import (
     SLAB_ENTRY,
     SLOT,
     SLOT_COUNT,
+    SLOT_KEY_SIZE,
     SLOT_SIZE,
     STATE,
     STATE_OFFSET,
     U16,
-    bucket_marker,
     key_hash,
     map_entry_offset,
     record_checksum,
@@ -151,20 +151,8 @@ def _search(
             )
             return
         for index in indices:
-            slot = slot_offset(bucket, index)
-            yield slot_section(view, slot)
-            packed = view[slot : slot + SLOT_SIZE]
-            start, _, offset, _, key_size = SLOT.unpack(packed)
-            if (start, key_size) != (slot_key(key), len(key)):
-                yield Section("Not the key's slot", notes=["another key with the same fingerprint"])
-                continue
-            sections = list(record_sections(view, offset, now_ms))
-            rest = view[offset + RECORD_HEADER_SIZE :][: len(key)] if len(key) > 32 else key
-            if rest == key or any(each.problems for each in sections):
-                yield from sections
-                yield from _compared(packed, view[offset : offset + RECORD.size])
+            if (yield from _candidate(view, key, slot_offset(bucket, index), now_ms)):
                 return
-            yield Section("Not the key's record", notes=["another key that begins alike"])
         if CONTROL_EMPTY in control:
             break
     yield Section(
@@ -172,6 +160,26 @@ def _search(
         notes=["a bucket with an empty slot ends it, or the sixteenth"],
         problems=["the key is absent"],
     )
+
+
+def _candidate(
+    view: FileView, key: bytes, slot: int, now_ms: int
+) -> Generator[Section, None, bool]:
+    """Yield a slot with the fingerprint of `key`, and its record; return whether they are its."""
+    yield slot_section(view, slot)
+    packed = view[slot : slot + SLOT_SIZE]
+    start, _, offset, _, key_size = SLOT.unpack(packed)
+    if (start, key_size) != (slot_key(key), len(key)):
+        yield Section("Not the key's slot", notes=["another key with the same fingerprint"])
+        return False
+    sections = list(record_sections(view, offset, now_ms))
+    rest = view[offset + RECORD_HEADER_SIZE :][: len(key)] if len(key) > SLOT_KEY_SIZE else key
+    if rest != key and not any(each.problems for each in sections):
+        yield Section("Not the key's record", notes=["another key that begins alike"])
+        return False
+    yield from sections
+    yield from _compared(packed, view[offset : offset + RECORD.size])
+    return True
 
 
 def _compared(slot: bytes, header: bytes) -> Iterator[Section]:
@@ -239,8 +247,7 @@ def slot_section(view: FileView, slot: int) -> Section:
         f"slot {index} of bucket {number} in extent {slot >> EXTENT_SHIFT:,}; its control byte is "
         f"{hexadecimal(control)}: {control_meaning(control[0])}"
     )
-    marker = view[bucket : bucket + 8]
-    if marker != bucket_marker(bucket).to_bytes(8, "little"):
+    if not is_bucket(view[bucket : bucket + BUCKET_SIZE], bucket):
         section.problems.append("it is in no bucket: the page has not the marker of one")
     return section
 
@@ -320,8 +327,7 @@ def superblock(view: FileView) -> Iterator[Section]:
 
 def blocks(view: FileView, extent: int) -> Iterator[tuple[int, str, bytes]]:
     """Yield offset, what it is, and the first bytes of each block of a slab extent."""
-    entry = view.map_entry(extent)
-    size_class, fresh = SLAB_ENTRY.unpack(entry)[1], SLAB_ENTRY.unpack(entry)[4]
+    _, size_class, _, _, fresh, *_ = SLAB_ENTRY.unpack(view.map_entry(extent))
     contents = view.extent(extent)
     for block in range(BLOCKS_PER_EXTENT[size_class]):
         position = block * BLOCK_SIZES[size_class]

@@ -39,7 +39,7 @@ class Explanation(NamedTuple):
     """What a problem means, as sentences, and what mends it where the store opens with it."""
 
     meaning: str
-    remedy: Remedy
+    remedy: Remedy = Remedy.REPAIR
     opened: str = ""
     """Meant besides where the next opening uses the index as it is."""
     rebuilt: str = ""
@@ -81,12 +81,10 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.IDENTITY_DAMAGED: Explanation(
         "One of two copies of the file's identity is damaged. While the other is whole nothing is "
         "lost; the first change to the store restores it, as repair does.",
-        Remedy.REPAIR,
     ),
     Breach.IDENTITIES_DIFFER: Explanation(
         "The two copies of the file's identity are those of different stores. With the wrong one "
         "no record can be read: do not open the store before it is repaired.",
-        Remedy.REPAIR,
     ),
     Breach.IDENTITIES_LOST: Explanation(
         "Both copies of the file's identity are damaged, and without the hash seed in them no "
@@ -107,7 +105,6 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.STATE_COUNTS: Explanation(
         "The state gives a length that no store has. All of the file is searched for records.",
-        Remedy.REPAIR,
     ),
     Breach.INDEX_CHECKSUM: Explanation(
         "Directory, extent map or allocator are not as they were when the store was closed, or "
@@ -118,86 +115,72 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.STATE_RECORDS: Explanation(
         "The state does not say how many records there were when the store was closed. No data is "
         "touched, but were the index damaged too, the store would not open.",
-        Remedy.REPAIR,
     ),
-    Breach.FRESH_EXTENT: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.EXTENT_KIND: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.FREE_EXTENTS_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.FREE_EXTENTS_IN_USE: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.FREE_EXTENT_UNLISTED: Explanation(_LEAKED, Remedy.REPAIR),
-    Breach.SLAB_ENTRY: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.CLASS_LIST_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.CLASS_LIST_MEMBERS: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.CLASS_LIST_UNKNOWN: Explanation(_LEAKED, Remedy.REPAIR),
+    Breach.FRESH_EXTENT: Explanation(_MIXED),
+    Breach.EXTENT_KIND: Explanation(_MIXED),
+    Breach.FREE_EXTENTS_BROKEN: Explanation(_MIXED),
+    Breach.FREE_EXTENTS_IN_USE: Explanation(_MIXED),
+    Breach.FREE_EXTENT_UNLISTED: Explanation(_LEAKED),
+    Breach.SLAB_ENTRY: Explanation(_MIXED),
+    Breach.CLASS_LIST_BROKEN: Explanation(_MIXED),
+    Breach.CLASS_LIST_MEMBERS: Explanation(_MIXED),
+    Breach.CLASS_LIST_UNKNOWN: Explanation(_LEAKED),
     Breach.DIRECTORY_ENTRY: Explanation(
         "The records of keys whose hashes lead there may be whole.",
-        Remedy.REPAIR,
-        "These keys cannot be read or written.",
+        opened="These keys cannot be read or written.",
     ),
     Breach.DIRECTORY_RUN: Explanation(
         "Some keys are looked for in the wrong segment and not found there, though their records "
         "may be whole.",
-        Remedy.REPAIR,
     ),
     Breach.SEGMENT_HEADER: Explanation(
         "The keys of this segment cannot all be found, and new ones may go to a wrong place, "
         "though their records may be whole.",
-        Remedy.REPAIR,
     ),
     Breach.SEGMENT_UNNAMED: Explanation(
         "The keys of this segment cannot be found, though their records may be whole.",
-        Remedy.REPAIR,
     ),
     Breach.SEGMENT_COUNTS: Explanation(
         "No key is touched by that alone; the number of keys that the store tells is wrong.",
-        Remedy.REPAIR,
     ),
     Breach.BUCKET_MARKER: Explanation(
         "A page of the table is damaged. The records that it leads to may be whole.",
-        Remedy.REPAIR,
-        _RAISES,
+        opened=_RAISES,
     ),
     Breach.BUCKET_SHAPE: Explanation(
         "A page of the table is damaged, or is of another moment than its neighbours, as in a copy "
         "that was torn while it was made. The records that it leads to may be whole.",
-        Remedy.REPAIR,
-        _RAISES,
+        opened=_RAISES,
     ),
     Breach.BUCKET_TOMBSTONE: Explanation(
         "A control byte is damaged: a key may not be found, though its record may be whole.",
-        Remedy.REPAIR,
     ),
     Breach.SLOT_EXPIRY: Explanation(
         "The key may be counted although it has expired, and its space be taken back late.",
-        Remedy.REPAIR,
     ),
-    Breach.SLOT_UNREACHED: Explanation(_UNREACHED, Remedy.REPAIR),
-    Breach.SLOT_SEGMENT: Explanation(_UNREACHED, Remedy.REPAIR),
-    Breach.SLOT_FINGERPRINT: Explanation(_UNREACHED, Remedy.REPAIR),
+    Breach.SLOT_UNREACHED: Explanation(_UNREACHED),
+    Breach.SLOT_SEGMENT: Explanation(_UNREACHED),
+    Breach.SLOT_FINGERPRINT: Explanation(_UNREACHED),
     Breach.SLOT_RECORD: Explanation(
         "The slot is damaged. If its record is whole elsewhere, repair brings it back.",
-        Remedy.REPAIR,
-        _KEY_RAISES,
+        opened=_KEY_RAISES,
     ),
     Breach.SLOT_SHARED: Explanation(
         "At least one of the two slots is damaged. Its own record may be whole elsewhere: then "
         "repair brings it back.",
-        Remedy.REPAIR,
     ),
     Breach.SLOT_SAME_KEY: Explanation(
-        "The key has two values, and either may be read. Repair keeps the newer.", Remedy.REPAIR
+        "The key has two values, and either may be read. Repair keeps the newer."
     ),
     Breach.RECORD_HEADER: Explanation(
         "Slot or record is damaged. If the record is whole, or is elsewhere, repair brings it "
         "back; else its value is lost.",
-        Remedy.REPAIR,
-        _KEY_RAISES,
+        opened=_KEY_RAISES,
     ),
     Breach.RECORD_KEY: Explanation(
         "Slot or record is damaged. If the record is whole, repair brings it back; else its value "
         "is lost.",
-        Remedy.REPAIR,
-        _KEY_RAISES,
+        opened=_KEY_RAISES,
     ),
     Breach.RECORD_CHECKSUM: Explanation(
         "The value is lost: bytes of the record are not what was written.",
@@ -211,28 +194,22 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.RECORD_UNSLOTTED: Explanation(
         "There is a record, or what is left of one, that no key leads to. " + _ORPHANED,
-        Remedy.REPAIR,
     ),
     Breach.RECORD_OUTSIDE: Explanation(
         "There is a record, or what is left of one, in an extent that is not marked as holding "
         "any; it may be overwritten. " + _ORPHANED,
-        Remedy.REPAIR,
     ),
     Breach.RECORD_MISPLACED: Explanation(
         "There is a record, or what is left of one, where none is expected; it may be "
         "overwritten. " + _ORPHANED,
-        Remedy.REPAIR,
     ),
-    Breach.FREE_BLOCKS_BROKEN: Explanation(_MIXED, Remedy.REPAIR),
-    Breach.FREE_BLOCKS_LIVE: Explanation(_MIXED, Remedy.REPAIR),
+    Breach.FREE_BLOCKS_BROKEN: Explanation(_MIXED),
+    Breach.FREE_BLOCKS_LIVE: Explanation(_MIXED),
     Breach.SLAB_COUNT: Explanation(
         "Fewer or more records are in an extent than it counts. Which are missing, other problems "
         "tell; an extent may be given away too early.",
-        Remedy.REPAIR,
     ),
-    Breach.BLOCK_LEAKED: Explanation(
-        _LEAKED + " If it held a record, that is damaged.", Remedy.REPAIR
-    ),
+    Breach.BLOCK_LEAKED: Explanation(_LEAKED + " If it held a record, that is damaged."),
 }
 
 # With one of these an opening goes wrong where it is not refused.

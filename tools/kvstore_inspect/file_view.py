@@ -13,7 +13,7 @@ from time import sleep
 from typing import Final
 
 from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
-from kvstore.file.lock import FileLock
+from kvstore.file.lock import FileLock, is_alive
 from kvstore.file.platform import find_last
 from kvstore.format.layout import (
     EXTENT_SHIFT,
@@ -154,8 +154,18 @@ class FileView:
         """Return the process id that is written in the file; 0 where it was closed."""
         return unpack_holder(self.read(HOLDER_OFFSET, HOLDER.size))
 
+    def holder_lives(self) -> bool:
+        """Return whether the process that the file names as having it open is there."""
+        pid = self.holder()
+        return pid > 0 and is_alive(pid)
+
     def next_opening(self) -> Opening:
-        """Return what the next opening does. Asked once: it may have to read all of the file."""
+        """Return what the next opening does; of a file that is open, what that did.
+
+        Found out once: it may take reading all of the file.
+        """
+        if self.in_use and self.holder_lives():
+            return Opening.USES
         if self._next_opening is None:
             self._next_opening = next_opening(self.path, self._fd)
         return self._next_opening

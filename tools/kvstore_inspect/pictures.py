@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kvstore.format.layout import KIND_FIXED, KIND_FREE, KIND_SEGMENT, KIND_SLAB
 
-from .survey import DAMAGED_KIND, NO_TTL, Extent, SizeClass, Survey, extents
+from .survey import DAMAGED_KIND, NO_TTL, SizeClass, Survey, extents
 
 # What no picture has otherwise; in the page it becomes the colour of the text.
 _TEXT: Final = "#010203"
@@ -64,63 +64,29 @@ class Picture:
     svg: str
 
 
+class _Drawing(NamedTuple):
+    """A picture to be: what it shows, and the function that fills its axes."""
+
+    title: str
+    caption: str
+    fill: Callable[[Any, Survey], object]
+    height: float = 2.6  # inches
+
+
 def pictures(survey: Survey) -> list[Picture]:
     """Draw all pictures of a report."""
-    mapped = extents(survey.view)
-    drawn = [
-        _draw(
-            "Map of the file",
-            "Every extent of 64 KiB, row by row from the start of the file. The fuller an extent, "
-            "the stronger its colour.",
-            lambda axes: _map(axes, mapped),
-            height=3.4,
-        ),
-        _draw(
-            "Value sizes",
-            "Records by the size of their values as JSON. Each bar reaches to twice the size of "
-            "the one before it. What has expired is left out.",
-            lambda axes: _value_sizes(axes, survey),
-        ),
-        _draw(
-            "Space by size class",
-            "Each record lies in a block of the next larger size class. What it does not fill is "
-            "padding; blocks without a record are free for others of the same class. Classes are "
-            "shown together up to each doubling.",
-            lambda axes: _classes(axes, survey),
-        ),
-        _draw(
-            "Expiry over time",
-            "How long the records have to live; in grey those that have expired and were not yet "
-            "taken back.",
-            lambda axes: _lifetimes(axes, survey),
-        ),
-    ]
-    if survey.by_index:
-        drawn += [
-            _draw(
-                "Load of the segments",
-                "Segments of the hash table by the share of their 1,280 slots that is in use, by "
-                "what has expired too. At 7/8, the dotted line, a segment is split in two.",
-                lambda axes: _loads(axes, mapped),
-            ),
-            _draw(
-                "Probe lengths",
-                "Records by the pages of the table that finding them takes. One is the rule. What "
-                "has expired is left out.",
-                lambda axes: _probes(axes, survey),
-            ),
-        ]
-    return drawn
+    shown = (*_PICTURES, *_OF_THE_TABLE) if survey.by_index else _PICTURES
+    return [_draw(each, survey) for each in shown]
 
 
-def _draw(title: str, caption: str, fill: Callable[[Any], object], height: float = 2.6) -> Picture:
+def _draw(drawing: _Drawing, survey: Survey) -> Picture:
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(4.4, height), layout="constrained")
+        figure = Figure(figsize=(4.4, drawing.height), layout="constrained")
         FigureCanvasSVG(figure)
-        fill(figure.subplots())
+        drawing.fill(figure.subplots(), survey)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata={"Date": None})
-    return Picture(title, caption, _inlined(written.getvalue(), title))
+    return Picture(drawing.title, drawing.caption, _inlined(written.getvalue(), drawing.title))
 
 
 def _inlined(svg: str, title: str) -> str:
@@ -143,7 +109,8 @@ def _inlined(svg: str, title: str) -> str:
     )
 
 
-def _map(axes: Any, shown: Sequence[Extent]) -> None:
+def _map(axes: Any, survey: Survey) -> None:
+    shown = extents(survey.view)
     columns = max(8, ceil(sqrt(len(shown) * 1.5)))
     rows = ceil(len(shown) / columns)
     pixels = [[(0.0, 0.0, 0.0, 0.0)] * columns for _ in range(rows)]
@@ -213,9 +180,8 @@ def _value_sizes(axes: Any, survey: Survey) -> None:
 
 def _classes(axes: Any, survey: Survey) -> None:
     groups: dict[int, list[SizeClass]] = {}
-    for each in survey.classes:
-        if each.records or each.expired:
-            groups.setdefault(_doubling(each.block_size), []).append(each)
+    for each in survey.used_classes:
+        groups.setdefault(_doubling(each.block_size), []).append(each)
     parts = (
         ("records", "#2563eb", lambda each: each.record_size),
         ("padding", "#d97706", lambda each: each.padding_size),
@@ -261,8 +227,8 @@ def _lifetimes(axes: Any, survey: Survey) -> None:
     _bars(axes, [*_LIFETIMES.values()], counts, colours, slanted=True)
 
 
-def _loads(axes: Any, shown: Sequence[Extent]) -> None:
-    loads = [extent.fill for extent in shown if extent.kind == KIND_SEGMENT]
+def _loads(axes: Any, survey: Survey) -> None:
+    loads = [extent.fill for extent in extents(survey.view) if extent.kind == KIND_SEGMENT]
     counts, _, bars = axes.hist(loads, bins=[step / 20 for step in range(21)], color="#d97706")
     _label(axes, bars, counts, lambda count: f"{count:.0f}")
     axes.axvline(7 / 8, color=_TEXT, linestyle=":", linewidth=1)
@@ -283,3 +249,47 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
+
+
+_PICTURES: Final = (
+    _Drawing(
+        "Map of the file",
+        "Every extent of 64 KiB, row by row from the start of the file. The fuller an extent, "
+        "the stronger its colour.",
+        _map,
+        height=3.4,
+    ),
+    _Drawing(
+        "Value sizes",
+        "Records by the size of their values as JSON. Each bar reaches to twice the size of "
+        "the one before it. What has expired is left out.",
+        _value_sizes,
+    ),
+    _Drawing(
+        "Space by size class",
+        "Each record lies in a block of the next larger size class. What it does not fill is "
+        "padding; blocks without a record are free for others of the same class. Classes are "
+        "shown together up to each doubling.",
+        _classes,
+    ),
+    _Drawing(
+        "Expiry over time",
+        "How long the records have to live; in grey those that have expired and were not yet "
+        "taken back.",
+        _lifetimes,
+    ),
+)
+_OF_THE_TABLE: Final = (
+    _Drawing(
+        "Load of the segments",
+        "Segments of the hash table by the share of their 1,280 slots that is in use, by "
+        "what has expired too. At 7/8, the dotted line, a segment is split in two.",
+        _loads,
+    ),
+    _Drawing(
+        "Probe lengths",
+        "Records by the pages of the table that finding them takes. One is the rule. What "
+        "has expired is left out.",
+        _probes,
+    ),
+)

@@ -212,6 +212,16 @@ class Survey:
         return sum(size * count for size, count in self.value_sizes.items())
 
     @property
+    def largest_value(self) -> int:
+        """The largest of them."""
+        return max(self.value_sizes, default=0)
+
+    @property
+    def used_classes(self) -> list[SizeClass]:
+        """The size classes that have records."""
+        return [each for each in self.classes if each.records or each.expired]
+
+    @property
     def slabs(self) -> int:
         """Extents that hold records."""
         return len(self._classes_of_extents)

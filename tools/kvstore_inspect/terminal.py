@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import IO, Any, Final
@@ -84,6 +84,19 @@ def say(message: str) -> None:
         give_up(sys.stderr)
 
 
+def show_line(text: str = "", style: str = "") -> None:
+    """Print a line on standard output."""
+    out.print(Text(text, style))
+
+
+def show_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print names and what they have, a line each, on standard output."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, text in fields:
+        table.add_row(name, Text(text))
+    show_table(table)
+
+
 def show_table(table: Table) -> None:
     """Print a table on standard output, as wide as it is where that is no terminal."""
     if out.is_terminal:
@@ -109,6 +122,11 @@ def escaped(text: str) -> str:
     if text.isprintable() and "\\" not in text:
         return text
     return "".join("\\\\" if character == "\\" else _shown(character) for character in text)
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that any stream takes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _shown(character: str) -> str:

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 import orjson
-from rich.table import Table
-from rich.text import Text
 
 from kvstore.clock import now_ms
 from kvstore.format.codec import encode_key
@@ -17,8 +15,8 @@ from kvstore_inspect.terminal import (
     print_json,
     progress,
     say,
+    show_fields,
     show_json_text,
-    show_table,
     size,
 )
 
@@ -91,15 +89,14 @@ def as_object(record: Record, expired: bool) -> dict[str, object]:
 def _print(record: Record, expired: bool, value: str) -> None:
     left = record.expires_at - now_ms()
     ends = f"{moment(record.expires_at)}, {duration(left)} {'ago' if expired else 'left'}"
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, shown in (
-        ("key", escaped(record.key)),
-        ("created", moment(record.created_at)),
-        ("expires", ends if record.expires_at else "never"),
-        ("value", f"{size(len(record.value))} of JSON"),
-        ("record", f"byte {record.offset:,}"),
-        ("slot", f"byte {record.slot:,}" if record.slot else "none was looked for"),
-    ):
-        table.add_row(name, Text(shown))
-    show_table(table)
+    show_fields(
+        (
+            ("key", escaped(record.key)),
+            ("created", moment(record.created_at)),
+            ("expires", ends if record.expires_at else "never"),
+            ("value", f"{size(len(record.value))} of JSON"),
+            ("record", f"byte {record.offset:,}"),
+            ("slot", f"byte {record.slot:,}" if record.slot else "none was looked for"),
+        )
+    )
     show_json_text(value)

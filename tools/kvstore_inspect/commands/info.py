@@ -1,7 +1,9 @@
 """`info`: what a file is, what is in it, where its bytes are, and what is unusual about it."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.table import Table
@@ -20,6 +22,7 @@ from kvstore_inspect.terminal import (
     print_json,
     progress,
     say,
+    show_fields,
     show_table,
     size,
     size_exactly,
@@ -49,6 +52,21 @@ looks at each structure and each record, this only at what it counts.
   advice    sentences
   implementation  compiled or plain: the implementation that looked at the file
 """
+_SIZES: Final = ("live_size", "padding_size", "free_size", "expired_size")
+_CLASS_FIELDS: Final = (
+    "size_class",
+    "block_size",
+    "extents",
+    "records",
+    "expired",
+    "free_blocks",
+    "live_size",
+    "padding_size",
+)
+# What each field is called for people, and at last the share of its blocks that is padding.
+_CLASS_COLUMNS: Final = (
+    *("class", "block", "extents", "records", "expired", "free blocks", "live", "padding", ""),
+)
 
 
 @click.command(
@@ -74,6 +92,15 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool) -> int:
 
 
 def _as_object(view: FileView, found: Survey) -> dict[str, object]:
+    return {
+        **_of_file(view),
+        **_of_contents(found),
+        "advice": list(advice(view, found)),
+        "implementation": IMPLEMENTATION,
+    }
+
+
+def _of_file(view: FileView) -> dict[str, object]:
     identity, state = view.identity, view.state
     return {
         "file": {
@@ -96,6 +123,11 @@ def _as_object(view: FileView, found: Survey) -> dict[str, object]:
             "durable_count": state.durable_count if state.intact else None,
             "holder": view.holder() or None,
         },
+    }
+
+
+def _of_contents(found: Survey) -> dict[str, object]:
+    return {
         "records": {
             "counted_by": "index" if found.by_index else "records",
             "count": found.records,
@@ -103,7 +135,7 @@ def _as_object(view: FileView, found: Survey) -> dict[str, object]:
             "expired": found.expired,
             "key_size": found.key_size,
             "value_size": found.value_size,
-            "largest_value": max(found.value_sizes, default=0),
+            "largest_value": found.largest_value,
         },
         "table": {
             "segments": found.segments,
@@ -114,34 +146,15 @@ def _as_object(view: FileView, found: Survey) -> dict[str, object]:
         "space": {
             "table_size": found.segments * EXTENT_SIZE,
             "slab_size": found.slabs * EXTENT_SIZE,
-            "live_size": found.live_size,
-            "padding_size": found.padding_size,
-            "free_size": found.free_size,
-            "expired_size": found.expired_size,
+            **{name: getattr(found, name) for name in _SIZES},
         },
         "classes": [
-            {
-                "size_class": each.size_class,
-                "block_size": each.block_size,
-                "extents": each.extents,
-                "records": each.records,
-                "expired": each.expired,
-                "free_blocks": each.free_blocks,
-                "live_size": each.live_size,
-                "padding_size": each.padding_size,
-            }
-            for each in found.classes
-            if each.records or each.expired
+            {name: getattr(each, name) for name in _CLASS_FIELDS} for each in found.used_classes
         ],
         "damage": {
             "count": found.damaged,
-            "first": [
-                {"offset": each.offset, "key": each.key, "message": each.message}
-                for each in found.damages
-            ],
+            "first": [asdict(each) for each in found.damages],
         },
-        "advice": list(advice(view, found)),
-        "implementation": IMPLEMENTATION,
     }
 
 
@@ -149,10 +162,7 @@ def _as_object(view: FileView, found: Survey) -> dict[str, object]:
 
 
 def _print(view: FileView, found: Survey) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, text in _rows(view, found):
-        table.add_row(name, Text(text))
-    show_table(table)
+    show_fields(_rows(view, found))
     if found.records or found.expired:
         out.print()
         show_table(_class_table(found))
@@ -180,7 +190,7 @@ def _rows(view: FileView, found: Survey) -> Iterator[tuple[str, str]]:
         yield "with TTL", f"{found.expiring:,} of them"
         yield "keys", f"{size(found.key_size)}, {found.key_size / found.records:,.1f} B each"
         mean = found.value_size / found.records
-        largest = size(max(found.value_sizes, default=0))
+        largest = size(found.largest_value)
         yield "values", f"{size(found.value_size)} of JSON, {mean:,.1f} B each, largest {largest}"
     yield "expired", f"{found.expired:,} beside them, whose space was not yet taken back"
     slots = f"{found.segments:,} segments, {found.segments * SEGMENT_SLOTS:,} slots"
@@ -210,30 +220,18 @@ def _state(view: FileView) -> str:
 
 def _class_table(found: Survey) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    columns = (
-        "class",
-        "block",
-        "extents",
-        "records",
-        "expired",
-        "free blocks",
-        "live",
-        "padding",
-        "",
-    )
-    for name in columns:
+    for name in _CLASS_COLUMNS:
         table.add_column(name, justify="right")
-    for each in found.classes:
-        if each.records or each.expired:
-            table.add_row(
-                str(each.size_class),
-                f"{each.block_size:,} B",
-                f"{each.extents:,}",
-                f"{each.records:,}",
-                f"{each.expired:,}",
-                f"{each.free_blocks:,}",
-                size(each.live_size),
-                size(each.padding_size),
-                f"{each.padding_size / each.live_size:.0%}" if each.live_size else "",
-            )
+    for each in found.used_classes:
+        table.add_row(
+            str(each.size_class),
+            f"{each.block_size:,} B",
+            f"{each.extents:,}",
+            f"{each.records:,}",
+            f"{each.expired:,}",
+            f"{each.free_blocks:,}",
+            size(each.live_size),
+            size(each.padding_size),
+            f"{each.padding_size / each.live_size:.0%}" if each.live_size else "",
+        )
     return table

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.text import Text
 
 from kvstore import CorruptStoreError, KVStoreError
 from kvstore.clock import now_ms
 from kvstore.file.lock import FileLock
 from kvstore.recovery.problems import Breach
-from kvstore_inspect.check_result import CheckResult, Counts, shown
+from kvstore_inspect.check_result import CheckResult, Counts
 from kvstore_inspect.file_view import FileView, locked, open_view
 from kvstore_inspect.repair import back_up, prepare, rebuild_index, settle_identity
-from kvstore_inspect.terminal import counted, escaped, out, print_json, progress, say
+from kvstore_inspect.terminal import (
+    counted,
+    escaped,
+    path_text,
+    print_json,
+    progress,
+    say,
+    show_line,
+)
 
 from .common import DONE, PROBLEMS, file_argument, json_option, wait_option
 
@@ -77,7 +84,7 @@ class Outcome:
 @click.option("--no-backup", is_flag=True, help="Do not keep a copy of the file as it was.")
 def command(file: Path, wait: float, as_json: bool, no_backup: bool) -> int:
     """Mend the file and say what came of it."""
-    outcome = Outcome(shown(file))
+    outcome = Outcome(path_text(file))
     moment = now_ms()
     try:
         with locked(file, wait) as lock:
@@ -86,9 +93,6 @@ def command(file: Path, wait: float, as_json: bool, no_backup: bool) -> int:
             with progress("rebuilding"):
                 rebuild_index(file, wait, moment)
             _check_again(file, wait, moment, outcome)
-    except _NoBackupError as error:
-        say(f"kvstore-inspect: {error}")
-        return PROBLEMS
     except CorruptStoreError as error:
         say(f"kvstore-inspect: {error}")
         say("no repair can bring it back: restore it from a copy")
@@ -105,7 +109,7 @@ def command(file: Path, wait: float, as_json: bool, no_backup: bool) -> int:
     return DONE if outcome.complete else PROBLEMS
 
 
-class _NoBackupError(Exception):
+class _NoBackupError(KVStoreError):
     """No copy of the file could be made, so it was left as it is."""
 
 
@@ -115,22 +119,20 @@ def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: b
     result = _find(view, moment)
     outcome.found = result.breaches
     if not outcome.found:
-        outcome.counts = result.count()
+        outcome.counts = _count(result)
         outcome.kept = outcome.counts.keys
         return
     fd = lock.open_again()
     try:
         if keep:
-            outcome.backup = shown(_back_up(file, lock.fd))
+            outcome.backup = path_text(_back_up(file, lock.fd))
         if outcome.found[Breach.IDENTITIES_DIFFER]:
             settle_identity(view, fd)
             outcome.changed = True
             view = FileView(file, lock.fd, in_use=False)
             result = _find(view, moment)
             outcome.found += result.breaches
-        with progress("counting") as show:
-            result.show(show)
-            outcome.counts = result.count()
+        outcome.counts = _count(result)
         outcome.lost, outcome.certain = result.lost, result.certain
         prepare(view, fd)
         outcome.changed = True
@@ -141,10 +143,14 @@ def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: b
 def _find(view: FileView, moment: int) -> CheckResult:
     result = CheckResult(view, moment)
     with progress("checking") as show:
-        result.show(show)
-        for _ in result.problems():
+        for _ in result.problems(show):
             pass
     return result
+
+
+def _count(result: CheckResult) -> Counts:
+    with progress("counting") as show:
+        return result.count(show)
 
 
 def _back_up(file: Path, fd: int) -> Path:
@@ -153,8 +159,8 @@ def _back_up(file: Path, fd: int) -> Path:
             return back_up(file, fd)
     except OSError as error:
         raise _NoBackupError(
-            f"{shown(file)}: no copy of it could be kept ({error.strerror}), so it was left as it "
-            f"is; make room, or do without one: --no-backup"
+            f"{path_text(file)}: no copy of it could be kept ({error.strerror}), so it was left "
+            f"as it is; make room, or do without one: --no-backup"
         ) from error
 
 
@@ -162,7 +168,7 @@ def _check_again(file: Path, wait: float, moment: int, outcome: Outcome) -> None
     with open_view(file, wait=wait) as view:
         result = _find(view, moment)
         outcome.problems_left = result.breaches.total()
-        outcome.kept = result.count().keys
+        outcome.kept = _count(result).keys
 
 
 def _as_object(outcome: Outcome) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def _print(outcome: Outcome) -> None:
     name = escaped(outcome.file)
     counts = outcome.counts
     if not outcome.changed:
-        out.print(Text(f"{name}: no problems, nothing to do; {counted(outcome.kept, 'key')}"))
+        show_line(f"{name}: no problems, nothing to do; {counted(outcome.kept, 'key')}")
         return
     for label, number, explained in (
         ("kept", outcome.kept, f"keys, {counts.expiring:,} of them expiring"),
@@ -193,27 +199,25 @@ def _print(outcome: Outcome) -> None:
         ("duplicates", counts.outdated, "dropped: older records of keys that have a newer one"),
         ("damaged", counts.damaged, "dropped"),
     ):
-        out.print(Text(f"{label:12} {number:10,}  {explained}"))
+        show_line(f"{label:12} {number:10,}  {explained}")
     for offset, key in islice(sorted(outcome.lost.items()), MOST_SHOWN):
-        out.print(Text(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}"))
+        show_line(f"  byte {offset:,}: {f'key {escaped(key)}' if key else 'key unknown'}")
     if len(outcome.lost) > MOST_SHOWN:
-        out.print(Text(f"  and {len(outcome.lost) - MOST_SHOWN:,} more; --json names them"))
+        show_line(f"  and {len(outcome.lost) - MOST_SHOWN:,} more; --json names them")
     if 0 < len(outcome.lost) < counts.damaged:
-        out.print(Text(f"  of {counts.damaged - len(outcome.lost):,} no trace tells which"))
+        show_line(f"  of {counts.damaged - len(outcome.lost):,} no trace tells which")
     if counts.damaged > outcome.kept:
         whole = outcome.kept + counts.damaged
-        out.print(
-            Text(
-                f"{name}: {outcome.kept:,} of {whole:,} records could be kept; restore it from a "
-                f"copy if there is one"
-            )
+        show_line(
+            f"{name}: {outcome.kept:,} of {whole:,} records could be kept; restore it from a "
+            f"copy if there is one"
         )
     if outcome.cut_off and not outcome.certain:
-        out.print(Text(f"{name}: had been cut off; what was in the missing part is lost"))
+        show_line(f"{name}: had been cut off; what was in the missing part is lost")
     if outcome.backup:
-        out.print(Text(f"{name}: as it was, it is {escaped(outcome.backup)}"))
+        show_line(f"{name}: as it was, it is {escaped(outcome.backup)}")
     if outcome.problems_left or outcome.kept < counts.keys:
-        out.print(Text(f"{name}: still not whole; see kvstore-inspect verify {name}"))
+        show_line(f"{name}: still not whole; see kvstore-inspect verify {name}")
     else:
         mended = "repaired" if counts.damaged <= outcome.kept else "what is left is a whole store"
-        out.print(Text(f"{name}: {mended}; checked again, no problems"))
+        show_line(f"{name}: {mended}; checked again, no problems")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from kvstore import __version__
+from kvstore import KVStoreError, __version__
 from kvstore.clock import now_ms
 from kvstore_inspect.advice import advice
 from kvstore_inspect.file_view import FileView
@@ -45,17 +45,13 @@ def command(file: Path, wait: float, unlocked: bool, output: Path | None) -> int
         sys.stdout.write(page)
     else:
         contents = page.encode()
-        try:
-            _write(target, contents)
-        except _NotWrittenError as error:
-            say(f"kvstore-inspect: {target}: the page could not be written: {error.__cause__}")
-            return PROBLEMS
+        _write(target, contents)
         say(f"{target}: {len(contents):,} bytes")
     return PROBLEMS if found.damaged or found.orphans else DONE
 
 
-class _NotWrittenError(Exception):
-    """The disk did not take the page; its cause tells why."""
+class _NotWrittenError(KVStoreError):
+    """The disk did not take the page."""
 
 
 def _write(target: Path, contents: bytes) -> None:
@@ -68,7 +64,8 @@ def _write(target: Path, contents: bytes) -> None:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 with suppress(OSError):
                     target.unlink()
-            raise _NotWrittenError from OSError(error.strerror)
+            message = f"{target}: the page could not be written: {error.strerror}"
+            raise _NotWrittenError(message) from error
 
 
 def render(view: FileView, found: Survey) -> str:

@@ -54,7 +54,7 @@ from kvstore_inspect.fields import (
 )
 from kvstore_inspect.file_view import FileView
 from kvstore_inspect.records import Records, bucket_counts
-from kvstore_inspect.terminal import out, say, show_table
+from kvstore_inspect.terminal import say, show_line, show_table
 
 from .common import DONE, PROBLEMS, DamageReport, opened, reading
 
@@ -186,21 +186,21 @@ def _show(view: FileView, look: Callable[[], Iterable[Section]], how: "_How") ->
             break
     for number, section in enumerate(sections):
         if number:
-            out.print()
+            show_line()
         _show_section(section, how)
     return any(section.problems for section in sections)
 
 
 def _show_section(section: Section, how: "_How") -> None:
-    out.print(Text(section.title, style="bold"))
+    show_line(section.title, style="bold")
     if section.fields:
         show_table(_field_table(section.fields, how))
     if section.dump:
         _show_dump(*section.dump, how)
     for note in section.notes:
-        out.print(Text(f"  {note}"))
+        show_line(f"  {note}")
     for problem in section.problems:
-        out.print(Text(f"  ! {problem}", style="red"))
+        show_line(f"  ! {problem}", style="red")
 
 
 def _field_table(fields: Iterable[Field], how: "_How") -> Table:
@@ -224,9 +224,9 @@ def _show_dump(offset: int, raw: bytes, how: "_How") -> None:
     for start, line in lines(shown, offset):
         digits = how.hexadecimal(line, start)
         text = "" if ".." in digits else printable(line)
-        out.print(Text(f"{start:13,}  {digits:47}  {text}"))
+        show_line(f"{start:13,}  {digits:47}  {text}")
     if len(shown) < len(raw):
-        out.print(Text(f"  {len(raw) - len(shown):,} more bytes; --full shows them"))
+        show_line(f"  {len(raw) - len(shown):,} more bytes; --full shows them")
 
 
 # --- segments ------------------------------------------------------------------------------------
