@@ -4,18 +4,15 @@ The truth is known without the tool: where each record of the undamaged file is,
 the damage left as they were.
 """
 
-import io
 import itertools
-import json
 import random
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Final
 
-import orjson
+from support.inspecting import DONE, PROBLEMS, WRONG_USAGE, Result, inspect
+from support.truth import Truth, live_places
 
 from kvstore import KVStore
 from kvstore.format.layout import (
@@ -26,62 +23,20 @@ from kvstore.format.layout import (
     DIRECTORY_SIZE,
     EXTENT_MAP_OFFSET,
     EXTENT_SIZE,
-    FIXED_EXTENTS,
     HOLDER,
     HOLDER_OFFSET,
     IDENTITY,
     IDENTITY_OFFSETS,
-    RECORD,
-    RECORD_HEADER_SIZE,
     STATE,
     STATE_OFFSET,
 )
-from kvstore.format.records import is_valid_record, magics, size_class_at
 from kvstore.recovery.check import check_file
-from kvstore_inspect.command_line import group, main
+from kvstore_inspect.command_line import group
 
-from .damage import KINDS, Damage, Original, State, build
+from .damage import KINDS, Damage, Original, build
 from .laboratory import Experiment
 
 Kind = Callable[[Original, random.Random], tuple[bytes, Damage]]
-
-
-class Truth:
-    """An undamaged file, what it holds, and where."""
-
-    def __init__(self, path: Path, live: State) -> None:
-        self.path = path
-        self.live = live
-        self.original = Original(path.read_bytes())
-        self.places: dict[str, slice] = {}
-        contents = self.original.contents
-        seed = IDENTITY.unpack_from(contents)[4]
-        for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
-            extent = contents[base : base + EXTENT_SIZE]
-            for position in magics(extent):
-                if size_class_at(extent, position) >= 0 and is_valid_record(
-                    extent, position, base, seed
-                ):
-                    _, value_size, key_size, *_ = RECORD.unpack_from(extent, position)
-                    start = base + position + RECORD_HEADER_SIZE
-                    key = contents[start : start + key_size].decode()
-                    self.places[key] = slice(base + position, start + key_size + value_size)
-        assert self.places.keys() == live.keys()
-
-    def whole(self, damaged: bytes) -> set[str]:
-        """Return the keys whose records are untouched in a damaged file; none without identity."""
-        if not self.has_identity(damaged):
-            return set()
-        contents = self.original.contents
-        return {key for key, place in self.places.items() if damaged[place] == contents[place]}
-
-    def has_identity(self, damaged: bytes) -> bool:
-        """Return whether one of the two copies of the identity is untouched."""
-        return any(
-            damaged[offset : offset + IDENTITY.size]
-            == self.original.contents[offset : offset + IDENTITY.size]
-            for offset in IDENTITY_OFFSETS
-        )
 
 
 # --- more kinds of damage ----------------------------------------------------------------------
@@ -90,7 +45,7 @@ class Truth:
 def garble_all_but_records(original: Original, rng: random.Random) -> tuple[bytes, Damage]:
     """Write zeros, ones, random bytes over anything but records and one copy of the identity."""
     damaged, damage = bytearray(original.contents), Damage()
-    places = live_places(original.contents)
+    places = list(live_places(original.contents).values())
     spared = IDENTITY_OFFSETS[rng.randrange(2)]
     other = next(offset for offset in IDENTITY_OFFSETS if offset != spared)
     segments = sorted({bucket // EXTENT_SIZE * EXTENT_SIZE for bucket in original.buckets})
@@ -114,23 +69,7 @@ def garble_all_but_records(original: Original, rng: random.Random) -> tuple[byte
     return bytes(damaged), damage
 
 
-def live_places(contents: bytes) -> list[range]:
-    """Return where the whole records of a file are, in order."""
-    seed = IDENTITY.unpack_from(contents)[4]
-    places = []
-    for base in range(FIXED_EXTENTS * EXTENT_SIZE, len(contents), EXTENT_SIZE):
-        extent = contents[base : base + EXTENT_SIZE]
-        for position in magics(extent):
-            if size_class_at(extent, position) >= 0 and is_valid_record(
-                extent, position, base, seed
-            ):
-                _, values, keys, *_ = RECORD.unpack_from(extent, position)
-                size = RECORD_HEADER_SIZE + keys + values
-                places.append(range(base + position, base + position + size))
-    return places
-
-
-def gaps(places: list[range]) -> list[tuple[int, int]]:
+def gaps(places: list[slice]) -> list[tuple[int, int]]:
     """Return offset and size of what is between records: padding, and free blocks."""
     between = itertools.pairwise(places)
     return [(one.stop, two.start - one.stop) for one, two in between if two.start > one.stop]
@@ -154,25 +93,7 @@ ALL_KINDS: Final[dict[str, Kind]] = {
 }
 
 
-# --- running a command -------------------------------------------------------------------------
-
-
-class Ran:
-    """What a command printed, and its exit status."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        written, said = io.BytesIO(), io.BytesIO()
-        out = io.TextIOWrapper(written, "utf-8", write_through=True)
-        err = io.TextIOWrapper(said, "utf-8", write_through=True)
-        with redirect_stdout(out), redirect_stderr(err):
-            self.status = main([str(argument) for argument in arguments])
-            sys.stdout.flush()
-        self.output = written.getvalue()
-        self.errors = said.getvalue().decode()
-        self.what = f"{arguments[0]} ended with {self.status}; it said: {self.errors[-500:]}"
-        assert self.status in (0, 1, 2), self.what
-        assert "Traceback" not in self.errors, self.what
-        assert self.status == 0 or self.errors or self.output, f"{self.what}: not a word"
+# --- running the commands -----------------------------------------------------------------------
 
 
 class Trying:
@@ -202,10 +123,11 @@ class Trying:
                 raise
             self.path.write_bytes(self.contents)
 
-    def run(self, *arguments: str | Path) -> Ran:
-        ran = Ran(*arguments)
+    def run(self, *arguments: str | Path) -> Result:
+        ran = inspect(*arguments)
+        assert ran.status in (DONE, PROBLEMS, WRONG_USAGE), ran
         if self.truth.has_identity(self.contents):
-            assert ran.status != 2, ran.what
+            assert ran.status != WRONG_USAGE, ran
         return ran
 
     # --- one command each
@@ -213,13 +135,13 @@ class Trying:
     def info(self) -> None:
         self.run("info", self.path)
         ran = self.run("info", "--json", self.path)
-        if ran.output:
-            json.loads(ran.output)
+        if ran.out:
+            ran.json()
 
     def keys(self) -> None:
         self.run("keys", "--unlocked", self.path)
         ran = self.run("keys", "--json", self.path)
-        listed = [json.loads(line)["key"] for line in ran.output.splitlines()]
+        listed = [line["key"] for line in ran.lines()]
         assert len(listed) == len(set(listed)), "a key came twice"
         assert self.whole <= set(listed) <= self.truth.live.keys()
         if ran.status == 0:
@@ -230,13 +152,12 @@ class Trying:
             self.run("get", self.path, key)
             ran = self.run("get", "--json", self.path, key)
             if ran.status == 0:
-                assert json.loads(ran.output)["value"] == self.truth.live[key]
+                assert ran.json()["value"] == self.truth.live[key]
 
     def dump(self) -> None:
         ran = self.run("dump", self.path)
         dumped = {}
-        for line in ran.output.splitlines():
-            record = orjson.loads(line)
+        for record in ran.lines():
             assert record["key"] not in dumped, f"{record['key']!r} came twice"
             dumped[record["key"]] = record["value"]
             assert self.truth.live[record["key"]] == record["value"]
@@ -246,9 +167,8 @@ class Trying:
         self.run("dump", "--format", "resp", self.path)
 
     def load(self) -> None:
-        lines = Ran("dump", self.truth.path).output
         source = self.folder / "other.jsonl"
-        source.write_bytes(lines)
+        source.write_text(inspect("dump", self.truth.path).out, "utf-8")
         ran = self.run("load", "--on-exists", "skip", self.path, source)
         if ran.status == 0:
             with KVStore(self.path) as store:
@@ -269,20 +189,20 @@ class Trying:
 
     def slots(self) -> None:
         key = self.rng.choice(sorted(self.truth.live))
-        segment = self.rng.choice(self.truth.original.buckets) // EXTENT_SIZE
+        segment = self.rng.choice(Original(self.truth.contents).buckets) // EXTENT_SIZE
         self.run("slots", "--key", key, self.path)
-        ran = Ran("slots", "--segment", str(segment), self.path)
-        assert ran.status in (0, 1, 2)
+        ran = inspect("slots", "--segment", segment, self.path)
+        assert ran.status in (DONE, PROBLEMS, WRONG_USAGE)
 
     def verify(self) -> None:
         self.run("verify", "--all", self.path)
         ran = self.run("verify", "--json", *self.rng.choice(((), ("--all",))), self.path)
-        assert (ran.status == 0) == self.fine, ran.what
+        assert (ran.status == 0) == self.fine, ran
         if self.rng.random() < 0.3:
             unlocked = self.run("verify", "--unlocked", self.path)
-            assert (unlocked.status == 0) == self.fine, unlocked.what
+            assert (unlocked.status == 0) == self.fine, unlocked
         if ran.status < 2 and self.truth.has_identity(self.contents):
-            found = json.loads(ran.output)
+            found = ran.json()
             assert found["fine"] == self.fine
             assert found["counts"]["keys"] >= len(self.whole), found["counts"]
             if found["closed"]:
@@ -294,10 +214,10 @@ class Trying:
     def repair(self) -> None:
         ran = self.run("repair", "--json", *self.rng.choice(((), ("--no-backup",))), self.path)
         if not self.truth.has_identity(self.contents):
-            assert ran.status, ran.what
+            assert ran.status, ran
             assert self.path.read_bytes() == self.contents, "it was changed, and not repaired"
         else:
-            self.check_repaired(json.loads(ran.output), ran.status)
+            self.check_repaired(ran.json(), ran.status)
         for backup in self.folder.glob("damaged.kvs.backup-*"):
             assert backup.read_bytes() == self.contents, "the copy of the old file is another"
             backup.unlink()
@@ -341,8 +261,9 @@ def inspect_damaged_files(folder: Path, rng: random.Random) -> int:
     """Damage a store in each way, once, and use each command on it; return how many."""
     path = folder / "whole.kvs"
     truth = Truth(path, build(path, rng, keys=120))
+    original = Original(truth.contents)
     for kind, do_damage in ALL_KINDS.items():
-        contents, damage = do_damage(truth.original, rng)
+        contents, damage = do_damage(original, rng)
         try:
             Trying(truth, contents, folder, rng).everything()
         except BaseException as error:

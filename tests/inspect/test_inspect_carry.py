@@ -6,7 +6,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,35 +21,20 @@ from support.inspecting import (
     LOCKED,
     PROBLEMS,
     WRONG_USAGE,
-    Inspect,
     Result,
     fingerprint,
     flip,
-    inspector,
+    inspect,
     killed_copy,
-    run_inspector,
+    run_in_shell,
 )
 from support.whole import assert_consistent
 
 from kvstore import KVStore
-from kvstore_inspect import command_line
 from kvstore_inspect.commands import copy as copying
 from kvstore_inspect.commands import diff as diffing
 
 KEYS = 300
-
-
-@pytest.fixture
-def inspect(capfdbinary: pytest.CaptureFixture[bytes]) -> Inspect:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capfdbinary.readouterr()
-        status = command_line.main([str(each) for each in arguments])
-        out, err = capfdbinary.readouterr()
-        return Result(status, out.decode(), err.decode())
-
-    return run
 
 
 @pytest.fixture
@@ -72,10 +56,6 @@ def filled(path: Path, clock: FakeClock) -> Path:
     return path
 
 
-def lines_of(result: Result) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in result.out.split("\n") if line]
-
-
 def contents(path: Path) -> dict[str, Any]:
     with KVStore(path) as store:
         return dict(store)
@@ -84,32 +64,32 @@ def contents(path: Path) -> dict[str, Any]:
 # --- dump --------------------------------------------------------------------------------------
 
 
-def test_dump_writes_each_record_on_a_line_with_its_times(filled: Path, inspect: Inspect) -> None:
+def test_dump_writes_each_record_on_a_line_with_its_times(filled: Path) -> None:
     before = fingerprint(filled)
     result = inspect("dump", filled)
     assert result.status == DONE
     assert result.err == ""
     assert fingerprint(filled) == before
     assert result.out.count("\n") == KEYS
-    assert {line["key"]: line["value"] for line in lines_of(result)} == contents(filled)
-    for line in lines_of(result):
+    assert {line["key"]: line["value"] for line in result.lines()} == contents(filled)
+    for line in result.lines():
         assert list(line) == ["key", "value", "created_at", "expires_at"]
         ttl = None if line["value"]["n"] % 3 else 1_000 + line["value"]["n"]
         assert line["expires_at"] == (None if ttl is None else line["created_at"] + ttl * 1_000)
 
 
 def test_dump_leaves_out_what_has_expired_unless_it_is_asked_for(
-    filled: Path, clock: FakeClock, inspect: Inspect
+    filled: Path, clock: FakeClock
 ) -> None:
     clock.advance(1_100)
-    live = lines_of(inspect("dump", filled))
-    everything = lines_of(inspect("dump", filled, "--expired"))
+    live = inspect("dump", filled).lines()
+    everything = inspect("dump", filled, "--expired").lines()
     assert 0 < len(live) < len(everything) == KEYS
     assert all(line["expires_at"] is None or line["expires_at"] > clock.now_ms for line in live)
 
 
 def test_dump_of_a_file_that_was_not_closed_holds_every_record(
-    open_store: Callable[..., KVStore], tmp_path: Path, clock: FakeClock, inspect: Inspect
+    open_store: Callable[..., KVStore], tmp_path: Path, clock: FakeClock
 ) -> None:
     store = open_store()
     for number in range(500):
@@ -119,16 +99,16 @@ def test_dump_of_a_file_that_was_not_closed_holds_every_record(
     copy = killed_copy(store, tmp_path / "killed.kvs")
     result = inspect("dump", copy)
     assert result.status == DONE
-    assert {line["key"]: line["value"] for line in lines_of(result)} == dict(store)
+    assert {line["key"]: line["value"] for line in result.lines()} == dict(store)
 
 
-def test_dump_goes_on_past_damage_names_it_and_ends_in_1(filled: Path, inspect: Inspect) -> None:
+def test_dump_goes_on_past_damage_names_it_and_ends_in_1(filled: Path) -> None:
     whole = contents(filled)
     flip(filled, filled.read_bytes().index(b'1{"n":1,') + 5)
     result = inspect("dump", filled)
     assert result.status == PROBLEMS
     del whole["1"]
-    assert {line["key"]: line["value"] for line in lines_of(result)} == whole
+    assert {line["key"]: line["value"] for line in result.lines()} == whole
     assert "key 1: its record fails its checksum" in result.err
 
 
@@ -136,30 +116,15 @@ def test_dump_ends_cleanly_where_nobody_reads_on(filled: Path, tmp_path: Path) -
     with KVStore(filled) as store:
         for number in range(2_000):
             store.create(f"more {number}", {"text": "x" * 1_000})
-    shell = subprocess.run(
-        ["sh", "-c", '"$@" | head -n 1', "-", *_command("dump", filled)],
-        capture_output=True,
-        env=_environment(),
-        check=True,
-        timeout=120,
-    )
-    assert shell.stdout.count(b"\n") == 1
-    assert shell.stderr == b""
-
-
-def _command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "kvstore_inspect", *map(str, arguments)]
-
-
-def _environment() -> dict[str, str]:
-    return inspector()
+    result = run_in_shell('"$@" | head -n 1', "dump", filled)
+    assert (result.status, result.out.count("\n"), result.err) == (DONE, 1, "")
 
 
 # --- load --------------------------------------------------------------------------------------
 
 
 def test_dump_load_dump_gives_the_same_lines(
-    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     first = inspect("dump", filled).out
     lines = tmp_path / "lines.jsonl"
@@ -176,17 +141,12 @@ def test_dump_load_dump_gives_the_same_lines(
 
 def test_load_reads_standard_input(filled: Path, tmp_path: Path, clock: FakeClock) -> None:
     loaded = tmp_path / "loaded.kvs"
-    line = '"$0" -m kvstore_inspect dump --expired "$1" | "$0" -m kvstore_inspect load "$2"'
-    shell = subprocess.run(
-        ["sh", "-c", line, _command()[0], str(filled), str(loaded)],
-        capture_output=True,
-        env=_environment(),
-        check=False,
-        timeout=120,
-    )
-    # By the true clock of these processes the third with a time-to-live has expired long ago.
-    assert shell.returncode == PROBLEMS
-    assert f"200 of {KEYS} lines loaded, 100 expired".encode() in shell.stderr
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(inspect("dump", filled).out, "utf-8")
+    result = run_in_shell(f'cat {lines} | "$@"', "load", loaded)
+    # By the true clock of that process the third with a time-to-live has expired long ago.
+    assert result.status == PROBLEMS
+    assert f"200 of {KEYS} lines loaded, 100 expired" in result.err
     assert len(contents(loaded)) == 200
 
 
@@ -213,7 +173,7 @@ def test_load_reads_standard_input(filled: Path, tmp_path: Path, clock: FakeCloc
     ],
 )
 def test_load_names_a_malformed_line_and_keeps_what_came_before(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect, line: str, problem: str
+    path: Path, tmp_path: Path, clock: FakeClock, line: str, problem: str
 ) -> None:
     source = tmp_path / "lines.jsonl"
     first = '{"key":"before","value":{"n":1}}\n\n'
@@ -226,13 +186,11 @@ def test_load_names_a_malformed_line_and_keeps_what_came_before(
     assert_consistent(path)
 
 
-def test_load_takes_lines_without_times(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
-) -> None:
+def test_load_takes_lines_without_times(path: Path, tmp_path: Path, clock: FakeClock) -> None:
     source = tmp_path / "lines.jsonl"
     source.write_text('{"value":{"n":1},"key":"a"}\n')
     assert inspect("load", path, source).status == DONE
-    (line,) = lines_of(inspect("dump", path))
+    (line,) = inspect("dump", path).lines()
     assert line == {"key": "a", "value": {"n": 1}, "created_at": clock.now_ms, "expires_at": None}
 
 
@@ -245,9 +203,7 @@ def existing(path: Path, tmp_path: Path) -> Path:
     return source
 
 
-def test_load_stops_at_a_key_that_exists(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
-) -> None:
+def test_load_stops_at_a_key_that_exists(path: Path, tmp_path: Path, clock: FakeClock) -> None:
     result = inspect("load", path, existing(path, tmp_path))
     assert result.status == PROBLEMS
     assert "stopped at line 2" in result.err
@@ -256,7 +212,7 @@ def test_load_stops_at_a_key_that_exists(
 
 
 def test_load_skips_keys_that_exist_and_names_them(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     result = inspect("load", path, existing(path, tmp_path), "--on-exists", "skip")
     assert result.status == PROBLEMS
@@ -265,9 +221,7 @@ def test_load_skips_keys_that_exist_and_names_them(
     assert contents(path) == {"a": {"new": 1}, "b": {"old": True}, "c": {"new": 1}}
 
 
-def test_load_replaces_keys_that_exist(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
-) -> None:
+def test_load_replaces_keys_that_exist(path: Path, tmp_path: Path, clock: FakeClock) -> None:
     result = inspect("load", path, existing(path, tmp_path), "--on-exists", "replace")
     assert result.status == DONE
     assert "3 of 3 lines loaded, 1 replaced" in result.err
@@ -275,7 +229,7 @@ def test_load_replaces_keys_that_exist(
 
 
 def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     with KVStore(path, max_bytes=4 * MIB) as store:
         store.create("small", {"old": True}, ttl=500)
@@ -297,12 +251,12 @@ def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
     assert "0 of 1 lines loaded" in result.err
     assert "stopped at line 1" in result.err
     assert contents(path) == before
-    (line,) = [line for line in lines_of(inspect("dump", path)) if line["key"] == "small"]
+    (line,) = [line for line in inspect("dump", path).lines() if line["key"] == "small"]
     assert (line["created_at"], line["expires_at"]) == (created_at, created_at + 500_000)
 
 
 def test_load_into_a_store_that_is_too_small_says_what_was_loaded(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     source = tmp_path / "lines.jsonl"
     with source.open("w") as file:
@@ -318,7 +272,7 @@ def test_load_into_a_store_that_is_too_small_says_what_was_loaded(
 
 
 def test_load_takes_back_what_has_expired_when_it_needs_room(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     lines = [{"key": f"{number}", "value": {"t": "x" * 15_000}} for number in range(200)]
     source = tmp_path / "lines.jsonl"
@@ -335,7 +289,7 @@ def test_load_takes_back_what_has_expired_when_it_needs_room(
 
 
 def test_load_into_a_store_in_use_is_locked(
-    store: KVStore, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    store: KVStore, tmp_path: Path, clock: FakeClock
 ) -> None:
     source = tmp_path / "lines.jsonl"
     source.write_text("")
@@ -343,7 +297,7 @@ def test_load_into_a_store_in_use_is_locked(
 
 
 def test_load_of_a_missing_input_or_into_what_is_no_store_is_wrong_usage(
-    path: Path, tmp_path: Path, inspect: Inspect
+    path: Path, tmp_path: Path
 ) -> None:
     assert inspect("load", path, tmp_path / "missing").status == WRONG_USAGE
     assert not path.exists()
@@ -358,7 +312,7 @@ def test_load_of_a_missing_input_or_into_what_is_no_store_is_wrong_usage(
 
 
 def test_copy_is_compact_and_holds_the_same_with_its_times(
-    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     with KVStore(filled) as store:
         for number in range(1_000):
@@ -381,7 +335,7 @@ def test_copy_is_compact_and_holds_the_same_with_its_times(
 
 
 def test_copy_overwrites_only_what_it_is_told_to(
-    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     out = tmp_path / "out"
     out.write_text("precious")
@@ -393,7 +347,7 @@ def test_copy_overwrites_only_what_it_is_told_to(
 
 
 def test_copy_of_a_damaged_file_leaves_out_the_damage(
-    filled: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    filled: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     whole = contents(filled)
     flip(filled, filled.read_bytes().index(b'1{"n":1,') + 5)
@@ -406,9 +360,7 @@ def test_copy_of_a_damaged_file_leaves_out_the_damage(
     assert_consistent(out)
 
 
-def test_copy_never_tells_of_its_temporary_file(
-    filled: Path, tmp_path: Path, inspect: Inspect
-) -> None:
+def test_copy_never_tells_of_its_temporary_file(filled: Path, tmp_path: Path) -> None:
     """Of a missing folder it said that ".out.kvs.x1y2z3.tmp" does not exist."""
     missing = tmp_path / "missing"
     result = inspect("copy", filled, missing / "out.kvs")
@@ -425,7 +377,7 @@ def test_copy_never_tells_of_its_temporary_file(
         assert not list(disk.glob("*out.kvs*"))
 
 
-def test_copy_counts_one_record_as_one(path: Path, tmp_path: Path, inspect: Inspect) -> None:
+def test_copy_counts_one_record_as_one(path: Path, tmp_path: Path) -> None:
     with KVStore(path) as store:
         store.create("whole", {})
         store.create("torn", {"b": 1})
@@ -440,7 +392,6 @@ def test_copy_that_fails_leaves_nothing_behind(
     filled: Path,
     tmp_path: Path,
     clock: FakeClock,
-    inspect: Inspect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = itertools.count()
@@ -459,7 +410,6 @@ def test_diff_names_every_key_that_differs(
     path: Path,
     tmp_path: Path,
     clock: FakeClock,
-    inspect: Inspect,
     monkeypatch: pytest.MonkeyPatch,
     keys_at_a_time: int,
 ) -> None:
@@ -486,7 +436,7 @@ def test_diff_names_every_key_that_differs(
         "~ ttl  expires_at",
         "~ value  value",
     ]
-    as_json = lines_of(inspect("diff", path, other, "--json"))
+    as_json = inspect("diff", path, other, "--json").lines()
     assert {(each["key"], each["in"], *each["differs"]) for each in as_json} == {
         ("only b", "b"),
         ("only\na", "a"),
@@ -497,7 +447,7 @@ def test_diff_names_every_key_that_differs(
 
 
 def test_diff_of_equal_stores_is_silent_and_times_of_creation_count_if_asked(
-    path: Path, tmp_path: Path, clock: FakeClock, inspect: Inspect
+    path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     other = tmp_path / "other.kvs"
     for each in (path, other):
@@ -514,7 +464,6 @@ def test_diff_names_damage_once_and_ends_in_1(
     filled: Path,
     tmp_path: Path,
     clock: FakeClock,
-    inspect: Inspect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(diffing, "_MOST_KEYS", 50)
@@ -581,17 +530,10 @@ def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
             values[key] = {"n": number, "text": "ä\r\n$3\r\n" * (number % 7)}
             store.create(key, values[key], ttl=None if number % 2 else 100_000 + number)
     client = _client()
-    assert client is not None
-    line = '"$0" -m kvstore_inspect dump --format resp "$1" | "$2" -s "$3" --pipe'
-    shell = subprocess.run(
-        ["sh", "-c", line, _command()[0], str(path), client, str(redis)],
-        capture_output=True,
-        env=_environment(),
-        check=False,
-        timeout=120,
-    )
-    assert shell.returncode == 0, shell.stderr
-    assert b"errors: 0, replies: 10000" in shell.stdout
+    line = f'"$@" | "{client}" -s "{redis}" --pipe'
+    result = run_in_shell(line, "dump", path, "--format", "resp")
+    assert result.status == 0, result.err
+    assert "errors: 0, replies: 10000" in result.out
     assert _ask(redis, "DBSIZE") == b"10000"
     with KVStore(path) as store:
         for key in random.Random(1).sample(sorted(values), 500):
@@ -602,8 +544,7 @@ def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
                 assert left == -1
             else:
                 assert expected * 1_000 - 60_000 < left <= expected * 1_000 + 60_000
-    absolute = run_inspector("get", path, "user:0", "--json")
-    expires_at = orjson.loads(absolute.out)["expires_at"]
+    expires_at = inspect("get", path, "user:0", "--json").json()["expires_at"]
     assert int(_ask(redis, "PTTL", "user:0")) == pytest.approx(
         expires_at - time.time() * 1_000, abs=60_000
     )

@@ -14,11 +14,10 @@ from support.inspecting import (
     DONE,
     PROBLEMS,
     WRONG_USAGE,
-    Inspect,
     Result,
     flip,
+    inspect,
     killed_copy,
-    run_inspector,
 )
 from support.stores import OpenStore
 from support.values import sized_value
@@ -43,7 +42,7 @@ from kvstore.format.layout import (
     STATE_OFFSET,
     key_hash,
 )
-from kvstore_inspect import command_line
+from kvstore_inspect.command_line import main
 from kvstore_inspect.commands import keys as keys_module
 from kvstore_inspect.file_view import open_view
 from kvstore_inspect.records import Record, Records
@@ -51,18 +50,6 @@ from kvstore_inspect.records import Record, Records
 LONG_KEY: Final = "ключ" * 8
 HOUR: Final = 3600
 COMMANDS: Final = ("info", "keys", "get", "slots", "completion")
-
-
-@pytest.fixture
-def inspect(capsys: pytest.CaptureFixture[str]) -> Inspect:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        status = command_line.main([str(each) for each in arguments])
-        return Result(status, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -84,12 +71,8 @@ def expire(path: Path, clock: FakeClock, keys: int = 3, size: int = 50) -> None:
     clock.advance(10 * HOUR)
 
 
-def listed(result: Result) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in result.out.splitlines()]
-
-
-def place(inspect: Inspect, path: Path, key: str, what: str) -> int:
-    offset = json.loads(inspect("get", path, key, "--json").out)[what]
+def place(path: Path, key: str, what: str) -> int:
+    offset = inspect("get", path, key, "--json").json()[what]
     assert isinstance(offset, int)
     return offset
 
@@ -97,9 +80,7 @@ def place(inspect: Inspect, path: Path, key: str, what: str) -> int:
 # --- info ----------------------------------------------------------------------------------------
 
 
-def test_info_counts_what_the_store_counts(
-    path: Path, open_store: OpenStore, inspect: Inspect
-) -> None:
+def test_info_counts_what_the_store_counts(path: Path, open_store: OpenStore) -> None:
     with open_store() as store:
         for number in range(3000):
             store.create(f"key {number}", sized_value(20 + number % 700))
@@ -107,7 +88,7 @@ def test_info_counts_what_the_store_counts(
             store.delete(f"key {number}")
         stats = store.stats()
     result = inspect("info", path, "--json")
-    shown = json.loads(result.out)
+    shown = result.json()
     assert (result.status, result.err) == (DONE, "")
     assert shown["records"]["count"] == stats.records == 2000
     assert shown["records"]["counted_by"] == "index"
@@ -124,7 +105,7 @@ def test_info_counts_what_the_store_counts(
 
 
 def test_info_of_a_killed_process_counts_the_records_alone_and_reassures(
-    path: Path, open_store: OpenStore, inspect: Inspect, tmp_path: Path
+    path: Path, open_store: OpenStore, tmp_path: Path
 ) -> None:
     store = open_store()
     for number in range(50):
@@ -132,7 +113,7 @@ def test_info_of_a_killed_process_counts_the_records_alone_and_reassures(
     copy = killed_copy(store, tmp_path / "killed.kvs")
     copy.chmod(0o600)
     result = inspect("info", copy, "--json")
-    shown = json.loads(result.out)
+    shown = result.json()
     assert result.status == DONE
     assert (shown["state"]["clean"], shown["records"]["counted_by"]) == (False, "records")
     assert (shown["records"]["count"], shown["records"]["expiring"]) == (50, 50)
@@ -141,16 +122,16 @@ def test_info_of_a_killed_process_counts_the_records_alone_and_reassures(
     assert "not clean" in inspect("info", copy).out
 
 
-def test_info_of_a_plain_file_gives_no_advice(filled: Path, inspect: Inspect) -> None:
+def test_info_of_a_plain_file_gives_no_advice(filled: Path) -> None:
     result = inspect("info", filled, "--json")
-    assert (result.status, json.loads(result.out)["advice"]) == (DONE, [])
+    assert (result.status, result.json()["advice"]) == (DONE, [])
     text = inspect("info", filled).out
     assert "clean: closed in order" in text
     assert "100, counted by the index" in text
 
 
 def test_info_tells_what_has_expired_from_what_can_be_read(
-    path: Path, open_store: OpenStore, clock: FakeClock, inspect: Inspect
+    path: Path, open_store: OpenStore, clock: FakeClock
 ) -> None:
     """What is counted, and how large it is, is all about the same records."""
     expire(path, clock, keys=30, size=5_000)
@@ -158,7 +139,7 @@ def test_info_tells_what_has_expired_from_what_can_be_read(
         for number in range(20):
             store.create(f"key {number}", sized_value(100), ttl=None if number % 4 else 11 * HOUR)
         stats = store.stats()
-    shown = json.loads(inspect("info", path, "--json").out)
+    shown = inspect("info", path, "--json").json()
     records, space, classes = shown["records"], shown["space"], shown["classes"]
     assert (records["count"], records["expiring"], records["expired"]) == (20, 5, 30)
     assert (records["value_size"], records["largest_value"]) == (20 * 100, 100)
@@ -176,9 +157,7 @@ def test_info_tells_what_has_expired_from_what_can_be_read(
     assert f"({space['expired_size']:,} B)" in text
 
 
-def test_only_slots_shows_the_hash_seed_and_only_when_it_is_asked_for(
-    filled: Path, inspect: Inspect
-) -> None:
+def test_only_slots_shows_the_hash_seed_and_only_when_it_is_asked_for(filled: Path) -> None:
     """It is the file's secret, and what is printed is pasted into reports of faults."""
     raw = filled.read_bytes()[32:40]
     seed = int.from_bytes(raw, "little")
@@ -200,47 +179,43 @@ def test_only_slots_shows_the_hash_seed_and_only_when_it_is_asked_for(
     assert f"{raw.hex(' ').upper()}  hash_seed" in out
 
 
-def test_info_says_that_an_index_was_changed_by_something_else(
-    filled: Path, inspect: Inspect
-) -> None:
+def test_info_says_that_an_index_was_changed_by_something_else(filled: Path) -> None:
     flip(filled, ALLOCATOR_OFFSET)
     result = inspect("info", filled, "--json")
-    shown = json.loads(result.out)
+    shown = result.json()
     assert result.status == PROBLEMS
     assert shown["records"]["count"] == 100
     assert "repair" in " ".join(shown["advice"])
 
 
-def test_info_says_what_is_damaged(filled: Path, inspect: Inspect) -> None:
+def test_info_says_what_is_damaged(filled: Path) -> None:
     flip(filled, FIXED_EXTENTS * EXTENT_SIZE + 3 * BUCKET_SIZE)
     result = inspect("info", filled, "--json")
     assert result.status == PROBLEMS
-    (damage,) = json.loads(result.out)["damage"]["first"]
+    (damage,) = result.json()["damage"]["first"]
     assert damage["offset"] == FIXED_EXTENTS * EXTENT_SIZE + 3 * BUCKET_SIZE
     assert "no marker" in result.err
 
 
 def test_info_advises_on_what_has_expired_and_on_free_space(
-    path: Path, open_store: OpenStore, clock: FakeClock, inspect: Inspect
+    path: Path, open_store: OpenStore, clock: FakeClock
 ) -> None:
     expire(path, clock, keys=700, size=16_000)
-    advice = json.loads(inspect("info", path, "--json").out)["advice"]
+    advice = inspect("info", path, "--json").json()["advice"]
     assert any("purge_expired()" in sentence and "700" in sentence for sentence in advice)
     clock.advance(HOUR)
     with open_store() as store:
         assert store.purge_expired() == 700
-    advice = json.loads(inspect("info", path, "--json").out)["advice"]
+    advice = inspect("info", path, "--json").json()["advice"]
     assert any("copy" in sentence and "free" in sentence for sentence in advice)
 
 
-def test_info_advises_on_a_longer_file_and_on_one_that_others_may_use(
-    filled: Path, inspect: Inspect
-) -> None:
+def test_info_advises_on_a_longer_file_and_on_one_that_others_may_use(filled: Path) -> None:
     with filled.open("ab") as file:
         file.write(bytes(3 * EXTENT_SIZE))
     filled.chmod(0o644)
     result = inspect("info", filled, "--json")
-    advice = json.loads(result.out)["advice"]
+    advice = result.json()["advice"]
     assert result.status == DONE
     assert any("192.0 KiB longer" in sentence for sentence in advice)
     assert any("0644" in sentence for sentence in advice)
@@ -249,24 +224,22 @@ def test_info_advises_on_a_longer_file_and_on_one_that_others_may_use(
 # --- keys ----------------------------------------------------------------------------------------
 
 
-def test_keys_lists_every_key_with_its_metadata(
-    filled: Path, inspect: Inspect, open_store: OpenStore
-) -> None:
+def test_keys_lists_every_key_with_its_metadata(filled: Path, open_store: OpenStore) -> None:
     result = inspect("keys", filled, "--json")
     assert (result.status, result.err) == (DONE, "")
     with open_store() as store:
         expected = {key: len(store.read_bytes(key)) for key in store}
         expiring = {key for key in store if store.ttl(key) is not None}
-    assert {each["key"]: each["value_size"] for each in listed(result)} == expected
-    assert {each["key"] for each in listed(result) if each["expires_at"]} == expiring
-    for each in listed(result):
+    assert {each["key"]: each["value_size"] for each in result.lines()} == expected
+    assert {each["key"] for each in result.lines() if each["expires_at"]} == expiring
+    for each in result.lines():
         assert set(each) == {"key", "value_size", "created_at", "expires_at"}
         number = each["key"].removeprefix("user:")
         if each["expires_at"]:
             assert each["expires_at"] - each["created_at"] == 1000 * (HOUR + int(number))
 
 
-def test_keys_shows_a_line_for_each_key_below_a_heading(filled: Path, inspect: Inspect) -> None:
+def test_keys_shows_a_line_for_each_key_below_a_heading(filled: Path) -> None:
     heading, *lines = inspect("keys", filled).out.splitlines()
     assert heading.split() == ["size", "left", "created", "key"]
     assert len(lines) == 100
@@ -276,7 +249,7 @@ def test_keys_shows_a_line_for_each_key_below_a_heading(filled: Path, inspect: I
     assert re.match(r" +100  (1 h|59 min) ", line)
 
 
-def test_keys_are_escaped_for_the_terminal(path: Path, inspect: Inspect) -> None:
+def test_keys_are_escaped_for_the_terminal(path: Path) -> None:
     wicked = ["\x1b[31mred", "a\nb", "\x9b2J", "[bold]x[/]", "back\\slash", ":smile:", "\u202eabc"]
     with KVStore(path) as store:
         for key in wicked:
@@ -297,9 +270,9 @@ def test_keys_are_escaped_for_the_terminal(path: Path, inspect: Inspect) -> None
         assert set(inspect("get", path, key + "?").err[:-1]) <= set(map(chr, range(32, 127)))
 
 
-def test_keys_by_prefix_and_by_pattern(filled: Path, inspect: Inspect) -> None:
+def test_keys_by_prefix_and_by_pattern(filled: Path) -> None:
     def found(*options: str) -> set[str]:
-        return {each["key"] for each in listed(inspect("keys", filled, "--json", *options))}
+        return {each["key"] for each in inspect("keys", filled, "--json", *options).lines()}
 
     assert found("--prefix", "ключ") == {LONG_KEY}
     assert found("--prefix", "user:9") == {"user:9", *(f"user:{n}" for n in range(90, 99))}
@@ -309,14 +282,12 @@ def test_keys_by_prefix_and_by_pattern(filled: Path, inspect: Inspect) -> None:
 
 
 @pytest.mark.parametrize("run_length", [7, 1000], ids=["in files", "in memory"])
-def test_keys_in_order(
-    filled: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch, run_length: int
-) -> None:
+def test_keys_in_order(filled: Path, monkeypatch: pytest.MonkeyPatch, run_length: int) -> None:
     monkeypatch.setattr(keys_module, "_RUN_LENGTH", run_length)
-    all_of_them = listed(inspect("keys", filled, "--json"))
+    all_of_them = inspect("keys", filled, "--json").lines()
 
     def in_order(*options: object) -> list[dict[str, Any]]:
-        return listed(inspect("keys", filled, "--json", "--sort", *options))
+        return inspect("keys", filled, "--json", "--sort", *options).lines()
 
     by_size = sorted(all_of_them, key=lambda each: (-each["value_size"], each["key"]))
     assert in_order("size") == by_size
@@ -330,15 +301,13 @@ def test_keys_in_order(
     assert in_order("created") == newest
 
 
-def test_keys_stops_at_the_top(filled: Path, inspect: Inspect) -> None:
-    everything = listed(inspect("keys", filled, "--json"))
-    assert listed(inspect("keys", filled, "--json", "--top", "4")) == everything[:4]
+def test_keys_stops_at_the_top(filled: Path) -> None:
+    everything = inspect("keys", filled, "--json").lines()
+    assert inspect("keys", filled, "--json", "--top", "4").lines() == everything[:4]
     assert len(inspect("keys", filled, "--top", "4").out.splitlines()) == 5
 
 
-def test_keys_counts_what_has_expired_and_does_not_list_it(
-    filled: Path, inspect: Inspect, clock: FakeClock
-) -> None:
+def test_keys_counts_what_has_expired_and_does_not_list_it(filled: Path, clock: FakeClock) -> None:
     expire(filled, clock)
     result = inspect("keys", filled)
     assert result.status == DONE
@@ -346,12 +315,12 @@ def test_keys_counts_what_has_expired_and_does_not_list_it(
     assert result.err.startswith("3 expired, not listed")
 
 
-def test_keys_names_a_damaged_record_and_lists_the_rest(filled: Path, inspect: Inspect) -> None:
-    record = place(inspect, filled, "user:7", "record_offset")
+def test_keys_names_a_damaged_record_and_lists_the_rest(filled: Path) -> None:
+    record = place(filled, "user:7", "record_offset")
     flip(filled, record + RECORD_HEADER_SIZE + 20)
     result = inspect("keys", filled, "--json")
     assert result.status == PROBLEMS
-    assert len(listed(result)) == 99
+    assert len(result.lines()) == 99
     assert "user:7: its record fails its checksum" in result.err
     assert inspect("get", filled, "user:7") == Result(
         PROBLEMS, "", f"key user:7: its record fails its checksum (byte {record:,})\n"
@@ -362,11 +331,9 @@ def test_keys_names_a_damaged_record_and_lists_the_rest(filled: Path, inspect: I
 # --- get -----------------------------------------------------------------------------------------
 
 
-def test_get_shows_value_and_metadata(
-    filled: Path, inspect: Inspect, open_store: OpenStore
-) -> None:
+def test_get_shows_value_and_metadata(filled: Path, open_store: OpenStore) -> None:
     result = inspect("get", filled, "user:4", "--json")
-    shown = json.loads(result.out)
+    shown = result.json()
     assert (result.status, result.err) == (DONE, "")
     with open_store() as store:
         assert shown["value"] == store.read("user:4")
@@ -375,27 +342,25 @@ def test_get_shows_value_and_metadata(
     contents = filled.read_bytes()
     assert contents[shown["record_offset"] + RECORD_HEADER_SIZE :].startswith(b"user:4{")
     assert contents[shown["slot_offset"] :].startswith(b"user:4\0")
-    assert json.loads(inspect("get", filled, LONG_KEY, "--json").out)["value"] == {"long": True}
+    assert inspect("get", filled, LONG_KEY, "--json").json()["value"] == {"long": True}
 
 
-def test_get_of_an_absent_key_ends_in_1(filled: Path, inspect: Inspect) -> None:
+def test_get_of_an_absent_key_ends_in_1(filled: Path) -> None:
     for options in ((), ("--json",)):
         assert inspect("get", filled, "nobody", *options) == Result(
             PROBLEMS, "", "key nobody: not in the store\n"
         )
 
 
-def test_get_of_an_expired_key_shows_it_and_ends_in_1(
-    path: Path, inspect: Inspect, clock: FakeClock
-) -> None:
+def test_get_of_an_expired_key_shows_it_and_ends_in_1(path: Path, clock: FakeClock) -> None:
     expire(path, clock)
     result = inspect("get", path, "gone:1", "--json")
-    assert (result.status, json.loads(result.out)["expired"]) == (PROBLEMS, True)
+    assert (result.status, result.json()["expired"]) == (PROBLEMS, True)
     assert " ago\n" in inspect("get", path, "gone:1").out
 
 
 @pytest.mark.parametrize("key", ["", "k" * 33, "\udcff"], ids=["empty", "long", "no UTF-8"])
-def test_what_cannot_be_a_key_is_wrong_usage(filled: Path, inspect: Inspect, key: str) -> None:
+def test_what_cannot_be_a_key_is_wrong_usage(filled: Path, key: str) -> None:
     for arguments in (("get", filled, key), ("slots", filled, "--key", key)):
         result = inspect(*arguments)
         assert (result.status, result.out) == (WRONG_USAGE, "")
@@ -419,7 +384,7 @@ def names_in(out: str) -> set[str]:
     return set(re.findall(r"\b[a-z_]+\b", out))
 
 
-def test_slots_lists_the_segments_with_their_load(filled: Path, inspect: Inspect) -> None:
+def test_slots_lists_the_segments_with_their_load(filled: Path) -> None:
     result = inspect("slots", filled)
     heading, *lines = result.out.splitlines()
     assert (result.status, result.err) == (DONE, "")
@@ -433,9 +398,7 @@ def test_slots_lists_the_segments_with_their_load(filled: Path, inspect: Inspect
 
 
 @pytest.mark.parametrize("key", ["user:4", LONG_KEY])
-def test_slots_of_a_key_names_every_field_on_the_way(
-    filled: Path, inspect: Inspect, key: str
-) -> None:
+def test_slots_of_a_key_names_every_field_on_the_way(filled: Path, key: str) -> None:
     result = inspect("slots", filled, "--key", key)
     assert (result.status, result.err) == (DONE, "")
     assert assert_bytes_are_of(filled, result.out) > 30
@@ -447,13 +410,11 @@ def test_slots_of_a_key_names_every_field_on_the_way(
     seed = int.from_bytes(filled.read_bytes()[32:40], "little")
     assert f"0x{key_hash(key.encode(), seed):016X}" in result.out
     for what in ("slot_offset", "record_offset"):
-        assert f"{place(inspect, filled, key, what):,}" in result.out
+        assert f"{place(filled, key, what):,}" in result.out
     assert "the record is whole" in result.out
 
 
-def test_slots_of_a_key_that_its_home_had_no_room_for(
-    path: Path, inspect: Inspect, tmp_path: Path
-) -> None:
+def test_slots_of_a_key_that_its_home_had_no_room_for(path: Path, tmp_path: Path) -> None:
     with KVStore(path) as store:
         for number in range(17_500):
             store.create(str(number), {})
@@ -473,17 +434,15 @@ def test_slots_of_a_key_that_its_home_had_no_room_for(
     assert "the key is absent" in nowhere.out
 
 
-def test_slots_of_an_absent_key_shows_where_the_way_ends(filled: Path, inspect: Inspect) -> None:
+def test_slots_of_an_absent_key_shows_where_the_way_ends(filled: Path) -> None:
     result = inspect("slots", filled, "--key", "nobody")
     assert result.status == PROBLEMS
     assert "the key is absent" in result.out
     assert assert_bytes_are_of(filled, result.out) > 5
 
 
-def test_slots_of_a_segment_shows_its_buckets_and_live_slots(
-    filled: Path, inspect: Inspect
-) -> None:
-    slot = place(inspect, filled, "user:4", "slot_offset")
+def test_slots_of_a_segment_shows_its_buckets_and_live_slots(filled: Path) -> None:
+    slot = place(filled, "user:4", "slot_offset")
     segment = slot // EXTENT_SIZE
     result = inspect("slots", filled, "--segment", segment)
     assert (result.status, result.err) == (DONE, "")
@@ -500,20 +459,20 @@ def test_slots_of_a_segment_shows_its_buckets_and_live_slots(
     assert f"{slot:,}  75 73 65 72 3A 34 00 00  key" in page.out
 
 
-def test_slots_of_every_extent_are_shown_as_what_they_are(filled: Path, inspect: Inspect) -> None:
+def test_slots_of_every_extent_are_shown_as_what_they_are(filled: Path) -> None:
     count = filled.stat().st_size // EXTENT_SIZE
     shown = [inspect("slots", filled, "--segment", extent) for extent in range(count)]
     assert [each.status for each in shown] == [DONE] * count
     assert all(each.err == "" for each in shown)
     assert names_in(shown[0].out) >= {*IDENTITY_FIELDS, *STATE_FIELDS}
-    slab = place(inspect, filled, "user:4", "record_offset") // EXTENT_SIZE
+    slab = place(filled, "user:4", "record_offset") // EXTENT_SIZE
     assert "record, 60 B: user:4\n" in shown[slab].out
     assert sum(assert_bytes_are_of(filled, each.out) for each in shown) > 500
 
 
-def test_slots_of_a_slot_and_of_a_record(filled: Path, inspect: Inspect) -> None:
-    slot = place(inspect, filled, "user:98", "slot_offset")
-    record = place(inspect, filled, "user:98", "record_offset")
+def test_slots_of_a_slot_and_of_a_record(filled: Path) -> None:
+    slot = place(filled, "user:98", "slot_offset")
+    record = place(filled, "user:98", "record_offset")
     result = inspect("slots", filled, "--slot", slot)
     assert (result.status, result.err) == (DONE, "")
     assert f"at byte {record:,}, in extent {record // EXTENT_SIZE}" in result.out
@@ -525,9 +484,9 @@ def test_slots_of_a_slot_and_of_a_record(filled: Path, inspect: Inspect) -> None
     assert assert_bytes_are_of(filled, full.out) > 60
 
 
-def test_slots_names_what_does_not_fit(filled: Path, inspect: Inspect, path: Path) -> None:
-    slot = place(inspect, filled, "user:4", "slot_offset")
-    record = place(inspect, filled, "user:4", "record_offset")
+def test_slots_names_what_does_not_fit(filled: Path, path: Path) -> None:
+    slot = place(filled, "user:4", "slot_offset")
+    record = place(filled, "user:4", "record_offset")
     for options, told in (
         (("--slot", slot + 1), "no slot begins here"),
         (("--record", record + 1), "no record begins here"),
@@ -542,9 +501,9 @@ def test_slots_names_what_does_not_fit(filled: Path, inspect: Inspect, path: Pat
     assert "its block is free" in inspect("slots", filled, "--record", record).out
 
 
-def test_slots_of_a_damaged_file_shows_what_is_there(filled: Path, inspect: Inspect) -> None:
-    slot = place(inspect, filled, "user:4", "slot_offset")
-    record = place(inspect, filled, "user:4", "record_offset")
+def test_slots_of_a_damaged_file_shows_what_is_there(filled: Path) -> None:
+    slot = place(filled, "user:4", "slot_offset")
+    record = place(filled, "user:4", "record_offset")
     flip(filled, record + RECORD_HEADER_SIZE + 20)
     result = inspect("slots", filled, "--key", "user:4")
     assert result.status == PROBLEMS
@@ -559,16 +518,14 @@ def test_slots_of_a_damaged_file_shows_what_is_there(filled: Path, inspect: Insp
     assert "marker" in result.err
 
 
-def test_slots_of_a_key_says_that_slot_and_record_differ(filled: Path, inspect: Inspect) -> None:
-    slot = place(inspect, filled, "user:4", "slot_offset")
+def test_slots_of_a_key_says_that_slot_and_record_differ(filled: Path) -> None:
+    slot = place(filled, "user:4", "slot_offset")
     flip(filled, slot + SLOT_EXPIRES_OFFSET)
     result = inspect("slots", filled, "--key", "user:4")
     assert (result.status, "they differ in expiry" in result.out) == (PROBLEMS, True)
 
 
-def test_options_of_slots_that_make_no_sense_are_wrong_usage(
-    filled: Path, inspect: Inspect
-) -> None:
+def test_options_of_slots_that_make_no_sense_are_wrong_usage(filled: Path) -> None:
     for options in (
         ("--key", "k", "--segment", "6"),
         ("--bucket", "1"),
@@ -585,34 +542,37 @@ def test_options_of_slots_that_make_no_sense_are_wrong_usage(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_has_an_example(inspect: Inspect, name: str) -> None:
+def test_help_of_a_command_has_an_example(name: str) -> None:
     result = inspect(name, "--help")
     assert result.status == DONE
     assert f"Example: kvstore-inspect {name} " in " ".join(result.out.split())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_for_each_shell(inspect: Inspect, shell: str) -> None:
+def test_completion_prints_a_script_for_each_shell(shell: str) -> None:
     result = inspect("completion", shell)
     assert (result.status, result.err) == (DONE, "")
     assert f"_KVSTORE_INSPECT_COMPLETE={shell}_complete" in result.out
     assert result.out.splitlines()[-1].startswith("# Put this into ")
 
 
-def test_the_completion_script_completes_a_command_and_its_options(tmp_path: Path) -> None:
+def test_the_completion_script_completes_a_command_and_its_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def completed(words: str, count: int) -> set[str]:
-        result = run_inspector(
-            _KVSTORE_INSPECT_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(count)
-        )
-        assert (result.status, result.err) == (DONE, "")
-        return {line.partition(",")[2] for line in result.out.splitlines()}
+        monkeypatch.setenv("_KVSTORE_INSPECT_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(count))
+        with pytest.raises(SystemExit, match="0"):
+            main([])
+        return {line.partition(",")[2] for line in capsys.readouterr().out.splitlines()}
 
     assert completed("kvstore-inspect sl", 1) == {"slots"}
     assert "--segment" in completed("kvstore-inspect slots --", 2)
 
 
 def test_a_store_too_large_for_memory_is_sorted_in_files_that_are_gone_afterwards(
-    path: Path, inspect: Inspect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with KVStore(path, max_bytes=8 * MIB) as store:
         for number in range(1000):
@@ -623,17 +583,17 @@ def test_a_store_too_large_for_memory_is_sorted_in_files_that_are_gone_afterward
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(keys_module, "_RUN_LENGTH", 64)
     result = inspect("keys", path, "--sort", "created", "--json")
-    assert len({each["key"] for each in listed(result)}) == 1000
+    assert len({each["key"] for each in result.lines()}) == 1000
     assert list(folder.iterdir()) == []
     shutil.rmtree(folder)
 
 
-def test_info_tells_no_number_of_a_damaged_state(path: Path, inspect: Inspect) -> None:
+def test_info_tells_no_number_of_a_damaged_state(path: Path) -> None:
     """It printed how many extents are durable from the very bytes that it called damaged."""
     KVStore(path).close()
     assert "extents at least" in inspect("info", path).out
     flip(path, STATE_OFFSET + 8)
     result = inspect("info", path)
     assert "extents at least" not in result.out
-    state = json.loads(inspect("info", "--json", path).out)["state"]
+    state = inspect("info", "--json", path).json()["state"]
     assert state["durable_count"] is None

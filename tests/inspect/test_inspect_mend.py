@@ -1,6 +1,7 @@
 """verify and repair: what is wrong is named and explained, what is whole is brought back."""
 
 import errno
+import itertools
 import os
 import random
 import subprocess
@@ -11,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import pytest
-from faults.inspector import Ran, Truth, garble_all_but_records
 from support.disks import SHARING, fill, mounted
+from support.inspecting import LOCKED, inspect, run_inspector, start_inspector
 from support.parts import NOW_MS, open_parts, replace_door
+from support.truth import Truth
 from xxhash import xxh3_64_intdigest
 
 import kvstore_inspect.commands.repair as repair_command
@@ -23,12 +24,15 @@ from kvstore import CorruptStoreError, KVStore
 from kvstore.file import platform as disk
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
+    ALLOCATOR_OFFSET,
+    ALLOCATOR_SIZE,
     BUCKET_COUNT,
     BUCKET_SIZE,
     CONTROL_OFFSET,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
     DIRECTORY_SIZE,
+    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     EXTENT_SIZE,
     HOLDER,
@@ -42,6 +46,7 @@ from kvstore.format.layout import (
     STATE_OFFSET,
     U16,
     key_hash,
+    map_entry_offset,
 )
 from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file
@@ -77,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 def damaged(whole: Truth, path: Path, *changes: tuple[int, bytes]) -> bytes:
     """Write the store with these bytes changed to `path`, and return what it holds."""
-    contents = bytearray(whole.original.contents)
+    contents = bytearray(whole.contents)
     for offset, data in changes:
         contents[offset : offset + len(data)] = data
     path.write_bytes(contents)
@@ -87,12 +92,12 @@ def damaged(whole: Truth, path: Path, *changes: tuple[int, bytes]) -> bytes:
 def torn_record(whole: Truth, key: str) -> tuple[int, bytes]:
     """Return the change of one byte of a record's value."""
     last = whole.places[key].stop - 1
-    return last, bytes([whole.original.contents[last] ^ 1])
+    return last, bytes([whole.contents[last] ^ 1])
 
 
 def zeroed_table(whole: Truth) -> tuple[int, bytes]:
     """Return the change that makes the pages of a segment zeros, one that has a key."""
-    contents = whole.original.contents
+    contents = whole.contents
     entry = key_hash(b"4", IDENTITY.unpack_from(contents)[4]) >> DIRECTORY_SHIFT
     (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + 2 * entry)
     return extent << EXTENT_SHIFT, bytes(EXTENT_SIZE)
@@ -100,7 +105,7 @@ def zeroed_table(whole: Truth) -> tuple[int, bytes]:
 
 def unclosed(whole: Truth, holder: int = 0) -> list[tuple[int, bytes]]:
     """Return the changes that make the store one that was not closed."""
-    contents = whole.original.contents
+    contents = whole.contents
     seed = IDENTITY.unpack_from(contents)[4]
     _, count, durable, *_ = STATE.unpack_from(contents, STATE_OFFSET)
     state = pack_state(False, count, durable, 0, 0, seed)
@@ -122,11 +127,6 @@ def contents_of(path: Path) -> dict[str, Any]:
 
 def backups(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.backup-*"))
-
-
-def run_process(*arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
-    command = [sys.executable, "-m", "kvstore_inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60)
 
 
 # --- the explanations --------------------------------------------------------------------------
@@ -165,31 +165,31 @@ Damaging = Callable[["Truth"], bytes]
 
 
 def with_directory_and_record_hit(whole: Truth) -> bytes:
-    return flipped(whole.original.contents, DIRECTORY_OFFSET + 999, whole.places["1"].stop - 1)
+    return flipped(whole.contents, DIRECTORY_OFFSET + 999, whole.places["1"].stop - 1)
 
 
 def with_state_and_record_hit(whole: Truth) -> bytes:
-    return flipped(whole.original.contents, STATE_OFFSET + 8, whole.places["1"].stop - 1)
+    return flipped(whole.contents, STATE_OFFSET + 8, whole.places["1"].stop - 1)
 
 
 def with_state_and_magic_hit(whole: Truth) -> bytes:
-    return flipped(whole.original.contents, STATE_OFFSET + 8, whole.places["1"].start)
+    return flipped(whole.contents, STATE_OFFSET + 8, whole.places["1"].start)
 
 
 def with_a_byte_more(whole: Truth) -> bytes:
-    contents = whole.original.contents
+    contents = whole.contents
     return contents[:40_000] + b"+" + contents[40_000:]
 
 
 def unclosed_with_a_byte_more(whole: Truth) -> bytes:
-    contents = bytearray(whole.original.contents)
+    contents = bytearray(whole.contents)
     for offset, data in unclosed(whole):
         contents[offset : offset + len(data)] = data
     return bytes(contents[:40_000]) + b"+" + bytes(contents[40_000:])
 
 
 def with_something_appended(whole: Truth) -> bytes:
-    return whole.original.contents + whole.original.contents[whole.places["1"].start :][:4_096]
+    return whole.contents + whole.contents[whole.places["1"].start :][:4_096]
 
 
 REFUSED: Final[tuple[Damaging, ...]] = (
@@ -210,31 +210,27 @@ def test_what_the_next_opening_refuses_is_never_said_to_be_mended_by_it(
     path.write_bytes(damage(whole))
     with pytest.raises(CorruptStoreError, match="kvstore-inspect repair"):
         KVStore(path)
-    found = orjson.loads(Ran("verify", "--json", path).output)
+    found = inspect("verify", "--json", path).json()
     assert {kind["remedy"] for kind in found["kinds"]} <= {"repair", "restore"}
-    text = Ran("verify", path).output.decode()
+    text = inspect("verify", path).out
     assert "nothing to do" not in text
     assert "nothing is lost" not in text
     assert "raises an error" not in text, "no key can be read at all"
     assert "the store does not open before that is mended" in text
-    assert "next opening" not in " ".join(
-        orjson.loads(Ran("info", "--json", path).output)["advice"]
-    )
-    page = path.with_suffix(".html")
-    Ran("report", path, "-o", page)
-    assert "The store does not open as it is" in page.read_text()
-    assert "next opening rebuilds" not in page.read_text()
-    Ran("repair", "--no-backup", path)
-    assert Ran("verify", path).status == 0
+    advice = " ".join(inspect("info", "--json", path).json()["advice"])
+    assert "The store does not open as it is" in advice
+    assert "next opening" not in advice
+    inspect("repair", "--no-backup", path)
+    assert inspect("verify", path).status == 0
     KVStore(path).close()
 
 
 def test_to_ask_what_the_next_opening_does_changes_nothing(whole: Truth, path: Path) -> None:
     expected = dict.fromkeys(REFUSED, Opening.REFUSES)
-    expected[lambda whole: whole.original.contents] = Opening.USES
-    expected[lambda whole: whole.original.contents + bytes(EXTENT_SIZE)] = Opening.USES
-    expected[lambda whole: flipped(whole.original.contents, DIRECTORY_OFFSET)] = Opening.REBUILDS
-    expected[lambda whole: whole.original.contents[:-1]] = Opening.REFUSES
+    expected[lambda whole: whole.contents] = Opening.USES
+    expected[lambda whole: whole.contents + bytes(EXTENT_SIZE)] = Opening.USES
+    expected[lambda whole: flipped(whole.contents, DIRECTORY_OFFSET)] = Opening.REBUILDS
+    expected[lambda whole: whole.contents[:-1]] = Opening.REFUSES
     for damage, opening in expected.items():
         path.write_bytes(damage(whole))
         os.utime(path, ns=(10**18, 10**18))
@@ -248,15 +244,15 @@ def test_to_ask_what_the_next_opening_does_changes_nothing(whole: Truth, path: P
 
 
 def test_verify_finds_nothing_wrong_with_a_whole_store(whole: Truth) -> None:
-    ran = Ran("verify", whole.path)
+    ran = inspect("verify", whole.path)
     assert ran.status == 0
-    assert b"no problems" in ran.output
+    assert "no problems" in ran.out
 
 
 def test_verify_json_has_the_fields_that_its_help_tells_of(whole: Truth, path: Path) -> None:
     damaged(whole, path, torn_record(whole, "1"))
-    ran = Ran("verify", "--json", path)
-    found = orjson.loads(ran.output)
+    ran = inspect("verify", "--json", path)
+    found = ran.json()
     assert found.keys() == {
         "file", "fine", "closed", "index_trusted", "in_use", "problems", "kinds", "counts",
     }  # fmt: skip
@@ -273,13 +269,13 @@ def test_verify_json_has_the_fields_that_its_help_tells_of(whole: Truth, path: P
     assert kind.keys() == {"breach", "count", "meaning", "remedy", "advice"}
     assert (kind["count"], kind["remedy"]) == (1, "delete")
     assert found["counts"].keys() == COUNTS
-    help_text = Ran("verify", "--help").output.decode()
+    help_text = inspect("verify", "--help").out
     assert all(name in help_text for name in (*found, *kind, *COUNTS))
 
 
 def test_verify_counts_keys_as_they_can_be_read(whole: Truth, path: Path) -> None:
     damaged(whole, path, torn_record(whole, "1"), torn_record(whole, "2"), zeroed_table(whole))
-    counts = orjson.loads(Ran("verify", "--json", path).output)["counts"]
+    counts = inspect("verify", "--json", path).json()["counts"]
     expiring = sum(value["mark"] % 3 == 0 for value in whole.live.values())
     assert (counts["keys"], counts["expiring"]) == (KEYS - 2, expiring)
     assert (counts["damaged"], counts["expired"], counts["outdated"]) == (2, 0, 0)
@@ -290,14 +286,14 @@ def test_verify_counts_what_has_expired(path: Path) -> None:
     with open_parts(path) as parts:
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"new", b"{}")
-    counts = orjson.loads(Ran("verify", "--json", path).output)["counts"]
+    counts = inspect("verify", "--json", path).json()["counts"]
     assert (counts["keys"], counts["expiring"], counts["expired"]) == (1, 0, 1)
 
 
 def test_verify_names_key_place_meaning_and_remedy(whole: Truth, path: Path) -> None:
     damaged(whole, path, torn_record(whole, "1"))
-    ran = Ran("verify", path)
-    text = ran.output.decode()
+    ran = inspect("verify", path)
+    text = ran.out
     assert ran.status == 1
     assert f"byte {whole.places['1'].start:,}: record: fails its checksum (key 1)" in text
     assert EXPLANATIONS[Breach.RECORD_CHECKSUM].meaning in text
@@ -306,17 +302,17 @@ def test_verify_names_key_place_meaning_and_remedy(whole: Truth, path: Path) -> 
 
 def test_verify_says_of_a_crashed_store_that_nothing_is_lost(whole: Truth, path: Path) -> None:
     damaged(whole, path, *unclosed(whole, dead_pid()))
-    ran = Ran("verify", path)
+    ran = inspect("verify", path)
     assert ran.status == 1
-    assert b"the next opening rebuilds the index, and nothing is lost" in ran.output
-    assert b"repair" not in ran.output
+    assert "the next opening rebuilds the index, and nothing is lost" in ran.out
+    assert "repair" not in ran.out
 
 
 def test_verify_says_that_what_the_next_opening_mends_needs_no_repair(
     whole: Truth, path: Path
 ) -> None:
     damaged(whole, path, (DIRECTORY_OFFSET, bytes(DIRECTORY_SIZE)))
-    found = orjson.loads(Ran("verify", "--json", path).output)
+    found = inspect("verify", "--json", path).json()
     assert not found["index_trusted"]
     assert {kind["remedy"] for kind in found["kinds"]} == {"open"}
     assert contents_after_opening(path) == whole.live
@@ -330,12 +326,12 @@ def contents_after_opening(path: Path) -> dict[str, Any]:
 def test_verify_tells_of_ten_of_a_kind_and_of_all_when_asked(whole: Truth, path: Path) -> None:
     keys = sorted(whole.live)[:15]
     damaged(whole, path, *(torn_record(whole, key) for key in keys))
-    usual, everything = Ran("verify", path), Ran("verify", "--all", path)
-    assert usual.output.count(b"fails its checksum") == 10
-    assert b"and 5 more of the kind" in usual.output
-    assert everything.output.count(b"fails its checksum") == 15
+    usual, everything = inspect("verify", path), inspect("verify", "--all", path)
+    assert usual.out.count("fails its checksum") == 10
+    assert "and 5 more of the kind" in usual.out
+    assert everything.out.count("fails its checksum") == 15
     for arguments, count in (((), 10), (("--all",), 15)):
-        found = orjson.loads(Ran("verify", "--json", *arguments, path).output)
+        found = inspect("verify", "--json", *arguments, path).json()
         assert len(found["problems"]) == count
         assert found["kinds"][0]["count"] == 15
 
@@ -349,12 +345,12 @@ def test_verify_takes_no_memory_for_the_number_of_problems(path: Path) -> None:
         if contents[page + 4 : page + 8] == b"0VBK":
             contents[page : page + 8] = bytes(8)
     path.write_bytes(contents)
-    Ran("verify", "--json", path)  # what is imported is not counted
+    inspect("verify", "--json", path)  # what is imported is not counted
     tracemalloc.start()
-    ran = Ran("verify", "--json", path)
+    ran = inspect("verify", "--json", path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    kinds = {kind["breach"]: kind["count"] for kind in orjson.loads(ran.output)["kinds"]}
+    kinds = {kind["breach"]: kind["count"] for kind in ran.json()["kinds"]}
     assert kinds["record-unslotted"] == 6_000
     assert peak < 10_000_000
 
@@ -365,37 +361,36 @@ def test_verify_escapes_keys(path: Path) -> None:
     contents = bytearray(path.read_bytes())
     contents[contents.index(b'{"a":1}')] ^= 1
     path.write_bytes(contents)
-    ran = Ran("verify", path)
-    assert b"\x1b" not in ran.output
-    assert b"(key \\x1b[31mred\\n)" in ran.output
+    ran = inspect("verify", path)
+    assert "\x1b" not in ran.out
+    assert "(key \\x1b[31mred\\n)" in ran.out
 
 
 def test_verify_of_what_is_no_store_or_is_beyond_help(whole: Truth, path: Path) -> None:
     path.write_bytes(b"something else" * 9_999)
-    assert Ran("verify", path).status == 2
+    assert inspect("verify", path).status == 2
     damaged(whole, path, *((offset + 20, b"\xff\xfe\xfd") for offset in IDENTITY_OFFSETS))
-    ran = Ran("verify", path)
+    ran = inspect("verify", path)
     assert ran.status == 1
-    assert "restore the file from a copy" in ran.errors
+    assert "restore the file from a copy" in ran.err
 
 
 def test_verify_of_a_store_in_use_exits_3(whole: Truth, path: Path) -> None:
     damaged(whole, path)
-    with KVStore(path), pytest.raises(AssertionError, match="ended with 3"):
-        Ran("verify", path)
+    with KVStore(path):
+        assert inspect("verify", path).status == LOCKED
 
 
 def test_verify_as_a_process_and_into_a_pipe_that_ends(whole: Truth, path: Path) -> None:
     damaged(whole, path, (DIRECTORY_OFFSET, random.Random(1).randbytes(DIRECTORY_SIZE)))
-    ran = run_process("verify", path)
-    assert (ran.returncode, ran.stderr) == (1, b"")
-    command = [sys.executable, "-m", "kvstore_inspect", "verify", "--all", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    ran = run_inspector("verify", path)
+    assert (ran.status, ran.err) == (1, "")
+    with start_inspector("verify", "--all", path) as process:
         assert process.stdout
         assert process.stderr
-        assert process.stdout.readline().startswith(b"byte 512: state")
+        assert process.stdout.readline().startswith("byte 512: state")
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert process.stderr.read() == ""
         assert process.wait() in (0, 1)
 
 
@@ -423,11 +418,11 @@ def test_verify_unlocked_takes_changes_under_way_for_no_damage(path: Path) -> No
         thread.start()
         try:
             busy.wait()
-            ran = Ran("verify", "--unlocked", "--json", path)
+            ran = inspect("verify", "--unlocked", "--json", path)
         finally:
             stop.set()
             thread.join()
-    found = orjson.loads(ran.output)
+    found = ran.json()
     assert found["problems"] == []
     assert (ran.status, found["fine"], found["in_use"]) == (0, True, True)
     assert found["counts"]["keys"] >= 300
@@ -442,8 +437,8 @@ def test_verify_unlocked_still_finds_what_is_damaged(path: Path) -> None:
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(b"[")
-        ran = Ran("verify", "--unlocked", "--json", path)
-    found = orjson.loads(ran.output)
+        ran = inspect("verify", "--unlocked", "--json", path)
+    found = ran.json()
     assert [(each["breach"], each["key"]) for each in found["problems"]] == [
         ("record-checksum", "torn")
     ]
@@ -452,9 +447,9 @@ def test_verify_unlocked_still_finds_what_is_damaged(path: Path) -> None:
 
 def test_verify_unlocked_of_a_file_that_nobody_has_open_any_more(whole: Truth, path: Path) -> None:
     damaged(whole, path, *unclosed(whole, dead_pid()))
-    ran = Ran("verify", "--unlocked", path)
+    ran = inspect("verify", "--unlocked", path)
     assert ran.status == 1
-    assert b"was not closed" in ran.output
+    assert "was not closed" in ran.out
 
 
 # --- what the other commands read --------------------------------------------------------------
@@ -462,7 +457,7 @@ def test_verify_unlocked_of_a_file_that_nobody_has_open_any_more(whole: Truth, p
 
 def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, path: Path) -> None:
     """Its other pages lead to their records still; these were neither listed nor left over."""
-    contents = whole.original.contents
+    contents = whole.contents
     for position in range(0, DIRECTORY_SIZE, DIRECTORY_SIZE // 16):
         (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + position)
         damaged(whole, path, ((extent << EXTENT_SHIFT) + 4 * 4_096, bytes(4_096)))
@@ -476,7 +471,7 @@ def test_a_file_cut_off_within_a_directory_entry_is_read_to_its_end(
     whole: Truth, path: Path, size: int
 ) -> None:
     """The walk over the directory stood still at the half of an entry."""
-    path.write_bytes(whole.original.contents[:size])
+    path.write_bytes(whole.contents[:size])
     with open_view(path) as view:
         records = Records(view, NOW_MS)
         assert all(damage is not None for *_, damage in records.segments())
@@ -486,9 +481,9 @@ def test_a_file_cut_off_within_a_directory_entry_is_read_to_its_end(
 def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Path) -> None:
     """With the index unusable, or with its slot gone, nothing names a record without its magic."""
     place = whole.places["1"]
-    seed = IDENTITY.unpack_from(whole.original.contents)[4]
+    seed = IDENTITY.unpack_from(whole.contents)[4]
     (extent,) = U16.unpack_from(
-        whole.original.contents, DIRECTORY_OFFSET + 2 * (key_hash(b"1", seed) >> DIRECTORY_SHIFT)
+        whole.contents, DIRECTORY_OFFSET + 2 * (key_hash(b"1", seed) >> DIRECTORY_SHIFT)
     )
     bucket = (extent << EXTENT_SHIFT) + BUCKET_SIZE * (key_hash(b"1", seed) & BUCKET_COUNT - 1)
     no_record = (place.start, bytes(4))
@@ -508,9 +503,9 @@ def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Pa
 def test_repair_of_a_whole_store_changes_nothing(whole: Truth, path: Path) -> None:
     before = damaged(whole, path)
     os.utime(path, ns=(10**18, 10**18))
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert (ran.status, path.read_bytes()) == (0, before)
-    assert b"nothing to do" in ran.output
+    assert "nothing to do" in ran.out
     assert os.stat(path).st_mtime_ns == 10**18
     assert list(path.parent.iterdir()) == [path]
 
@@ -518,8 +513,8 @@ def test_repair_of_a_whole_store_changes_nothing(whole: Truth, path: Path) -> No
 def test_repair_brings_back_every_record_and_keeps_the_old_file(whole: Truth, path: Path) -> None:
     before = damaged(whole, path, zeroed_table(whole))
     path.chmod(0o640)
-    ran = Ran("repair", "--json", path)
-    outcome = orjson.loads(ran.output)
+    ran = inspect("repair", "--json", path)
+    outcome = ran.json()
     assert (ran.status, outcome["complete"]) == (0, True)
     assert contents_of(path) == whole.live
     (backup,) = backups(path)
@@ -533,25 +528,53 @@ def test_repair_brings_back_every_record_and_keeps_the_old_file(whole: Truth, pa
 
 def test_repair_json_has_the_fields_that_its_help_tells_of(whole: Truth, path: Path) -> None:
     damaged(whole, path, torn_record(whole, "1"))
-    outcome = orjson.loads(Ran("repair", "--json", path).output)
-    help_text = Ran("repair", "--help").output.decode()
+    outcome = inspect("repair", "--json", path).json()
+    help_text = inspect("repair", "--help").out
     assert all(name in help_text for name in (*outcome, *outcome["counts"]))
     assert outcome["counts"].keys() == COUNTS
 
 
-@pytest.mark.parametrize("seed", range(25))
+def all_but_records(whole: Truth) -> dict[str, list[range]]:
+    """Return where everything else is in the file, but one copy of the identity."""
+    contents = whole.contents
+    entries = DIRECTORY_OFFSET, DIRECTORY_OFFSET + DIRECTORY_SIZE
+    segments = {*memoryview(contents)[slice(*entries)].cast("H")}
+    places = itertools.pairwise(sorted(whole.places.values(), key=lambda place: place.start))
+    parts = {
+        "identity": [range(IDENTITY_OFFSETS[1], IDENTITY_OFFSETS[1] + IDENTITY.size)],
+        "state": [range(STATE_OFFSET, STATE_OFFSET + STATE.size)],
+        "holder": [range(HOLDER_OFFSET, HOLDER_OFFSET + HOLDER.size)],
+        "allocator": [range(ALLOCATOR_OFFSET, ALLOCATOR_OFFSET + ALLOCATOR_SIZE)],
+        "directory": [range(*entries)],
+        "extent map": [range(EXTENT_MAP_OFFSET, map_entry_offset(len(contents) // EXTENT_SIZE))],
+        "segments": [range(n << EXTENT_SHIFT, n + 1 << EXTENT_SHIFT) for n in segments],
+        "between records": [range(one.stop, two.start) for one, two in places],
+    }
+    return {**parts, "all": [place for part in parts.values() for place in part]}
+
+
+PARTS: Final = (
+    *("identity", "state", "holder", "allocator", "directory", "extent map", "segments"),
+    *("between records", "all"),
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("garbage", ["zeros", "ones", "anything"])
 def test_repair_after_damage_to_everything_but_the_records(
-    whole: Truth, path: Path, seed: int
+    whole: Truth, path: Path, part: str, garbage: str
 ) -> None:
-    contents, damage = garble_all_but_records(whole.original, random.Random(seed))
-    path.write_bytes(contents)
-    assert whole.whole(contents) == whole.live.keys()
-    ran = Ran("repair", "--no-backup", path)
-    assert contents_of(path) == whole.live, damage.said
+    make = {
+        "zeros": bytes,
+        "ones": lambda size: b"\xff" * size,
+        "anything": random.Random(part).randbytes,
+    }[garbage]
+    damaged(whole, path, *((each.start, make(len(each))) for each in all_but_records(whole)[part]))
+    assert inspect("repair", "--no-backup", path).status == 0
+    assert contents_of(path) == whole.live
     with KVStore(path) as store:
         for key, value in whole.live.items():
             assert (store.ttl(key) is not None) == (value["mark"] % 3 == 0)
-    assert ran.status == 0
     assert backups(path) == []
 
 
@@ -565,24 +588,24 @@ def test_repair_names_what_it_could_not_keep(whole: Truth, path: Path) -> None:
         (whole.places["2"].start, bytes(4)),
         (gone.start, bytes(gone.stop - gone.start)),
     )
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert ran.status == 1
     for key in ("1", "2", "é" * 16):
-        assert f"key {key}" in ran.output.decode()
+        assert f"key {key}" in ran.out
     lost = {"1", "2", "é" * 16 + "10"}
     assert contents_of(path) == {k: v for k, v in whole.live.items() if k not in lost}
-    assert Ran("repair", path).status == 0
+    assert inspect("repair", path).status == 0
 
 
 def test_repair_tells_lost_records_from_damaged_slots(whole: Truth, path: Path) -> None:
     """The slots are garbage and name many keys; but the extent map knows of no more records."""
-    (extent,) = U16.unpack_from(whole.original.contents, DIRECTORY_OFFSET)
+    (extent,) = U16.unpack_from(whole.contents, DIRECTORY_OFFSET)
     changes = [
         (bucket + 256 + 8, random.Random(bucket).randbytes(2_000))
         for bucket in range(extent << EXTENT_SHIFT, extent + 1 << EXTENT_SHIFT, 4_096)
     ]
     damaged(whole, path, *changes)
-    outcome = orjson.loads(Ran("repair", "--json", path).output)
+    outcome = inspect("repair", "--json", path).json()
     assert (outcome["counts"]["damaged"], outcome["lost"]) == (0, [])
     assert contents_of(path) == whole.live
 
@@ -592,12 +615,12 @@ def test_repair_tells_lost_records_from_damaged_slots(whole: Truth, path: Path) 
 def test_repair_saves_what_is_whole_of_a_file_that_was_cut_off(
     whole: Truth, path: Path, extents: int, shift: int
 ) -> None:
-    contents = whole.original.contents[: extents * EXTENT_SIZE + shift]
+    contents = whole.contents[: extents * EXTENT_SIZE + shift]
     path.write_bytes(contents)
-    ran = Ran("repair", "--json", path)
+    ran = inspect("repair", "--json", path)
     saved = whole.whole(contents)
     assert contents_of(path) == {key: whole.live[key] for key in saved}
-    outcome = orjson.loads(ran.output)
+    outcome = ran.json()
     assert outcome["cut_off"]
     assert outcome["counts"]["damaged"] == KEYS - len(saved)
     assert ran.status == (len(saved) < KEYS)
@@ -608,19 +631,19 @@ def test_repair_of_a_file_without_its_state_that_a_crash_left_long(
 ) -> None:
     damaged(whole, path, (STATE_OFFSET, bytes(STATE.size)))
     os.truncate(path, 8 * 1024 * 1024)
-    assert Ran("repair", "--no-backup", path).status == 0
+    assert inspect("repair", "--no-backup", path).status == 0
     assert contents_of(path) == whole.live
-    assert path.stat().st_size <= len(whole.original.contents)
+    assert path.stat().st_size <= len(whole.contents)
 
 
 @pytest.mark.parametrize("offset", IDENTITY_OFFSETS)
 def test_repair_restores_one_damaged_identity(whole: Truth, path: Path, offset: int) -> None:
     damaged(whole, path, (offset, bytes(IDENTITY.size)))
-    assert Ran("repair", path).status == 0
+    assert inspect("repair", path).status == 0
     assert contents_of(path) == whole.live
     image = path.read_bytes()
     first, second = (image[o : o + IDENTITY.size] for o in IDENTITY_OFFSETS)
-    assert first == second == whole.original.contents[: IDENTITY.size]
+    assert first == second == whole.contents[: IDENTITY.size]
 
 
 @pytest.mark.parametrize("offset", IDENTITY_OFFSETS)
@@ -629,8 +652,8 @@ def test_repair_chooses_the_identity_that_the_records_fit(
 ) -> None:
     """The other is valid, and another store's: with it every record would count as damaged."""
     before = damaged(whole, path, (offset, pack_identity(bytes(16), 1, NOW_MS)))
-    assert Ran("verify", path).status == 1
-    assert Ran("repair", path).status == 0
+    assert inspect("verify", path).status == 1
+    assert inspect("repair", path).status == 0
     assert contents_of(path) == whole.live
     assert backups(path)[0].read_bytes() == before
 
@@ -642,14 +665,14 @@ def test_repair_drops_what_has_expired_and_settles_duplicates(path: Path) -> Non
         newer = parts.slab.allocate(RECORD_HEADER_SIZE + 12)
         parts.records.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), NOW_MS + 9, 0)
         parts.records.finish_record(newer)  # where changes go by pwrite, it is none until then
-    outcome = orjson.loads(Ran("repair", "--json", path).output)
+    outcome = inspect("repair", "--json", path).json()
     assert (outcome["counts"]["expired"], outcome["counts"]["outdated"]) == (1, 1)
     assert contents_of(path) == {"twice": {"n": 2}}
 
 
 def test_repair_of_a_crashed_store_closes_it(whole: Truth, path: Path) -> None:
     damaged(whole, path, *unclosed(whole, dead_pid()))
-    assert Ran("repair", path).status == 0
+    assert inspect("repair", path).status == 0
     assert contents_of(path) == whole.live
 
 
@@ -665,8 +688,8 @@ def test_repair_keeps_what_an_opening_would_keep_past_the_length_in_the_state(
     before = damaged(whole, path, *unclosed(whole), (STATE_OFFSET, state))
     assert contents_after_opening(path) == whole.live
     path.write_bytes(before)
-    assert orjson.loads(Ran("verify", "--json", path).output)["counts"]["keys"] == KEYS
-    assert Ran("repair", "--no-backup", path).status == 0
+    assert inspect("verify", "--json", path).json()["counts"]["keys"] == KEYS
+    assert inspect("repair", "--no-backup", path).status == 0
     assert contents_of(path) == whole.live
 
 
@@ -677,12 +700,12 @@ def test_repair_can_be_run_again_wherever_it_was_killed(
     damaged(whole, path, zeroed_table(whole), (IDENTITY_OFFSETS[0], bytes(8)))
     images = [path.read_bytes()]
     watch_writes(monkeypatch, lambda: images.append(path.read_bytes()))
-    assert Ran("repair", "--no-backup", path).status == 0
+    assert inspect("repair", "--no-backup", path).status == 0
     monkeypatch.undo()
     assert len(images) > 20
     for image in images[:: max(1, len(images) // 12)]:
         path.write_bytes(image)
-        assert Ran("repair", "--no-backup", path).status == 0
+        assert inspect("repair", "--no-backup", path).status == 0
         assert contents_of(path) == whole.live
 
 
@@ -717,11 +740,11 @@ def test_repair_that_fails_says_where_the_old_file_is(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(repair_command, "rebuild_index", fail)
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert ran.status != 0
-    assert f"run it again; as it was, it is {backups(path)[0]}" in ran.errors
+    assert f"run it again; as it was, it is {backups(path)[0]}" in ran.err
     monkeypatch.undo()
-    assert Ran("repair", path).status == 0
+    assert inspect("repair", path).status == 0
     assert contents_of(path) == whole.live
 
 
@@ -735,11 +758,11 @@ def test_repair_without_room_for_a_copy_leaves_the_file_as_it_is(
 
     monkeypatch.setattr(repair, "_share_blocks", lambda *_: False)
     monkeypatch.setattr(repair, "reserve", no_room)
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert (ran.status, path.read_bytes()) == (1, before)
-    assert "--no-backup" in ran.errors
+    assert "--no-backup" in ran.err
     assert list(path.parent.iterdir()) == [path]
-    assert Ran("repair", "--no-backup", path).status == 0
+    assert inspect("repair", "--no-backup", path).status == 0
 
 
 @pytest.mark.parametrize("kind", SHARING)
@@ -750,14 +773,14 @@ def test_repair_keeps_a_copy_that_shares_blocks_where_the_disk_can(
         path = disk / "data.kvs"
         KVStore(path).close()  # as the store makes its files there
         with path.open("r+b") as file:
-            file.write(whole.original.contents)
-            (extent,) = U16.unpack_from(whole.original.contents, DIRECTORY_OFFSET)
+            file.write(whole.contents)
+            (extent,) = U16.unpack_from(whole.contents, DIRECTORY_OFFSET)
             file.seek(extent << EXTENT_SHIFT)
             file.write(bytes(EXTENT_SIZE))
         before = path.read_bytes()
         with os.fdopen(os.open(path, os.O_RDWR), "rb") as source, (disk / "x").open("wb") as copy:
             assert repair._share_blocks(source.fileno(), copy.fileno())
-        assert Ran("repair", path).status == 0
+        assert inspect("repair", path).status == 0
         assert backups(path)[0].read_bytes() == before
         assert contents_of(path) == whole.live
 
@@ -769,11 +792,11 @@ def test_repair_on_a_full_disk_is_refused_unless_no_copy_is_wanted(
         path = disk / "data.kvs"
         before = damaged(whole, path, zeroed_table(whole))
         fill(disk)
-        ran = Ran("repair", path)
+        ran = inspect("repair", path)
         assert (ran.status, path.read_bytes()) == (1, before)
-        assert "No space left on device" in ran.errors
+        assert "No space left on device" in ran.err
         assert backups(path) == []
-        assert Ran("repair", "--no-backup", path).status == 0
+        assert inspect("repair", "--no-backup", path).status == 0
         assert contents_of(path) == whole.live
 
 
@@ -793,9 +816,9 @@ def test_repair_counts_each_record_once_where_bytes_were_inserted(
     contents[at:at] = bytes(count)
     path.write_bytes(contents)
     kept = whole.whole(bytes(contents))
-    counts = orjson.loads(Ran("verify", "--json", path).output)["counts"]
+    counts = inspect("verify", "--json", path).json()["counts"]
     assert (counts["keys"], counts["damaged"]) == (len(kept), KEYS - len(kept))
-    outcome = orjson.loads(Ran("repair", "--json", "--no-backup", path).output)
+    outcome = inspect("repair", "--json", "--no-backup", path).json()
     assert (outcome["kept"], outcome["counts"]["damaged"]) == (len(kept), KEYS - len(kept))
     assert len(outcome["lost"]) <= KEYS - len(kept)
     assert not outcome["complete"]
@@ -805,12 +828,12 @@ def test_repair_counts_each_record_once_where_bytes_were_inserted(
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "not closed"])
 def test_repair_that_keeps_little_says_so_plainly(whole: Truth, path: Path, closed: bool) -> None:
     path.write_bytes((with_a_byte_more if closed else unclosed_with_a_byte_more)(whole))
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert ran.status == 1
     said = f"0 of {KEYS} records could be kept; restore it from a copy if there is one"
-    assert said in ran.output.decode()
-    assert "--json names them" not in ran.output.decode(), "nothing is left to name"
-    assert "repaired" not in ran.output.decode()
+    assert said in ran.out
+    assert "--json names them" not in ran.out, "nothing is left to name"
+    assert "repaired" not in ran.out
 
 
 def test_repair_of_a_file_that_was_cut_between_extents_counts_what_is_gone(path: Path) -> None:
@@ -824,9 +847,9 @@ def test_repair_of_a_file_that_was_cut_between_extents_counts_what_is_gone(path:
     damage[STATE_OFFSET + 8] ^= 0xFF
     path.write_bytes(damage)
     left = damage.count(RECORD_MAGIC_BYTES)
-    ran = Ran("repair", path)
+    ran = inspect("repair", path)
     assert ran.status == 1
-    words = ran.output.decode().split()
+    words = ran.out.split()
     assert (words[words.index("kept") + 1], words[words.index("damaged") + 1]) == (
         f"{left}",
         f"{200 - left}",
@@ -836,13 +859,13 @@ def test_repair_of_a_file_that_was_cut_between_extents_counts_what_is_gone(path:
 def test_repair_never_writes_over_an_older_copy(whole: Truth, path: Path) -> None:
     for _ in range(3):
         damaged(whole, path, zeroed_table(whole))
-        assert Ran("repair", path).status == 0
+        assert inspect("repair", path).status == 0
     assert len(backups(path)) == 3
 
 
 def newer(whole: Truth) -> bytes:
     """Return an identity as a newer version would write it."""
-    body = bytearray(whole.original.contents[: IDENTITY.size])
+    body = bytearray(whole.contents[: IDENTITY.size])
     body[8] = 3
     body[48:] = xxh3_64_intdigest(bytes(body[:48])).to_bytes(8, "little")
     return bytes(body)
@@ -857,10 +880,10 @@ def test_repair_refuses_what_it_must_not_touch(whole: Truth, path: Path) -> None
         (damaged(whole, path, *((o + 9, b"\1") for o in IDENTITY_OFFSETS)), 1),
     ):
         path.write_bytes(contents)
-        assert Ran("repair", path).status == status
+        assert inspect("repair", path).status == status
         assert path.read_bytes() == contents
     path.unlink()
-    assert Ran("repair", path).status == 2
+    assert inspect("repair", path).status == 2
     assert not list(path.parent.iterdir())
 
 
@@ -868,15 +891,15 @@ def test_repair_of_a_store_in_use_exits_3(whole: Truth, path: Path) -> None:
     damaged(whole, path)
     with KVStore(path) as store:
         before = path.read_bytes()
-        ran = run_process("repair", path)
-        assert (ran.returncode, path.read_bytes()) == (3, before)
-        assert f"process {os.getpid()}".encode() in ran.stderr
+        ran = run_inspector("repair", path)
+        assert (ran.status, path.read_bytes()) == (3, before)
+        assert f"process {os.getpid()}" in ran.err
         assert len(store) == KEYS
 
 
 def test_repair_as_a_process_says_nothing_on_standard_error(whole: Truth, path: Path) -> None:
     """What recovery logs is not shown: the report has it."""
     damaged(whole, path, torn_record(whole, "1"))
-    ran = run_process("repair", path)
-    assert (ran.returncode, ran.stderr) == (1, b"")
-    assert b"repaired; checked again, no problems" in ran.stdout
+    ran = run_inspector("repair", path)
+    assert (ran.status, ran.err) == (1, "")
+    assert "repaired; checked again, no problems" in ran.out

@@ -12,6 +12,7 @@ import pytest
 from support import MIB
 from support.clock import FakeClock
 from support.disks import fill, mounted
+from support.inspecting import DONE, PROBLEMS, WRONG_USAGE, inspect
 
 from kvstore import KVStore
 from kvstore.format.layout import (
@@ -24,7 +25,7 @@ from kvstore.format.layout import (
     key_hash,
 )
 from kvstore.format.superblock import pack_state
-from kvstore_inspect.command_line import main
+from kvstore_inspect.commands import report as report_command
 from kvstore_inspect.file_view import open_view
 from kvstore_inspect.survey import NO_TTL, extents, survey
 
@@ -81,34 +82,53 @@ class Page(HTMLParser):
             self.text += data + " "
 
 
-@pytest.fixture
-def path(path: Path) -> Path:
-    """A closed store of 500 records, a hundred of them with a time-to-live."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed store of 500 records, a hundred of them with a time-to-live, and its page."""
+    path = tmp_path_factory.mktemp("whole") / "whole.kvs"
     with KVStore(path) as store:
         for number in range(500):
             store.create(
                 f"key {number}", {"text": "x" * (number * 7)}, ttl=None if number % 5 else 3600
             )
+    page = path.with_suffix(".html")
+    result = inspect("report", path, "-o", page)
+    assert result == (DONE, "", f"{page}: {page.stat().st_size:,} bytes\n")
     return path
 
 
-def report(path: Path, *options: str) -> tuple[int, Page]:
-    target = path.with_suffix(".html")
-    status = main(["report", str(path), "-o", str(target), *options])
-    return status, Page(target.read_text("utf-8"))
+@pytest.fixture(scope="module")
+def page(whole: Path) -> Page:
+    return Page(whole.with_suffix(".html").read_text("utf-8"))
 
 
-def test_page_has_all_its_pictures_and_says_that_nothing_is_unusual(path: Path) -> None:
-    status, page = report(path)
-    assert status == 0
+@pytest.fixture
+def path(path: Path, whole: Path) -> Path:
+    """A copy of the store."""
+    shutil.copy(whole, path)
+    return path
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A page that takes no time to draw, for tests of where it goes."""
+    monkeypatch.setattr(report_command, "render", lambda *_: "a page")
+    return "a page"
+
+
+def report(path: Path) -> tuple[int, Page]:
+    result = inspect("report", path, "-o", "-")
+    return result.status, Page(result.out)
+
+
+def test_page_has_all_its_pictures_and_says_that_nothing_is_unusual(page: Page) -> None:
     assert set(page.headings) == PICTURES
     assert page.tags.count("svg") == len(PICTURES)
     assert "Nothing unusual." in page.text
     assert re.search(r"records\s+500\b", page.text)
 
 
-def test_page_refers_to_nothing_outside_of_itself(path: Path) -> None:
-    _, page = report(path)
+def test_page_refers_to_nothing_outside_of_itself(page: Page) -> None:
     assert "script" not in page.tags
     assert page.references
     for reference in page.references:
@@ -163,43 +183,49 @@ def test_file_that_was_not_closed_is_shown_without_its_index(path: Path) -> None
 
 
 def test_page_goes_to_standard_output_and_the_store_is_never_overwritten(
-    path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, drawn: str
 ) -> None:
     before = path.read_bytes()
-    assert main(["report", str(path), "-o", "-"]) == 0
-    assert set(Page(capsys.readouterr().out).headings) == PICTURES
-    assert main(["report", str(path), "-o", str(path)]) == 2
+    assert inspect("report", path, "-o", "-") == (DONE, drawn, "")
+    assert inspect("report", path, "-o", path).status == WRONG_USAGE
     assert path.read_bytes() == before
 
 
 def test_a_page_that_cannot_be_written_is_told_of_by_name_and_not_left_in_part(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, drawn: str
 ) -> None:
     """It said "[Errno 28] No space left on device", ended with 2, and left an empty page."""
     full = Path("/dev/full")
     if full.exists():
-        assert main(["report", str(path), "-o", str(full)]) == 1
-        assert capsys.readouterr().err == (
-            "kvstore-inspect: /dev/full: the page could not be written: No space left on device\n"
+        assert inspect("report", path, "-o", full) == (
+            PROBLEMS,
+            "",
+            "kvstore-inspect: /dev/full: the page could not be written: No space left on device\n",
         )
         assert full.is_char_device()
-    assert main(["report", str(path), "-o", str(tmp_path / "missing" / "page.html")]) == 2
-    assert "missing/page.html: No such file" in capsys.readouterr().err
+    missing = inspect("report", path, "-o", tmp_path / "missing" / "page.html")
+    assert missing.status == WRONG_USAGE
+    assert "missing/page.html: No such file" in missing.err
     with mounted("tmpfs", tmp_path) as disk:
         page = disk / "page.html"
         fill(disk)
-        assert main(["report", str(path), "-o", str(page)]) == 1
-        said = capsys.readouterr().err
-        assert f"{page}: the page could not be written: No space left on device" in said
+        result = inspect("report", path, "-o", page)
+        assert result.status == PROBLEMS
+        assert f"{page}: the page could not be written: No space left on device" in result.err
         assert not page.exists()
 
 
-def test_report_tells_how_many_bytes_the_page_has(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = path.with_suffix(".html")
-    report(path)
-    assert f"{page}: {page.stat().st_size:,} bytes\n" in capsys.readouterr().err
+def test_page_says_what_info_says(path: Path) -> None:
+    """Of a store that does not open it said that the next opening would rebuild the index."""
+    contents = bytearray(path.read_bytes())
+    contents[contents.index(b"key 7{") + 10] ^= 1
+    contents[STATE_OFFSET + 8] ^= 1
+    path.write_bytes(contents)
+    _, page = report(path)
+    advice = inspect("info", path, "--json").json()["advice"]
+    assert any("The store does not open as it is" in sentence for sentence in advice)
+    for sentence in advice:
+        assert sentence.replace("`", "") in page.text
 
 
 def test_survey_counts_what_is_in_the_file(path: Path, clock: FakeClock) -> None:
@@ -238,9 +264,8 @@ def test_numbers_on_the_page_are_all_of_what_can_be_read(path: Path, clock: Fake
     assert "held by what has expired 2.8 KiB (2,880 B)" in shown
 
 
-def test_pictures_have_a_number_on_every_bar_and_name_one_unit(path: Path) -> None:
+def test_pictures_have_a_number_on_every_bar_and_name_one_unit(path: Path, page: Page) -> None:
     """The label of the tallest bar was left out, and low bars could not be read."""
-    _, page = report(path)
     shown = page.text.split()
     with KVStore(path) as store:
         sizes = Counter(max(4, (len(store.read_bytes(key)) - 1).bit_length()) for key in store)
@@ -251,10 +276,9 @@ def test_pictures_have_a_number_on_every_bar_and_name_one_unit(path: Path) -> No
     assert not re.search(r"\b[kM]B\b", page.text)
 
 
-def test_page_does_not_give_the_hash_seed_away(path: Path) -> None:
-    seed = IDENTITY.unpack_from(path.read_bytes())[4]
-    assert main(["report", str(path), "-o", str(path.with_suffix(".html"))]) == 0
-    text = path.with_suffix(".html").read_text("utf-8").lower()
+def test_page_does_not_give_the_hash_seed_away(whole: Path) -> None:
+    seed = IDENTITY.unpack_from(whole.read_bytes())[4]
+    text = whole.with_suffix(".html").read_text("utf-8").lower()
     assert f"{seed:x}" not in text
     assert str(seed) not in text
 
@@ -295,10 +319,9 @@ def browser(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_browser_shows_every_picture_without_an_error(path: Path, browser: list[str]) -> None:
-    report(path)
+def test_browser_shows_every_picture_without_an_error(whole: Path, browser: list[str]) -> None:
     shown = subprocess.run(
-        [*browser, "--dump-dom", path.with_suffix(".html").as_uri()],
+        [*browser, "--dump-dom", whole.with_suffix(".html").as_uri()],
         capture_output=True,
         encoding="utf-8",
         timeout=120,

@@ -1,6 +1,5 @@
 """Damaged files: the right value or an error, never a wrong value, a hang or a crash."""
 
-import json
 import os
 import random
 import re
@@ -11,10 +10,10 @@ from struct import Struct
 import pytest
 from faults.cases import CASES
 from faults.damage import Original, build
-from faults.inspector import Ran
 from support import seeded_random
 from support.clock import FakeClock
 from support.disks import quick_folder
+from support.inspecting import inspect
 from support.stores import OpenStore
 from support.whole import assert_consistent
 from support.workload import make_value
@@ -553,8 +552,8 @@ def assert_refused_and_left_alone(path: Path, *told: str) -> str:
 
 def repair(path: Path) -> tuple[int, dict[str, object]]:
     """Repair a file with the tool; return its exit status and what it says."""
-    ran = Ran("repair", path, "--json")
-    return ran.status, json.loads(ran.output)
+    ran = inspect("repair", path, "--json")
+    return ran.status, ran.json()
 
 
 @pytest.mark.parametrize("index", INDEX)

@@ -1,16 +1,19 @@
 """The inspector, run in this process or in one of its own, and files for it to look at."""
 
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import kvstore_inspect
 from kvstore import KVStore
+from kvstore_inspect.command_line import main
 
 from .children import PATIENCE_SECONDS, environment
 
@@ -24,8 +27,27 @@ class Result(NamedTuple):
     out: str
     err: str
 
+    def json(self) -> Any:
+        """Return what it printed, parsed."""
+        return json.loads(self.out)
 
-Inspect = Callable[..., Result]
+    def lines(self) -> list[Any]:
+        """Return each line of what it printed, parsed."""
+        return [json.loads(line) for line in self.out.split("\n") if line]
+
+
+def inspect(*arguments: object) -> Result:
+    """Run a command in this process."""
+    written, said = io.BytesIO(), io.BytesIO()
+    out = io.TextIOWrapper(written, "utf-8", write_through=True)
+    err = io.TextIOWrapper(said, "utf-8", write_through=True)
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+        sys.stdout.flush()
+    result = Result(status, written.getvalue().decode(), said.getvalue().decode())
+    assert "Traceback" not in result.err, result
+    assert status == DONE or result.err or result.out, f"{arguments[0]} ended in {status} silently"
+    return result
 
 
 def inspector(**changes: str) -> dict[str, str]:
@@ -59,6 +81,21 @@ def run_inspector(*arguments: object, **changes: str) -> Result:
             process.kill()
             raise
     return Result(process.returncode, out, err)
+
+
+def run_in_shell(line: str, *arguments: object) -> Result:
+    """Run a shell's line, in which "$@" is the inspector with these arguments."""
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-W", "error", "-m", "kvstore_inspect"]
+        + [str(each) for each in arguments],
+        env=inspector(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def fingerprint(path: Path) -> tuple[str, int, int]:
