@@ -24,6 +24,7 @@ from kvstore.format.layout import (
     KIND_FREE,
     KIND_SEGMENT,
     KIND_SLAB,
+    MAX_DEPTH,
     NEVER,
     NO_BLOCK,
     NO_EXPIRY,
@@ -75,7 +76,7 @@ class Structure(NamedTuple):
 
     packing: Struct
     names: tuple[str, ...]
-    meanings: Mapping[str, Meaning]
+    meanings: Mapping[str, Meaning] = {}
 
     def fields(self, contents: bytes, offset: int) -> Iterator[Field]:
         """Yield the fields of `contents`, which begin at file offset `offset`.
@@ -97,7 +98,7 @@ class Structure(NamedTuple):
             return "should be zero" if wrong else ""
         if isinstance(value, bytes):
             return escaped(value.rstrip(b"\0").decode(errors="replace")) if name == "key" else ""
-        explain = self.meanings.get(name)
+        explain = self.meanings.get(name) or _MEANINGS.get(name)
         return explain(value, offset) if explain else f"{value:,}"
 
 
@@ -114,10 +115,6 @@ def _spans(packing: str) -> Iterator[tuple[int, int, str]]:
 # --- what numbers mean ---------------------------------------------------------------------------
 
 
-def _expiry(value: int, _offset: int) -> str:
-    return "never" if value == NEVER else moment(value)
-
-
 def _earliest(value: int, _offset: int) -> str:
     return "nothing in it expires" if value == NO_EXPIRY else f"nothing before {moment(value)}"
 
@@ -132,95 +129,55 @@ def _marker(value: int, offset: int) -> str:
     return f"of page {page:,}" if value == expected else f"WRONG: that of this page is {expected:X}"
 
 
-def _extent(value: int, _offset: int) -> str:
-    return "none" if value == NO_EXTENT else f"extent {value:,}"
-
-
-def _block(value: int, _offset: int) -> str:
-    return "none" if value == NO_BLOCK else f"block {value:,}"
-
-
-def _kind(value: int, _offset: int) -> str:
-    return f"{value}: {KIND_NAMES.get(value, 'NOT a kind that there is')}"
-
-
 def _size_class(value: int, _offset: int) -> str:
     if value >= len(BLOCK_SIZES):
         return f"{value}: NOT a class that there is"
     return f"{value}: blocks of {BLOCK_SIZES[value]:,} bytes"
 
 
+def _depth(value: int, _offset: int) -> str:
+    owns = f": owns {segment_run(value):,} directory entries" if value <= MAX_DEPTH else ""
+    return f"{value}{owns}"
+
+
 def _hexadecimal(value: int, _offset: int) -> str:
     return f"0x{value:016X}"
 
 
-def _moment(value: int, _offset: int) -> str:
-    return moment(value)
+def _numbered(thing: str, none: int) -> Meaning:
+    return lambda value, _: "none" if value == none else f"{thing} {value:,}"
 
 
-def _size(value: int, _offset: int) -> str:
-    return f"{value:,} bytes"
-
-
-def _record(value: int, _offset: int) -> str:
-    return f"at byte {value:,}, in extent {value >> EXTENT_SHIFT:,}"
-
-
-def _depth(value: int, _offset: int) -> str:
-    return f"{value}: owns {segment_run(value):,} directory entries" if value <= 15 else f"{value}"
-
-
-def _fresh(value: int, _offset: int) -> str:
-    return f"block {value:,}, and all after it, were never used"
-
-
-_SIZES: Final[dict[str, Meaning]] = {
-    "value_size": _size,
-    "key_size": _size,
-    "expires_at": _expiry,
+# By the fields' names, in all structures but those that say otherwise.
+_MEANINGS: Final[dict[str, Meaning]] = {
+    **dict.fromkeys(("hash_seed", "checksum", "index_checksum"), _hexadecimal),
+    **dict.fromkeys(("value_size", "key_size"), lambda value, _: f"{value:,} bytes"),
+    **dict.fromkeys(("extent", "previous", "next"), _numbered("extent", NO_EXTENT)),
+    "created_at": lambda value, _: moment(value),
+    "expires_at": lambda value, _: "never" if value == NEVER else moment(value),
+    "earliest_expiry": _earliest,
+    "kind": lambda value, _: f"{value}: {KIND_NAMES.get(value, 'NOT a kind that there is')}",
+    "size_class": _size_class,
+    "first_free": _numbered("block", NO_BLOCK),
+    "fresh": lambda value, _: f"block {value:,}, and all after it, were never used",
+    "marker": _marker,
+    "depth": _depth,
+    "record": lambda value, _: f"at byte {value:,}, in extent {value >> EXTENT_SHIFT:,}",
 }
-IDENTITY_STRUCTURE: Final = Structure(
-    IDENTITY,
-    IDENTITY_FIELDS,
-    {"hash_seed": _hexadecimal, "created_at": _moment, "checksum": _hexadecimal},
-)
-STATE_STRUCTURE: Final = Structure(
-    STATE, STATE_FIELDS, {"index_checksum": _hexadecimal, "checksum": _hexadecimal}
-)
-DIRECTORY_STRUCTURE: Final = Structure(U16, ("extent",), {"extent": _extent})
-SEGMENT_ENTRY_STRUCTURE: Final = Structure(
-    SEGMENT_ENTRY, SEGMENT_ENTRY_FIELDS, {"kind": _kind, "earliest_expiry": _earliest}
-)
-SLAB_ENTRY_STRUCTURE: Final = Structure(
-    SLAB_ENTRY,
-    SLAB_ENTRY_FIELDS,
-    {
-        "kind": _kind,
-        "size_class": _size_class,
-        "first_free": _block,
-        "fresh": _fresh,
-        "previous": _extent,
-        "next": _extent,
-    },
-)
-BUCKET_STRUCTURE: Final = Structure(
-    BUCKET_HEADER,
-    BUCKET_HEADER_FIELDS,
-    {"marker": _marker, "earliest_expiry": _earliest, "depth": _depth},
-)
-SLOT_STRUCTURE: Final = Structure(SLOT, SLOT_FIELDS, {"record": _record, **_SIZES})
+IDENTITY_STRUCTURE: Final = Structure(IDENTITY, IDENTITY_FIELDS)
+STATE_STRUCTURE: Final = Structure(STATE, STATE_FIELDS)
+DIRECTORY_STRUCTURE: Final = Structure(U16, ("extent",))
+SEGMENT_ENTRY_STRUCTURE: Final = Structure(SEGMENT_ENTRY, SEGMENT_ENTRY_FIELDS)
+SLAB_ENTRY_STRUCTURE: Final = Structure(SLAB_ENTRY, SLAB_ENTRY_FIELDS)
+BUCKET_STRUCTURE: Final = Structure(BUCKET_HEADER, BUCKET_HEADER_FIELDS)
+SLOT_STRUCTURE: Final = Structure(SLOT, SLOT_FIELDS)
 RECORD_STRUCTURE: Final = Structure(
-    RECORD,
-    RECORD_FIELDS,
-    {
-        "magic": _magic(RECORD_MAGIC, "record"),
-        "created_at": _moment,
-        "checksum": _hexadecimal,
-        **_SIZES,
-    },
+    RECORD, RECORD_FIELDS, {"magic": _magic(RECORD_MAGIC, "record")}
 )
 FREE_BLOCK_STRUCTURE: Final = Structure(
-    FREE_BLOCK, FREE_BLOCK_FIELDS, {"magic": _magic(FREE_MAGIC, "free block"), "next": _block}
+    FREE_BLOCK,
+    FREE_BLOCK_FIELDS,
+    {"magic": _magic(FREE_MAGIC, "free block"), "next": _numbered("block", NO_BLOCK)},
 )
 
 

@@ -9,10 +9,10 @@ Of the file no more than an extent is in memory at a time; beside it a bit for e
 bytes, or 8 bytes for each record of a file that was not closed.
 """
 
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from itertools import groupby
+from typing import NamedTuple
 
 import orjson
 
@@ -57,12 +57,9 @@ from kvstore.format.layout import (
 from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
+from kvstore.recovery.found_records import OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, FoundRecords
 
 from .file_view import FileView
-
-_PLACE_BITS: Final = 25
-_PLACE_MASK: Final = (1 << _PLACE_BITS) - 1
-_PARTS: Final = 256
 
 
 class Record(NamedTuple):
@@ -117,6 +114,10 @@ Found = Record | DamagedRecord
 Progress = Callable[[int, int], object]
 
 
+def no_progress(_done: int, _whole: int) -> None:
+    """Show nothing."""
+
+
 class Records:
     """The records of an view, those that have expired included.
 
@@ -130,9 +131,7 @@ class Records:
         outdated: without the index, how many were passed over that a newer one has replaced.
     """
 
-    def __init__(
-        self, view: FileView, now_ms: int, progress: Progress = lambda _done, _whole: None
-    ) -> None:
+    def __init__(self, view: FileView, now_ms: int, progress: Progress = no_progress) -> None:
         self._view = view
         self._now_ms = now_ms
         self._progress = progress
@@ -365,40 +364,31 @@ class Records:
 
     def _outdated(self) -> set[int]:
         """Return the offsets of the records that have a newer one of the same key."""
-        count = self._view.extent_count
-        parts = [array("Q") for _ in range(_PARTS)]
+        found = FoundRecords(self._view.seed, self._now_ms)
         for extent in self._slab_extents:
-            self._progress(extent, 2 * count)
+            self._progress(extent, 2 * self._view.extent_count)
             base = extent << EXTENT_SHIFT
             contents = self._view.padded_extent(extent)
-            for position in classify(contents, base, self._view.seed, self._now_ms).live:
-                hash_of_key = key_hash(_key_and_value(contents, position)[0], self._view.seed)
-                place = (base + position) // BLOCK_ALIGNMENT
-                parts[hash_of_key >> 56].append(hash_of_key & ~_PLACE_MASK | place)
+            winner = classify(contents, base, self._view.seed, self._now_ms).winner
+            if winner >= 0:
+                found.scan_blocks(contents, base, winner)
+        found.sort()
         losers: set[int] = set()
-        for part in parts:
-            newest: dict[bytes, tuple[int, int]] = {}
-            previous = -1
-            for word in sorted(part):
-                offset = (word & _PLACE_MASK) * BLOCK_ALIGNMENT
-                if word >> _PLACE_BITS != previous >> _PLACE_BITS:
-                    newest.clear()
-                elif not newest:
-                    self._settle(newest, (previous & _PLACE_MASK) * BLOCK_ALIGNMENT)
-                previous = word
-                if newest:
-                    losers |= self._settle(newest, offset)
+        for _, close in groupby(found.words(), lambda word: word >> UPPER_SHIFT):
+            offsets = [word >> OFFSET_SHIFT & OFFSET_MASK for word in close]
+            if len(offsets) > 1:
+                losers |= self._older(offsets)
         return losers
 
-    def _settle(self, newest: dict[bytes, tuple[int, int]], offset: int) -> set[int]:
-        """Add the record at `offset` to the newest of each key; return the offset of the loser."""
-        size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
-        contents = self._view.exactly(offset, size)
-        mine = (RECORD.unpack_from(contents)[4], offset)
-        key, _ = _key_and_value(contents, 0)
-        theirs = newest.setdefault(key, mine)
-        newest[key] = max(mine, theirs)
-        return set() if theirs == mine else {min(mine, theirs)[1]}
+    def _older(self, offsets: list[int]) -> set[int]:
+        """Return those of these records whose keys have newer ones among them."""
+        newest: dict[bytes, tuple[int, int]] = {}
+        for offset in offsets:
+            contents = self._view.exactly(offset, RECORD_HEADER_SIZE + MAX_KEY_SIZE)
+            key, _ = _key_and_value(contents, 0)
+            mine = (RECORD.unpack_from(contents)[4], offset)
+            newest[key] = max(mine, newest.get(key, mine))
+        return set(offsets) - {offset for _, offset in newest.values()}
 
 
 def records_at_close(view: FileView) -> int | None:

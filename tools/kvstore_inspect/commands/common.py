@@ -51,15 +51,20 @@ def opened(file: Path, wait: float, unlocked: bool) -> Iterator[FileView]:
 
 
 class DamageReport:
-    """Says on standard error what of a file is damaged, and of which key; counts it."""
+    """Says on standard error what of a file is damaged, and of which key; counts it.
 
-    def __init__(self, file: Path) -> None:
+    Where no file is given, it only counts.
+    """
+
+    def __init__(self, file: Path | None) -> None:
         self._file = file
         self.count = 0
 
     def add(self, damage: DamagedRecord) -> None:
         """Name something that is damaged."""
         self.count += 1
+        if self._file is None:
+            return
         whose = "" if damage.key is None else f" key {escaped(damage.key)}:"
         say(f"{self._file}:{whose} {damage.message} (byte {damage.offset:,})")
 

@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from kvstore.clock import now_ms
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import DamagedRecord, Record
+from kvstore_inspect.records import Record
 from kvstore_inspect.terminal import escaped, progress
 
 from .common import (
@@ -78,15 +78,15 @@ class _Comparison:
         self._created = created
         self._now_ms = now_ms()
         self._parts = 1
-        self._reports = {view: _FirstTime(view.path) for view in (first, second)}
+        self._reports = {view: DamageReport(view.path) for view in (first, second)}
 
     def differences(self) -> Iterator[tuple[str, str, list[str]]]:
         """Yield key, where it is (a, b, both), and which fields differ."""
-        count = sum(1 for _ in self._records(self._first, 0))
+        count = sum(1 for _ in self._records(self._first, 0, report=True))
         self._parts = count // _MOST_KEYS + 1
         for part in range(self._parts):
             contents = {record.key: _content(record) for record in self._records(self._first, part)}
-            for record in self._records(self._second, part):
+            for record in self._records(self._second, part, report=part == 0):
                 theirs = contents.pop(record.key, None)
                 if theirs is None:
                     yield record.key, "b", []
@@ -96,18 +96,14 @@ class _Comparison:
                 yield key, "a", []
 
     def _differing(self, first: _Content, second: _Content) -> list[str]:
-        fields = []
-        if first[0] != second[0]:
-            fields.append("value")
-        if first[1] != second[1]:
-            fields.append("expires_at")
-        if self._created and first[2] != second[2]:
-            fields.append("created_at")
-        return fields
+        names = ("value", "expires_at", "created_at")[: 3 if self._created else 2]
+        return [name for name, a, b in zip(names, first, second, strict=False) if a != b]
 
-    def _records(self, view: FileView, part: int) -> Iterator[Record]:
+    def _records(self, view: FileView, part: int, *, report: bool = False) -> Iterator[Record]:
+        """Yield the records of a part; report what is damaged the first time."""
+        damage = self._reports[view] if report else DamageReport(None)
         with progress(f"reading {view.path.name}") as show:
-            for record in whole_records(view, self._now_ms, show, self._reports[view]):
+            for record in whole_records(view, self._now_ms, show, damage):
                 if self._parts == 1 or xxh3_64_intdigest(record.key.encode()) % self._parts == part:
                     yield record
 
@@ -115,19 +111,6 @@ class _Comparison:
     def damaged(self) -> bool:
         """Whether anything of what was read is damaged."""
         return any(report.count for report in self._reports.values())
-
-
-class _FirstTime(DamageReport):
-    """Names what is damaged once, however often it is read."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(file)
-        self._named: set[DamagedRecord] = set()
-
-    def add(self, damage: DamagedRecord) -> None:
-        if damage not in self._named:
-            self._named.add(damage)
-            super().add(damage)
 
 
 def _content(record: Record) -> _Content:

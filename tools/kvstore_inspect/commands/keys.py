@@ -17,7 +17,7 @@ import orjson
 from kvstore.clock import now_ms
 from kvstore.format.layout import NEVER, TIME_LIMIT
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import Progress
+from kvstore_inspect.records import Progress, no_progress
 from kvstore_inspect.terminal import duration, escaped, moment, progress, say
 
 from .common import DONE, PROBLEMS, DamageReport, json_option, opened, reading, whole_records
@@ -91,7 +91,7 @@ def command(
     # A bar between the lines of a listing would garble it.
     streams = order is None and sys.stdout.isatty()
     with ExitStack() as files, opened(file, wait, unlocked) as view:
-        with nullcontext(_no_progress) if streams else progress("listing") as show:
+        with nullcontext(no_progress) if streams else progress("listing") as show:
             report = DamageReport(file)
             listing = _Listing(_wanted(prefix, glob), view, show, report)
             if order is None:
@@ -103,10 +103,6 @@ def command(
     if listing.expired:
         say(f"{listing.expired:,} expired, not listed: their space is taken back when it is needed")
     return PROBLEMS if report.count else DONE
-
-
-def _no_progress(_done: int, _whole: int) -> None:
-    pass
 
 
 def _wanted(prefix: str, glob: str | None) -> Callable[[str], bool]:
