@@ -61,6 +61,12 @@ def contents(path: Path) -> dict[str, Any]:
         return dict(store)
 
 
+def lines_file(folder: Path, text: str) -> Path:
+    source = folder / "lines.jsonl"
+    source.write_text(text, "utf-8")
+    return source
+
+
 # --- dump --------------------------------------------------------------------------------------
 
 
@@ -187,8 +193,7 @@ def test_load_names_a_malformed_line_and_keeps_what_came_before(
 
 
 def test_load_takes_lines_without_times(path: Path, tmp_path: Path, clock: FakeClock) -> None:
-    source = tmp_path / "lines.jsonl"
-    source.write_text('{"value":{"n":1},"key":"a"}\n')
+    source = lines_file(tmp_path, '{"value":{"n":1},"key":"a"}\n')
     assert inspect("load", path, source).status == DONE
     (line,) = inspect("dump", path).lines()
     assert line == {"key": "a", "value": {"n": 1}, "created_at": clock.now_ms, "expires_at": None}
@@ -198,9 +203,9 @@ def existing(path: Path, tmp_path: Path) -> Path:
     """Make a store that holds b, and lines for a, b and c."""
     with KVStore(path) as store:
         store.create("b", {"old": True})
-    source = tmp_path / "lines.jsonl"
-    source.write_text("".join(f'{{"key":"{key}","value":{{"new":1}}}}\n' for key in "abc"))
-    return source
+    return lines_file(
+        tmp_path, "".join(f'{{"key":"{key}","value":{{"new":1}}}}\n' for key in "abc")
+    )
 
 
 def test_load_stops_at_a_key_that_exists(path: Path, tmp_path: Path, clock: FakeClock) -> None:
@@ -244,8 +249,7 @@ def test_load_that_cannot_replace_for_want_of_room_keeps_the_old_value(
                 size //= 2
         before = dict(store)
     clock.advance(1)
-    source = tmp_path / "lines.jsonl"
-    source.write_text(json.dumps({"key": "small", "value": {"t": "x" * 16_000}}) + "\n")
+    source = lines_file(tmp_path, json.dumps({"key": "small", "value": {"t": "x" * 16_000}}) + "\n")
     result = inspect("load", path, source, "--on-exists", "replace", "--max-bytes", 4 * MIB)
     assert result.status == PROBLEMS
     assert "0 of 1 lines loaded" in result.err
@@ -275,8 +279,7 @@ def test_load_takes_back_what_has_expired_when_it_needs_room(
     path: Path, tmp_path: Path, clock: FakeClock
 ) -> None:
     lines = [{"key": f"{number}", "value": {"t": "x" * 15_000}} for number in range(200)]
-    source = tmp_path / "lines.jsonl"
-    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = lines_file(tmp_path, "".join(json.dumps(line) + "\n" for line in lines))
     with KVStore(path, max_bytes=4 * MIB) as store:
         for number in range(150):
             store.create(f"old {number}", {"t": "x" * 15_000}, ttl=10)
@@ -291,8 +294,7 @@ def test_load_takes_back_what_has_expired_when_it_needs_room(
 def test_load_into_a_store_in_use_is_locked(
     store: KVStore, tmp_path: Path, clock: FakeClock
 ) -> None:
-    source = tmp_path / "lines.jsonl"
-    source.write_text("")
+    source = lines_file(tmp_path, "")
     assert inspect("load", store.path, source).status == LOCKED
 
 
@@ -302,8 +304,7 @@ def test_load_of_a_missing_input_or_into_what_is_no_store_is_wrong_usage(
     assert inspect("load", path, tmp_path / "missing").status == WRONG_USAGE
     assert not path.exists()
     path.write_text("not a store")
-    source = tmp_path / "lines.jsonl"
-    source.write_text("")
+    source = lines_file(tmp_path, "")
     assert inspect("load", path, source).status == WRONG_USAGE
     assert path.read_text() == "not a store"
 

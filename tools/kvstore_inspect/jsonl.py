@@ -7,7 +7,6 @@ without `created_at` for one created now, and one without `expires_at` for one t
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -26,16 +25,6 @@ _LONG_INTEGER: Final = re.compile(rb"\d{19}")
 
 class MalformedLineError(ValueError):
     """A line is not what `dump` writes. The message says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A record read from a line; `value` is checked, and compact JSON."""
-
-    key: str
-    value: bytes
-    created_at: int
-    expires_at: int
 
 
 def to_line(record: Record) -> bytes:
@@ -60,8 +49,8 @@ def to_resp(record: Record) -> bytes:
     return b"*%d\r\n%b" % (len(parts), strings)
 
 
-def from_line(line: bytes, now_ms: int) -> Line:
-    """Return the record of a line.
+def from_line(line: bytes, now_ms: int) -> Record:
+    """Return the record of a line; its value is checked, and compact JSON.
 
     Raises:
         MalformedLineError: it is not JSON, has other fields, or what the store does not take.
@@ -86,7 +75,8 @@ def from_line(line: bytes, now_ms: int) -> Line:
         raise MalformedLineError(str(error)) from error
     created_at = _time(fields, "created_at")
     expires_at = _time(fields, "expires_at")
-    return Line(fields["key"], value, now_ms if created_at is None else created_at, expires_at or 0)
+    created_at = now_ms if created_at is None else created_at
+    return Record(fields["key"], value, created_at, expires_at or 0)
 
 
 def _time(fields: dict[str, Any], name: str) -> int | None:

@@ -65,15 +65,16 @@ from .file_view import FileView
 class Record(NamedTuple):
     """A whole record. Times are milliseconds since 1970 UTC; `expires_at` is 0 for never.
 
-    `slot` is the offset of the slot that points to it; 0 where none does, or none was looked for.
+    `offset` is 0 where it is in no file yet; `slot` is the offset of the slot that points to it, 0
+    where none does, or none was looked for.
     """
 
     key: str
     value: bytes
     created_at: int
     expires_at: int
-    offset: int
-    slot: int
+    offset: int = 0
+    slot: int = 0
 
     def has_expired(self, now_ms: int) -> bool:
         """Return whether its time-to-live has passed."""

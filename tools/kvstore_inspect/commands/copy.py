@@ -86,7 +86,7 @@ def _write(view: FileView, file: Path, temporary: Path, show: Progress) -> tuple
     report = DamageReport(file)
     with KVStore(temporary) as store:
         for record in whole_records(view, now_ms(), show, report):
-            store._restore(record.key, record.value, record.created_at, record.expires_at)
+            store._restore(*record[:4])
             count += 1
             digest += _digest(record)
     return count, report.count, digest

@@ -2,6 +2,7 @@
 
 import heapq
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from fnmatch import translate
@@ -16,8 +17,7 @@ import orjson
 
 from kvstore.clock import now_ms
 from kvstore.format.layout import NEVER, TIME_LIMIT
-from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import Progress, no_progress
+from kvstore_inspect.records import Record, no_progress
 from kvstore_inspect.terminal import duration, escaped, moment, progress, say
 
 from .common import DONE, PROBLEMS, DamageReport, json_option, opened, reading, whole_records
@@ -90,18 +90,19 @@ def command(
     """Print the keys; exit 1 where something is damaged."""
     # A bar between the lines of a listing would garble it.
     streams = order is None and sys.stdout.isatty()
+    report, expired = DamageReport(file), Counter[bool]()
     with ExitStack() as files, opened(file, wait, unlocked) as view:
         with nullcontext(no_progress) if streams else progress("listing") as show:
-            report = DamageReport(file)
-            listing = _Listing(_wanted(prefix, glob), view, show, report)
+            records = whole_records(view, now_ms(), show, report, expired=True)
+            listed: Iterable[Listed] = _listed(records, _wanted(prefix, glob), expired)
             if order is None:
-                _write(listing, top, as_json)
+                _write(listed, top, as_json)
             else:
-                listed = _sorted(listing, _ORDERS[order], top, files)
+                listed = _sorted(listed, _ORDERS[order], top, files)
         if order is not None:
             _write(listed, top, as_json)
-    if listing.expired:
-        say(f"{listing.expired:,} expired, not listed: their space is taken back when it is needed")
+    if expired[True]:
+        say(f"{expired[True]:,} expired, not listed: their space is taken back when it is needed")
     return PROBLEMS if report.count else DONE
 
 
@@ -113,28 +114,15 @@ def _wanted(prefix: str, glob: str | None) -> Callable[[str], bool]:
     return lambda key: key.startswith(prefix) and matches(key) is not None
 
 
-class _Listing:
-    """The keys that are wanted and not expired; counts those that are."""
-
-    def __init__(
-        self,
-        wanted: Callable[[str], bool],
-        view: FileView,
-        show: Progress,
-        report: DamageReport,
-    ) -> None:
-        self._wanted = wanted
-        self._now_ms = now_ms()
-        self._records = whole_records(view, self._now_ms, show, report, expired=True)
-        self.expired = 0
-
-    def __iter__(self) -> Iterator[Listed]:
-        for record in self._records:
-            if not self._wanted(record.key):
-                continue
-            if record.has_expired(self._now_ms):
-                self.expired += 1
-            else:
+def _listed(
+    records: Iterable[Record], wanted: Callable[[str], bool], expired: Counter[bool]
+) -> Iterator[Listed]:
+    """Yield what is wanted and has not expired; count by whether it has."""
+    now = now_ms()
+    for record in records:
+        if wanted(record.key):
+            expired[record.has_expired(now)] += 1
+            if not record.has_expired(now):
                 size = len(record.value)
                 yield Listed(record.key, size, record.created_at, record.expires_at)
 

@@ -14,7 +14,8 @@ import click
 from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
 from kvstore.clock import now_ms
 from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
-from kvstore_inspect.jsonl import LONGEST_LINE, Line, MalformedLineError, from_line
+from kvstore_inspect.jsonl import LONGEST_LINE, MalformedLineError, from_line
+from kvstore_inspect.records import Record
 from kvstore_inspect.terminal import escaped, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, wait_option
@@ -88,43 +89,43 @@ class _Loading:
                 return f"stopped at line {number:,}, which is the first not loaded: {error}"
         return ""
 
-    def _load(self, line: Line) -> None:
-        if 0 < line.expires_at <= self._now_ms:
-            self._name("expired", line.key, "has expired")
+    def _load(self, record: Record) -> None:
+        if record.has_expired(self._now_ms):
+            self._name("expired", record.key, "has expired")
             return
         try:
-            self._create(line)
+            self._create(record)
         except KeyExistsError as error:
             if self._on_exists == "error":
                 raise _StopError(str(error)) from None
             if self._on_exists == "skip":
-                self._name("exist already", line.key, "exists already")
+                self._name("exist already", record.key, "exists already")
                 return
-            self._replace(line)
+            self._replace(record)
         self.counts["loaded"] += 1
 
-    def _create(self, line: Line) -> None:
+    def _create(self, record: Record) -> None:
         try:
-            self._store._restore(line.key, line.value, line.created_at, line.expires_at)
+            self._store._restore(*record[:4])
         except StoreFullError:
             self._store.purge_expired()
             try:
-                self._store._restore(line.key, line.value, line.created_at, line.expires_at)
+                self._store._restore(*record[:4])
             except StoreFullError as error:
                 raise _StopError(str(error)) from error
 
-    def _replace(self, line: Line) -> None:
-        """Put a line in the place of what is there, which stays where there is no room."""
+    def _replace(self, record: Record) -> None:
+        """Put a record in the place of what is there, which stays where there is no room."""
         try:
-            old = self._store._whole(line.key)
+            old = self._store._whole(record.key)
         except CorruptStoreError:
             old = None
-        self._store.delete(line.key)
+        self._store.delete(record.key)
         try:
-            self._create(line)
+            self._create(record)
         except _StopError:
             if old is not None:
-                self._store._restore(line.key, *old)
+                self._store._restore(record.key, *old)
             raise
         self.counts["replaced"] += 1
 
