@@ -1,7 +1,7 @@
-"""Structures of a file taken apart for showing: the way of a lookup, a slot, a record, an extent.
+"""Structures of a file decoded for people: the way of a lookup, a slot, a record, an extent.
 
-Each is told in sections, with what does not fit named beside the bytes that it was seen in. Nothing
-is trusted: a damaged file gives sections too.
+Each becomes sections, which name what does not fit beside the bytes that it was seen in. Nothing is
+trusted: a damaged file gives sections too.
 """
 
 from collections.abc import Generator, Iterator
@@ -285,7 +285,7 @@ def record_sections(view: FileView, offset: int, now_ms: int) -> Iterator[Sectio
 
 
 def _contents(view: FileView, contents: bytes, offset: int, now_ms: int) -> Iterator[Section]:
-    """Yield key and value of the record at `offset`, whose sizes are sane, and the verdict."""
+    """Yield key and value of the record at `offset`, whose sizes are sane; whether it is whole."""
     position = offset & _POSITION
     _, value_size, key_size, _, created_at, expires_at, checksum = RECORD.unpack_from(
         contents, position
@@ -300,18 +300,18 @@ def _contents(view: FileView, contents: bytes, offset: int, now_ms: int) -> Iter
     hash_of_key = key_hash(key, view.seed)
     true = record_checksum(value, hash_of_key, created_at, expires_at, offset)
     block = BLOCK_SIZES[size_class_at(contents, position)]
-    verdict = Section("Its checksum")
-    verdict.notes.append(
+    outcome = Section("Its checksum")
+    outcome.notes.append(
         f"xxh3_64(value, key_hash ^ created_at ^ expires_at << 16 ^ offset) = 0x{true:016X}"
     )
     if is_valid_record(contents, position, offset - position, view.seed):
         size = RECORD_HEADER_SIZE + key_size + value_size
-        verdict.notes.append(f"that is what it says: the record is whole, {size:,} of {block:,} B")
+        outcome.notes.append(f"that is what it says: the record is whole, {size:,} of {block:,} B")
     else:
-        verdict.problems.append(f"the record says 0x{checksum:016X}: it is damaged")
+        outcome.problems.append(f"the record says 0x{checksum:016X}: it is damaged")
     if NEVER < expires_at <= now_ms:
-        verdict.problems.append(f"the record has expired, at {moment(expires_at)}")
-    yield verdict
+        outcome.problems.append(f"the record has expired, at {moment(expires_at)}")
+    yield outcome
 
 
 def superblock(view: FileView) -> Iterator[Section]:

@@ -1,4 +1,4 @@
-"""What each problem that the checker can find means for whose data it is, and what mends it."""
+"""What each problem that the checker can find means for the data, and what to do about it."""
 
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -36,7 +36,7 @@ _ADVICE: Final = {
 
 
 class Explanation(NamedTuple):
-    """What a problem means, as sentences, and what mends it where the store opens with it."""
+    """What a problem means, as sentences, and what to do where the store opens with it."""
 
     meaning: str
     remedy: Remedy = Remedy.REPAIR
@@ -224,7 +224,7 @@ def meaning(breach: Breach, opening: Opening) -> str:
 
 
 def remedies(found: set[Breach], opening: Opening) -> dict[Breach, Remedy]:
-    """Return what mends each of the breaches that were found in one file.
+    """Return what to do about each of the breaches that were found in one file.
 
     `opening` is what the next opening does with it. Where that rebuilds the index, it mends; where
     it is refused, only a repair does, or a copy.

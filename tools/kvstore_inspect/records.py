@@ -256,7 +256,7 @@ class Records:
         return None
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
-        """Return the record that a slot tells of, or what is wrong; None: it was just deleted."""
+        """Return the record that a slot points to, or what is wrong; None: it was just deleted."""
         for look in self._view.looks():
             if look:
                 bucket = slot & -BUCKET_SIZE
@@ -353,12 +353,12 @@ class Records:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
             contents = self._view.padded_extent(extent)
-            verdict = classify(contents, base, self._view.seed, self._now_ms)
-            self.outdated += len(verdict.outdated)
-            for position in sorted(verdict.live + verdict.expired):
+            scan = classify(contents, base, self._view.seed, self._now_ms)
+            self.outdated += len(scan.outdated)
+            for position in sorted(scan.live + scan.expired):
                 if base + position not in losers:
                     yield _unpack(contents, position, base)
-            for position in verdict.damaged:
+            for position in scan.damaged:
                 yield DamagedRecord(
                     base + position, None, "a record that is damaged, or half written"
                 )
@@ -399,8 +399,8 @@ def records_at_close(view: FileView) -> int | None:
     # As an opening does: where the state is damaged, the file may have been cut off.
     size = map_entry_offset(EXTENT_MAP_ENTRIES)
     start = view.exactly(0, size)
-    told = -1 if view.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
-    return told if told >= 0 else None  # there was no crash to leave a wrong state
+    count = -1 if view.state.intact else count_by_map(start, EXTENT_MAP_ENTRIES)
+    return count if count >= 0 else None  # there was no crash to leave a wrong state
 
 
 def slot_key(key: bytes) -> bytes:
@@ -433,7 +433,7 @@ def bucket_counts(contents: bytes, bucket: int = 0) -> BucketCounts:
 
 
 def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
-    """Return the key of a slot, whose record has `key`; None where it is too long to be told."""
+    """Return the key of a slot, whose record has `key`; None where that is not known."""
     if key_size <= SLOT_KEY_SIZE:
         return start[:key_size].decode(errors="replace")
     return key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None

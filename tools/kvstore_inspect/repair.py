@@ -1,4 +1,4 @@
-"""How a damaged file is mended: a copy kept first, then its superblock, then the index.
+"""How a damaged file is repaired: a copy kept first, then its superblock, then the index.
 
 Invariants:
 1. Before the copy is whole and flushed, not a byte of the file is changed.
@@ -207,7 +207,7 @@ def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep from standard error what recovery logs: it is told of otherwise."""
+    """Keep from standard error what recovery logs: the command reports it."""
     logger, handler = logging.getLogger("kvstore"), logging.NullHandler()
     logger.addHandler(handler)
     try:

@@ -139,7 +139,7 @@ class Survey:
             self.damages.append(damage)
 
     def add_slots(self, extent: int, contents: bytes) -> None:
-        """Count what the slots of a segment tell of records."""
+        """Count the records that the slots of a segment point to."""
         for _, packed in slots_of(extent, contents):
             _, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
             self._add(offset, key_size, value_size, expires_at)

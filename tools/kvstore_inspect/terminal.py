@@ -34,7 +34,7 @@ class _Output(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Have failures to write on standard output be told from others, in whatever encoding it is.
+    """Tell failures to write on standard output from others, in whatever encoding it is.
 
     In the place of a stream that was closed comes one that fails when it is used. Else the store's
     file would get its number, and what somebody prints be written into the store.

@@ -114,7 +114,7 @@ class _NoBackupError(KVStoreError):
 
 
 def _begin(file: Path, lock: FileLock, moment: int, outcome: Outcome, *, keep: bool) -> None:
-    """Find out what is wrong; where anything is, keep a copy and mend the superblock."""
+    """Find out what is wrong; where anything is, keep a copy and repair the superblock."""
     view = FileView(file, lock.fd, in_use=False)
     result = _find(view, moment)
     outcome.found = result.breaches
@@ -219,5 +219,5 @@ def _print(outcome: Outcome) -> None:
     if outcome.problems_left or outcome.kept < counts.keys:
         show_line(f"{name}: still not whole; see kvstore-inspect verify {name}")
     else:
-        mended = "repaired" if counts.damaged <= outcome.kept else "what is left is a whole store"
-        show_line(f"{name}: {mended}; checked again, no problems")
+        result = "repaired" if counts.damaged <= outcome.kept else "what is left is a whole store"
+        show_line(f"{name}: {result}; checked again, no problems")

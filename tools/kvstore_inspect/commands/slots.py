@@ -309,10 +309,12 @@ def _show_segment(view: FileView, extent: int, contents: bytes) -> bool:
             f"{number:6}  {offset:13,}  {live:4}  {dead:4}  {empty:5}  {live / SLOT_COUNT:4.0%}    "
             f"{earliest}"
         )
-    live_told = SEGMENT_ENTRY.unpack(view.map_entry(extent))[2]
-    if live_told != live_found and not view.in_use:
+    live_by_map = SEGMENT_ENTRY.unpack(view.map_entry(extent))[2]
+    if live_by_map != live_found and not view.in_use:
         wrong = True
-        say(f"{view.path}: extent {extent}: {live_told} live slots by the map, {live_found} found")
+        say(
+            f"{view.path}: extent {extent}: {live_by_map} live slots by the map, {live_found} found"
+        )
     for number, offset, page in pages:
         for index, _, packed in live_slots(page):
             control_byte = BUCKET_HEADER.unpack_from(page)[-1][index]

@@ -61,7 +61,7 @@ def command(file: Path, wait: float, unlocked: bool, as_json: bool, show_all: bo
 
 
 def _chosen(result: CheckResult, show_all: bool) -> Iterator[Problem]:
-    """Go through all problems, and yield those that are to be told of one by one."""
+    """Go through all problems, and yield those that are to be shown one by one."""
     with progress("checking") as show:
         for problem in result.problems(show):
             if show_all or result.breaches[problem.breach] <= MOST_SHOWN:
@@ -101,7 +101,7 @@ def _as_object(view: FileView, problem: Problem) -> dict[str, Any]:
 def _summary(result: CheckResult) -> dict[str, Any]:
     view, breaches = result.view, result.breaches
     name, opening = path_text(view.path), view.next_opening()
-    mends = remedies(set(breaches), opening)
+    advised = remedies(set(breaches), opening)
     return {
         "file": name,
         "fine": not breaches,
@@ -113,8 +113,8 @@ def _summary(result: CheckResult) -> dict[str, Any]:
                 "breach": breach,
                 "count": breaches[breach],
                 "meaning": meaning(breach, opening),
-                "remedy": mends[breach],
-                "advice": mends[breach].advice(name),
+                "remedy": advised[breach],
+                "advice": advised[breach].advice(name),
             }
             for breach in Breach
             if breaches[breach]
@@ -135,12 +135,12 @@ def _print(result: CheckResult, problems: Iterator[Problem], show_all: bool) -> 
         else:
             of_kind.setdefault(problem.breach, []).append(line)
     counts = _count(result)
-    mends = remedies(set(result.breaches), result.view.next_opening())
+    advised = remedies(set(result.breaches), result.view.next_opening())
     for breach in Breach:
         if result.breaches[breach]:
-            _print_kind(result, breach, of_kind.get(breach, []), mends[breach])
+            _print_kind(result, breach, of_kind.get(breach, []), advised[breach])
     _print_counts(counts)
-    _print_verdict(result)
+    _print_outcome(result)
 
 
 def _line(view: FileView, problem: Problem) -> str:
@@ -169,7 +169,7 @@ def _print_counts(counts: Counts) -> None:
         show_line("   ".join(cells))
 
 
-def _print_verdict(result: CheckResult) -> None:
+def _print_outcome(result: CheckResult) -> None:
     if result.gone > 0:
         show_line(
             f"{result.gone:,} findings of the first look were changes under way: gone, or "
