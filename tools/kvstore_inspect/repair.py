@@ -26,7 +26,6 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIRST_FILE_SIZE,
-    FIXED_EXTENTS,
     IDENTITY,
     IDENTITY_OFFSETS,
     MAX_EXTENTS,
@@ -34,10 +33,10 @@ from kvstore.format.layout import (
     STATE,
     STATE_OFFSET,
 )
-from kvstore.format.records import is_valid_record, magics, size_class_at
-from kvstore.format.superblock import pack_identity, pack_state
+from kvstore.format.superblock import Identity, pack_state, unpack_identity, unpack_state
 from kvstore.index.extents import Extents
 from kvstore.index.slab import Slab
+from kvstore.recovery.evidence import gather
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
@@ -115,40 +114,20 @@ def _copy(fd: int, copy: int) -> None:
 
 def settle_identity(view: FileView, fd: int) -> None:
     """Of two valid identities, write the one that the file's contents fit in both places."""
-    best = max(_valid_identities(view), key=lambda identity: _fit(view, _seed(identity)))
+    copies = (view[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS)
+    found = {copy: identity for copy in copies if (identity := unpack_identity(copy))}
+    best = max(found, key=lambda copy: _fit(view, found[copy]))
     for offset in IDENTITY_OFFSETS:
         write_at(fd, offset, best)
     flush_file(fd)
 
 
-def _valid_identities(view: FileView) -> list[bytes]:
-    copies = [view[offset : offset + IDENTITY.size] for offset in IDENTITY_OFFSETS]
-    return [copy for copy in copies if len(copy) == IDENTITY.size and copy == _packed_anew(copy)]
-
-
-def _packed_anew(identity: bytes) -> bytes:
-    _, _, _, file_id, seed, created_at, _ = IDENTITY.unpack(identity)
-    return pack_identity(file_id, seed, created_at)
-
-
-def _seed(identity: bytes) -> int:
-    return int(IDENTITY.unpack(identity)[4])
-
-
-def _fit(view: FileView, seed: int) -> tuple[int, bool]:
-    """Return how many records are whole with this hash seed, and whether the state is."""
-    packed = view.exactly(STATE_OFFSET, STATE.size)
-    clean, count, durable, at_close, checksum, _ = STATE.unpack(packed)
-    fits = packed == pack_state(bool(clean), count, durable, at_close, checksum, seed)
-    records = 0
-    for extent in range(FIXED_EXTENTS, min(-(-len(view) // EXTENT_SIZE), MAX_EXTENTS)):
-        contents = view.padded_extent(extent)
-        records += sum(
-            is_valid_record(contents, position, extent << EXTENT_SHIFT, seed)
-            for position in magics(contents)
-            if size_class_at(contents, position) >= 0
-        )
-    return records, fits
+def _fit(view: FileView, identity: Identity) -> tuple[bool, int, bool]:
+    """Return how well an identity fits: its format, whole records with its seed, the state."""
+    count = min(-(-len(view) // EXTENT_SIZE), MAX_EXTENTS)
+    whole = gather(view.padded_extent, count, identity.hash_seed).whole
+    state = unpack_state(view.exactly(STATE_OFFSET, STATE.size), identity.hash_seed)
+    return identity.is_known_format, whole, state.intact
 
 
 def prepare(view: FileView, fd: int) -> None:
