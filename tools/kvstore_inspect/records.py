@@ -9,6 +9,7 @@ Of the file no more than an extent is in memory at a time; beside it a bit for e
 bytes, or 8 bytes for each record of a file that was not closed.
 """
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import orjson
 
+from kvstore import compiled
+from kvstore.format.found_words import found_offset
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     BUCKET_COUNT,
@@ -35,6 +38,7 @@ from kvstore.format.layout import (
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
+    FOUND_UPPER_SHIFT,
     MAX_DEPTH,
     MAX_KEY_SIZE,
     MIN_DEPTH,
@@ -57,7 +61,6 @@ from kvstore.format.layout import (
 from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import classify, is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
-from kvstore.recovery.found_records import OFFSET_MASK, OFFSET_SHIFT, UPPER_SHIFT, FoundRecords
 
 from .file_view import FileView
 
@@ -365,18 +368,19 @@ class Records:
 
     def _outdated(self) -> set[int]:
         """Return the offsets of the records that have a newer one of the same key."""
-        found = FoundRecords(self._view.seed, self._now_ms)
+        implementation, seed, now_ms = compiled.selected, self._view.seed, self._now_ms
+        found: list[array[int]] = []
         for extent in self._slab_extents:
             self._progress(extent, 2 * self._view.extent_count)
             base = extent << EXTENT_SHIFT
             contents = self._view.padded_extent(extent)
-            winner = classify(contents, base, self._view.seed, self._now_ms).winner
+            winner = classify(contents, base, seed, now_ms).winner
             if winner >= 0:
-                found.scan_blocks(contents, base, winner)
-        found.sort()
+                found.append(implementation.scan_blocks(contents, base, winner, seed, now_ms)[1])
+        words = implementation.sort_words(found)
         losers: set[int] = set()
-        for _, close in groupby(found.words(), lambda word: word >> UPPER_SHIFT):
-            offsets = [word >> OFFSET_SHIFT & OFFSET_MASK for word in close]
+        for _, close in groupby(words, lambda word: word >> FOUND_UPPER_SHIFT):
+            offsets = [found_offset(word) for word in close]
             if len(offsets) > 1:
                 losers |= self._older(offsets)
         return losers
