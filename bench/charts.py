@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG files whose bytes depend on the figures alone.
+"""The five charts of the report, as SVG files whose bytes depend on the figures alone.
 
 Two kinds are enough: a dot for each engine in a row of its own, and a line for each. All scales are
 logarithmic, so that twice as much is as far anywhere. Colours are those of Okabe and Ito, which the
@@ -7,17 +7,19 @@ page around it may be light or dark.
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, log10
+from math import ceil, log10
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import matplotlib as mpl
 from engines import ENGINES
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from operations import OPERATIONS, typical_case
+from records import TEXT
 
 OWN: Final = "kvstore"
 
@@ -49,35 +51,22 @@ _SETTINGS: Final[Any] = {
 }
 
 
-class Range(NamedTuple):
-    """A figure, and its extremes over some rounds."""
-
-    median: float
-    least: float
-    most: float
-
-
-Line = Sequence[tuple[float, float]]
+Result = Mapping[str, Any]
+Spread = Mapping[str, float]
+# Of some engines, by what they are of.
+Dots = Mapping[str, Mapping[str, Spread]]
+Lines = dict[str, dict[str, list[tuple[float, float]]]]
+# Where percentiles are on the axis of `latency`.
+SHARES: Final = {"p50": 2, "p90": 10, "p99": 100, "p99.9": 1e3, "p99.99": 1e4, "max": 1e6}
 
 
-def draw_dots(
-    path: Path,
-    title: str,
-    panels: Mapping[str, Mapping[str, Range]],
-    unit: str,
-    *,
-    more_is_better: bool = False,
-) -> None:
-    """Draw a row for each engine, the best above, and a panel for each kind of figure.
+# --- two kinds of charts -------------------------------------------------------------------------
 
-    Args:
-        path: the file to write.
-        title: what stands above.
-        panels: figures by engine, by what they are of; an engine may lack some of them.
-        unit: of the figures.
-        more_is_better: which is the best.
-    """
-    engines = _by_rank(panels, more_is_better)
+
+def draw_dots(path: Path, title: str, panels: Dots) -> None:
+    """Draw a row for each engine, the best above, and a panel for each kind of figure."""
+    panels = {name: figures for name, figures in panels.items() if figures}
+    engines = _by_rank(panels)
     height = 0.95 + 0.235 * len(engines)
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height))
@@ -93,116 +82,72 @@ def draw_dots(
             left=1.15 / _WIDTH, right=1 - 0.12 / _WIDTH, top=1 - 0.52 / height,
             bottom=0.42 / height, wspace=0.09,
         )  # fmt: skip
-        _write_heading(figure, f"{title} ({unit})", height)
-        _save(figure, path)
+        _save(figure, path, title, height)
 
 
-def _by_rank(panels: Mapping[str, Mapping[str, Range]], more_is_better: bool) -> list[str]:
+def _by_rank(panels: Dots) -> list[str]:
     """Return all engines, by the mean of their figures' logarithms; last those that lack some."""
     logarithms: dict[str, list[float]] = {}
     for figures in panels.values():
         for engine, figure in figures.items():
-            logarithms.setdefault(engine, []).append(log10(figure.median))
-    sign = -1 if more_is_better else 1
-
-    def rank(engine: str) -> tuple[int, float]:
-        return -len(logarithms[engine]), sign * fmean(logarithms[engine])
-
-    return sorted(logarithms, key=rank)
+            logarithms.setdefault(engine, []).append(log10(figure["median"]))
+    return sorted(logarithms, key=lambda name: (-len(logarithms[name]), fmean(logarithms[name])))
 
 
-def _draw_panel_of_dots(axes: Axes, engines: Sequence[str], figures: Mapping[str, Range]) -> None:
+def _draw_panel_of_dots(axes: Axes, engines: Sequence[str], figures: Mapping[str, Spread]) -> None:
     axes.set_xscale("log")
-    for is_own in (False, True):
-        rows = [
-            (place, figures[engine])
-            for place, engine in enumerate(engines)
-            if engine in figures and _is_own(engine) is is_own
-        ]
-        if not rows:
+    for place, engine in enumerate(engines):
+        if engine not in figures:
             continue
-        places = [place for place, _ in rows]
-        colour = _OWN_COLOUR if is_own else _DOT_COLOUR
-        medians, least, most = zip(*(figure for _, figure in rows), strict=True)
-        axes.hlines(places, least, most, color=colour, linewidth=1.4)
-        axes.plot(medians, places, "o", color=colour, markersize=6.5 if is_own else 5)
-        for place, figure in rows:
-            axes.text(
-                1.0, place, show_number(figure.median), transform=axes.get_yaxis_transform(),
-                ha="right", va="center", color=colour,
-                fontweight="bold" if is_own else "normal",
-            )  # fmt: skip
-    if OWN in figures:
-        axes.axvline(figures[OWN].median, color=_OWN_COLOUR, linewidth=0.8, alpha=0.6, zorder=0)
-    low = min(each.least for each in figures.values())
-    high = max(each.most for each in figures.values())
+        figure = figures[engine]
+        colour, weight = (_OWN_COLOUR, "bold") if _is_own(engine) else (_DOT_COLOUR, "normal")
+        axes.hlines(place, figure["min"], figure["max"], color=colour, linewidth=1.4)
+        axes.plot(figure["median"], place, "o", color=colour, markersize=5.5)
+        axes.text(
+            1.0, place, show_number(figure["median"]), transform=axes.get_yaxis_transform(),
+            ha="right", va="center", color=colour, fontweight=weight,
+        )  # fmt: skip
+    low = min(each["min"] for each in figures.values())
+    high = max(each["max"] for each in figures.values())
     decades = max(log10(high / low), 0.3)
     # What is on the right of the figures is for the numbers.
     axes.set_xlim(low / 10 ** (0.07 * decades), low * 10 ** (1.55 * decades))
     axes.set_ylim(len(engines) - 0.4, -0.6)
+    if OWN in figures:
+        axes.axvline(figures[OWN]["median"], color=_OWN_COLOUR, linewidth=0.8, alpha=0.6, zorder=0)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     _set_log_ticks(axes.xaxis, low, low * 10**decades)
 
 
-def draw_lines(
-    path: Path,
-    title: str,
-    panels: Mapping[str, Mapping[str, Line]],
-    labels: tuple[str, str],
-    ticks: Mapping[float, str] | None = None,
-    columns: int = 2,
-) -> None:
-    """Draw a line for each engine, in a panel for each kind of figure; a legend for all below.
-
-    Args:
-        path: the file to write.
-        title: what stands above.
-        panels: lines by engine, by what they are of.
-        labels: of the axes, x and y.
-        ticks: what to write at which x; None: at each x of the lines, the number.
-        columns: how many panels are side by side.
-    """
-    engines = list(dict.fromkeys(engine for lines in panels.values() for engine in lines))
-    if ticks is None:
-        every = sorted({x for lines in panels.values() for line in lines.values() for x, _ in line})
-        ticks = {x: show_number(x) for x in every}
-    rows = ceil(len(panels) / columns)
-    legend_rows = ceil(len(engines) / 6)
-    height = 0.95 + (2.15 if rows > 1 else 3.0) * rows + 0.22 * legend_rows
+def draw_lines(path: Path, title: str, panels: Lines, names: Mapping[float, str]) -> None:
+    """Draw a line for each engine, in a panel for each kind of figure; a legend for all below."""
+    rows = len(panels) // 2
+    lines_of_all = [line for lines in panels.values() for line in lines.values()]
+    ticks = {x: names.get(x) or show_number(x) for line in lines_of_all for x, _ in line}
+    legend = 0.22 * ceil(len(lines_of_all) / len(panels) / 6)
+    height = 0.9 + 2.5 * rows + legend
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height))
-        grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
+        grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
         for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
             axes.set_title(name, loc="left", pad=4)
-            _draw_panel_of_lines(axes, lines, ticks)
-        for axes in grid[-1]:
-            axes.set_xlabel(labels[0])
-        for axes in grid[:, 0]:
-            axes.set_ylabel(labels[1])
+            axes.set(xscale="log", yscale="log")
+            for engine, line in lines.items():
+                axes.plot(*zip(*line, strict=True), label=engine, **_style_of(engine))
+            axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ticks.get(x, "")))
+            figures = [y for line in lines.values() for _, y in line]
+            _set_log_ticks(axes.yaxis, min(figures), max(figures))
         figure.subplots_adjust(
-            left=0.72 / _WIDTH, right=1 - 0.15 / _WIDTH, top=1 - 0.55 / height,
-            bottom=(0.55 + 0.22 * legend_rows) / height, wspace=0.08 * columns, hspace=0.24,
+            left=0.5 / _WIDTH, right=1 - 0.15 / _WIDTH, top=1 - 0.55 / height,
+            bottom=(0.35 + legend) / height, wspace=0.2, hspace=0.24,
         )  # fmt: skip
-        handles, names = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="lower center", ncols=6, columnspacing=1.2)
-        _write_heading(figure, title, height)
-        _save(figure, path)
-
-
-def _draw_panel_of_lines(axes: Axes, lines: Mapping[str, Line], ticks: Mapping[float, str]) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for engine, line in lines.items():
-        x, y = zip(*line, strict=True)
-        axes.plot(x, y, label=engine, markersize=3.5, **_style_of(engine))
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ticks.get(x, "")))
-    figures = [y for line in lines.values() for _, y in line]
-    _set_log_ticks(axes.yaxis, min(figures), max(figures))
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(), loc="lower center", ncols=6, columnspacing=1.2
+        )
+        _save(figure, path, title, height)
 
 
 def _is_own(engine: str) -> bool:
@@ -211,34 +156,20 @@ def _is_own(engine: str) -> bool:
 
 def _style_of(engine: str) -> dict[str, Any]:
     """Return how the line of an engine looks, the same in all charts."""
-    order = [name for name in ENGINES if _is_own(name) == _is_own(engine)]
-    place = order.index(engine) if engine in order else len(order)
+    place = list(ENGINES).index(engine)
+    lap, colour = divmod(place, len(_COLOURS))
+    style = {"linestyle": _DASHES[lap], "marker": _MARKS[colour], "markersize": 3.5}
     if _is_own(engine):
-        return {
-            "color": _OWN_COLOUR,
-            "linewidth": 2.8,
-            "linestyle": _DASHES[place % len(_DASHES)],
-            "marker": "o",
-            "zorder": 5,
-        }
-    lap, place = divmod(place, len(_COLOURS))
-    return {
-        "color": _COLOURS[place],
-        "linewidth": 1.3,
-        "linestyle": _DASHES[lap % len(_DASHES)],
-        "marker": _MARKS[(place + lap) % len(_MARKS)],
-    }
+        dashes = _DASHES[engine != OWN]
+        return style | {"color": _OWN_COLOUR, "linewidth": 2.8, "zorder": 5, "linestyle": dashes}
+    return style | {"color": _COLOURS[colour], "linewidth": 1.3}
 
 
 def _set_log_ticks(axis: Axis, low: float, high: float) -> None:
     """Have ticks at 1, 10, 100, … from `low` to `high`; where these are few, between them too."""
     decades = log10(high / low)
     parts = (1, 2, 5) if decades < 1 else (1, 3) if decades < 1.6 else (1,)
-    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    ticks = [part * 10.0**power for power in powers for part in parts]
-    axis.set_major_locator(
-        FixedLocator([tick for tick in ticks if low * 0.9 <= tick <= high * 1.1])
-    )
+    axis.set_major_locator(LogLocator(subs=parts))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda number, _: show_number(number)))
 
@@ -251,12 +182,91 @@ def show_number(number: float) -> str:
     return f"{number:.3g}" if number < 99.95 else f"{number:.0f}"
 
 
-def _write_heading(figure: Figure, title: str, height: float) -> None:
-    figure.text(
-        0.12 / _WIDTH, 1 - 0.1 / height, title, ha="left", va="top", fontsize=10.5,
-        fontweight="bold",
-    )  # fmt: skip
-
-
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, title: str, height: float) -> None:
+    place = (0.12 / _WIDTH, 1 - 0.1 / height)
+    figure.text(*place, title, ha="left", va="top", fontsize=10.5, fontweight="bold")
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+# --- the five ------------------------------------------------------------------------------------
+
+
+def _values(result: Result) -> Dots:
+    words, text = typical_case(result, 16_000), typical_case(result, 16_000, TEXT)
+    middle = typical_case(result, 1000)
+    return {
+        "create, 1,000 B": middle.get("create", {}),
+        "read, 1,000 B": middle.get("read", {}),
+        "create, 16,000 B": words.get("create", {}),
+        "create, one string": text.get("create", {}),
+    }
+
+
+def _growth(result: Result) -> Lines:
+    panels: Lines = {operation: {} for operation in OPERATIONS}
+    for case in result["cases"]:
+        if case["size"] == 100:
+            for operation, figures in case["microseconds"].items():
+                for engine, figure in figures.items():
+                    point = (case["records"], figure["median"])
+                    panels[operation].setdefault(engine, []).append(point)
+    return panels
+
+
+def _latency(result: Result) -> Lines:
+    return {
+        timed: {
+            engine: [
+                (SHARES[name], each["median"]) for name, each in row["microseconds"][timed].items()
+            ]
+            for engine, row in result["engines"].items()
+        }
+        for timed in ("create", "read")
+    }
+
+
+def _footprint(result: Result) -> Dots:
+    panels: dict[str, dict[str, Spread]] = {}
+    for engine, row in result["engines"].items():
+        figures = {
+            "bytes a record": row.get("bytes_per_record", {}).get("100"),
+            "memory, MiB": row.get("late_bytes", 0) / (1 << 20),
+        }
+        for name, figure in figures.items():
+            if figure:
+                single = dict.fromkeys(("median", "min", "max"), figure)
+                panels.setdefault(name, {})[engine] = single
+        for name, how in (("opening, ms", "closed"), ("after SIGKILL, ms", "killed")):
+            if how in row:
+                panels.setdefault(name, {})[engine] = row[how]
+    return panels
+
+
+def draw_all(results: Mapping[str, Result], folder: Path) -> dict[str, str]:
+    """Draw the charts of these experiments; return what each shows, by the name of its file.
+
+    Others are removed from the folder.
+    """
+    drawn: dict[str, str] = {}
+
+    def name(chart: str, shows: str) -> tuple[Path, str]:
+        drawn[f"{chart}.svg"] = shows
+        return folder / f"{chart}.svg", shows
+
+    if result := results.get("operations"):
+        figures = typical_case(result, 100)
+        draw_dots(*name("operations-100", "µs an operation, values of 100 bytes"), figures)
+        draw_dots(*name("values", "µs an operation, larger values"), _values(result))
+        title = "µs an operation in stores of so many records"
+        draw_lines(*name("growth", title), _growth(result), {})
+    if result := results.get("latency"):
+        title = "µs that so large a share of operations does not exceed"
+        names = {place: share for share, place in SHARES.items()}
+        draw_lines(*name("latency", title), _latency(result), names)
+    if result := results.get("footprint"):
+        title = "A store of up to 1,000,000 records of 100 bytes"
+        draw_dots(*name("footprint", title), _footprint(result))
+    for path in folder.glob("*.svg"):
+        if path.name not in drawn:
+            path.unlink()
+    return drawn

@@ -1,90 +1,85 @@
-"""`durable`: creates and deletes that are on stable storage when they return, by 1 and 8 threads.
+"""Creates and deletes that are on stable storage when they return, by 1 and 8 threads.
 
-Beside each other are the engines that can do it: kvstore with durable=True, SQLite in WAL mode with
-synchronous=FULL, LMDB with its flushes on, and others. In turns each does a round: for a while each
-one thread creates, then deletes what was created, and eight threads do the same on the same store.
-Each operation is timed by itself. The figures are those of the disk and of who shares flushes; on
-tmpfs they mean nothing.
+In each round each engine that can do it, in a new process: one thread creates for a while, then
+deletes what was created; then eight threads do the same on the same store. Each operation is timed
+by itself. `written` is what the kernel counts as written by the process, for each create of one
+thread: whole pages. The figures are those of the disk and of who shares flushes; on tmpfs they mean
+nothing.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
+from threading import Barrier
 from time import perf_counter_ns
 from typing import Any, Final
 
-from engines import ENGINES, OpenEngine
-from histogram import Histogram
-from threads import run_together
-from workers import Plan, Say, failed_rows, failures, spread, steps_in_turns
+from engines import OpenEngine
+from operations import TTL, time_creates
+from records import make_keys, make_values
+from workers import Job, Say, rounds_in_turns
 
-from harness import file_system, make_keys, make_values, markdown_table
+from harness import Column, Plan, engine_table, file_system, show_spread, spread, with_failures
 
 THREADS: Final = (1, 8)
 OPERATIONS: Final = ("create", "delete")
+PERCENTILES: Final = ("p50", "p99", "max")
 VALUE_SIZE: Final = 100
-DISTINCT_VALUES: Final = 1000
-TTL: Final = 3600
 RECORDS: Final = 10_000  # that are there before
-SECONDS: Final = 0.7
-ROUNDS: Final = 5
-QUICK_RECORDS: Final = 100
-QUICK_SECONDS: Final = 0.05
-QUICK_ROUNDS: Final = 1
+SECONDS: Final = 0.6  # for each operation and number of threads
+ROUNDS: Final = 3
 MOST_OPERATIONS: Final = 10_000  # of a thread in one go
 
-# Nanoseconds that each operation took, for each thread; and the seconds for all of them.
-Took = tuple[float, list[list[int]]]
-# An operation and the number of threads that did it.
-Case = tuple[str, int]
+show_rate: Final = partial(show_spread, digits=0)
+
+# An operation and the number of threads that did it; seconds, and each thread's nanoseconds.
+Took = dict[tuple[str, int], tuple[float, list[list[int]]]]
 
 
-def run_durable(
-    open_engine: OpenEngine, say: Say, folder: Path, records: int, seconds: float, rounds: int
-) -> Iterator[dict[Case, Took]]:
-    """Task: make a store, yield nothing; then for each round what each case took."""
-    values = make_values(VALUE_SIZE, DISTINCT_VALUES)
-    store = open_engine(folder)
-    try:
-        say("makes its records")
-        for key, value in zip(make_keys(records), cycle(values)):
-            store.create(key, value, TTL)
-    finally:
-        store.close()
-    store = open_engine(folder, durable=True)
+def run_round(
+    open_engine: OpenEngine, say: Say, folder: Path, number: int, records: int, seconds: float
+) -> tuple[Took, float]:
+    """Task: return what each case took, and the bytes written for each create of one thread."""
+    values = make_values(VALUE_SIZE)
+    with closing(open_engine(folder)) as store:
+        time_creates(store, make_keys(records), values)
+    took: Took = {}
+    written = 0.0
+    with closing(open_engine(folder, durable=True)) as store:
 
-    def create(key: str) -> None:
-        store.create(key, values[int(key, 16) % len(values)], TTL)
+        def create(key: str) -> None:
+            store.create(key, values[int(key, 16) % len(values)], TTL)
 
-    try:
-        yield {}
-        for number in range(rounds):
-            cases: dict[Case, Took] = {}
-            for threads in THREADS:
-                say(f"{threads} threads, round {number + 1} of {rounds}")
-                keys = make_keys(MOST_OPERATIONS * threads, first=records)
-                parts = [keys[first::threads] for first in range(threads)]
-                created = cases["create", threads] = time_until(seconds, create, parts)
-                parts = [part[: len(took)] for part, took in zip(parts, created[1], strict=True)]
-                deleted = cases["delete", threads] = time_until(seconds, store.delete, parts)
-                for part, took in zip(parts, deleted[1], strict=True):
-                    for key in part[len(took) :]:
-                        store.delete(key)
-            yield cases
-    finally:
-        store.close()
+        for threads in THREADS:
+            say(f"{threads} threads, round {number + 1}")
+            keys = make_keys(MOST_OPERATIONS * threads, first=records)
+            records += len(keys)
+            parts = [keys[place::threads] for place in range(threads)]
+            before = getrusage(RUSAGE_SELF).ru_oublock
+            created = took["create", threads] = run_together(seconds, create, parts)
+            if threads == 1:
+                blocks = getrusage(RUSAGE_SELF).ru_oublock - before
+                written = blocks * 512 / len(created[1][0])
+            parts = [part[: len(each)] for part, each in zip(parts, created[1], strict=True)]
+            took["delete", threads] = run_together(seconds, store.delete, parts)
+    return took, written
 
 
-def time_until(
+def run_together(
     seconds: float, operation: Callable[[str], object], parts: Sequence[Sequence[str]]
-) -> Took:
+) -> tuple[float, list[list[int]]]:
     """Have a thread for each part do the operation for its keys, until the time is over."""
     gc.collect()
+    gate = Barrier(len(parts) + 1)
 
     def work(keys: Sequence[str]) -> list[int]:
         took: list[int] = []
+        gate.wait()
         begin = perf_counter_ns()
         end = begin + round(seconds * 1e9)
         for key in keys:
@@ -96,92 +91,72 @@ def time_until(
             begin = now
         return took
 
-    return run_together(work, parts)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        futures = [pool.submit(work, part) for part in parts]
+        gate.wait()
+        begin = perf_counter_ns()
+        results = [future.result() for future in futures]
+        return (perf_counter_ns() - begin) / 1e9, results
 
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return operations a second and percentiles, by engine and case."""
-    able = [engine for engine in plan.engines if ENGINES[engine].can_be_durable]
-    seconds = QUICK_SECONDS if plan.quick else SECONDS
-    rounds = plan.rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
-    courses = steps_in_turns(
-        plan.only(able), run_durable, QUICK_RECORDS if plan.quick else RECORDS, seconds, rounds
-    )
+    able = [engine for engine, kind in plan.engines.items() if kind.can_be_durable]
+    arguments = (plan.pick(RECORDS, 100), plan.pick(SECONDS, 0.05, 0.02))
+    rounds = plan.rounds or plan.pick(ROUNDS, 1)
+    jobs = [Job(engine, engine, arguments, rounds, rounds) for engine in able]
+    results, failures = rounds_in_turns(plan, run_round, jobs)
     return {
         "file_system": file_system(plan.place),
         "value_size": VALUE_SIZE,
-        "ttl": TTL,
         "not_durable": [engine for engine in plan.engines if engine not in able],
-        "failures": failures(courses),
+        "failures": failures,
         "rows": [
-            summarise(engine, operation, course.items[1:])
+            summarise(engine, operation, rounds)
             for operation in OPERATIONS
-            for engine, course in courses.items()
-            if course.failure is None
+            for engine, rounds in results.items()
+            if rounds
         ],
     }
 
 
-def summarise(engine: str, operation: str, rounds: list[dict[Case, Took]]) -> dict[str, Any]:
+def summarise(engine: str, operation: str, rounds: Sequence[tuple[Took, float]]) -> dict[str, Any]:
     """Return an engine's figures for one operation."""
+    from percentiles import percentiles
+
+    cases = {threads: [took[operation, threads] for took, _ in rounds] for threads in THREADS}
     per_second = {
-        threads: [
-            sum(map(len, by_thread)) / seconds
-            for seconds, by_thread in (each[operation, threads] for each in rounds)
-        ]
-        for threads in THREADS
+        threads: [sum(map(len, each)) / seconds for seconds, each in case]
+        for threads, case in cases.items()
     }
-    latency = {}
-    for threads in THREADS:
-        histogram = Histogram()
-        for each in rounds:
-            for took in each[operation, threads][1]:
-                histogram.add(took)
-        latency[threads] = histogram.summary()
+    one, many = per_second.values()
     return {
         "engine": engine,
         "operation": operation,
-        "operations_per_second": {
-            threads: spread(figures) for threads, figures in per_second.items()
+        "per_second": {threads: spread(each) for threads, each in per_second.items()},
+        "speed_up": median(b / a for a, b in zip(one, many, strict=True)),
+        "microseconds": {
+            threads: percentiles(each for _, parts in case for each in parts)
+            for threads, case in cases.items()
         },
-        "speed_up": median(
-            many / one for one, many in zip(*(per_second[each] for each in THREADS), strict=True)
-        ),
-        "microseconds": latency,
+        **({"written_bytes": median(each for _, each in rounds)} if operation == "create" else {}),
     }
 
 
-def format_result(result: dict[str, Any]) -> str:
+def format_result(result: Mapping[str, Any]) -> str:
     """Return the figures as a table."""
-    one, many = THREADS
-    headings = [
-        "operations a second",
-        *(f"{threads} thread{'s' * (threads > 1)}" for threads in THREADS),
-        f"{many} threads / {one}",
-        *(
-            f"{threads} thread{'s' * (threads > 1)}: {name}, µs"
-            for threads in THREADS
-            for name in ("p50", "p99", "max")
-        ),
-    ]
-    rows = [
-        [
-            f"{row['engine']}, {row['operation']}",
-            *(
-                "{median:,.0f} ({min:,.0f}–{max:,.0f})".format(**figures)
-                for figures in row["operations_per_second"].values()
-            ),
-            f"{row['speed_up']:.2f}",
-            *(
-                f"{figures[name]:,.0f}"
-                for figures in row["microseconds"].values()
-                for name in ("p50", "p99", "max")
-            ),
+    columns: list[Column] = []
+    for threads in map(str, THREADS):
+        columns.append((f"{threads} × a second", show_rate, ("per_second", threads)))
+        columns += [
+            (f"{threads} × {name}, µs", "{:,.0f}".format, ("microseconds", threads, name))
+            for name in PERCENTILES
         ]
-        for row in result["rows"]
-    ]
-    table = markdown_table(headings, rows + failed_rows(result["failures"], len(headings)))
-    return (
+    columns.append(("8 × / 1 ×", "{:.2f}".format, ("speed_up",)))
+    columns.append(("bytes written", "{:,.0f}".format, ("written_bytes",)))
+    rows = {f"{row['engine']}, {row['operation']}": row for row in result["rows"]}
+    text = (
         f"On {result['file_system']}. Cannot wait for the disk, or not by an operation: "
-        f"{', '.join(result['not_durable']) or 'none'}.\n\n{table}"
+        f"{', '.join(result['not_durable']) or 'none'}."
     )
+    return with_failures([text, engine_table("threads", rows, columns)], result["failures"])

@@ -1,85 +1,70 @@
-"""`latency`: how long each single create and read takes while a store grows to 1,000,000 records.
+"""How long each single create and read takes while a store grows to a million records.
 
 No pause hides in a mean: each create is timed by itself, and after each 5,000 of them 1,000 reads
-of random records likewise. The longest creates are told with the number of the record. After them
-comes a control, by the same clock: a loop of some microseconds that calls nothing and touches no
-memory. What it takes longer now and then is the doing of the machine, of what else runs on it, or
-of threads that the engine has in the background.
+of random records likewise. Then comes a control, by the same clock: a loop of some microseconds
+that calls nothing and touches no memory. What it takes longer now and then is caused by the
+machine, or by threads that the engine has in the background. Engines that are fast enough do more
+rounds, in new processes; percentiles are medians of the rounds'.
 """
 
-import heapq
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
-from engines import Engine, OpenEngine
-from histogram import Histogram
-from workers import Plan, Say, failed_rows, failures, steps_in_turns
+from engines import OpenEngine
+from operations import TTL
+from records import key_of, make_keys, make_values
+from workers import Job, Say, rounds_in_turns
 
-from harness import key_of, make_keys, make_values, markdown_table
+from harness import Column, Plan, engine_table, spread, with_failures
 
 TIMED: Final = ("create", "read", "control")
 VALUE_SIZE: Final = 100
-DISTINCT_VALUES: Final = 1000
-TTL: Final = 3600
 RECORDS: Final = 1_000_000
-QUICK_RECORDS: Final = 10_000
-ALLOWANCE: Final = 40.0  # seconds that an engine has for all of it
+ROUNDS: Final = 3
+PATIENCE: Final = 12.0  # seconds that an engine has to grow
+SECONDS: Final = 20.0  # for all of its rounds, beyond the first
 CREATES: Final = 5000  # in a row
 READS: Final = 1000  # after them; and so many of the control
-TURN: Final = 50_000  # records that are created before it is another engine's turn
-LONGEST: Final = 10  # creates that are told
 CONTROL_LOOPS: Final = 300
 
+Times = dict[str, "array[int]"]  # nanoseconds that each of `TIMED` took
 
-class Watch:
-    """A store that grows under the eyes of a clock."""
 
-    def __init__(self, store: Engine) -> None:
-        self.count = 0
-        self._store = store
-        self._values = make_values(VALUE_SIZE, DISTINCT_VALUES)
-        self._rng = random.Random(1)
-        self._histograms = {name: Histogram() for name in TIMED}
-        self._longest: list[tuple[int, int]] = []  # nanoseconds, number of the record
-        self._longest_of_row: list[int] = []
-
-    def go_on(self, creates: int) -> None:
-        """Time so many creates in a row, then reads, then the control."""
-        store, first = self._store, self.count
-        keys = make_keys(creates, first)
-        values = islice(cycle(self._values), creates)
-        took = time_each(store.create, [(*each, TTL) for each in zip(keys, values, strict=True)])
-        self._histograms["create"].add(took)
-        numbered = zip(took, range(first, first + creates), strict=True)
-        self._longest = heapq.nlargest(LONGEST, [*self._longest, *numbered])
-        self._longest_of_row.append(max(took))
-        self.count += creates
-        wanted = [(key_of(self._rng.randrange(self.count)),) for _ in range(READS)]
-        self._histograms["read"].add(time_each(store.read, wanted))
-        self._histograms["control"].add(time_each(spin, [(CONTROL_LOOPS,)] * READS))
-
-    def result(self) -> dict[str, Any]:
-        """Return what was seen so far; times are microseconds, but in histograms nanoseconds."""
-        return {
-            "records": self.count,
-            "microseconds": {name: each.summary() for name, each in self._histograms.items()},
-            "histograms": {name: each.to_json() for name, each in self._histograms.items()},
-            "longest_creates": [
-                {"record": number, "microseconds": took / 1000} for took, number in self._longest
-            ],
-            "longest_create_of_each_row": [took / 1000 for took in self._longest_of_row],
-        }
+def grow_timed(
+    open_engine: OpenEngine, say: Say, folder: Path, _round: int, records: int, seconds: float
+) -> Times:
+    """Task: let a store grow as far as the time allows; return all times."""
+    values = cycle(make_values(VALUE_SIZE))
+    rng = random.Random(1)
+    times: Times = {name: array("q") for name in TIMED}
+    end = perf_counter() + seconds
+    with closing(open_engine(folder)) as store:
+        for first in range(0, records, CREATES):
+            if perf_counter() > end:
+                break
+            say(f"has {first:,} records")
+            count = min(CREATES, records - first)
+            keys = make_keys(count, first)
+            calls = [
+                (key, value, TTL) for key, value in zip(keys, islice(values, count), strict=True)
+            ]
+            times["create"] += time_each(store.create, calls)
+            wanted = [(key_of(rng.randrange(first + count)),) for _ in range(READS)]
+            times["read"] += time_each(store.read, wanted)
+            times["control"] += time_each(spin, [(CONTROL_LOOPS,)] * READS)
+    return times
 
 
 def time_each(function: Callable[..., object], calls: Iterable[tuple[Any, ...]]) -> "array[int]":
     """Return the nanoseconds that each call took."""
     clock = perf_counter_ns
-    took = array("Q")
+    took = array("q")
     for arguments in calls:
         begin = clock()
         function(*arguments)
@@ -93,70 +78,56 @@ def spin(count: int) -> None:
         pass
 
 
-def run_latency(
-    open_engine: OpenEngine, say: Say, folder: Path, records: int, allowance: float
-) -> Iterator[dict[str, Any]]:
-    """Task: let a store grow in turns; yield what was seen so far."""
-    store = open_engine(folder)
-    try:
-        watch = Watch(store)
-        while watch.count < records and allowance > 0:
-            say(f"has {watch.count:,} records")
-            began = perf_counter()
-            end = min(watch.count + TURN, records)
-            while watch.count < end and allowance > perf_counter() - began:
-                watch.go_on(min(CREATES, end - watch.count))
-            allowance -= perf_counter() - began
-            yield watch.result()
-    finally:
-        store.close()
-
-
 def measure(plan: Plan) -> dict[str, Any]:
-    """Let all stores grow; return the percentiles and histograms of each engine."""
-    records = QUICK_RECORDS if plan.quick else RECORDS
-    courses = steps_in_turns(plan, run_latency, records, ALLOWANCE)
+    """Let all stores grow; return the percentiles of each engine."""
+    rounds = plan.rounds or plan.pick(ROUNDS, 1)
+    return measure_growth(plan, plan.pick(RECORDS, 10_000, 3000), rounds, SECONDS)
+
+
+def measure_growth(plan: Plan, records: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Let all stores grow in some rounds; return percentiles by engine and operation."""
+    # It is for those who measure: the processes of the engines may not have its library.
+    from percentiles import percentiles
+
+    jobs = [
+        Job(engine, engine, (records, PATIENCE), rounds, seconds=seconds) for engine in plan.engines
+    ]
+    results, failures = rounds_in_turns(plan, grow_timed, jobs)
     return {
         "value_size": VALUE_SIZE,
-        "ttl": TTL,
         "records": records,
-        "allowance_seconds": ALLOWANCE,
-        "failures": failures(courses),
-        "engines": {engine: course.items[-1] for engine, course in courses.items() if course.items},
+        "failures": failures,
+        "engines": {
+            engine: {
+                "records": min(len(each["create"]) for each in times),
+                "microseconds": {
+                    name: _spreads([percentiles([each[name]]) for each in times]) for name in TIMED
+                },
+            }
+            for engine, times in results.items()
+            if times
+        },
     }
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """Return the percentiles as a table, and where the longest creates were as another."""
+def _spreads(rounds: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the spread of each percentile that all rounds have."""
+    shared = [name for name in rounds[0] if all(name in each for each in rounds)]
+    return {name: spread([each[name] for each in rounds]) for name in shared}
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """Return the percentiles as a table for each operation."""
     engines = result["engines"]
-    columns = list(next(iter(engines.values()))["microseconds"]["create"])
-    headings = ["µs an operation", *columns]
-    rows = [
-        [
-            f"{engine}, {name}" + _how_far(result, engine),
-            *(f"{seen['microseconds'][name][column]:,.1f}" for column in columns),
-        ]
-        for name in TIMED
-        for engine, seen in engines.items()
-    ]
-    percentiles = markdown_table(headings, rows + failed_rows(result["failures"], len(headings)))
-    longest = markdown_table(
-        ["longest creates", "ms (number of the record)"],
-        [
-            [
-                engine,
-                ", ".join(
-                    f"{each['microseconds'] / 1000:.2f} ({each['record']:,})"
-                    for each in seen["longest_creates"][:5]
-                ),
-            ]
-            for engine, seen in engines.items()
-        ],
+    names = dict.fromkeys(
+        name for each in engines.values() for name in each["microseconds"]["create"]
     )
-    return f"{percentiles}\n\n{longest}"
-
-
-def _how_far(result: dict[str, Any], engine: str) -> str:
-    """Return in words how many records an engine got to, where they are not all."""
-    count = result["engines"][engine]["records"]
-    return "" if count == result["records"] else f" (to {count:,} records)"
+    tables = []
+    for timed in TIMED:
+        columns: list[Column] = [
+            (name, "{:,.1f}".format, ("microseconds", timed, name, "median")) for name in names
+        ]
+        columns.append(("records", "{:,}".format, ("records",)))
+        columns.append(("rounds", str, ("microseconds", timed, "max", "rounds")))
+        tables.append(engine_table(f"{timed}, µs", engines, columns))
+    return with_failures(tables, result["failures"])

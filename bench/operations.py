@@ -1,155 +1,115 @@
-"""`operations`: the time of create, read, a missed read and delete, for values of some sizes.
+"""The time of create, read, a missed read and delete, for values and stores of some sizes.
 
-In each round each engine does for each size, on a new file: create all keys, read all in random
-order, read as many absent keys, delete all in another random order. One pair of clock readings
-surrounds each loop; the cost of the loop itself is the same for all. Garbage collection is on, as
-by default. Keys and values are made before. Every engine does some rounds, and those that are fast
-enough a few more.
+In each round each engine, in a new process and on a new file: creates all keys, reads them in
+random order, reads as many absent ones, deletes them in another random order; of many keys only a
+part is read, missed and deleted. One pair of clock readings surrounds each loop; the cost of the
+loop itself is the same for all. Garbage collection is on, as by default. Keys and values are made
+before. All sizes and engines take turns, so that ratios of any two figures mean something. Who is
+fast enough does more rounds: the tables say how many.
 """
 
 import gc
 import random
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from itertools import cycle
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from engines import Engine, OpenEngine
-from workers import (
-    Plan,
-    Say,
-    failures,
-    ratios,
-    show_spread,
-    spread,
-    steps_in_turns,
-)
+from engines.own import COMPILED
+from records import TEXT, WORDS, make_keys, make_values
+from workers import Job, Say, rounds_in_turns
 
-from harness import make_keys, make_values, markdown_table
+from harness import Column, Plan, engine_table, ratio, show_spread, spread, with_failures
 
 OPERATIONS: Final = ("create", "read", "miss", "delete")
-RECORDS: Final = {100: 100_000, 1000: 100_000, 16_000: 20_000}  # by size of value
-QUICK_RECORDS: Final = {100: 2000, 1000: 2000, 16_000: 400}
-TINY_RECORDS: Final = {100: 500}
-ROUNDS: Final = 5
-LEAST_ROUNDS: Final = 3
-ALLOWANCE: Final = 8.0  # seconds that an engine has for a size, if it has done the least rounds
-DISTINCT_VALUES: Final = 1000  # and no more than 2 MB of them: to make 16 MB takes seconds
 TTL: Final = 3600
+ROUNDS: Final = 5
+SECONDS: Final = 14.0  # for the rounds of a case, beyond the least number of them
+PATIENCE: Final = 45.0  # seconds to create all records of a case
 CHUNK: Final = 10_000  # creates between two looks at the clock
 
 Micros = dict[str, float]  # that one of each operation took
 
 
-def run_cycles(
-    open_engine: OpenEngine,
-    say: Say,
-    folder: Path,
-    sizes: dict[int, int],
-    rounds: int,
-    least: int,
-) -> Iterator[Micros]:
-    """Task: for each size, in each round, do each operation for all keys; yield the microseconds.
+class Case(NamedTuple):
+    """A kind of record, and how many there are."""
 
-    Where the time for a size is used up, and `least` rounds are done, nothing is done in the
-    others of them, so that engines go on to the next size together.
-    """
-    for size, records in sizes.items():
-        say(f"values of {size:,} bytes")
-        keys = make_keys(records)
-        absent = make_keys(records, first=records)
-        values = make_values(size, min(DISTINCT_VALUES, 2_000_000 // size))
-        took = 0.0
-        for number in range(rounds):
-            # Another round takes as long as one did so far.
-            if number >= least and took + took / number > ALLOWANCE:
-                yield {}
-                continue
-            begin = perf_counter()
-            yield run_cycle(open_engine, folder / "cycle", keys, absent, values, number)
-            took += perf_counter() - begin
+    size: int
+    """Of each value, in bytes of JSON."""
+    records: int
+    shape: str = WORDS
+    share: int = 1
+    """One in so many is read, missed and deleted."""
+    least: int = 2
+    """Rounds that every engine does."""
+    own_only: bool = False
+    """Whether it is for kvstore alone."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.records:,} records of {self.size:,} B, {self.shape}"
 
 
-def run_cycle(
-    open_engine: OpenEngine,
-    folder: Path,
-    keys: list[str],
-    absent: list[str],
-    values: list[dict[str, Any]],
-    seed: int,
-    patience: float = inf,
+FULL: Final = (
+    Case(100, 10_000),
+    Case(100, 100_000),
+    Case(100, 1_000_000, share=10, least=1),
+    Case(100, 3_000_000, share=30, least=1, own_only=True),
+    Case(1000, 100_000),
+    Case(16_000, 10_000),
+    Case(16_000, 10_000, TEXT),
+)
+QUICK: Final = tuple(each._replace(records=each.records // 100, least=1) for each in FULL)
+TINY: Final = (
+    Case(100, 500, share=5, least=1),
+    Case(100, 600, least=1, own_only=True),
+    Case(16_000, 20, TEXT, least=1),
+)
+
+
+def run_round(
+    open_engine: OpenEngine, say: Say, folder: Path, number: int, case: Case, patience: float = inf
 ) -> Micros:
-    """Return the microseconds that each operation takes, in a new store in that folder."""
-    folder.mkdir()
-    try:
-        with closing(open_engine(folder)) as store:
-            return time_cycle(store, keys, absent, values, TTL, random.Random(seed), patience)
-    finally:
-        shutil.rmtree(folder)
-
-
-def time_cycle(
-    store: Engine,
-    keys: list[str],
-    absent: list[str],
-    values: list[dict[str, Any]],
-    ttl: int | None,
-    rng: random.Random,
-    patience: float = inf,
-) -> Micros:
-    """Create all keys, read and delete as many as there are absent ones; return the microseconds.
+    """Task: do one round; return the microseconds that each operation takes.
 
     Raises:
         TimeoutError: the creates took longer than `patience`, in seconds.
     """
-    read, delete = store.read, store.delete
-    count = len(absent)
+    say(f"{case.name}, round {number + 1}")
+    rng = random.Random(number)
+    keys = make_keys(case.records)
+    count = case.records // case.share
+    absent = make_keys(count, first=case.records)
     wanted, doomed = rng.sample(keys, count), rng.sample(keys, count)
-    seconds: dict[str, float] = {}
-
-    gc.collect()
-    seconds["create"] = _time_creates(store, keys, values, ttl, patience)
-
-    gc.collect()
-    begin = perf_counter()
-    for key in wanted:
-        read(key)
-    seconds["read"] = perf_counter() - begin
-
-    hits = 0
-    gc.collect()
-    begin = perf_counter()
-    for key in absent:
-        try:
-            read(key)
-            hits += 1
-        except KeyError:
-            pass
-    seconds["miss"] = perf_counter() - begin
-
-    _check_work(store, keys, values, hits)
-    gc.collect()
-    begin = perf_counter()
-    for key in doomed:
-        delete(key)
-    seconds["delete"] = perf_counter() - begin
-    _expect(KeyError, read, doomed[0])
-    _expect(KeyError, delete, doomed[0])
-    done = dict.fromkeys(OPERATIONS, count) | {"create": len(keys)}
-    return {operation: seconds[operation] / done[operation] * 1e6 for operation in OPERATIONS}
+    values = make_values(case.size, shape=case.shape)
+    micros = {}
+    with closing(open_engine(folder)) as store:
+        gc.collect()
+        micros["create"] = time_creates(store, keys, values, patience)
+        gc.collect()
+        micros["read"] = time_calls(store.read, wanted)
+        gc.collect()
+        micros["miss"] = time_misses(store, absent)
+        last = case.records - 1
+        if store.read(keys[last]) != values[last % len(values)]:
+            raise AssertionError("it does not hold what was stored")
+        _expect(Exception, store.create, keys[0], values[0], None)
+        gc.collect()
+        micros["delete"] = time_calls(store.delete, doomed)
+        _expect(KeyError, store.read, doomed[0])
+        _expect(KeyError, store.delete, doomed[0])
+    return micros
 
 
-def _time_creates(
-    store: Engine,
-    keys: list[str],
-    values: list[dict[str, Any]],
-    ttl: int | None,
-    patience: float,
+def time_creates(
+    store: Engine, keys: list[str], values: list[dict[str, Any]], patience: float = inf
 ) -> float:
+    """Create these keys; return the microseconds that each took."""
     create = store.create
     value_of = cycle(values)
     begin = perf_counter()
@@ -157,16 +117,33 @@ def _time_creates(
         if perf_counter() - begin > patience:
             raise TimeoutError(f"{first:,} of {len(keys):,} records when its time was used up")
         for key, value in zip(keys[first : first + CHUNK], value_of, strict=False):
-            create(key, value, ttl)
-    return perf_counter() - begin
+            create(key, value, TTL)
+    return (perf_counter() - begin) / len(keys) * 1e6
 
 
-def _check_work(store: Engine, keys: list[str], values: list[dict[str, Any]], hits: int) -> None:
-    """See that the store has done what was timed."""
-    last = len(keys) - 1
-    if hits or store.read(keys[last]) != values[last % len(values)]:
-        raise AssertionError(f"{type(store).__name__} does not hold what was stored")
-    _expect(Exception, store.create, keys[0], values[0], None)
+def time_calls(function: Callable[[str], object], keys: list[str]) -> float:
+    """Return the microseconds that a call takes."""
+    begin = perf_counter()
+    for key in keys:
+        function(key)
+    return (perf_counter() - begin) / len(keys) * 1e6
+
+
+def time_misses(store: Engine, keys: list[str]) -> float:
+    """Return the microseconds that a read of an absent key takes, its KeyError caught."""
+    read = store.read
+    hits = 0
+    begin = perf_counter()
+    for key in keys:
+        try:
+            read(key)
+            hits += 1
+        except KeyError:
+            pass
+    seconds = perf_counter() - begin
+    if hits:
+        raise AssertionError(f"it has {hits:,} records that were never stored")
+    return seconds / len(keys) * 1e6
 
 
 def _expect(kind: type[Exception], function: Callable[..., object], *arguments: object) -> None:
@@ -178,74 +155,69 @@ def _expect(kind: type[Exception], function: Callable[..., object], *arguments: 
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Run all rounds; return microseconds an operation, and ratios, by size and operation."""
-    sizes = TINY_RECORDS if plan.tiny else QUICK_RECORDS if plan.quick else RECORDS
-    rounds = plan.rounds or (2 if plan.quick else ROUNDS)
-    least = min(rounds, LEAST_ROUNDS)
-    courses = steps_in_turns(plan, run_cycles, sizes, rounds, least)
-    rows: list[dict[str, Any]] = []
-    for number, (size, records) in enumerate(sizes.items()):
-        cycles = {
-            engine: [each for each in course.items[number * rounds :][:rounds] if each]
-            for engine, course in courses.items()
-        }
-        rows += [{"value_size": size, **row} for row in rows_of(cycles, records, least)]
-    return {"rounds": rounds, "ttl": TTL, "failures": failures(courses), "rows": rows}
+    """Run all rounds; return the figures of each case."""
+    return measure_cases(plan, plan.pick(FULL, QUICK, TINY), plan.pick(ROUNDS, 1), SECONDS)
 
 
-def rows_of(cycles: dict[str, list[Micros]], records: int, least: int) -> list[dict[str, Any]]:
-    """Return a row for each operation, of the engines that did at least so many rounds."""
-    rows = []
-    for operation in OPERATIONS:
-        micros = {
-            engine: [took[operation] for took in each]
-            for engine, each in cycles.items()
-            if len(each) >= least
-        }
-        rows.append(
-            {
-                "records": records,
-                "operation": operation,
-                "microseconds": {engine: spread(each) for engine, each in micros.items()},
-                "ratio_to_kvstore": ratios(micros),
-                "rounds": micros,
-            }
+def measure_cases(plan: Plan, cases: Iterable[Case], rounds: int, seconds: float) -> dict[str, Any]:
+    """Run all rounds of some cases; return microseconds by operation and engine of each."""
+    jobs = {
+        (case, engine): Job(
+            engine,
+            f"{engine}, {case.name},",
+            (case, PATIENCE),
+            plan.rounds or rounds,
+            plan.rounds or case.least,
+            seconds,
         )
-    return rows
+        for case in cases
+        for engine, kind in plan.engines.items()
+        if kind.is_own or not case.own_only
+    }
+    results, failures = rounds_in_turns(plan, run_round, jobs.values())
+    rows: dict[Case, dict[str, Any]] = {}
+    for (case, engine), job in jobs.items():
+        row = rows.setdefault(case, {**case._asdict(), "name": case.name, "microseconds": {}})
+        for operation in OPERATIONS:
+            if micros := [each[operation] for each in results[job.name]]:
+                row["microseconds"].setdefault(operation, {})[engine] = spread(micros)
+    return {"ttl": TTL, "failures": failures, "cases": list(rows.values())}
 
 
-def format_result(result: dict[str, Any]) -> str:
-    """Return the figures as a table for each size of value."""
-    rows = result["rows"]
-    sizes = dict.fromkeys(row["value_size"] for row in rows)
-    tables = [
-        format_rows(f"µs, {size:,} B", [row for row in rows if row["value_size"] == size])
-        for size in sizes
+def typical_case(result: Mapping[str, Any], size: int, shape: str = WORDS) -> Mapping[str, Any]:
+    """Return the figures of values like this, by operation and engine: of about 100,000 records."""
+    cases = [
+        each
+        for each in result["cases"]
+        if (each["size"], each["shape"], each["own_only"]) == (size, shape, False)
     ]
-    return "\n\n".join(tables + failure_lines(result["failures"]))
+    if not cases:
+        return {}
+    nearest = min(cases, key=lambda each: abs(each["records"] - 100_000))
+    figures: Mapping[str, Any] = nearest["microseconds"]
+    return figures
 
 
-def format_rows(heading: str, rows: list[dict[str, Any]]) -> str:
-    """Return what `rows_of` returned as a table, with a line for each engine."""
-    operations = [row["operation"] for row in rows]
-    others = rows[0]["ratio_to_kvstore"]
-    return markdown_table(
-        [
-            heading,
-            *operations,
-            *(f"{operation} / kvstore" for operation in operations if others),
-        ],
-        [
-            [
-                engine,
-                *(show_spread(row["microseconds"][engine]) for row in rows),
-                *(f"{row['ratio_to_kvstore'].get(engine, 1):.2f}" for row in rows if others),
-            ]
-            for engine in rows[0]["microseconds"]
-        ],
-    )
+def format_result(result: Mapping[str, Any]) -> str:
+    """Return the figures as a table for each case."""
+    tables = [_format_case(case) for case in result["cases"] if case["microseconds"]]
+    return with_failures(tables, result["failures"])
 
 
-def failure_lines(failed: dict[str, str]) -> list[str]:
-    """Return lines for below the tables: who failed, and why."""
-    return [f"{engine} failed: {why}" for engine, why in failed.items()]
+def _format_case(case: Mapping[str, Any]) -> str:
+    micros = case["microseconds"]
+    engines = micros[OPERATIONS[0]]
+    own = next(engine for engine in (COMPILED, *engines) if engine in engines)
+    rows = {
+        engine: {
+            **{name: each[engine] for name, each in micros.items()},
+            "ratio": {name: ratio(each[engine], each[own]) for name, each in micros.items()},
+        }
+        for engine in engines
+    }
+    columns: list[Column] = [
+        ("rounds", str, (OPERATIONS[0], "rounds")),
+        *((name, show_spread, (name,)) for name in micros),
+        *((f"{name} / {own}", "{:.2f}".format, ("ratio", name)) for name in micros),
+    ]
+    return engine_table(f"µs, {case['name']}", rows, columns)

@@ -8,6 +8,7 @@ unless it is asked to be durable.
 
 import platform
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module, metadata
@@ -68,6 +69,13 @@ class Kind(NamedTuple):
     """What the process of this engine is started with."""
     wanting: str = "not installed (extra `bench`)"
     """What is said where the module is not to be found."""
+    python: str = sys.executable
+    """What the process of this engine runs."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is kvstore."""
+        return self.module == "kvstore"
 
 
 def _installed(package: str) -> Callable[[], str]:
@@ -103,7 +111,7 @@ ENGINES: Final[dict[str, Kind]] = {
     own.COMPILED: Kind(
         own.open_compiled,
         "kvstore",
-        own.version_of_compiled,
+        partial(own.version_of, own.COMPILED),
         can_be_durable=True,
         find=own.find_compiled,
         environment=own.ENVIRONMENTS[own.COMPILED],
@@ -112,7 +120,7 @@ ENGINES: Final[dict[str, Kind]] = {
     own.PLAIN: Kind(
         own.open_plain,
         "kvstore",
-        own.version_of_plain,
+        partial(own.version_of, own.PLAIN),
         can_be_durable=True,
         environment=own.ENVIRONMENTS[own.PLAIN],
     ),
@@ -134,11 +142,7 @@ ENGINES: Final[dict[str, Kind]] = {
 }
 
 
-def importable(names: Iterable[str]) -> list[str]:
+def importable(names: Iterable[str]) -> dict[str, Kind]:
     """Return those of some engines whose library is installed."""
-    return [name for name in names if ENGINES[name].find(ENGINES[name].module) is not None]
-
-
-def versions(names: Iterable[str]) -> dict[str, str]:
-    """Return what some engines are, each of which can be imported."""
-    return {name: ENGINES[name].version() for name in names}
+    kinds = {name: ENGINES[name] for name in names}
+    return {name: kind for name, kind in kinds.items() if kind.find(kind.module) is not None}

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from engines.record import decode, encode, has_expired
+from engines.record import BytesEngine, decode, encode, has_expired
 
 # As many as the largest experiment stores. A table of hashes needs to be told when it is made.
 _RECORDS: Final = 3_000_000
@@ -60,7 +60,7 @@ class LmdbEngine:
         self._environment.close()
 
 
-class SwappingEngine:
+class SwappingEngine(BytesEngine):
     """A store of bytes under bytes whose operations each do all that is needed, atomically.
 
     Args:
@@ -79,11 +79,10 @@ class SwappingEngine:
         pop: Callable[[bytes], bytes | None],
         close: Callable[[], object],
     ) -> None:
+        super().__init__(get, close)
         self._add = add
-        self._get = get
         self._swap = swap
         self._pop = pop
-        self._close = close
 
     def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
         """Add the record; where the key is there, take the place of an expired one."""
@@ -98,19 +97,11 @@ class SwappingEngine:
             if self._swap(name, found, stored):
                 return
 
-    def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
-        return decode(key, self._get(key.encode()))
-
     def delete(self, key: str) -> None:
         """Remove the record; an expired one is taken away too, but was absent."""
         stored = self._pop(key.encode())
         if stored is None or has_expired(stored):
             raise KeyError(key)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._close()
 
 
 def open_tkrzw(directory: Path, *, durable: bool = False) -> SwappingEngine:

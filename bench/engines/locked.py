@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from engines.record import decode, encode, expiry_of, has_expired, now
+from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, now
 
 _CACHE_MIB: Final = 64
 
@@ -61,7 +61,7 @@ class DictEngine:
         return 0 < found[0] <= now()
 
 
-class LockedEngine:
+class LockedEngine(BytesEngine):
     """A store of bytes under bytes that can get (None where there is nothing), put and remove."""
 
     def __init__(
@@ -71,11 +71,10 @@ class LockedEngine:
         remove: Callable[[bytes], object],
         close: Callable[[], object],
     ) -> None:
+        super().__init__(get, close)
         self._lock = Lock()
-        self._get = get
         self._put = put
         self._remove = remove
-        self._close = close
 
     def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
         """Put the record if there is none, or an expired one."""
@@ -87,10 +86,6 @@ class LockedEngine:
                 raise ValueError(f"{key!r} exists")
             self._put(name, stored)
 
-    def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
-        return decode(key, self._get(key.encode()))
-
     def delete(self, key: str) -> None:
         """Remove the record; an expired one is taken away too, but was absent."""
         name = key.encode()
@@ -101,10 +96,6 @@ class LockedEngine:
             self._remove(name)
         if has_expired(found):
             raise KeyError(key)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._close()
 
 
 class LockedReadsEngine(LockedEngine):

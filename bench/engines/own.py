@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,75 +29,53 @@ ENVIRONMENTS: Final = MappingProxyType(
     }
 )
 
-_TELL: Final = """
-import json
-from kvstore import __version__
-from kvstore.compiled import IMPLEMENTATION
-print(json.dumps([IMPLEMENTATION, __version__]))
+_PROGRAM: Final = """
+import json, kvstore
+print(json.dumps([kvstore.IMPLEMENTATION, kvstore.__version__]))
 """
 
 
-def open_compiled(directory: Path, *, durable: bool = False) -> "KVStore":
-    """Open a store with the compiled hot path."""
-    return _open(COMPILED, directory, durable)
-
-
-def open_plain(directory: Path, *, durable: bool = False) -> "KVStore":
-    """Open a store with the hot path in Python."""
-    return _open(PLAIN, directory, durable)
-
-
-def _open(engine: str, directory: Path, durable: bool) -> "KVStore":
-    check_implementation(engine)
-    from kvstore import KVStore
-
-    return KVStore(directory / "store.kvs", durable=durable)
-
-
-def check_implementation(engine: str) -> None:
-    """See that this process has the implementation that the name of an engine stands for.
+def _open(engine: str, directory: Path, *, durable: bool = False) -> "KVStore":
+    """Open a store with the implementation that the name of an engine stands for.
 
     Raises:
-        RuntimeError: it has the other one.
+        RuntimeError: this process has the other one.
     """
-    from kvstore.compiled import IMPLEMENTATION
+    from kvstore import IMPLEMENTATION, KVStore
 
     if IMPLEMENTATIONS[engine] != IMPLEMENTATION:
         raise RuntimeError(
             f"{engine} is the {IMPLEMENTATIONS[engine]} kvstore, this process has the "
             f"{IMPLEMENTATION} one"
         )
+    return KVStore(directory / "store.kvs", durable=durable)
+
+
+open_compiled = partial(_open, COMPILED)
+open_plain = partial(_open, PLAIN)
 
 
 def find_compiled(name: str) -> ModuleSpec | None:
-    """Find kvstore where its compiled hot path is built."""
+    """Find kvstore where its hot path is compiled."""
     found = find_spec(name)
-    return found if found is not None and _ask(COMPILED)[0] == "compiled" else None
+    return found if found is not None and ask(COMPILED)[0] == "compiled" else None
 
 
-def version_of_compiled() -> str:
-    """Return version and implementation, as a process with the environment of the engine has it."""
-    return _version(COMPILED)
-
-
-def version_of_plain() -> str:
-    """Return the same for the plain one."""
-    return _version(PLAIN)
-
-
-def _version(engine: str) -> str:
-    implementation, version = _ask(engine)
+def version_of(engine: str, python: str = sys.executable) -> str:
+    """Return version and implementation, as a process of this engine has them."""
+    implementation, version = ask(engine, python)
     return f"kvstore {version} ({implementation})"
 
 
 @cache
-def _ask(engine: str) -> tuple[str, str]:
-    """Return the implementation and the version that a process of this engine has."""
+def ask(engine: str, python: str = sys.executable) -> tuple[str, str]:
+    """Return the implementation and the version of kvstore that a process of this engine has."""
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)} if python == sys.executable else {}
     done = subprocess.run(
-        [sys.executable, "-c", _TELL],
+        [python, "-P", "-c", _PROGRAM],
         stdout=subprocess.PIPE,
         check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **ENVIRONMENTS[engine]},
+        env={**os.environ, **path, **ENVIRONMENTS[engine]},
     )
     implementation, version = json.loads(done.stdout)
     return implementation, version

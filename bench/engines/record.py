@@ -4,6 +4,7 @@ Expiry is in milliseconds since 1970, 0 for never. Engines of plain bytes store 
 before the JSON.
 """
 
+from collections.abc import Callable
 from struct import Struct
 from time import time_ns
 from typing import Any, Final
@@ -44,3 +45,19 @@ def decode(key: str, stored: Any) -> dict[str, Any]:
         raise KeyError(key)
     value: dict[str, Any] = orjson.loads(stored[_EXPIRY.size :])
     return value
+
+
+class BytesEngine:
+    """What engines of plain bytes share: reading without a lock, and closing."""
+
+    def __init__(self, get: Callable[[bytes], bytes | None], close: Callable[[], object]) -> None:
+        self._get = get
+        self._close = close
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Return the value."""
+        return decode(key, self._get(key.encode()))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._close()

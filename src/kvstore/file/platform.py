@@ -135,8 +135,8 @@ def read_ahead(mapped: mmap.mmap, wanted: bool) -> None:
     """Tell the system whether what follows a page that is read will be wanted soon.
 
     Lookups read here and there. Reading ahead for them has the disk busy with what nobody asked
-    for, which in little memory pushes out what is needed (`bench/limited.py`: a hundredth of the
-    reads a second).
+    for, which in little memory pushes out what is needed (measured: a hundredth of the reads a
+    second).
     """
     if hasattr(mmap, "MADV_RANDOM"):
         with suppress(*_TROUBLE):

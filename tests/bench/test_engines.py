@@ -1,8 +1,6 @@
-"""The benchmarks: all engines do the same work, and the harness measures them to the end."""
+"""The benchmark: all engines do the same work."""
 
 import gc
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,22 +8,20 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Final
 
 import engines.record
 import pytest
-from engines import ENGINES, Engine, Kind, OpenEngine, importable, own, versions
-from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
-from run import EXPERIMENTS
-from support.children import PATIENCE_SECONDS, environment
+from engines import ENGINES, Engine, Kind, importable, own
+from engines.own import IMPLEMENTATIONS, PLAIN
 from support.clock import FakeClock
+from support.tasks import tell_implementation
 from support.threads import run_together
-from workers import Say, Worker
+from workers import Worker
 
-from kvstore import KVStoreError
-from kvstore.compiled import IMPLEMENTATION
+from harness import Plan
+from kvstore import IMPLEMENTATION, KVStoreError
 
-BENCH: Final = Path(engines.__file__).resolve().parent.parent
 VALUE: Final = {"name": "Ada", "scores": [1, 2.5, None], "text": "é" * 200}
 OTHER: Final = {"name": "Grace"}
 Exists: Final = (ValueError, KVStoreError)
@@ -187,22 +183,21 @@ def test_of_many_creators_of_one_key_exactly_one_wins(engine: Engine) -> None:
         assert all(engine.read(name) == {"thread": number} for name in names)
 
 
-def test_version_of_each_engine_is_known() -> None:
-    for name, version in versions(importable(ENGINES)).items():
-        assert any(character.isdigit() for character in version), (name, version)
+def test_version_of_each_engine_is_known_and_the_path_is_left_as_it_is() -> None:
+    before = list(sys.path)
+    versions = {name: kind.version() for name, kind in importable(ENGINES).items()}
+    assert versions["sqlite3"].startswith("SQLite 3")
+    for version in versions.values():
+        assert any(character.isdigit() for character in version), version
+    assert sys.path == before
 
 
 def test_each_implementation_of_kvstore_is_an_engine_that_runs_no_other(tmp_path: Path) -> None:
-    for name in importable(IMPLEMENTATIONS):
-        assert versions([name])[name].endswith(f" ({IMPLEMENTATIONS[name]})")
-        with Worker(name) as worker:
+    kinds = importable(IMPLEMENTATIONS)
+    for name, kind in kinds.items():
+        assert kind.version().endswith(f" ({IMPLEMENTATIONS[name]})")
+        with Worker(Plan(tmp_path, kinds), name) as worker:
             assert worker.call(tell_implementation, tmp_path) == IMPLEMENTATIONS[name]
-
-
-def tell_implementation(open_engine: OpenEngine, _say: Say, folder: Path) -> str:
-    """Task: return the implementation that the process has, once it has opened a store."""
-    open_engine(folder).close()
-    return IMPLEMENTATION
 
 
 def test_engine_of_the_implementation_that_a_process_does_not_have_is_not_opened(
@@ -217,40 +212,5 @@ def test_engine_of_the_implementation_that_a_process_does_not_have_is_not_opened
 def test_compiled_kvstore_is_left_out_where_it_is_not_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own, "_ask", lambda _engine: ("plain", "1"))
-    assert importable(IMPLEMENTATIONS) == [PLAIN]
-
-
-def test_looking_for_engines_leaves_the_path_as_it_is() -> None:
-    before = list(sys.path)
-    assert "sqlite3" in versions(importable(ENGINES))
-    assert sys.path == before
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_measures_to_the_end(name: str, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", BENCH / "run.py", "--tiny", "--only", name),
-            *("--engines", "dict,sqlite3,kvstore,kvstore-plain"),
-            *("--dir", tmp_path, "--results", results),
-        ],
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    _, skipped, reason = done.stdout.partition("skipped: ")
-    if skipped:
-        pytest.skip(reason.strip())
-    assert f"## {name}" in done.stdout
-    assert "| " in done.stdout
-    saved: dict[str, Any] = json.loads((results / f"{name}.json").read_text())
-    versions = saved["machine"]["engines"]
-    assert versions["sqlite3"].startswith("SQLite 3")
-    assert versions[PLAIN].endswith(" (plain)")
-    assert (COMPILED in versions) == bool(importable([COMPILED]))
-    assert list(tmp_path.iterdir()) == [results]
+    monkeypatch.setattr(own, "ask", lambda _engine: ("plain", "1"))
+    assert list(importable(IMPLEMENTATIONS)) == [PLAIN]
