@@ -60,13 +60,14 @@ Lines = dict[str, dict[str, list[tuple[float, float]]]]
 SHARES: Final = {"p50": 2, "p90": 10, "p99": 100, "p99.9": 1e3, "p99.99": 1e4, "max": 1e6}
 
 
-# --- two kinds of charts -------------------------------------------------------------------------
-
-
 def draw_dots(path: Path, title: str, panels: Dots) -> None:
     """Draw a row for each engine, the best above, and a panel for each kind of figure."""
     panels = {name: figures for name, figures in panels.items() if figures}
-    engines = _by_rank(panels)
+    ranks: dict[str, list[float]] = {}
+    for figures in panels.values():
+        for engine, spread in figures.items():
+            ranks.setdefault(engine, []).append(log10(spread["median"]))
+    engines = sorted(ranks, key=lambda name: (-len(ranks[name]), fmean(ranks[name])))
     height = 0.95 + 0.235 * len(engines)
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height))
@@ -83,15 +84,6 @@ def draw_dots(path: Path, title: str, panels: Dots) -> None:
             bottom=0.42 / height, wspace=0.09,
         )  # fmt: skip
         _save(figure, path, title, height)
-
-
-def _by_rank(panels: Dots) -> list[str]:
-    """Return all engines, by the mean of their figures' logarithms; last those that lack some."""
-    logarithms: dict[str, list[float]] = {}
-    for figures in panels.values():
-        for engine, figure in figures.items():
-            logarithms.setdefault(engine, []).append(log10(figure["median"]))
-    return sorted(logarithms, key=lambda name: (-len(logarithms[name]), fmean(logarithms[name])))
 
 
 def _draw_panel_of_dots(axes: Axes, engines: Sequence[str], figures: Mapping[str, Spread]) -> None:
@@ -188,9 +180,6 @@ def _save(figure: Figure, path: Path, title: str, height: float) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-# --- the five ------------------------------------------------------------------------------------
-
-
 def _values(result: Result) -> Dots:
     words, text = typical_case(result, 16_000), typical_case(result, 16_000, TEXT)
     middle = typical_case(result, 1000)
@@ -236,8 +225,9 @@ def _footprint(result: Result) -> Dots:
             if figure:
                 single = dict.fromkeys(("median", "min", "max"), figure)
                 panels.setdefault(name, {})[engine] = single
+        all_came_back = row.get("came_back") == row.get("records")
         for name, how in (("opening, ms", "closed"), ("after SIGKILL, ms", "killed")):
-            if how in row:
+            if how in row and (all_came_back or how == "closed"):
                 panels.setdefault(name, {})[engine] = row[how]
     return panels
 

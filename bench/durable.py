@@ -31,7 +31,7 @@ OPERATIONS: Final = ("create", "delete")
 PERCENTILES: Final = ("p50", "p99", "max")
 VALUE_SIZE: Final = 100
 RECORDS: Final = 10_000  # that are there before
-SECONDS: Final = 0.6  # for each operation and number of threads
+SECONDS: Final = 0.5  # for each operation and number of threads
 ROUNDS: Final = 3
 MOST_OPERATIONS: Final = 10_000  # of a thread in one go
 

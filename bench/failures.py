@@ -29,7 +29,7 @@ from typing import Any, Final
 from engines import OpenEngine
 from footprint import copy_folder
 from records import Records, key_of, name_of
-from workers import Say, Task, Worker, WorkerError
+from workers import Say, Task, Worker, WorkerError, noting_failure
 
 from harness import Column, Plan, Skipped, engine_table, with_failures
 
@@ -41,14 +41,19 @@ PHASES: Final = ("fill", "read", "delete", "create", "close")
 
 FLIPPED_SIZE: Final = 200  # of a value where a byte is changed
 RECORDS: Final = 3000
-TRIALS: Final = 60
+TRIALS: Final = 40
 TTL: Final = 1_000_000
 PATIENCE: Final = 20.0  # seconds that a trial may take
-# How a trial may end, the worst last.
-VERDICTS: Final = (
-    *("no harm", "errors for some keys", "error on opening", "hangs", "process dies"),
-    *("keys lost without a word", "wrong values"),
-)
+# How a trial may end, the worst first, by how outcomes of it begin.
+VERDICTS: Final = {
+    "wrong": "wrong values",
+    "absent": "keys lost without a word",
+    "dies": "process dies",
+    "no sign of life": "hangs",
+    "not opened": "error on opening",
+    "": "errors for some keys",
+}
+FINE: Final = "no harm"
 # For the process of an engine that takes damage for sizes: far more than any needs.
 _LIMITS: Final = {
     resource.RLIMIT_DATA: 4 << 30,
@@ -57,9 +62,6 @@ _LIMITS: Final = {
 }
 
 Outcomes = dict[str, int]
-
-
-# --- in the process of the engine ----------------------------------------------------------------
 
 
 def _brace() -> None:
@@ -75,15 +77,10 @@ def _brace() -> None:
 def fill_disk(
     open_engine: OpenEngine, _say: Say, folder: Path, noted: Path, limit: int
 ) -> Outcomes:
-    """Task: fill the disk that a folder is on, and go on; note each phase, as this may die.
+    """Task: fill the disk that a folder is on, and go on; this may die.
 
-    Args:
-        open_engine: opens the store.
-        _say: hears nothing.
-        folder: on the disk.
-        noted: a file on another disk, for a line of JSON for each phase; one beside it has the
-            number of records that were acknowledged.
-        limit: more records than the disk can hold.
+    A file that is not there, `noted`, gets a line of JSON for each phase, and one beside it the
+    number of records that were acknowledged. The disk cannot hold `limit` records.
     """
     _brace()
     known = Records(FULL_SIZE)
@@ -153,9 +150,6 @@ def read_all(
     return outcomes
 
 
-# --- full disks ----------------------------------------------------------------------------------
-
-
 def measure(plan: Plan) -> dict[str, Any]:
     """Return what came of full disks and of changed bytes."""
     disk = plan.pick(*DISKS)
@@ -167,7 +161,10 @@ def measure(plan: Plan) -> dict[str, Any]:
             full[engine] = _fill_disk(plan, engine, disk)
         except Skipped as reason:
             failures["the full disk"] = str(reason)
-    flipped = {engine: _flip_bytes(plan, engine, trials, records) for engine in plan.with_file()}
+    flipped: dict[str, Any] = {}
+    for engine in plan.with_file():
+        with noting_failure(failures, f"{engine}, with a changed byte,"):
+            flipped[engine] = _flip_bytes(plan, engine, trials, records)
     return {
         "disk_bytes": disk,
         "full_disk": full,
@@ -234,11 +231,8 @@ def how_it_ended(error: WorkerError) -> str:
     return f"dies: {Signals(-error.exit_code).name}" if error.exit_code < 0 else "dies"
 
 
-# --- changed bytes -------------------------------------------------------------------------------
-
-
 def _flip_bytes(plan: Plan, engine: str, trials: int, records: int) -> dict[str, Any]:
-    """Return how often each of `VERDICTS` was reached, and what came of all reads."""
+    """Return how often each verdict was reached, and what came of all reads."""
     verdicts: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     intact = plan.place / engine
@@ -293,20 +287,14 @@ def data_ranges(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def verdict_of(seen: Outcomes) -> str:
-    """Return which of `VERDICTS` a trial ends with: the worst that came of it."""
-    for beginning, verdict in (
-        ("wrong", "wrong values"),
-        ("absent", "keys lost without a word"),
-        ("dies", "process dies"),
-        ("no sign of life", "hangs"),
-        ("not opened", "error on opening"),
-    ):
-        if any(what.startswith(beginning) for what in seen):
-            return verdict
-    return "no harm" if set(seen) == {"right"} else "errors for some keys"
-
-
-# --- the tables ----------------------------------------------------------------------------------
+    """Return which of `VERDICTS` a trial ends with, or that there is nothing bad about it."""
+    bad = [what for what in seen if what != "right"]
+    ends = (
+        verdict
+        for beginning, verdict in VERDICTS.items()
+        if any(what.startswith(beginning) for what in bad)
+    )
+    return next(ends, FINE)
 
 
 def format_result(result: Mapping[str, Any]) -> str:
@@ -320,7 +308,9 @@ def format_result(result: Mapping[str, Any]) -> str:
         ("closes", show, ("close",)),
         ("opened again", show, ("again",)),
     ]
-    flips: list[Column] = [(verdict, str, ("verdicts", verdict)) for verdict in VERDICTS]
+    flips: list[Column] = [
+        (verdict, str, ("verdicts", verdict)) for verdict in (FINE, *VERDICTS.values())
+    ]
     flips.append(("reads", show, ("outcomes",)))
     full, trials = result["disk_bytes"] >> 20, result["trials"]
     tables = [

@@ -53,12 +53,10 @@ class Plan:
     engines: Mapping[str, Kind]
     """By the name that their figures have; each can be imported."""
     scale: str = "full"
-    """One of `SCALES`."""
+    """`full`, `quick`, or `tiny` for a test of all this."""
     rounds: int | None = None
     """How often everything is to be measured, if not as often as the experiment has it."""
     progress: Progress = field(default_factory=Progress)
-
-    SCALES = ("full", "quick", "tiny")
 
     def pick(self, full: Choice, quick: Choice, tiny: Choice | None = None) -> Choice:
         """Return what is meant for the scale; where it has no tiny form, the quick one."""
@@ -73,9 +71,6 @@ class Plan:
 
 class Skipped(Exception):
     """An experiment cannot be done here; the message says why."""
-
-
-# --- figures -------------------------------------------------------------------------------------
 
 
 def spread(figures: Sequence[float]) -> dict[str, float]:
@@ -155,9 +150,6 @@ def with_failures(tables: Iterable[str], failures: Mapping[str, str]) -> str:
     """Return tables, and below them who failed and why."""
     lines = "\n".join(f"- {who} failed: {why}" for who, why in failures.items())
     return "\n\n".join([*tables, lines] if lines else tables)
-
-
-# --- the machine ---------------------------------------------------------------------------------
 
 
 def describe_machine(directory: Path, engines: Mapping[str, Kind]) -> dict[str, Any]:

@@ -59,9 +59,6 @@ def read_results(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str
     return results, missing
 
 
-# --- the page ------------------------------------------------------------------------------------
-
-
 def make_page(results: Results, missing: Mapping[str, str], charts: Mapping[str, str]) -> str:
     """Return the figures of the page, which is to be beside the folder of the results."""
     parts = []
@@ -138,9 +135,6 @@ def _first_machine(results: Results) -> Mapping[str, Any]:
     return machine
 
 
-# --- the tables ----------------------------------------------------------------------------------
-
-
 def make_tables(results: Results) -> str:
     """Return the page of all tables."""
     parts = ["# All tables", "What they are and what they do not say: [the page](../README.md)."]
@@ -166,9 +160,6 @@ def _how_measured(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]
     if {**machine, "date": ""} == {**usual, "date": ""}:
         return f"{about}, {machine['date']}."
     return f"{about}, not as the others: {machine_line(machine)}."
-
-
-# --- the project's README ------------------------------------------------------------------------
 
 
 def make_short(results: Results) -> str:

@@ -2,7 +2,7 @@
 
     python bench/run.py                     all of it, in 25 minutes at most
     python bench/run.py --quick             all of it, small, in two
-    python bench/run.py --only latency,durable   some of it anew; the other results stay
+    python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
     python bench/run.py --compare OLD NEW   two builds of kvstore, each that of a Python
 
@@ -34,7 +34,7 @@ from harness import (
     to_json,
 )
 
-EXPERIMENTS: Final = (*("operations", "latency", "durable", "footprint", "failures", "microbench"),)
+EXPERIMENTS: Final = ("operations", "latency", "durable", "footprint", "failures", "microbench")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,21 +82,12 @@ def _installed(package: str) -> Callable[[], str]:
     return lambda: f"{package} {metadata.version(package)}"
 
 
-def _dict_version() -> str:
-    return f"{platform.python_implementation()} {platform.python_version()}"
-
-
 def _sqlite_version() -> str:
     return f"SQLite {sqlite3.sqlite_version}"
 
 
-def _lmdb_version() -> str:
-    major, minor, patch = import_module("lmdb").version()
-    return f"{_installed('lmdb')()} (LMDB {major}.{minor}.{patch})"
-
-
-def _plyvel_version() -> str:
-    return f"{_installed('plyvel')()} (LevelDB {import_module('plyvel').__leveldb_version__})"
+def _dict_version() -> str:
+    return f"dict of Python {platform.python_version()}"
 
 
 def _tkrzw_version() -> str:
@@ -129,10 +120,10 @@ ENGINES: Final[dict[str, Kind]] = {
     "sqlite3-tuned": Kind(
         partial(SqliteEngine, tuned=True), "sqlite3", _sqlite_version, can_be_durable=True
     ),
-    "lmdb": Kind(LmdbEngine, "lmdb", _lmdb_version, can_be_durable=True),
+    "lmdb": Kind(LmdbEngine, "lmdb", _installed("lmdb"), can_be_durable=True),
     "diskcache": Kind(DiskcacheEngine, "diskcache", _installed("diskcache"), can_be_durable=True),
     "rocksdict": Kind(open_rocksdict, "rocksdict", _installed("rocksdict"), can_be_durable=True),
-    "plyvel": Kind(open_plyvel, "plyvel", _plyvel_version, can_be_durable=True),
+    "plyvel": Kind(open_plyvel, "plyvel", _installed("plyvel"), can_be_durable=True),
     "semidbm": Kind(open_semidbm, "semidbm", _installed("semidbm")),
     "unqlite": Kind(open_unqlite, "unqlite", _installed("unqlite"), can_be_durable=True),
     "tkrzw": Kind(open_tkrzw, "tkrzw", _tkrzw_version, find=find_extension),
