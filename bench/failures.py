@@ -19,16 +19,17 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from shutil import rmtree, which
 from signal import Signals
 from typing import Any, Final
 
-from engines import OpenEngine
+from engines import Engine, OpenEngine
 from footprint import copy_folder
-from records import Records, key_of, name_of
+from records import Records, key_of, outcome_of
 from workers import Say, Task, Worker, WorkerError, noting_failure
 
 from harness import Column, Plan, Skipped, engine_table, with_failures
@@ -42,7 +43,6 @@ PHASES: Final = ("fill", "read", "delete", "create", "close")
 FLIPPED_SIZE: Final = 200  # of a value where a byte is changed
 RECORDS: Final = 3000
 TRIALS: Final = 40
-TTL: Final = 1_000_000
 PATIENCE: Final = 20.0  # seconds that a trial may take
 # How a trial may end, the worst first, by how outcomes of it begin.
 VERDICTS: Final = {
@@ -87,39 +87,22 @@ def fill_disk(
     store = open_engine(folder)
     with noted.open("w") as notes, noted.with_suffix(".count").open("r+b") as counted:
 
-        def note(outcomes: Outcomes) -> None:
-            print(json.dumps(outcomes), file=notes, flush=True)
+        def note(outcomes: Iterable[str]) -> None:
+            print(json.dumps(Counter(outcomes)), file=notes, flush=True)
 
-        created, failure = 0, "nothing"
-        try:
-            for index in range(limit):
-                store.create(key_of(index), known.value(index), None)
-                created = index + 1
-                os.pwrite(counted.fileno(), b"%d" % created, 0)
-        except Exception as error:
-            failure = name_of(error)
-        note({failure: 1})
-        note(known.count_outcomes(store, range(created)))
-        doomed = range(0, created, DELETED)
-        note(_count_calls(store.delete, ((key_of(index),) for index in doomed)))
+        created, failure = 0, "right"
+        while created < limit and failure == "right":
+            failure = outcome_of(partial(store.create, *known.record(created)))
+            created += failure == "right"
+            os.pwrite(counted.fileno(), b"%d" % created, 0)
+        note(["nothing" if failure == "right" else failure])
+        note(outcome for _, outcome in known.outcomes(store, range(created)))
+        doomed = [key_of(index) for index in range(0, created, DELETED)]
+        note(outcome_of(partial(store.delete, key)) for key in doomed)
         added = range(limit, limit + len(doomed) // 2)
-        calls = ((key_of(index), known.value(index), None) for index in added)
-        note(_count_calls(store.create, calls))
-        note(_count_calls(store.close, [()]))
+        note(outcome_of(partial(store.create, *known.record(index))) for index in added)
+        note([outcome_of(store.close)])
     return {}
-
-
-def _count_calls(function: Callable[..., object], calls: Iterable[tuple[Any, ...]]) -> Outcomes:
-    """Return how many calls were right, and how many raised what."""
-    outcomes: Counter[str] = Counter()
-    for arguments in calls:
-        try:
-            function(*arguments)
-        except Exception as error:
-            outcomes[name_of(error)] += 1
-        else:
-            outcomes["right"] += 1
-    return dict(outcomes)
 
 
 def make_store(open_engine: OpenEngine, _say: Say, folder: Path, records: int) -> None:
@@ -128,7 +111,7 @@ def make_store(open_engine: OpenEngine, _say: Say, folder: Path, records: int) -
     known = Records(FLIPPED_SIZE)
     store = open_engine(folder)
     for index in range(records):
-        store.create(key_of(index), known.value(index), TTL)
+        store.create(*known.record(index))
     store.close()
     open_engine(folder).close()
 
@@ -138,16 +121,15 @@ def read_all(
 ) -> Outcomes:
     """Task: open the store and read some records, whose values are of that size."""
     _brace()
-    try:
-        store = open_engine(folder)
-    except Exception as error:
-        return {f"not opened: {name_of(error)}": 1}
-    outcomes = Records(size).count_outcomes(store, records)
-    try:
-        store.close()
-    except Exception as error:
-        outcomes[f"closing: {name_of(error)}"] = 1
-    return outcomes
+    opened: list[Engine] = []
+    outcome = outcome_of(lambda: opened.append(open_engine(folder)))
+    if not opened:
+        return {f"not opened: {outcome}": 1}
+    (store,) = opened
+    outcomes = Counter(outcome for _, outcome in Records(size).outcomes(store, records))
+    if (outcome := outcome_of(store.close)) != "right":
+        outcomes[f"closing: {outcome}"] = 1
+    return dict(outcomes)
 
 
 def measure(plan: Plan) -> dict[str, Any]:

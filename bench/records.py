@@ -1,8 +1,8 @@
 """Keys and values as functions of their number, so that every process makes the same ones."""
 
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import Any, Final
@@ -93,41 +93,40 @@ class Records:
         """Return the value of record `index`."""
         return self._values[index % len(self._values)]
 
+    def record(self, index: int) -> tuple[str, dict[str, Any], None]:
+        """Return what record `index` is created with: key, value, and no time-to-live."""
+        return key_of(index), self.value(index), None
+
     def fill(self, store: Engine, indexes: Iterable[int], seconds: float, say: Say) -> int:
         """Create these records until `seconds` have passed; return how many were created."""
         rest = iter(indexes)
-        create, value = store.create, self.value
+        create, record = store.create, self.record
         done = 0
         end = perf_counter() + seconds
         while perf_counter() < end and (chunk := list(islice(rest, _CHUNK))):
             for index in chunk:
-                create(key_of(index), value(index), None)
+                create(*record(index))
             done += len(chunk)
             say(f"{done:,} records")
         return done
 
     def outcomes(self, store: Engine, indexes: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Read these records; yield the number of each, and "right", "wrong", "absent" or an error.
-
-        An error is the name of its class, with that of the package that it is from.
-        """
+        """Read these records; yield the number of each, and `outcome_of` the read."""
         for index in indexes:
-            try:
-                value = store.read(key_of(index))
-            except KeyError:
-                yield index, "absent"
-            except Exception as error:  # each engine has errors of its own
-                yield index, name_of(error)
-            else:
-                yield index, "right" if value == self.value(index) else "wrong"
-
-    def count_outcomes(self, store: Engine, indexes: Iterable[int]) -> dict[str, int]:
-        """Return how often each of `outcomes` came."""
-        return dict(Counter(outcome for _, outcome in self.outcomes(store, indexes)))
+            yield index, outcome_of(partial(store.read, key_of(index)), self.value(index))
 
 
-def name_of(error: BaseException) -> str:
-    """Return the name of an exception's class, with that of the package that it is from."""
-    kind = type(error)
-    package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+def outcome_of(call: Callable[[], object], right: object = None) -> str:
+    """Return "right", "wrong" for another result than `right`, "absent", or the error raised.
+
+    An error is the name of its class, with that of the package that it is from.
+    """
+    try:
+        result = call()
+    except KeyError:
+        return "absent"
+    except Exception as error:  # each engine has errors of its own
+        kind = type(error)
+        package = kind.__module__.partition(".")[0]
+        return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+    return "right" if right is None or result == right else "wrong"

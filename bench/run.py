@@ -71,12 +71,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def _names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     def names(text: str) -> list[str]:
-        given = text.split(",")
-        if unknown := [name for name in given if name not in known]:
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(unknown)}: unknown, there are {', '.join(known)}"
-            )
-        return given
+        if unknown := set(text.split(",")).difference(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}")
+        return text.split(",")
 
     return names
 

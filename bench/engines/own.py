@@ -12,7 +12,6 @@ from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,13 +20,8 @@ if TYPE_CHECKING:
 COMPILED: Final = "kvstore"
 PLAIN: Final = "kvstore-plain"
 # The implementation of each engine, as kvstore names it, and what has a process take that one.
-IMPLEMENTATIONS: Final = MappingProxyType({COMPILED: "compiled", PLAIN: "plain"})
-ENVIRONMENTS: Final = MappingProxyType(
-    {
-        COMPILED: MappingProxyType({"KVSTORE_PURE": "0"}),
-        PLAIN: MappingProxyType({"KVSTORE_PURE": "1"}),
-    }
-)
+IMPLEMENTATIONS: Final = {COMPILED: "compiled", PLAIN: "plain"}
+ENVIRONMENTS: Final = {COMPILED: {"KVSTORE_PURE": "0"}, PLAIN: {"KVSTORE_PURE": "1"}}
 
 _PROGRAM: Final = """
 import json, kvstore
