@@ -32,7 +32,7 @@ PERCENTILES: Final = ("p50", "p99", "max")
 VALUE_SIZE: Final = 100
 RECORDS: Final = 10_000  # that are there before
 SECONDS: Final = 0.5  # for each operation and number of threads
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 MOST_OPERATIONS: Final = 10_000  # of a thread in one go
 
 show_rate: Final = partial(show_spread, digits=0)
