@@ -39,10 +39,10 @@ from engines.sql import DiskcacheEngine, SqliteEngine
 class Engine(Protocol):
     """What the benchmark asks of a store. An absent key is a KeyError."""
 
-    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...  # noqa: D102
-    def read(self, key: str) -> dict[str, Any]: ...  # noqa: D102
-    def delete(self, key: str) -> None: ...  # noqa: D102
-    def close(self) -> None: ...  # noqa: D102
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...
+    def read(self, key: str) -> dict[str, Any]: ...
+    def delete(self, key: str) -> None: ...
+    def close(self) -> None: ...
 
 
 class OpenEngine(Protocol):
@@ -51,7 +51,7 @@ class OpenEngine(Protocol):
     With `durable`, what was acknowledged is on stable storage.
     """
 
-    def __call__(self, directory: Path, *, durable: bool = False) -> Engine: ...  # noqa: D102
+    def __call__(self, directory: Path, *, durable: bool = False) -> Engine: ...
 
 
 class Kind(NamedTuple):

@@ -44,7 +44,6 @@ class LmdbEngine:
                 transaction.put(name, stored)
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         with self._begin(buffers=True) as transaction:
             return decode(key, transaction.get(key.encode()))
 
@@ -56,7 +55,6 @@ class LmdbEngine:
             raise KeyError(key)
 
     def close(self) -> None:
-        """Close the file."""
         self._environment.close()
 
 

@@ -38,7 +38,6 @@ class DictEngine:
             self._records[key] = expires_at, encoded
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         with self._lock:
             found = self._records.get(key)
         if found is None or self._expired(found):
@@ -54,7 +53,6 @@ class DictEngine:
             raise KeyError(key)
 
     def close(self) -> None:
-        """Forget everything."""
         self._records.clear()
 
     def _expired(self, found: tuple[int, bytes]) -> bool:
@@ -102,7 +100,6 @@ class LockedReadsEngine(LockedEngine):
     """One whose reads move the position in a file that all threads share."""
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         name = key.encode()
         with self._lock:
             found = self._get(name)

@@ -55,9 +55,7 @@ class BytesEngine:
         self._close = close
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         return decode(key, self._get(key.encode()))
 
     def close(self) -> None:
-        """Close the file."""
         self._close()

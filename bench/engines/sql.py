@@ -59,7 +59,6 @@ class SqliteEngine:
                     raise ValueError(f"{key!r} exists") from None
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         with self._lock:
             row = self._execute(
                 "SELECT value, expires_at FROM record WHERE key = ?", (key,)
@@ -70,7 +69,6 @@ class SqliteEngine:
         return value
 
     def delete(self, key: str) -> None:
-        """Delete the record."""
         with self._lock:
             changed = self._execute(
                 "DELETE FROM record WHERE key = ? AND (expires_at = 0 OR expires_at > ?)",
@@ -80,7 +78,6 @@ class SqliteEngine:
             raise KeyError(key)
 
     def close(self) -> None:
-        """Close the file."""
         self._connection.close()
 
 
@@ -109,7 +106,6 @@ class DiskcacheEngine:
             raise ValueError(f"{key!r} exists")
 
     def read(self, key: str) -> dict[str, Any]:
-        """Return the value."""
         encoded = self._cache.get(key)
         if encoded is None:
             raise KeyError(key)
@@ -117,9 +113,7 @@ class DiskcacheEngine:
         return value
 
     def delete(self, key: str) -> None:
-        """Delete the record."""
         del self._cache[key]
 
     def close(self) -> None:
-        """Close this thread's connection."""
         self._cache.close()
