@@ -18,27 +18,11 @@ from libc.string cimport memchr, memcpy, memset
 from xxhash import xxh3_64_intdigest
 
 include "layout_constants.pxi"
-include "hashing.pxi"
+include "words.pxi"
 
 cdef struct Member:  # as `segment.MEMBER`
     uint8_t word[8]
     uint8_t slot[SLOT_SIZE]
-
-
-cdef inline uint64_t load(const uint8_t *place) noexcept nogil:
-    cdef uint64_t word
-    memcpy(&word, place, sizeof(word))
-    return word
-
-
-cdef inline void store(uint8_t *place, uint64_t word) noexcept nogil:
-    memcpy(place, &word, sizeof(word))
-
-
-cdef inline uint64_t digest(const uint8_t *text, uint64_t size, uint64_t seed) except? 0:
-    if size <= MOST_HASHED:
-        return xxh3(text, size, seed)
-    return xxh3_64_intdigest(PyBytes_FromStringAndSize(<const char *>text, size), seed)
 
 
 cdef inline uint8_t *bytes_of(bytes object_) noexcept:

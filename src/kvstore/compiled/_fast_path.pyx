@@ -47,7 +47,7 @@ from kvstore.errors import StoreBusyError
 from kvstore.format import codec, layout
 
 include "layout_constants.pxi"
-include "hashing.pxi"
+include "words.pxi"
 include "locks.pxi"
 
 cdef extern from *:
@@ -104,31 +104,11 @@ cdef object RARE = None
 cdef object ABSENT = False
 cdef object EXISTS = 0
 
-# --- tables of the layout ------------------------------------------------------------------------
-
 cdef enum:
-    CLASSES = 64
-    SIZES = 1024
     MOST_PREFETCHED = 1024  # bytes; more than that the processor sees coming by itself
 
-cdef uint64_t block_sizes[CLASSES]
-cdef uint64_t full_entries[CLASSES]
-cdef uint8_t size_classes[SIZES]
-cdef uint8_t fingerprint_codes[256]
-
-cdef int class_count = len(layout.BLOCK_SIZES)
-if class_count > CLASSES or len(layout.SIZE_CLASSES) > SIZES:
-    raise ImportError(f"{__name__}: the layout has more size classes than there is room for")
-
-cdef int _index
-for _index in range(class_count):
-    block_sizes[_index] = layout.BLOCK_SIZES[_index]
-    full_entries[_index] = layout.BLOCKS_PER_EXTENT[_index] << 16 | NO_BLOCK
-for _index in range(len(layout.SIZE_CLASSES)):
-    size_classes[_index] = layout.SIZE_CLASSES[_index]
-for _index in range(256):
-    fingerprint_codes[_index] = layout.FINGERPRINT_CODES[_index]
-
+cdef uint64_t CLASS_COUNT = sizeof(BLOCK_SIZES) // sizeof(BLOCK_SIZES[0])
+cdef uint64_t UNUSED_BITS = 64 - SHAPE_REWRITES_SHIFT  # those of the rewrites in a shape
 cdef uint64_t first_record = FIXED_EXTENTS << EXTENT_SHIFT
 cdef uint64_t rest_mask = ~(<uint64_t>0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 cdef long long most_seconds = codec.MAX_TTL_SECONDS
@@ -137,25 +117,9 @@ cdef object json_options = codec.JSON_OPTIONS
 cdef object system_clock = time_ns
 
 
-cdef inline uint64_t get_word(const uint8_t *place) noexcept nogil:
-    cdef uint64_t word
-    memcpy(&word, place, 8)
-    return word
-
-
-cdef inline void set_word(uint8_t *place, uint64_t word) noexcept nogil:
-    memcpy(place, &word, 8)
-
-
-cdef inline uint64_t get_short(const uint8_t *place) noexcept nogil:
-    cdef uint16_t short_word
-    memcpy(&short_word, place, 2)
-    return short_word
-
-
-cdef inline void set_short(uint8_t *place, uint64_t number) noexcept nogil:
-    cdef uint16_t short_word = <uint16_t>number
-    memcpy(place, &short_word, 2)
+cdef inline uint64_t full_entry(uint64_t size_class) noexcept nogil:
+    """Return the upper half of an entry's first word where no block of its class is left."""
+    return BLOCKS_PER_EXTENT[size_class] << ENTRY_FRESH_SHIFT - ENTRY_FIRST_FREE_SHIFT | NO_BLOCK
 
 
 cdef inline uint64_t map_entry_of(uint64_t extent) noexcept nogil:
@@ -171,10 +135,10 @@ cdef inline uint64_t control_of(uint64_t slot) noexcept nogil:
 
 cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
     """As `layout.record_checksum`, of a value and the seed that is made of all else."""
-    cdef size_t size = PyBytes_GET_SIZE(value)
+    cdef uint64_t size = PyBytes_GET_SIZE(value)
     if size <= MOST_HASHED:
         return xxh3(<const uint8_t *>PyBytes_AS_STRING(value), size, seed)
-    return xxh3_64_intdigest(value, seed)
+    return xxh3_64_intdigest(value, seed)  # without a copy, as `digest` would make
 
 
 # --- keys and values -----------------------------------------------------------------------------
@@ -367,36 +331,37 @@ cdef class FastPath:
         """As `slots.Slots.find`; 0 as well for whatever is damaged, or takes a second look."""
         cdef const uint8_t *memory = self.base
         cdef uint64_t position = key_hash >> DIRECTORY_SHIFT
-        cdef uint64_t extent = get_short(memory + DIRECTORY_OFFSET + 2 * position)
+        cdef uint64_t extent = load_short(memory + DIRECTORY_OFFSET + 2 * position)
         cdef uint64_t base = extent << EXTENT_SHIFT
         cdef uint64_t home = base | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
-        cdef uint64_t bucket = home, slot, tail, shape, depth
+        cdef uint64_t bucket = home, slot, tail, shape, depth, differing
         cdef int64_t vacant = 0
-        cdef int fingerprint = fingerprint_codes[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        cdef int fingerprint = FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
         cdef const uint8_t *control
         cdef const uint8_t *place
         if base + EXTENT_SIZE > self.live[0] or extent < FIXED_EXTENTS:
             return 0
         prefetch(memory + home + CONTROL_OFFSET + 64)
-        shape = get_word(memory + home + SHAPE_OFFSET)
+        shape = load(memory + home + SHAPE_OFFSET)
         depth = shape & SHAPE_DEPTH_MASK
         # But for the rewrites, and those bits of the prefix that are the segment's own.
+        differing = (shape ^ (self.shape | position << SHAPE_PREFIX_SHIFT)) << UNUSED_BITS
         if depth - MIN_DEPTH > MAX_DEPTH - MIN_DEPTH or (
-            (shape ^ (self.shape | position << SHAPE_PREFIX_SHIFT)) << 16 >> 47 - depth
+            differing >> UNUSED_BITS + SHAPE_PREFIX_SHIFT + DIRECTORY_BITS - depth
         ):
             return 0
         while True:
             control = memory + bucket + CONTROL_OFFSET
             prefetch(control + 64)
             if (
-                get_word(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
-                or get_word(memory + bucket + SHAPE_OFFSET) != shape
+                load(memory + bucket) != (BUCKET_MARKER | bucket >> BUCKET_SHIFT)
+                or load(memory + bucket + SHAPE_OFFSET) != shape
             ):
                 return 0
             place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
             while place is not NULL:
                 slot = bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE
-                tail = get_word(memory + slot + SLOT_RECORD_OFFSET)
+                tail = load(memory + slot + SLOT_RECORD_OFFSET)
                 if tail >> SLOT_KEY_SIZE_SHIFT == size:
                     prefetch(memory + (tail & SLOT_RECORD_MASK))  # harmless wherever it leads
                     prefetch(memory + (tail & SLOT_RECORD_MASK) + 64)
@@ -427,7 +392,7 @@ cdef class FastPath:
     cdef inline void expect(self, uint64_t key_hash) noexcept:
         """Have the processor fetch where a key is looked up next, while its value is encoded."""
         cdef const uint8_t *memory = self.base
-        cdef uint64_t extent = get_short(memory + DIRECTORY_OFFSET + 2 * (key_hash >> DIRECTORY_SHIFT))
+        cdef uint64_t extent = load_short(memory + DIRECTORY_OFFSET + 2 * (key_hash >> DIRECTORY_SHIFT))
         cdef const uint8_t *bucket = memory + (
             extent << EXTENT_SHIFT | (key_hash & BUCKET_COUNT - 1) << BUCKET_SHIFT
         )
@@ -450,8 +415,8 @@ cdef class FastPath:
         slot = self.find(key_hash, text, size)
         if slot <= 0:
             return ABSENT if slot else RARE
-        expires_at = get_word(self.base + slot + SLOT_EXPIRES_OFFSET)
-        tail = get_word(self.base + slot + SLOT_RECORD_OFFSET)
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        tail = load(self.base + slot + SLOT_RECORD_OFFSET)
         offset = tail & SLOT_RECORD_MASK
         start = offset + RECORD_HEADER_SIZE + size
         value_size = tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
@@ -484,11 +449,11 @@ cdef class FastPath:
         slot = self.find(key_hash, text, size)
         if slot <= 0:
             return ABSENT if slot else RARE
-        expires_at = get_word(self.base + slot + SLOT_EXPIRES_OFFSET)
-        offset = get_word(self.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        offset = load(self.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
         if (
             offset + RECORD_HEADER_SIZE > self.live[0]
-            or get_word(self.base + offset + RECORD_EXPIRES_OFFSET) != expires_at
+            or load(self.base + offset + RECORD_EXPIRES_OFFSET) != expires_at
         ):
             return RARE
         if not expires_at:
@@ -580,23 +545,23 @@ cdef class FastPath:
         """Create a key. RARE is `encoded` here."""
         cdef uint64_t value_size = PyBytes_GET_SIZE(encoded)
         cdef uint64_t size = RECORD_HEADER_SIZE + key_size + value_size
-        cdef uint64_t size_class = size_classes[size + BLOCK_ALIGNMENT - 1 >> BLOCK_SHIFT]
+        cdef uint64_t size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> BLOCK_SHIFT]
         cdef uint64_t after = 0
         cdef int64_t place = self.find(key_hash, key, key_size)
         cdef uint64_t record, checksum, found, slot, entry_offset, entry, earliest
         cdef uint8_t control
         cdef uint8_t image[48]
         if place > 0:
-            found = get_word(self.base + place + SLOT_EXPIRES_OFFSET)
+            found = load(self.base + place + SLOT_EXPIRES_OFFSET)
             return encoded if found and found <= now_ms else EXISTS
         slot = <uint64_t>-place
         entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
-        entry = get_word(self.base + entry_offset)
+        entry = load(self.base + entry_offset)
         if not place or (entry >> ENTRY_USED_SHIFT & 0xFFFF) >= SPLIT_AT:
             return encoded
         record = self.next_block(size_class, &after)
         if not record:
-            self.awaits_extent = not get_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
+            self.awaits_extent = not load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             return encoded
         # For a long value this calls a function of C, which does not let go of the interpreter's
         # lock for so few bytes.
@@ -618,23 +583,23 @@ cdef class FastPath:
             self.plan.append((record + RECORD_MAGIC_SIZE, whole[RECORD_MAGIC_SIZE:], b""))
         memset(image, 0, SLOT_KEY_SIZE)
         memcpy(image, key, min(key_size, SLOT_KEY_SIZE))
-        set_word(image + SLOT_EXPIRES_OFFSET, expires_at)
-        set_word(
+        store(image + SLOT_EXPIRES_OFFSET, expires_at)
+        store(
             image + SLOT_RECORD_OFFSET,
             record | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT,
         )
         self.put(slot, image, SLOT_SIZE)
         if expires_at:
             earliest = (slot & ~(BUCKET_SIZE - 1)) + EARLIEST_OFFSET
-            if expires_at < get_word(self.base + earliest):
+            if expires_at < load(self.base + earliest):
                 self.put(earliest, &expires_at, 8)
             earliest = entry_offset + SEGMENT_EARLIEST_OFFSET
-            if expires_at < get_word(self.base + earliest):
+            if expires_at < load(self.base + earliest):
                 self.put(earliest, &expires_at, 8)
         control = self.base[control_of(slot)]
         entry += ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
         self.put(entry_offset, &entry, 8)
-        control = fingerprint_codes[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+        control = FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
         # Last: until it is stored, a reader ignores the slot.
         self.put(control_of(slot), &control, 1)
         if self.plan is None:
@@ -648,21 +613,21 @@ cdef class FastPath:
         Sets the first word of its extent's entry as it is when the block is taken.
         """
         cdef const uint8_t *base = self.base
-        cdef uint64_t extent = get_short(base + CLASS_HEADS_OFFSET + 2 * size_class)
+        cdef uint64_t extent = load_short(base + CLASS_HEADS_OFFSET + 2 * size_class)
         cdef uint64_t entry, block, fresh, offset, link, rest
         if not self.is_extent(extent) or not self.looked_at[extent]:
             return 0
-        entry = get_word(base + map_entry_of(extent))
+        entry = load(base + map_entry_of(extent))
         block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
         fresh = entry >> ENTRY_FRESH_SHIFT
         if block == NO_BLOCK:
             block = fresh
             after[0] = entry + ENTRY_LIVE_ONE + ENTRY_FRESH_ONE
         elif block < fresh:
-            offset = (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
-            if (block + 1) * block_sizes[size_class] > EXTENT_SIZE:
+            offset = (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
+            if (block + 1) * BLOCK_SIZES[size_class] > EXTENT_SIZE:
                 return 0
-            link = get_word(base + offset)
+            link = load(base + offset)
             rest = link >> FREE_NEXT_SHIFT
             if <uint32_t>link != FREE_MAGIC or (rest >= fresh and rest != NO_BLOCK):
                 return 0
@@ -671,19 +636,19 @@ cdef class FastPath:
             )
         else:
             return 0
-        if (block + 1) * block_sizes[size_class] > EXTENT_SIZE:
+        if (block + 1) * BLOCK_SIZES[size_class] > EXTENT_SIZE:
             return 0
-        return (extent << EXTENT_SHIFT) + block * block_sizes[size_class]
+        return (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
 
     cdef bint take_block(self, uint64_t extent, uint64_t size_class, uint64_t after) except -1:
         """Store the entry of an extent of which a block is taken; False for RARE."""
         cdef uint64_t entry_offset = map_entry_of(extent)
-        if after >> ENTRY_FIRST_FREE_SHIFT != full_entries[size_class]:
+        if after >> ENTRY_FIRST_FREE_SHIFT != full_entry(size_class):
             self.put(entry_offset, &after, 8)
             return True
         if self.plan is not None or not self.has_neighbours(extent):
             return False
-        set_word(self.base + entry_offset, after)
+        store(self.base + entry_offset, after)
         self.unlink(extent, size_class)
         keep_order()
         return True
@@ -699,13 +664,13 @@ cdef class FastPath:
         uint64_t checksum,
     ) noexcept:
         cdef uint64_t value_size = PyBytes_GET_SIZE(encoded)
-        set_word(
+        store(
             place,
             RECORD_MAGIC | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT,
         )
-        set_word(place + RECORD_CREATED_OFFSET, created_at)
-        set_word(place + RECORD_EXPIRES_OFFSET, expires_at)
-        set_word(place + RECORD_CHECKSUM_OFFSET, checksum)
+        store(place + RECORD_CREATED_OFFSET, created_at)
+        store(place + RECORD_EXPIRES_OFFSET, expires_at)
+        store(place + RECORD_CHECKSUM_OFFSET, checksum)
         memcpy(place + RECORD_HEADER_SIZE, key, key_size)
         memcpy(place + RECORD_HEADER_SIZE + key_size, PyBytes_AS_STRING(encoded), value_size)
 
@@ -735,13 +700,13 @@ cdef class FastPath:
         if not self.may_change(key_hash):
             return RARE
         slot = self.find(key_hash, text, size)
-        if slot > 0 and get_word(self.base + slot + SLOT_EXPIRES_OFFSET):
+        if slot > 0 and load(self.base + slot + SLOT_EXPIRES_OFFSET):
             now_ms = self.now_ms()
             # That may have run Python.
             if not self.may_change(key_hash):
                 return RARE
             slot = self.find(key_hash, text, size)
-            expires_at = get_word(self.base + slot + SLOT_EXPIRES_OFFSET) if slot > 0 else 0
+            expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET) if slot > 0 else 0
             if expires_at and expires_at <= now_ms:
                 return RARE
         if slot <= 0:
@@ -779,10 +744,10 @@ cdef class FastPath:
             slot = self.find(xxh3(text, size, self.seed), text, size)
             if slot <= 0:
                 return RARE
-            expires_at = get_word(self.base + slot + SLOT_EXPIRES_OFFSET)
+            expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
             if expires_at and expires_at <= now_ms:
                 return RARE
-            record = get_word(self.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
+            record = load(self.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
             self.awaits_spare = False
             if not self.delete_(slot, text, size):
                 return 0 if self.awaits_spare else RARE
@@ -793,10 +758,10 @@ cdef class FastPath:
     cdef bint delete_(self, uint64_t slot, const uint8_t *key, uint64_t key_size) except -1:
         """Delete the key in a live slot; False for RARE."""
         cdef uint8_t *base = self.base
-        cdef uint64_t tail = get_word(base + slot + SLOT_RECORD_OFFSET)
+        cdef uint64_t tail = load(base + slot + SLOT_RECORD_OFFSET)
         cdef uint64_t record = tail & SLOT_RECORD_MASK
         cdef uint64_t entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
-        cdef uint64_t entry = get_word(base + entry_offset), taken = ENTRY_LIVE_ONE
+        cdef uint64_t entry = load(base + entry_offset), taken = ENTRY_LIVE_ONE
         cdef uint8_t control = CONTROL_TOMBSTONE
         cdef uint64_t slab_offset = map_entry_of(record >> EXTENT_SHIFT), slab, after, link
         if memchr(base + (slot & ~(BUCKET_SIZE - 1)) + CONTROL_OFFSET, CONTROL_EMPTY, SLOT_COUNT):
@@ -807,7 +772,7 @@ cdef class FastPath:
             or not self.may_free(record, &after)
         ):
             return False
-        slab = get_word(base + slab_offset)
+        slab = load(base + slab_offset)
         link = FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
         entry -= taken
         self.put(control_of(slot), &control, 1)
@@ -827,7 +792,7 @@ cdef class FastPath:
             or not self.may_free(record, &after)
         ):
             return RARE
-        slab = get_word(self.base + map_entry_of(record >> EXTENT_SHIFT))
+        slab = load(self.base + map_entry_of(record >> EXTENT_SHIFT))
         link = FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
         self.free_(record, slab, after, link)
         return True
@@ -838,31 +803,31 @@ cdef class FastPath:
         cdef uint64_t entry, size_class
         if offset < first_record or offset + RECORD_HEADER_SIZE + size > self.live[0]:
             return False
-        entry = get_word(self.base + map_entry_of(offset >> EXTENT_SHIFT))
+        entry = load(self.base + map_entry_of(offset >> EXTENT_SHIFT))
         size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
         return (
             entry & ENTRY_KIND_MASK == KIND_SLAB
-            and size_class < <uint64_t>class_count
-            and (offset & EXTENT_SIZE - 1) % block_sizes[size_class] == 0
-            and get_word(self.base + offset) == (tail ^ offset | RECORD_MAGIC)
+            and size_class < CLASS_COUNT
+            and (offset & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class] == 0
+            and load(self.base + offset) == (tail ^ offset | RECORD_MAGIC)
             and memcmp(self.base + offset + RECORD_HEADER_SIZE, key, size) == 0
         )
 
     cdef bint may_free(self, uint64_t record, uint64_t *after) noexcept:
         """Return whether a block can be freed here; set its extent's entry as it is then."""
         cdef uint64_t extent = record >> EXTENT_SHIFT
-        cdef uint64_t entry = get_word(self.base + map_entry_of(extent))
+        cdef uint64_t entry = load(self.base + map_entry_of(extent))
         cdef uint64_t size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
         cdef uint64_t live = entry >> ENTRY_LIVE_SHIFT & 0xFFFF
         cdef uint64_t block, head
-        if entry & ENTRY_KIND_MASK != KIND_SLAB or size_class >= <uint64_t>class_count:
+        if entry & ENTRY_KIND_MASK != KIND_SLAB or size_class >= CLASS_COUNT:
             return False
-        block = (record & EXTENT_SIZE - 1) // block_sizes[size_class]
+        block = (record & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
         after[0] = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
         if block >= entry >> ENTRY_FRESH_SHIFT or not live:
             return False
-        if entry >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]:
-            head = get_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
+        if entry >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
+            head = load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             if self.plan is not None or (head != NO_EXTENT and not self.is_extent(head)):
                 return False
         if live > 1:
@@ -875,18 +840,18 @@ cdef class FastPath:
 
     cdef inline bint has_empty_spare(self) noexcept:
         """Return whether an extent waits to be put on the list of free ones."""
-        cdef uint64_t entry = get_word(self.base + map_entry_of(self.spare[0]))
+        cdef uint64_t entry = load(self.base + map_entry_of(self.spare[0]))
         return entry & ENTRY_KIND_MASK == KIND_SLAB and not entry >> ENTRY_LIVE_SHIFT & 0xFFFF
 
     cdef bint is_last(self, uint64_t extent, uint64_t block, uint64_t size_class) noexcept:
         """Return whether `Slab._check_is_last` would let a block pass."""
         cdef const uint8_t *start = self.base + (extent << EXTENT_SHIFT)
-        cdef uint64_t entry = get_word(self.base + map_entry_of(extent))
-        cdef uint64_t size = block_sizes[size_class]
+        cdef uint64_t entry = load(self.base + map_entry_of(extent))
+        cdef uint64_t size = BLOCK_SIZES[size_class]
         cdef uint64_t end = min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
         cdef uint64_t place = 0
         while place < end:
-            if <uint32_t>get_word(start + place) == RECORD_MAGIC and place != block * size:
+            if <uint32_t>load(start + place) == RECORD_MAGIC and place != block * size:
                 return False
             place += size
         return True
@@ -898,7 +863,7 @@ cdef class FastPath:
         if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self.spare[0] = extent
         self.put(map_entry_of(extent), &after, 8)
-        if slab >> ENTRY_FIRST_FREE_SHIFT == full_entries[size_class]:
+        if slab >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
             self.link(extent, size_class)
             keep_order()
         # Last: it ends the record.
@@ -913,8 +878,8 @@ cdef class FastPath:
 
     cdef inline bint has_neighbours(self, uint64_t extent) noexcept:
         cdef const uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t before = get_short(entry + SLAB_PREVIOUS_OFFSET)
-        cdef uint64_t after = get_short(entry + SLAB_NEXT_OFFSET)
+        cdef uint64_t before = load_short(entry + SLAB_PREVIOUS_OFFSET)
+        cdef uint64_t after = load_short(entry + SLAB_NEXT_OFFSET)
         return (before == NO_EXTENT or self.is_extent(before)) and (
             after == NO_EXTENT or self.is_extent(after)
         )
@@ -923,24 +888,24 @@ cdef class FastPath:
         """As `Slab._link`."""
         cdef uint8_t *head = self.base + CLASS_HEADS_OFFSET + 2 * size_class
         cdef uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t after = get_short(head)
-        set_short(entry + SLAB_PREVIOUS_OFFSET, NO_EXTENT)
-        set_short(entry + SLAB_NEXT_OFFSET, after)
+        cdef uint64_t after = load_short(head)
+        store_short(entry + SLAB_PREVIOUS_OFFSET, NO_EXTENT)
+        store_short(entry + SLAB_NEXT_OFFSET, after)
         if after != NO_EXTENT:
-            set_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, extent)
-        set_short(head, extent)
+            store_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, extent)
+        store_short(head, extent)
 
     cdef inline void unlink(self, uint64_t extent, uint64_t size_class) noexcept:
         """As `Slab._unlink`."""
         cdef uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t before = get_short(entry + SLAB_PREVIOUS_OFFSET)
-        cdef uint64_t after = get_short(entry + SLAB_NEXT_OFFSET)
+        cdef uint64_t before = load_short(entry + SLAB_PREVIOUS_OFFSET)
+        cdef uint64_t after = load_short(entry + SLAB_NEXT_OFFSET)
         if before == NO_EXTENT:
-            set_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class, after)
+            store_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class, after)
         else:
-            set_short(self.base + map_entry_of(before) + SLAB_NEXT_OFFSET, after)
+            store_short(self.base + map_entry_of(before) + SLAB_NEXT_OFFSET, after)
         if after != NO_EXTENT:
-            set_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, before)
+            store_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, before)
 
 
 cdef inline uint64_t seed_of(
