@@ -1,7 +1,8 @@
-"""The file cut off at every length that means something, each tried once: nothing is by chance."""
+"""The file cut off at every length that means something, and at some of its extents."""
 
 import random
 from pathlib import Path
+from typing import Final
 
 import pytest
 from support.workload import make_value
@@ -28,6 +29,8 @@ from kvstore.format.layout import (
 from .damage import State
 from .laboratory import Experiment, stop_clock_between_calls
 
+_EXTENTS: Final = 8  # of each file, a trial
+
 
 def cut_everywhere(folder: Path, rng: random.Random) -> int:
     """Cut a closed file, and one that was not closed, at each such length; return how many."""
@@ -37,7 +40,7 @@ def cut_everywhere(folder: Path, rng: random.Random) -> int:
     tried = 0
     for contents in (closed, in_use):
         end_of = ends(contents, live)
-        for size in lengths(contents):
+        for size in lengths(contents, rng):
             path.write_bytes(contents[:size])
             try:
                 left = {key: live[key] for key, end in end_of.items() if end <= size}
@@ -66,9 +69,11 @@ def make_images(path: Path, rng: random.Random) -> tuple[State, bytes, bytes]:
     return live, path.read_bytes(), in_use
 
 
-def lengths(contents: bytes) -> list[int]:
-    """Return the lengths at and around where each structure, extent or record begins or ends."""
-    edges = {0, 8, len(contents), *range(0, len(contents), EXTENT_SIZE)}
+def lengths(contents: bytes, rng: random.Random) -> list[int]:
+    """Return the lengths at and around where structures, extents and records begin or end."""
+    _, _, durable, *_ = STATE.unpack_from(contents, STATE_OFFSET)
+    extents = rng.sample(range(0, len(contents), EXTENT_SIZE), _EXTENTS)
+    edges = {0, 8, len(contents), FIRST_FILE_SIZE, durable * EXTENT_SIZE, *extents}
     for start, size in (
         *((offset, IDENTITY.size) for offset in IDENTITY_OFFSETS),
         (STATE_OFFSET, STATE.size),

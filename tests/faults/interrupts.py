@@ -37,8 +37,8 @@ from kvstore.recovery.check import check_file
 from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from .laboratory import Experiment
 
-POINTS: Final = 60  # a trial, spread evenly over those of one case
-_POINTS_OF_LONG_CASES: Final = 6
+POINTS: Final = 20  # a trial, spread evenly over those of one case
+_POINTS_OF_LONG_CASES: Final = 4
 _LONG: Final = 20_000  # points
 
 _TESTS: Final = str(Path(__file__).resolve().parent.parent)

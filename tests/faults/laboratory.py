@@ -238,13 +238,15 @@ def stop_clock_between_calls(start_seconds: int = 1_700_000_000) -> None:
     setattr(kvstore.clock, "time_ns", clock.__next__)  # noqa: B010 - a plain one is no valid typing
 
 
-def run_short_form(name: str, seed: int, scale: float) -> list[str]:
-    """Run an experiment as the test suite does; return a description of each failure."""
+def run_short_forms(say: Callable[[str], object], hear: Callable[[], str | None]) -> None:
+    """Run experiments as the test suite asks for them; say what failed in each, as JSON."""
     from .catalogue import named
 
-    experiment = named(name)
-    laboratory = Laboratory([experiment], seed)
-    laboratory.run_trials(max(1, round(experiment.short * scale)))
-    (report,) = laboratory.reports
-    assert report.trials, report.skipped
-    return report.failures
+    while (asked := hear()) is not None:
+        name, seed, scale = json.loads(asked)
+        experiment = named(name)
+        laboratory = Laboratory([experiment], seed)
+        laboratory.run_trials(max(1, round(experiment.short * scale)))
+        (report,) = laboratory.reports
+        assert report.trials, report.skipped
+        say(json.dumps(report.failures))

@@ -759,7 +759,7 @@ PLANS: Final = {
         Plan(
             (change_sizes_at_the_limit,),
             lives=1,
-            images=8,
+            images=4,
             in_opening=0.0,
             room=MAX_BYTES,
             whole_extents=0.8,

@@ -47,7 +47,7 @@ from .laboratory import Experiment
 _OWN: Final = str(Path(kvstore.__file__).parent)
 _NESTED: Final = "nested"
 _VALUE: Final = {"by": "a call from within"}
-_SECONDS: Final = 1.5
+_SECONDS: Final = 0.5
 
 
 class Interruption(Stepping):
@@ -481,7 +481,7 @@ def crosswise(folder: Path, rng: random.Random) -> int:
 
         sys.setprofile(call_other)
         try:
-            for turn in range(150):
+            for turn in range(50):
                 own.create(f"{number} {turn}", {"turn": turn})
                 len(own)
                 own.delete(f"{number} {turn}")

@@ -733,7 +733,6 @@ EXPERIMENTS = (
             f"each write of a {group} refused, once or for good",
             "refusals",
             partial(refuse_writes_of, group),
-            short=2 if group in ("create", "delete") else 1,
             unavailable=_needs_pwrite,
         )
         for group in SHAPES

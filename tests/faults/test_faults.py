@@ -1,10 +1,12 @@
 """Each experiment of the fault laboratory, in its short form: nothing is ever lost."""
 
+import json
 import os
+from collections.abc import Iterator
 
 import pytest
 from support import SCALE, seeded_random
-from support.processes import call_in_child
+from support.processes import Child
 
 from faults.catalogue import EXPERIMENTS
 from faults.laboratory import Experiment
@@ -12,13 +14,21 @@ from faults.laboratory import Experiment
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each trial is a forked process")
 
 
+@pytest.fixture(scope="module")
+def laboratory() -> Iterator[Child]:
+    """A process of one thread, which forks for each trial."""
+    with Child(
+        "from faults.laboratory import run_short_forms; run_short_forms(say, hear)"
+    ) as child:
+        yield child
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
-def test_nothing_is_lost(experiment: Experiment) -> None:
+def test_nothing_is_lost(experiment: Experiment, laboratory: Child) -> None:
     reason = experiment.unavailable()
     if reason is not None:
         pytest.skip(reason)
     seed = seeded_random().getrandbits(32)
-    failures = call_in_child(
-        "faults.laboratory.run_short_form", name=experiment.name, seed=seed, scale=SCALE
-    )
+    laboratory.say(json.dumps([experiment.name, seed, SCALE]))
+    failures = json.loads(laboratory.hear())
     assert not failures, "\n\n".join(failures)

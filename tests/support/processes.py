@@ -1,11 +1,9 @@
 """Child processes that talk with the test, a line at a time, and cannot outlive it.
 
-`Child` runs a script and is spoken to; `call_in_child` runs one function of a support module, so
-that a signal which kills the process is seen as one. Both have a watchdog: a child that says
-nothing for `PATIENCE_SECONDS` is killed and fails the test. Nothing else depends on time.
+A child has a watchdog: one that says nothing for `PATIENCE_SECONDS` is killed and fails the test.
+Nothing else depends on time.
 """
 
-import json
 import os
 import select
 import signal
@@ -15,7 +13,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Final, NoReturn, Self
 
 from .children import PATIENCE_SECONDS, environment
 
@@ -185,15 +183,3 @@ def run_script(script: str, *arguments: object, prelude: str = _PRELUDE, **chang
     """Run `script` in a child to its end and return what it said."""
     with Child(script, *arguments, prelude=prelude, **changes) as child:
         return child.end()
-
-
-def call_in_child(function: str, **arguments: object) -> Any:
-    """Call `package.module.name` in a child and return its result; both travel as JSON."""
-    module, _, name = function.rpartition(".")
-    script = f"""
-        import json
-        from {module} import {name}
-        print(json.dumps({name}(**json.loads(sys.argv[1]))))
-    """
-    said = run_script(script, json.dumps(arguments))
-    return json.loads(said.splitlines()[-1])
