@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support import MIB, children
+from support import MIB, processes
+from support.commands import run_command, run_here, start_command
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -30,7 +31,7 @@ def filled(path: Path, open_store: OpenStore) -> Path:
 
 
 def _run(command: str, path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return children.run_command(command, "--file", path, *arguments)
+    return run_here(command, "--file", path, *arguments)
 
 
 def _done(result: subprocess.CompletedProcess[str]) -> str:
@@ -45,12 +46,12 @@ def _in_shell(
     command = shlex.join([sys.executable, "-W", "error", "-m", "kvstore", *map(str, arguments)])
     return subprocess.run(
         ["sh", "-c", line.replace("kvstore", command, 1)],
-        env=children.environment(),
+        env=processes.environment(),
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
-        timeout=children.PATIENCE_SECONDS,
+        timeout=processes.PATIENCE_SECONDS,
         check=False,
     )
 
@@ -65,8 +66,11 @@ def _failed(result: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def test_create_read_and_delete_from_a_shell(path: Path, open_store: OpenStore) -> None:
-    assert _done(_run("create", path, "user:1", '{"name": "Ada", "n": [1, 1.5, null]}')) == ""
-    printed = _done(_run("read", path, "user:1"))
+    created = run_command(
+        "create", "--file", path, "user:1", '{"name": "Ada", "n": [1, 1.5, null]}'
+    )
+    assert _done(created) == ""
+    printed = _done(run_command("read", "--file", path, "user:1"))
     assert json.loads(printed) == {"name": "Ada", "n": [1, 1.5, None]}
     assert printed.endswith("\n")
     assert dict(open_store()) == {"user:1": {"name": "Ada", "n": [1, 1.5, None]}}
@@ -86,25 +90,23 @@ def test_create_with_a_ttl(path: Path, open_store: OpenStore) -> None:
 
 def test_create_reads_the_value_from_standard_input(path: Path, open_store: OpenStore) -> None:
     value = sized_value(16_384)
-    result = children.run_command("create", "--file", path, "k", stdin=json.dumps(value))
+    result = run_command("create", "--file", path, "k", stdin=json.dumps(value))
     _done(result)
     assert dict(open_store()) == {"k": value}
 
 
 def test_text_beyond_ascii_goes_both_ways(filled: Path, open_store: OpenStore) -> None:
-    assert json.loads(_done(_run("read", filled, "user:1"))) == {
-        "name": "Ada",
-        "tags": ["é", "🐍"],
-    }
-    _done(_run("create", filled, "ключ", '{"é": "🐍"}'))
+    printed = _done(run_command("read", "--file", filled, "user:1"))
+    assert json.loads(printed) == {"name": "Ada", "tags": ["é", "🐍"]}
+    _done(run_command("create", "--file", filled, "ключ", '{"é": "🐍"}'))
     assert open_store()["ключ"] == {"é": "🐍"}
 
 
 def test_without_a_file_it_is_the_default_one(tmp_path: Path) -> None:
     place = {"KVSTORE_PATH": str(tmp_path / "default.kvs")}
-    _done(children.run_command("create", "k", '{"n":1}', **place))
+    _done(run_here("create", "k", '{"n":1}', **place))
     assert os.listdir(tmp_path) == ["default.kvs"]
-    assert json.loads(_done(children.run_command("read", "k", **place))) == {"n": 1}
+    assert json.loads(_done(run_here("read", "k", **place))) == {"n": 1}
 
 
 REFUSALS: dict[str, tuple[str, tuple[Any, ...], str]] = {
@@ -134,7 +136,7 @@ def test_what_is_refused_exits_with_1_and_changes_nothing(
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, '{"v":' * 100_000, "9" * 10_000])
 def test_standard_input_that_is_no_value_is_refused(filled: Path, text: str) -> None:
-    result = children.run_command("create", "--file", filled, "k", stdin=text)
+    result = run_here("create", "--file", filled, "k", stdin=text)
     _failed(result, REFUSED)
 
 
@@ -176,7 +178,7 @@ def test_trouble_with_the_path_is_refused(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2_and_says_how(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    result = children.run_command(*arguments, KVSTORE_PATH=str(tmp_path / "default.kvs"))
+    result = run_here(*arguments, KVSTORE_PATH=str(tmp_path / "default.kvs"))
     assert "usage" in _failed(result, USAGE).lower()
     assert os.listdir(tmp_path) == []
 
@@ -195,7 +197,7 @@ def test_wrong_numbers_are_told_of_without_names_of_the_source(
     arguments: tuple[str, ...], said: str
 ) -> None:
     """It said "invalid _seconds value"."""
-    message = _failed(children.run_command(*arguments), USAGE)
+    message = _failed(run_here(*arguments), USAGE)
     assert message.endswith(f"error: {said}\n")
 
 
@@ -218,7 +220,7 @@ def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) 
     (tmp_path / "file").touch()
     nowhere = str(tmp_path / "file")
     changes = {"HOME": nowhere, "XDG_DATA_HOME": nowhere, "TMPDIR": str(tmp_path)}
-    environment = children.environment(**changes)
+    environment = processes.environment(**changes)
     environment.pop("KVSTORE_PATH", None)
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -227,7 +229,7 @@ def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) 
             env=environment,
             capture_output=True,
             encoding="utf-8",
-            timeout=children.PATIENCE_SECONDS,
+            timeout=processes.PATIENCE_SECONDS,
             check=False,
         )
 
@@ -242,7 +244,7 @@ def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) 
 
 
 def test_help_is_printed_and_makes_no_file(tmp_path: Path) -> None:
-    result = children.run_command("--help", KVSTORE_PATH=str(tmp_path / "default.kvs"))
+    result = run_here("--help", KVSTORE_PATH=str(tmp_path / "default.kvs"))
     printed = _done(result)
     assert all(word in printed for word in ("create", "read", "delete"))
     assert os.listdir(tmp_path) == []
@@ -251,19 +253,20 @@ def test_help_is_printed_and_makes_no_file(tmp_path: Path) -> None:
 def test_a_store_in_use_exits_with_3_and_names_its_holder(filled: Path) -> None:
     with KVStore(filled):
         for command, arguments in (("read", ()), ("create", ("{}",)), ("delete", ())):
-            assert str(os.getpid()) in _failed(_run(command, filled, "k", *arguments), LOCKED)
-        _failed(_run("read", filled, "user:1", "--wait", "0.05"), LOCKED)
+            result = run_command(command, "--file", filled, "k", *arguments)
+            assert str(os.getpid()) in _failed(result, LOCKED)
+        _failed(run_command("read", "--file", filled, "user:1", "--wait", "0.05"), LOCKED)
 
 
 def test_wait_waits_until_the_store_is_free(filled: Path) -> None:
     with KVStore(filled):
-        process = children.start_command(
-            "read", "--file", filled, "user:1", "--wait", children.PATIENCE_SECONDS
+        process = start_command(
+            "read", "--file", filled, "user:1", "--wait", processes.PATIENCE_SECONDS
         )
         # A command that does not wait ends well within this; one that waits never does.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
-    out, error = process.communicate(timeout=children.PATIENCE_SECONDS)
+    out, error = process.communicate(timeout=processes.PATIENCE_SECONDS)
     assert (process.returncode, error) == (DONE, "")
     assert json.loads(out)["name"] == "Ada"
 
@@ -277,7 +280,7 @@ def test_what_only_looks_into_a_file_never_makes_one(tmp_path: Path, command: st
     typo = tmp_path / "typo.kvs"
     message = _failed(_run(command, typo, "user:1"), REFUSED)
     assert f"{typo}: the file does not exist" in message
-    message = _failed(children.run_command(command, "k", KVSTORE_PATH=str(typo)), REFUSED)
+    message = _failed(run_here(command, "k", KVSTORE_PATH=str(typo)), REFUSED)
     assert f"{typo}: the file does not exist" in message
     message = _failed(_run(command, tmp_path / "folder" / "typo.kvs", "k"), REFUSED)
     assert "the folder of the file does not exist" in message
@@ -298,13 +301,11 @@ def test_a_file_removed_while_it_is_waited_for_is_not_made_anew(path: Path) -> N
     """Whether the file is there is not asked before it is opened, but as it is opened."""
     path.touch()
     lock = FileLock(str(path), 0.0)
-    process = children.start_command(
-        "read", "--file", path, "user:1", "--wait", children.PATIENCE_SECONDS
-    )
+    process = start_command("read", "--file", path, "user:1", "--wait", processes.PATIENCE_SECONDS)
     _wait_until_open(process.pid, path)
     path.unlink()
     lock.release()
-    _, error = process.communicate(timeout=children.PATIENCE_SECONDS)
+    _, error = process.communicate(timeout=processes.PATIENCE_SECONDS)
     assert process.returncode == REFUSED
     assert "does not exist" in error
     assert not path.exists()
@@ -340,7 +341,7 @@ def test_options_of_the_file_come_before_the_command_or_after_it(
         ("read", "--wait", "1", "user:1", "--file", filled),
         ("--file", other, "read", "user:1", "--file", filled),
     ):
-        printed = _done(children.run_command(*arguments, KVSTORE_PATH=other))
+        printed = _done(run_here(*arguments, KVSTORE_PATH=other))
         assert json.loads(printed)["name"] == "Ada", arguments
     assert not Path(other).exists()
 
@@ -445,7 +446,7 @@ def test_a_closed_pipe_ends_it_quietly(
     """As under `| head -0`."""
     with open_store() as store:
         store.create("user:1", sized_value(16_000))
-    with children.start_command("read", "--file", path, "user:1", *option) as process:
+    with start_command("read", "--file", path, "user:1", *option) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
@@ -458,13 +459,13 @@ def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
     with KVStore(filled):
         # What a shell starts in the background ignores the signal, and so would our child.
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-        process = children.start_command(
-            "read", "--file", filled, "user:1", "--wait", children.PATIENCE_SECONDS
+        process = start_command(
+            "read", "--file", filled, "user:1", "--wait", processes.PATIENCE_SECONDS
         )
         signal.signal(signal.SIGINT, handler)
         _wait_until_open(process.pid, filled)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=children.PATIENCE_SECONDS)
+        out, error = process.communicate(timeout=processes.PATIENCE_SECONDS)
     assert (process.returncode, out, error) == (128 + signal.SIGINT, "", "")
 
 
@@ -473,7 +474,7 @@ def _wait_until_open(pid: int, path: Path) -> None:
     folder = Path(f"/proc/{pid}/fd")
     if not folder.is_dir():
         pytest.skip("the system does not show what a process has open")
-    deadline = time.monotonic() + children.PATIENCE_SECONDS
+    deadline = time.monotonic() + processes.PATIENCE_SECONDS
     while time.monotonic() < deadline:
         for link in folder.iterdir():
             try:
@@ -486,7 +487,7 @@ def _wait_until_open(pid: int, path: Path) -> None:
 
 def test_bytes_of_a_key_that_are_no_utf_8_are_refused(filled: Path) -> None:
     key = os.fsdecode(b"caf\xe9")
-    assert "lone surrogate" in _failed(_run("read", filled, key), REFUSED)
+    assert "lone surrogate" in _failed(run_command("read", "--file", filled, key), REFUSED)
 
 
 def test_a_relative_name_is_of_the_folder_that_the_shell_is_in(filled: Path) -> None:

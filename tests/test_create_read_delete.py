@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import children, scaled, seeded_random
+from support import processes, scaled, seeded_random
 from support.files import digest, size
 from support.stores import OpenStore
 from support.values import sized_value
@@ -358,7 +358,7 @@ def test_a_store_left_open_is_closed_as_the_interpreter_exits(
 ) -> None:
     """Nothing is printed either: no warning, no traceback."""
     code = "import sys, kvstore; s = kvstore.KVStore(sys.argv[1]); s.create('k', {'n': 1})"
-    assert children.run_python(code, path) == ""
+    assert processes.run_python(code, path) == ""
     assert open_store().read("k") == {"n": 1}
 
 
@@ -368,7 +368,7 @@ def test_a_store_that_was_forgotten_can_be_opened_again(path: Path, open_store: 
         "import os, sys, kvstore; s = kvstore.KVStore(sys.argv[1]);"
         "s.create('k', {'n': 1}); sys.stdout.flush(); os._exit(0)"
     )
-    children.run_python(code, path)
+    processes.run_python(code, path)
     with pytest.raises(ValueError, match="max_bytes"):
         KVStore(path, max_bytes=1)
     assert open_store().read("k") == {"n": 1}

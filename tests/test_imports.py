@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support import children
+from support import processes
 
 import kvstore
 
@@ -118,7 +118,7 @@ print(*sorted(sys.modules))
 
 
 def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
-    loaded = set(children.run_python(USE, path).split())
+    loaded = set(processes.run_python(USE, path).split())
     rare = {
         "argparse",
         "ctypes",
@@ -147,11 +147,11 @@ for durable in (False, True):
         store.delete("key")
     assert set(sys.modules) == loaded
 """
-    assert children.run_python(use, path).split() == ["False", "True"]
+    assert processes.run_python(use, path).split() == ["False", "True"]
 
 
 def test_importing_the_package_opens_no_store_and_loads_no_rare_module() -> None:
-    loaded = set(children.run_python("import kvstore, sys; print(*sys.modules)").split())
+    loaded = set(processes.run_python("import kvstore, sys; print(*sys.modules)").split())
     assert (
         loaded & {"argparse", "kvstore.recovery.check", "kvstore.location", "platformdirs"} == set()
     )

@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from support import children
+from support import processes
 from support.clock import FakeClock
 
 from kvstore import IMPLEMENTATION, InvalidKeyError, KVStore, StoreLockedError
@@ -27,7 +27,7 @@ def test_what_was_registered_at_exit_before_the_import_finds_the_store_closed(pa
         "store = KVStore(sys.argv[1])\n"
         "store.create('k', {})\n"
     )
-    printed = children.run_python(code, path).splitlines()
+    printed = processes.run_python(code, path).splitlines()
     assert printed == ["after it {}", "before the import StoreClosedError"]
 
 
@@ -55,7 +55,7 @@ def test_a_sub_interpreter_gets_an_import_error_and_the_store_goes_on(path: Path
         "store.create('k', {})\n"
         "print(store.read('k'))\n"
     )
-    assert children.run_python(code, path).split() == ["refused", "{}"]
+    assert processes.run_python(code, path).split() == ["refused", "{}"]
 
 
 def test_a_cell_run_twice_is_told_that_its_own_process_has_the_file(path: Path) -> None:

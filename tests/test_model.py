@@ -233,5 +233,5 @@ class StoreMachine(RuleBasedStateMachine):
             self.store, self.path = original, old_path
 
 
-StoreMachine.TestCase.settings = settings(max_examples=scaled(40), stateful_step_count=40)
+StoreMachine.TestCase.settings = settings(max_examples=scaled(25), stateful_step_count=40)
 test_a_store_does_what_a_dictionary_does = StoreMachine.TestCase

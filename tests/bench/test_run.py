@@ -13,7 +13,7 @@ from engines import importable
 from engines.own import COMPILED, PLAIN
 from operations import OPERATIONS
 from run import EXPERIMENTS
-from support.children import PATIENCE_SECONDS, environment
+from support.processes import PATIENCE_SECONDS, environment
 
 import harness
 

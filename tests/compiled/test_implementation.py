@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support import children
+from support import processes
 from support.inspecting import run_inspector
 
 import kvstore
@@ -23,13 +23,13 @@ FITS: Final = "BUILT_WITH = {'BUCKET_SIZE': 4096}\n"
 
 def show(**changes: str) -> "subprocess.CompletedProcess[str]":
     """Import kvstore in a child, and print which twin runs there."""
-    environment = children.environment(**{"KVSTORE_PURE": "0", **changes})
+    environment = processes.environment(**{"KVSTORE_PURE": "0", **changes})
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", SHOW],
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=children.PATIENCE_SECONDS,
+        timeout=processes.PATIENCE_SECONDS,
         check=False,
     )
 

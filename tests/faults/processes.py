@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-from support.children import PATIENCE_SECONDS, environment
+from support.processes import PATIENCE_SECONDS, environment
 from support.threads import run_together
 from support.whole import assert_consistent
 from support.workload import Value, make_value

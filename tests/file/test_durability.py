@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.children import PATIENCE_SECONDS
 from support.clock import FakeClock
 from support.disks import quick_folder
 from support.images import (
@@ -25,6 +24,7 @@ from support.images import (
     write_image,
 )
 from support.parts import FaultyDoor
+from support.processes import PATIENCE_SECONDS
 from support.whole import assert_consistent
 
 import kvstore.file.platform

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.children import PATIENCE_SECONDS
 from support.inspecting import (
     DONE,
     LOCKED,
@@ -29,6 +28,7 @@ from support.inspecting import (
     run_inspector,
     start_inspector,
 )
+from support.processes import PATIENCE_SECONDS
 from support.stores import OpenStore
 
 from kvstore import KVStore

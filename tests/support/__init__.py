@@ -1,4 +1,4 @@
-"""Helpers of the tests: one module each for clock, files, keys, values, threads and children.
+"""Helpers of the tests: one module each for clock, files, keys, values, threads, processes, ….
 
 Two settings, both environment variables:
 

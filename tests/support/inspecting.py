@@ -15,7 +15,7 @@ import kvstore_inspect
 from kvstore import KVStore
 from kvstore_inspect.command_line import main
 
-from .children import PATIENCE_SECONDS, environment
+from .processes import PATIENCE_SECONDS, environment
 
 DONE, PROBLEMS, WRONG_USAGE, LOCKED = 0, 1, 2, 3
 

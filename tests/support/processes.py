@@ -1,4 +1,6 @@
-"""Child processes that talk with the test, a line at a time, and cannot outlive it.
+"""Other Python processes that import the same kvstore as this one, and cannot outlive the test.
+
+`run_python` runs code to its end; `Child` runs a script that talks with the test, a line at a time.
 
 A child has a watchdog: one that says nothing for `PATIENCE_SECONDS` is killed and fails the test.
 Nothing else depends on time.
@@ -15,7 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-from .children import PATIENCE_SECONDS, environment
+import kvstore
+
+# Long enough for the slowest machine; a child that hangs ends the test, nothing waits for it else.
+PATIENCE_SECONDS: Final = 120
+
 
 _TESTS: Final = str(Path(__file__).resolve().parent.parent)
 
@@ -46,6 +52,34 @@ def try_open(path, **options):
     store.close()
     return "opened"
 """
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return an environment for a child: this one, with kvstore importable, and `changes`."""
+    package = Path(kvstore.__file__).resolve().parent
+    inherited = os.environ.get("PYTHONPATH")
+    search = [str(package.parent)] + ([inherited] if inherited else [])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(search),
+        "PYTHONIOENCODING": "utf-8",
+        **changes,
+    }
+
+
+def run_python(code: str, *arguments: object) -> str:
+    """Run `code` in a fresh interpreter with warnings as errors; return what it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert not finished.stderr
+    return finished.stdout
 
 
 class ChildFailed(AssertionError):
