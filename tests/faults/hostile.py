@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from support import MIB
 from support.parts import replace_door
-from support.workload import make_value
+from support.workload import difference, make_value
 
 import kvstore.file.platform
 from kvstore import InvalidKeyError, InvalidValueError, KVStore
@@ -236,12 +236,6 @@ def assert_recovers(path: Path, contents: bytes, allowed: list[State]) -> None:
     # Not a magic that no slot leads to, nor a block that is neither live nor free.
     problems = check_file(path)
     assert not problems, f"after recovery: {problems[:5]}"
-
-
-def difference(found: State, expected: State) -> str:
-    """Return in words how the keys differ."""
-    more, less = found.keys() - expected.keys(), expected.keys() - found.keys()
-    return f"found but not there: {sorted(more)[:5]}; there but not found: {sorted(less)[:5]}"
 
 
 EXPERIMENTS = (

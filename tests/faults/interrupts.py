@@ -28,7 +28,7 @@ from typing import Any, Final
 from support.clock import FakeClock
 from support.threads import run_together
 from support.whole import assert_consistent
-from support.workload import Value, make_value
+from support.workload import Value, difference, make_value
 
 import kvstore.clock
 from kvstore import KVStore
@@ -313,7 +313,7 @@ def _interrupt_once(prepared: Prepared, file: Path, injection: Injection, durabl
     if problems and not any("not clean" in problem for problem in problems):
         raise AssertionError(f"closed clean, but: {problems[:5]}")
     found = _contents(file)
-    assert found == contents, _difference(found, contents)
+    assert found == contents, difference(found, contents)
 
 
 # --- an opening interrupted at every point -------------------------------------------------------
@@ -368,7 +368,7 @@ def _open_interrupted(file: Path, start: bytes | None, injection: Injection) -> 
 def _use_on(store: KVStore, prepared: Prepared) -> None:
     """Have the interrupted store tell that the call has happened or not, and do it in full."""
     found = dict(store.items())
-    assert found in (prepared.before, prepared.after), _difference(found, prepared.after)
+    assert found in (prepared.before, prepared.after), difference(found, prepared.after)
     assert len(store) == len(found)
     case = prepared.case
     if (case.key is not None and case.value is not None and found == prepared.before) or (
@@ -391,13 +391,6 @@ def _contents(file: Path) -> State:
         assert len(store) == len(found)
     assert_consistent(file)
     return found
-
-
-def _difference(found: State, expected: State) -> str:
-    lost = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    wrong = sorted(key for key in found.keys() & expected.keys() if found[key] != expected[key])
-    return f"lost {lost[:5]}, extra {extra[:5]}, wrong {wrong[:5]}"
 
 
 EXPERIMENTS = tuple(

@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 from unittest import mock
 
 from support.whole import assert_consistent
-from support.workload import Value, Workload, make_value
+from support.workload import Value, Workload, difference, make_value
 
 from kvstore import KVStore
 
@@ -392,18 +392,11 @@ def _settle(
             _replay(expected, (key, value))
         assert part == expected, (
             f"thread {thread}, under way: {'delete' if value is None else 'create'} {key!r}: "
-            + _difference(part, expected)
+            + difference(part, expected)
         )
         after.append(part)
     assert sum(map(len, after)) == len(found), "a key that no thread has written"
     return after
-
-
-def _difference(found: State, expected: State) -> str:
-    lost = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
-    wrong = sorted(key for key in found.keys() & expected.keys() if found[key] != expected[key])
-    return f"lost {lost[:5]}, extra {extra[:5]}, wrong {wrong[:5]}"
 
 
 def _reopen(file: Path, *, in_copy: bool) -> State:

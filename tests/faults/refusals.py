@@ -22,7 +22,7 @@ from support import MIB
 from support.clock import FakeClock
 from support.parts import FaultyDoor, replace_door
 from support.whole import assert_consistent
-from support.workload import Value, make_value, random_size
+from support.workload import Value, difference, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
 import kvstore.clock
@@ -335,7 +335,7 @@ class Original:
     def _assert_holds(self, store: KVStore, state: State) -> None:
         """Assert that every way of reading agrees on this state."""
         found = dict(store.items())
-        assert found == state, describe_difference(found, state)
+        assert found == state, difference(found, state)
         assert len(store) == len(state), f"len is {len(store)}, there are {len(state)}"
         for key in [*self._keys[:20], *self._keys[-20:], "no such key"]:
             assert (key in store) == (key in state), key
@@ -367,14 +367,6 @@ def apply(state: State, step: Step | None) -> State:
         if step[1] is not None:
             after[step[0]] = step[1]
     return after
-
-
-def describe_difference(found: State, expected: State) -> str:
-    return (
-        f"lost {sorted(expected.keys() - found.keys())[:3]}, "
-        f"extra {sorted(found.keys() - expected.keys())[:3]}, changed "
-        f"{[key for key in found.keys() & expected.keys() if found[key] != expected[key]][:3]}"
-    )
 
 
 def go_on(store: KVStore, state: State, step: Step | None, rng: random.Random) -> State:
@@ -422,7 +414,7 @@ def refuse_writes_of_an_opening(folder: Path, rng: random.Random) -> int:
             with refusals.of((os, "pwrite")):
                 open_and_change(path, now, allow_io_errors=number == errno.EIO)
             with KVStore(path) as store:
-                assert dict(store.items()) == now, describe_difference(dict(store), now)
+                assert dict(store.items()) == now, difference(dict(store), now)
                 store.create("late", {})
             assert_consistent(path)
         except BaseException as error:
@@ -457,7 +449,7 @@ def open_and_change(path: Path, live: State, *, allow_io_errors: bool) -> None:
         assert allow_io_errors
         return
     with suppress(OSError), store:
-        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+        assert dict(store.items()) == live, difference(dict(store.items()), live)
         assert len(store) == len(live)
         with suppress(KVStoreError, OSError):
             store.create("new", {})
@@ -466,7 +458,7 @@ def open_and_change(path: Path, live: State, *, allow_io_errors: bool) -> None:
             with suppress(KVStoreError, OSError):
                 store.delete("new")
                 del live["new"]
-        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+        assert dict(store.items()) == live, difference(dict(store.items()), live)
 
 
 # --- every other call to the system ------------------------------------------------------------
@@ -503,7 +495,7 @@ def refuse_system_calls(folder: Path, rng: random.Random) -> int:
                 for opening in range(2):
                     live_a_life(path, live, f"{opening}/")
             with KVStore(path) as store:
-                assert dict(store.items()) == live, describe_difference(dict(store), live)
+                assert dict(store.items()) == live, difference(dict(store), live)
                 store.create("late", {})
             assert_consistent(path)
         except BaseException as error:
@@ -534,7 +526,7 @@ def live_a_life(path: Path, live: State, prefix: str) -> None:
                 del live[key]
         with suppress(OSError):
             store.sync()
-        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+        assert dict(store.items()) == live, difference(dict(store.items()), live)
 
 
 # --- flushes -----------------------------------------------------------------------------------
@@ -711,13 +703,13 @@ def refuse_at_random(folder: Path, rng: random.Random) -> int:
             except (KVStoreError, OSError):
                 refused += 1
         if store._file.read_only or rng.random() < 0.01:
-            assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+            assert dict(store.items()) == live, difference(dict(store.items()), live)
             store.close()
             store = KVStore(path, max_bytes=8 * MIB)
-    assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+    assert dict(store.items()) == live, difference(dict(store.items()), live)
     store.close()
     with KVStore(path) as store:
-        assert dict(store.items()) == live, describe_difference(dict(store.items()), live)
+        assert dict(store.items()) == live, difference(dict(store.items()), live)
     assert_consistent(path)
     return refused
 

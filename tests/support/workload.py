@@ -18,6 +18,14 @@ def make_value(key: str, mark: int, size: int) -> Value:
     return {"key": key, "mark": mark, "text": text.decode(errors="ignore")}
 
 
+def difference(found: dict[str, Value], expected: dict[str, Value]) -> str:
+    """Return in words how the contents of a store differ from what is expected."""
+    lost = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    wrong = sorted(key for key in found.keys() & expected.keys() if found[key] != expected[key])
+    return f"lost {lost[:5]}, extra {extra[:5]}, wrong {wrong[:5]}"
+
+
 def random_size(rng: random.Random) -> int:
     """Return a size for a value: most are small, some fill several pages."""
     return rng.randrange(rng.choice((60, 60, 200, 200, 600, 2_000, 15_000)))
