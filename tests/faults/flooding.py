@@ -37,7 +37,7 @@ from .laboratory import Experiment, stop_clock_between_calls
 
 FLOOD: Final = 8_000  # keys that share some bits of a hash without a seed
 BITS: Final = 7  # each bit doubles the keys that are tried: a million
-FORCED: Final = 20_000
+FORCED: Final = 4_000
 TOLERANCE: Final = 1.02  # how many times the pages that others take, for chance
 
 Hash = Callable[..., int]

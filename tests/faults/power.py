@@ -54,7 +54,7 @@ MAX_BYTES: Final = 4 * MIB
 ROOM_AFTERWARDS: Final = 16 * MIB
 
 LIVES: Final = 3
-IMAGES: Final = 4  # of each life
+IMAGES: Final = 3  # of each life
 
 YEAR: Final = 365 * 86_400
 # Seconds to live; and jumps of the clock before a recovery, none of which ends near one of these.

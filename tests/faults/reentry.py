@@ -508,7 +508,7 @@ EXPERIMENTS = (
         "Members called amid an operation, or closing, at every instruction and call of C",
         "calls",
         call_from_within,
-        3,
+        2,
     ),
     Experiment(
         "reentry-at-opening",
