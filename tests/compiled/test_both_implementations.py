@@ -12,16 +12,16 @@ from typing import Any, Final
 from unittest import mock
 
 import pytest
-from faults.cases import CASES
-from faults.damage import KINDS as DAMAGES
-from faults.damage import Original, State
-from faults.forgery import KINDS as FORGERIES
-from faults.forgery import Forge, build_deep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MIN_MAX_BYTES, SEED, scaled, seeded_random
+from support.cases import CASES
 from support.clock import FakeClock
+from support.damage import KINDS as DAMAGES
+from support.damage import Original, State
 from support.disks import quick_folder
+from support.forgery import KINDS as FORGERIES
+from support.forgery import Forge, build_deep
 from support.keys import IMPOSSIBLE, contended_key
 from support.oddities import MEMBERS, TTLS, VALUES
 from support.scripted_store import FOREIGN, Step

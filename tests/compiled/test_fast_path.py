@@ -274,7 +274,7 @@ def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: 
     """
     said = run_script(
         """
-        from faults.cases import CASES
+        from support.cases import CASES
         os.urandom = bytes
         case = next(case for case in CASES if case.name == "create and split")
         store = KVStore(sys.argv[1])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.damage import State
 from support.workload import make_value
 
 from kvstore import CorruptStoreError, KVStore, UnsupportedFormatError
@@ -26,7 +27,6 @@ from kvstore.format.layout import (
     STATE_OFFSET,
 )
 
-from .damage import State
 from .laboratory import Experiment, stop_clock_between_calls
 
 _EXTENTS: Final = 8  # of each file, a trial

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from support.damage import KINDS, Damage, Original, build
 from support.inspecting import DONE, PROBLEMS, WRONG_USAGE, Result, inspect
 from support.truth import Truth, live_places
 
@@ -33,7 +34,6 @@ from kvstore.format.layout import (
 from kvstore.recovery.check import check_file
 from kvstore_inspect.command_line import group
 
-from .damage import KINDS, Damage, Original, build
 from .laboratory import Experiment
 
 Kind = Callable[[Original, random.Random], tuple[bytes, Damage]]

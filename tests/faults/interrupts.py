@@ -25,6 +25,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from support.clock import FakeClock
 from support.threads import run_together
 from support.whole import assert_consistent
@@ -34,7 +35,6 @@ import kvstore.clock
 from kvstore import KVStore
 from kvstore.recovery.check import check_file
 
-from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from .laboratory import Experiment
 
 POINTS: Final = 20  # a trial, spread evenly over those of one case

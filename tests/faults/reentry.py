@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door
 from support.clock import FakeClock
 from support.threads import run_together
 from support.whole import assert_consistent
@@ -40,7 +41,6 @@ from kvstore import (
 from kvstore.file import reentry
 from kvstore.recovery.check import check_file
 
-from .cases import CASES, MAX_BYTES, Case, Prepared, State, door
 from .interrupts import POINTS, Stepping, points_of
 from .laboratory import Experiment
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from support.clock import FakeClock
 from support.whole import assert_consistent
 from support.writing import telling_of_changes
@@ -23,7 +24,6 @@ import kvstore.clock
 import kvstore.file.platform
 from kvstore import KVStore, StoreFullError
 
-from .cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
 from .laboratory import Experiment
 
 _CASES: Final = 6  # a trial

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults.damage import build
+from support.damage import build
 from support.disks import quick_folder
 from support.planting import Plant
 from support.whole import assert_consistent

@@ -8,10 +8,10 @@ from pathlib import Path
 from struct import Struct
 
 import pytest
-from faults.cases import CASES
-from faults.damage import Original, build
 from support import seeded_random
+from support.cases import CASES
 from support.clock import FakeClock
+from support.damage import Original, build
 from support.disks import quick_folder
 from support.inspecting import inspect
 from support.stores import OpenStore

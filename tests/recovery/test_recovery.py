@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from faults.damage import is_bucket
 from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
+from support.damage import is_bucket
 from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image

@@ -10,12 +10,12 @@ from itertools import count, islice
 from pathlib import Path
 
 import pytest
-from faults.torn import backwards, forwards, shuffled, use
 from support import seeded_random
 from support.clock import FakeClock
 from support.disks import quick_folder
 from support.images import write_image
 from support.parts import open_parts
+from support.torn import backwards, forwards, shuffled, use
 
 from kvstore import CorruptStoreError, KVStore
 from kvstore.format.layout import (

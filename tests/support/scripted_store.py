@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest import mock
 
-from faults.cases import CASES, Prepared, door
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 import kvstore.clock
@@ -24,6 +23,7 @@ from kvstore import KVStore, KVStoreError, compiled
 from kvstore.format.layout import HOLDER, HOLDER_OFFSET
 
 from . import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
+from .cases import CASES, Prepared, door
 from .clock import START_SECONDS, FakeClock
 from .parts import FaultyDoor, replace_door
 from .values import nested

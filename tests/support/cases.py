@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
-from support.clock import FakeClock
-from support.workload import Value, make_value
-
 from kvstore import KVStore, StoreFullError
 from kvstore.format.layout import (
     BLOCK_SIZES,
@@ -28,6 +25,9 @@ from kvstore.format.layout import (
     class_head_offset,
     key_hash,
 )
+
+from .clock import FakeClock
+from .workload import Value, make_value
 
 State = dict[str, Value]
 Prepare = Callable[[KVStore], None]
