@@ -15,9 +15,9 @@ from typing import Any
 
 import portalocker
 import pytest
+from support.consistency import assert_consistent
 from support.files import digest
 from support.processes import Child, run_script
-from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 import kvstore.recovery.opening

@@ -20,10 +20,10 @@ from support.clock import FakeClock
 from support.damage import KINDS as DAMAGES
 from support.damage import Original, State
 from support.disks import quick_folder
+from support.edge_values import MEMBERS, TTLS, VALUES
 from support.forgery import KINDS as FORGERIES
 from support.forgery import Forge, build_deep
 from support.keys import IMPOSSIBLE, contended_key
-from support.oddities import MEMBERS, TTLS, VALUES
 from support.scripted_store import FOREIGN, Step
 from support.store_pair import StorePair
 from support.values import json_value, sized_value

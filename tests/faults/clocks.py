@@ -14,7 +14,7 @@ from typing import Final
 
 from support import MIN_MAX_BYTES
 from support.clock import START_SECONDS, FakeClock
-from support.whole import assert_consistent
+from support.consistency import assert_consistent
 from support.workload import Value, make_value
 
 import kvstore.clock

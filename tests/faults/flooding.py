@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.whole import assert_consistent
+from support.consistency import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 import kvstore.format.layout

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from support import MIB, disks
-from support.whole import assert_consistent
+from support.consistency import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreFullError

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from support import MIN_MAX_BYTES
 from support.clock import START_SECONDS, FakeClock
+from support.consistency import assert_consistent
 from support.threads import Operation, linearizable, run_together
-from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 import kvstore.clock

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from support import MIB
-from support.parts import replace_door
+from support.components import replace_writes
 from support.workload import difference, make_value
 
 import kvstore.file.platform
@@ -184,7 +184,7 @@ class Crashes:
         self.live: State = {}
         self.tried = 0
         self.stale = False
-        replace_door(store._file, self._write_or_crash)
+        replace_writes(store._file, self._write_or_crash)
 
     def _write_or_crash(self, offset: int, data: bytes) -> None:
         self._until -= 1

@@ -25,10 +25,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
-from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, make_probes, write_path
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.threads import run_together
-from support.whole import assert_consistent
 from support.workload import Value, difference, make_value
 
 import kvstore.clock
@@ -267,7 +267,7 @@ def interrupt_case(
     clock = FakeClock()
     setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     durable = rng.random() < 0.3
-    with door(in_place := rng.random() < 0.7):
+    with write_path(in_place := rng.random() < 0.7):
         prepared = Prepared(case, folder, clock)
         file = folder / "test.kvs"
         store = prepared.open(file, durable=durable)
@@ -324,7 +324,7 @@ def interrupt_opening(error: type[BaseException], folder: Path, rng: random.Rand
     setattr(kvstore.clock, "time_ns", FakeClock())  # noqa: B010 - as above
     file = folder / "test.kvs"
     tried = 0
-    with door(rng.random() < 0.7):
+    with write_path(rng.random() < 0.7):
         with KVStore(file, max_bytes=MAX_BYTES) as store:
             state = dict(islice(_records(), rng.randrange(1, 200)))
             for key, value in state.items():

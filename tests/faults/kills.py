@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 from unittest import mock
 
-from support.whole import assert_consistent
+from support.consistency import assert_consistent
 from support.workload import Value, Workload, difference, make_value
 
 from kvstore import KVStore

@@ -2,7 +2,7 @@
 
 Between two flushes a disk may write any part of what it was told, in any order. What it writes
 whole is a sector of 512 bytes; where a file system writes pages, one of 4,096. So each change of
-the file is recorded where it is made (the door for writing, and the file's length), and an image
+the file is recorded where it is made (the write path, and the file's length), and an image
 is: a moment between any two changes; for each sector one of the contents that it went through since
 it was last flushed; and one of the lengths. That tears whatever spans sectors: slots, records, free
 lists and what they hang from, segments, the directory and the extent map.
@@ -29,8 +29,8 @@ from typing import Final
 
 import pytest
 from support import MIB
+from support.consistency import assert_consistent
 from support.images import PAGE, SECTOR, write_image
-from support.whole import assert_consistent
 from support.workload import Value, make_value, random_size
 from support.writing import telling_of_changes
 
@@ -722,7 +722,7 @@ def live(plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random) -
         rng.choice(plan.deeds)(life)
         life.close()
     assert_consistent(path)
-    assert bytes(disk.contents) == path.read_bytes(), "a change went past the door"
+    assert bytes(disk.contents) == path.read_bytes(), "a change went past the write path"
     return opened
 
 

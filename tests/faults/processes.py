@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from support.consistency import assert_consistent
 from support.processes import PATIENCE_SECONDS, environment
 from support.threads import run_together
-from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import KVStore, StoreClosedError, StoreLockedError

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, write_path
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.threads import run_together
-from support.whole import assert_consistent
 
 import kvstore.clock
 from kvstore import (
@@ -174,7 +174,7 @@ def call_from_within(folder: Path, rng: random.Random) -> int:
     if case.name.startswith("close") and rng.random() < 0.5:
         names = ["close"]
     durable = rng.random() < 0.5
-    with door(rng.random() < 0.7):
+    with write_path(rng.random() < 0.7):
         prepared = Prepared(case, folder, clock)
         file = folder / "test.kvs"
         store = prepared.open(file, durable=durable)
@@ -283,7 +283,7 @@ def call_from_within_opening(folder: Path, rng: random.Random) -> int:
     setattr(kvstore.clock, "time_ns", FakeClock())  # noqa: B010 - as above
     file = folder / "test.kvs"
     tried = 0
-    with door(rng.random() < 0.7):
+    with write_path(rng.random() < 0.7):
         with KVStore(file, max_bytes=MAX_BYTES) as store:
             state = {f"{'é' * (n % 3 * 12)}{n}": {"n": n} for n in range(rng.randrange(1, 100))}
             for key, value in state.items():

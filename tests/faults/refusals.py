@@ -1,6 +1,6 @@
 """Calls that the operating system refuses, each in its turn: writes, flushes, growth and the map.
 
-The door for writing is tried as it is on copy-on-write file systems, where any write may be refused
+The write path is tried as it is on copy-on-write file systems, where any write may be refused
 (`os.pwrite`), and as it is elsewhere: a store through the map cannot be refused, but be cut short.
 """
 
@@ -20,8 +20,8 @@ from typing import Any, Final
 import pytest
 from support import MIB
 from support.clock import FakeClock
-from support.parts import FaultyDoor, replace_door
-from support.whole import assert_consistent
+from support.components import FaultyWrites, replace_writes
+from support.consistency import assert_consistent
 from support.workload import Value, difference, make_value, random_size
 from xxhash import xxh3_64_intdigest
 
@@ -87,10 +87,10 @@ class Refusals:
             os.pwrite(fd, data[: self._rng.choice(boundaries)], offset)
 
 
-def through(door: str) -> None:
-    """Have files opened as on a file system with that door: "map" or "pwrite"."""
+def through(write_path: str) -> None:
+    """Have files opened as on a file system that is written so: "map" or "pwrite"."""
     logging.getLogger("kvstore").setLevel(logging.CRITICAL)  # it tells of each recovery
-    setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: door == "map")  # noqa: B010
+    setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: write_path == "map")  # noqa: B010
     setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
 
 
@@ -250,8 +250,8 @@ def refuse_writes_of(group: str, folder: Path, rng: random.Random) -> int:
     step = 2 if shape.slots == SPLIT_AT else 1  # these take their time: every second write
     tried = 0
     # A store through the map is cut short, if it is, by a signal: once.
-    for door, lasting in (("pwrite", False), ("pwrite", True), ("map", False)):
-        through(door)
+    for write_path, lasting in (("pwrite", False), ("pwrite", True), ("map", False)):
+        through(write_path)
         original = Original(shape, folder / "original.kvs", folder / "test.kvs")
         for fail_at in itertools.count(rng.randrange(1, step + 1), step):
             number = rng.choice(NUMBERS)
@@ -259,7 +259,7 @@ def refuse_writes_of(group: str, folder: Path, rng: random.Random) -> int:
                 reached = original.refuse(fail_at, number, lasting=lasting, rng=rng)
             except BaseException as error:
                 error.add_note(
-                    f"{group} {name}, door {door}, write {fail_at} refused with "
+                    f"{group} {name}, by {write_path}, write {fail_at} refused with "
                     f"{errno.errorcode[number]}{', and all after it' if lasting else ''}"
                 )
                 raise
@@ -318,7 +318,7 @@ class Original:
         """Run the operation with a write refused; return whether one was, and what it raised."""
         write = store._file.write
         if store._file.in_place:
-            door = FaultyDoor(store._file, refusals.fail_at, OSError(errno.EIO, "refused"))
+            faulty = FaultyWrites(store._file, refusals.fail_at, OSError(errno.EIO, "refused"))
         try:
             with refusals.of((os, "pwrite")):
                 perform(store, step)
@@ -328,9 +328,9 @@ class Original:
             raised = None
         if not store._file.in_place:
             return refusals.reached, raised
-        if store._file.write is door:
-            replace_door(store._file, write)
-        return door.reached, raised
+        if store._file.write is faulty:
+            replace_writes(store._file, write)
+        return faulty.reached, raised
 
     def _assert_holds(self, store: KVStore, state: State) -> None:
         """Assert that every way of reading agrees on this state."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.disks import quick_folder
-from support.whole import assert_consistent
 
 from faults.flooding import fill, forced
 from kvstore import KVStore, StoreFullError

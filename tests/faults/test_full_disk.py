@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.consistency import assert_consistent
 from support.processes import Child
-from support.whole import assert_consistent
 
 from kvstore import KVStore
 

@@ -1,6 +1,6 @@
 """A kill after every single write of an operation, one by one and none left out.
 
-The writes go through the one door of the data file, and before it is mapped through a few calls of
+The writes go through one path of the data file, and before it is mapped through a few calls of
 the operating system. After each of them the file is copied as it is: that is what a kill at this
 moment leaves. Every copy opens; all that was acknowledged is there, the call under way has happened
 or has not, and the store works on.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from support.cases import CASES, MAX_BYTES, Case, Prepared, State, door, make_probes
+from support.cases import CASES, MAX_BYTES, Case, Prepared, State, make_probes, write_path
 from support.clock import FakeClock
-from support.whole import assert_consistent
+from support.consistency import assert_consistent
 from support.writing import telling_of_changes
 
 import kvstore.clock
@@ -79,7 +79,7 @@ def kill_in_case(case: Case, folder: Path, in_place: bool) -> int:
     """Kill the call of one case after every write; return how many there were."""
     clock = FakeClock()
     setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
-    with door(in_place):
+    with write_path(in_place):
         prepared = Prepared(case, folder, clock)
         file = folder / "test.kvs"
         trace = Trace(file)
@@ -100,7 +100,7 @@ def kill_amid_openings(folder: Path, rng: random.Random) -> int:
     clock = FakeClock()
     setattr(kvstore.clock, "time_ns", clock)  # noqa: B010 - a plain one is no valid typing
     in_place = rng.random() < 0.5
-    with door(in_place):
+    with write_path(in_place):
         tried = _kill_opening(folder, None, {}, True, "creation")
         prepared = Prepared(rng.choice(CASES), folder, clock)
         probes = prepared.case.probes

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from support import MIB
+from support.components import NOW_MS, FaultyWrites, open_components, replace_writes
+from support.consistency import assert_consistent
 from support.datafiles import (
     FIRST_EXTENTS,
     SCRATCH,
@@ -19,8 +21,6 @@ from support.datafiles import (
     refusing_disk,
     state_of,
 )
-from support.parts import NOW_MS, FaultyDoor, open_parts, replace_door
-from support.whole import assert_consistent
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
@@ -52,7 +52,7 @@ from kvstore.recovery.opening import open_file
 def test_missing_empty_or_zero_file_becomes_a_new_one(path: Path, before: bytes | None) -> None:
     if before is not None:
         path.write_bytes(before)
-    with open_parts(path):
+    with open_components(path):
         pass
     assert path.stat().st_size == FIRST_FILE_SIZE
     assert_consistent(path)
@@ -79,7 +79,7 @@ def test_new_file_is_not_clean_until_its_index_is_built_and_it_is_closed(path: P
         assert not file.pristine
         assert state_of(path)["clean"] == 0
     assert state_of(path)["clean"] == 0
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.file.trusted
         assert state_of(path)["clean"] == 0
     assert state_of(path)["clean"] == 1
@@ -118,7 +118,7 @@ def test_new_file_that_the_disk_has_no_room_for_is_left_as_it_was(
     assert error.value.__cause__.errno == errno.ENOSPC
     assert path.exists() == was_there
     assert not was_there or path.stat().st_size == 0
-    with open_parts(path):
+    with open_components(path):
         pass
     assert_consistent(path)
 
@@ -131,20 +131,20 @@ def test_new_file_that_the_disk_has_no_room_for_is_left_as_it_was(
 def test_damaged_copy_of_the_identity_heals_at_the_first_change(
     path: Path, damaged: int, filling: bytes
 ) -> None:
-    with open_parts(path):
+    with open_components(path):
         pass
     whole = path.read_bytes()
     overwrite(path, damaged, filling * IDENTITY.size)
     with opened(path) as file:
         assert file.trusted
     assert path.read_bytes()[damaged : damaged + IDENTITY.size] != whole[: IDENTITY.size]
-    with open_parts(path):
+    with open_components(path):
         pass
     assert path.read_bytes() == whole
 
 
 def test_file_with_both_identities_damaged_is_refused(path: Path) -> None:
-    with open_parts(path):
+    with open_components(path):
         pass
     for offset in IDENTITY_OFFSETS:
         overwrite(path, offset + IDENTITY.size - 1, b"?")
@@ -161,7 +161,7 @@ def test_file_of_another_format_is_refused_and_left_as_it_is(
     path: Path, field: str, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"version": "FORMAT_VERSION", "extent_size": "EXTENT_SIZE"}
-    with open_parts(path):
+    with open_components(path):
         pass
     with monkeypatch.context() as patch:
         patch.setattr(f"kvstore.format.superblock.{names[field]}", value)
@@ -186,7 +186,7 @@ def test_holder_is_this_process_while_the_file_is_open_and_nobody_after(path: Pa
 
 
 def test_opening_without_a_change_leaves_the_file_as_it_was(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"a", b"{}")
     closed = path.read_bytes()
     file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
@@ -200,7 +200,7 @@ def test_opening_without_a_change_leaves_the_file_as_it_was(path: Path) -> None:
 def test_first_change_marks_the_file_unclean_before_it_happens(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_parts(path):
+    with open_components(path):
         pass
     file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     flushed = []
@@ -222,7 +222,7 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
 
 
 def test_file_left_unclean_is_not_trusted_when_opened_again(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.file.require_rebuild()
     assert state_of(path)["clean"] == 0
     with opened(path) as file:
@@ -231,16 +231,16 @@ def test_file_left_unclean_is_not_trusted_when_opened_again(path: Path) -> None:
 
 @pytest.mark.parametrize("offset", range(STATE_OFFSET, STATE_OFFSET + STATE.size, 3))
 def test_state_with_any_byte_changed_counts_as_not_clean(path: Path, offset: int) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"a", b"{}")
     overwrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x55]))
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
 
 def test_clean_state_with_a_wrong_index_checksum_is_not_trusted(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         seed = parts.file.hash_seed
     state = state_of(path)
     checksum = state["index_checksum"] ^ 1
@@ -251,7 +251,7 @@ def test_clean_state_with_a_wrong_index_checksum_is_not_trusted(path: Path) -> N
 
 
 def test_changed_index_is_not_trusted(path: Path) -> None:
-    with open_parts(path):
+    with open_components(path):
         pass
     overwrite(path, DIRECTORY_OFFSET + 4_000, b"\xff")
     with opened(path) as file:
@@ -261,7 +261,7 @@ def test_changed_index_is_not_trusted(path: Path) -> None:
 @pytest.mark.parametrize("extra", [1, EXTENT_SIZE, 3 * EXTENT_SIZE + 17, 62 * MIB])
 def test_file_longer_than_its_extents_is_cut_back(path: Path, extra: int) -> None:
     """A process died while it opened or grew the file; what is beyond holds nothing."""
-    with open_parts(path):
+    with open_components(path):
         pass
     closed = path.read_bytes()
     with path.open("r+b") as file:
@@ -277,7 +277,7 @@ def test_file_longer_than_its_extents_is_cut_back(path: Path, extra: int) -> Non
 def test_file_shorter_than_its_contents_is_refused_and_left_as_it_is(
     path: Path, missing: int
 ) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.file.grow()
         size = parts.file.size
     os.truncate(path, size - missing)
@@ -289,19 +289,19 @@ def test_file_shorter_than_its_contents_is_refused_and_left_as_it_is(
 
 def test_growth_that_power_loss_took_back_is_forgotten(path: Path) -> None:
     """The state on disk may speak of a growth whose extents never got there, if not clean."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.file.flush()
         parts.file.grow()
         parts.file.require_rebuild()
     os.truncate(path, FIRST_FILE_SIZE + 100)
     assert state_of(path)["extent_count"] > state_of(path)["durable_count"] == FIRST_EXTENTS
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.file.extent_count == FIRST_EXTENTS
     assert_consistent(path)
 
 
 def test_flush_makes_growth_durable(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.file.flush()
         assert state_of(path)["durable_count"] == FIRST_EXTENTS
         step = parts.file.grow()
@@ -336,7 +336,7 @@ def test_undo_takes_back_in_reverse_what_a_block_wrote_that_raised(
             written.append((offset - SCRATCH, data))
             real(offset, data)
 
-        replace_door(file, note)
+        replace_writes(file, note)
         with pytest.raises(type(error)), Rollback(file) as rollback:
             rollback.write(SCRATCH, b"123")
             rollback.write(SCRATCH + 1, b"45")
@@ -351,23 +351,23 @@ def test_undo_takes_back_the_write_that_failed_half_way(path: Path) -> None:
         real = file.write
 
         def half(offset: int, data: bytes) -> None:
-            replace_door(file, real)
+            replace_writes(file, real)
             real(offset, data[:2])
             raise StoreFullError("full")
 
         with pytest.raises(StoreFullError), Rollback(file) as rollback:
             rollback.write(SCRATCH, b"abc")
-            replace_door(file, half)
+            replace_writes(file, half)
             rollback.write(SCRATCH + 8, b"defg")
         assert not any(file.map[SCRATCH : SCRATCH + 16])
 
 
 def test_undo_that_fails_lets_nothing_more_be_written(path: Path) -> None:
     """The index may contradict itself. Reading goes on; the next opening builds it anew."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         file = parts.file
         parts.store(b"a", b"{}")
-        FaultyDoor(file, 3, StoreFullError("no room"), lasting=True)
+        FaultyWrites(file, 3, StoreFullError("no room"), lasting=True)
         with pytest.raises(StoreFullError, match="no room"), Rollback(file) as rollback:
             rollback.write(SCRATCH, b"abc")
             rollback.write(SCRATCH + 8, b"abc")
@@ -378,7 +378,7 @@ def test_undo_that_fails_lets_nothing_more_be_written(path: Path) -> None:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
         file.flush()
     assert state_of(path)["clean"] == 0
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 
@@ -392,7 +392,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     def fail(_fd: int, *_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"a", b"{}")
         with monkeypatch.context() as patch:
             patch.setattr(kvstore.file.platform, "flush_file", fail)
@@ -406,7 +406,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
         assert file.map.closed
         parts.file.close = lambda: None  # type: ignore[method-assign]
     assert state_of(path)["clean"] == 0
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 

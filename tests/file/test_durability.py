@@ -18,14 +18,14 @@ from typing import Final
 
 import pytest
 from support.clock import FakeClock
+from support.components import FaultyWrites
+from support.consistency import assert_consistent
 from support.disks import quick_folder
 from support.images import (
     before_each_flush,
     write_image,
 )
-from support.parts import FaultyDoor
 from support.processes import PATIENCE_SECONDS
-from support.whole import assert_consistent
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
@@ -536,7 +536,7 @@ def test_record_of_a_create_that_was_undone_is_flushed_away(
     durable.create("first", {})  # else the next one opens an extent, in several writes
     file = durable._file
     write, write_word = file.write, file.write_word
-    FaultyDoor(file, 3, error())  # after the block's entry and the record: the slot
+    FaultyWrites(file, 3, error())  # after the block's entry and the record: the slot
     with pytest.raises(error):
         durable.create("key", {"n": 1})
     file.write, file.write_word = write, write_word

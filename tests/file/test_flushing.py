@@ -341,7 +341,7 @@ def test_failure_outlives_the_end(callers: Callers, disk: Disk, shared: GroupCom
 PART = (4_096, 4_200)
 
 
-class Parts:
+class Components:
     """Tells which flushes there were: None for one of everything, else its start and end."""
 
     def __init__(self) -> None:
@@ -363,7 +363,7 @@ class Parts:
 
 
 def test_call_for_a_part_flushes_it_alone_where_nothing_is_owed() -> None:
-    parts = Parts()
+    parts = Components()
     assert parts.shared(PART) is False
     assert parts.asked == [PART]
     assert parts.shared() is True
@@ -377,14 +377,14 @@ def test_call_for_a_part_flushes_everything_where_no_other_flush_is_known(disk: 
 
 
 def test_what_is_owed_is_paid_by_one_flush_of_everything() -> None:
-    parts = Parts()
+    parts = Components()
     parts.shared.require_full()
     assert [parts.shared(PART), parts.shared(PART)] == [True, False]
     assert parts.asked == [None, PART]
 
 
 def test_what_one_cleared_itself_needs_its_part_alone_however_often() -> None:
-    parts = Parts()
+    parts = Components()
     for _ in range(2):
         parts.shared.record_cleared(PART[0])
     parts.shared(PART)
@@ -393,7 +393,7 @@ def test_what_one_cleared_itself_needs_its_part_alone_however_often() -> None:
 
 
 def test_what_another_cleared_makes_it_a_flush_of_everything() -> None:
-    parts = Parts()
+    parts = Components()
     parts.shared.record_cleared(PART[0])
     parts.shared.record_cleared(8_192)
     parts.shared(PART)
@@ -402,7 +402,7 @@ def test_what_another_cleared_makes_it_a_flush_of_everything() -> None:
 
 
 def test_what_is_cleared_while_a_flush_runs_is_left_for_the_next() -> None:
-    class Clearing(Parts):
+    class Clearing(Components):
         def _note(self, what: tuple[int, int] | None) -> None:
             super()._note(what)
             if len(self.asked) < 3:
@@ -418,7 +418,7 @@ def test_what_is_cleared_while_a_flush_runs_is_left_for_the_next() -> None:
 
 @pytest.mark.parametrize("owed", [False, True])
 def test_flush_that_was_interrupted_is_owed_whole(owed: bool) -> None:
-    parts = Parts()
+    parts = Components()
     parts.shared.record_cleared(PART[0])
     if owed:
         parts.shared.require_full()
@@ -431,7 +431,7 @@ def test_flush_that_was_interrupted_is_owed_whole(owed: bool) -> None:
 
 
 def test_failure_of_a_part_is_final_for_everything() -> None:
-    parts = Parts()
+    parts = Components()
     parts.outcome = OSError(errno.EIO, "the disk is gone")
     with pytest.raises(OSError, match="the disk is gone"):
         parts.shared(PART)
@@ -442,7 +442,7 @@ def test_failure_of_a_part_is_final_for_everything() -> None:
 
 
 def test_calls_for_a_part_after_the_end_say_that_everything_is_flushed() -> None:
-    parts = Parts()
+    parts = Components()
     parts.shared.end()
     assert parts.shared(PART) is True
     assert parts.asked == []
@@ -484,7 +484,7 @@ def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The leader looks whether it is followed, then one joins it, before its range is flushed."""
-    parts = Parts()
+    parts = Components()
     late = kvstore.file.group_commit._Flush()
     late.is_full, late.succeeded = False, True
     joinable = parts.shared._joinable
@@ -501,14 +501,14 @@ def test_follower_that_its_leader_did_not_see_gets_a_flush_of_its_own(
 
 def test_what_is_owed_for_reuse_waits_for_a_flush_that_began_later() -> None:
     """Neither one of a part will do, nor one that was under way, nor one that failed."""
-    parts = Parts()
+    parts = Components()
     shared = parts.shared
     assert not shared.reuse_waits
     shared(PART)
     shared.require_full_flush_for_reuse()
     seen = []
 
-    class Amid(Parts):
+    class Amid(Components):
         def _note(self, what: tuple[int, int] | None) -> None:
             super()._note(what)
             seen.append(amid.shared.reuse_waits)

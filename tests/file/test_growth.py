@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from support import MIB
+from support.components import NOW_MS, FaultyWrites, open_components
+from support.consistency import assert_consistent
 from support.datafiles import FIRST_EXTENTS, needs_fallocate, opened, refusing_disk, state_of
-from support.parts import NOW_MS, FaultyDoor, open_parts
-from support.whole import assert_consistent
 
 import kvstore.file.platform
 from kvstore import StoreFullError
@@ -133,7 +133,7 @@ def test_step_is_halved_until_the_disk_has_room_for_it(path: Path, left: int) ->
 
 @needs_fallocate
 def test_blocks_are_filled_with_zeros_where_the_system_cannot_reserve_them(path: Path) -> None:
-    with refusing_disk(lambda _start, _end: True, errno.EOPNOTSUPP), open_parts(path) as parts:
+    with refusing_disk(lambda _start, _end: True, errno.EOPNOTSUPP), open_components(path) as parts:
         parts.file.grow()
         parts.store(b"a", b"{}")
     assert path.stat().st_blocks * 512 >= path.stat().st_size
@@ -144,7 +144,7 @@ def test_blocks_are_filled_with_zeros_where_the_system_cannot_reserve_them(path:
 def test_holes_of_a_file_are_filled_as_it_is_opened(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"a", b'{"b":1}')
     contents = path.read_bytes()
     make_holes(path, contents)
@@ -156,7 +156,7 @@ def test_holes_of_a_file_are_filled_as_it_is_opened(
     assert path.read_bytes() == contents
     for missing in (False, True):  # with posix_fallocate, and without
         make_holes(path, contents)
-        with refusing_disk(lambda *_, it=missing: it, errno.EOPNOTSUPP), open_parts(path):
+        with refusing_disk(lambda *_, it=missing: it, errno.EOPNOTSUPP), open_components(path):
             assert path.stat().st_blocks * 512 >= path.stat().st_size
     assert path.read_bytes() == contents
 
@@ -174,7 +174,7 @@ def make_holes(path: Path, contents: bytes) -> None:
 
 def test_growth_whose_state_cannot_be_written_does_not_count(path: Path) -> None:
     with opened(path) as file:
-        FaultyDoor(file, 1, StoreFullError("no room"))
+        FaultyWrites(file, 1, StoreFullError("no room"))
         with pytest.raises(StoreFullError):
             file.grow()
         assert file.extent_count == FIRST_EXTENTS

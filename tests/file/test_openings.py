@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import portalocker
 import pytest
+from support.consistency import assert_consistent
 from support.processes import Child, run_script
-from support.whole import assert_consistent
 
 import kvstore.file.platform
 import kvstore.recovery.rebuild

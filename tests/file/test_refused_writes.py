@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.clock import FakeClock
-from support.parts import FullDisk
-from support.whole import assert_consistent
+from support.components import FullDisk
+from support.consistency import assert_consistent
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from support import MIB
+from support.components import NOW_MS, Components, open_components
+from support.consistency import assert_consistent
 from support.datafiles import SCRATCH, opened, state_of
-from support.parts import NOW_MS, Parts, open_parts
-from support.whole import assert_consistent
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, StoreClosedError, StoreFullError
@@ -28,7 +28,7 @@ def through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: True)
 
 
-def use_the_parts(parts: Parts) -> None:
+def use_the_parts(parts: Components) -> None:
     """Do a little of everything that writes."""
     for number in range(300):
         key = f"{'é' * 16 if number % 3 else ''}{number}".encode()
@@ -52,7 +52,7 @@ def test_both_ways_to_write_leave_the_same_bytes(
         with monkeypatch.context() as patch:
             patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd, it=in_place: it)
             patch.setattr(os, "urandom", lambda _size, them=randoms: next(them))
-            with open_parts(path) as parts:
+            with open_components(path) as parts:
                 use_the_parts(parts)
         assert_consistent(path)
         images.append(path.read_bytes())
@@ -118,11 +118,11 @@ def test_disk_that_is_too_full_for_the_clean_flag_leaves_the_file_unclean(
     def pwrite(_fd: int, _data: bytes, _offset: int, /) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, open_parts(path) as parts:
+    with monkeypatch.context() as patch, open_components(path) as parts:
         parts.store(b"a", b"{}")
         patch.setattr(os, "pwrite", pwrite)
     assert state_of(path)["clean"] == 0
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
 

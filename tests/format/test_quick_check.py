@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.consistency import assert_consistent
+from support.corruptions import Corruption
 from support.damage import build
 from support.disks import quick_folder
-from support.planting import Plant
-from support.whole import assert_consistent
 from support.workload import make_value
 
 from kvstore import KVStore
@@ -33,52 +33,52 @@ def path(tmp_path: Path) -> Iterator[Path]:
         yield folder / "test.kvs"
 
 
-def first(plant: Plant, kind: int) -> int:
+def first(plant: Corruption, kind: int) -> int:
     """Return the first extent of a kind."""
     return next(n for n in range(6, plant.extent_count) if plant.slab_entry(n)["kind"] == kind)
 
 
-def slab_with_room(plant: Plant) -> int:
+def slab_with_room(plant: Corruption) -> int:
     """Return an extent that a list of those with room begins with."""
     return next(filter(None, (plant.u16(class_head_offset(n)) for n in range(55))))
 
 
-def change_slab(**fields: int) -> Callable[[Plant], None]:
+def change_slab(**fields: int) -> Callable[[Corruption], None]:
     return lambda plant: plant.change_slab(slab_with_room(plant), **fields)
 
 
-def change_segment(**counts: int) -> Callable[[Plant], None]:
+def change_segment(**counts: int) -> Callable[[Corruption], None]:
     return lambda plant: plant.change_segment(first(plant, KIND_SEGMENT), **counts)
 
 
-def put(offset: int, number: int) -> Callable[[Plant], None]:
+def put(offset: int, number: int) -> Callable[[Corruption], None]:
     return lambda plant: plant.put_u16(offset, number)
 
 
-def circle(plant: Plant) -> None:
+def circle(plant: Corruption) -> None:
     extent = slab_with_room(plant)
     plant.change_slab(extent, previous=extent, next=extent)
 
 
-def circle_of_free_extents(plant: Plant) -> None:
+def circle_of_free_extents(plant: Corruption) -> None:
     extent = plant.u16(FREE_EXTENTS_OFFSET)
     plant.put_u16(map_entry_offset(extent) + SLAB_NEXT_OFFSET, extent)
 
 
-def forget_a_free_extent(plant: Plant) -> None:
+def forget_a_free_extent(plant: Corruption) -> None:
     extent = plant.u16(FREE_EXTENTS_OFFSET)
     plant.put_u16(FREE_EXTENTS_OFFSET, plant.slab_entry(extent)["next"])
 
 
-def one_segment_in_two_places(plant: Plant) -> None:
+def one_segment_in_two_places(plant: Corruption) -> None:
     plant.put_u16(DIRECTORY_OFFSET + 2 * 100, plant.u16(DIRECTORY_OFFSET + 2 * 5_000))
 
 
-def uneven_run(plant: Plant) -> None:
+def uneven_run(plant: Corruption) -> None:
     plant.put_u16(DIRECTORY_OFFSET + 2 * 2_047, plant.u16(DIRECTORY_OFFSET + 2 * 2_048))
 
 
-FORGERIES: dict[str, Callable[[Plant], None]] = {
+FORGERIES: dict[str, Callable[[Corruption], None]] = {
     "fresh extent 0": put(FRESH_EXTENT_OFFSET, 0),
     "fresh extent in the directory": put(FRESH_EXTENT_OFFSET, 1),
     "fresh extent in use": put(FRESH_EXTENT_OFFSET, 10),
@@ -121,7 +121,7 @@ FORGERIES: dict[str, Callable[[Plant], None]] = {
 }
 
 
-def make_plant(path: Path) -> tuple[Plant, dict[str, dict[str, object]]]:
+def make_plant(path: Path) -> tuple[Corruption, dict[str, dict[str, object]]]:
     """Make a closed store with something of everything; return its bytes and what it holds."""
     live = build(path, random.Random(5), 300)
     with KVStore(path) as store:
@@ -130,7 +130,7 @@ def make_plant(path: Path) -> tuple[Plant, dict[str, dict[str, object]]]:
         for number in range(12):
             store.delete(f"large {number}")
         live |= {key: store[key] for key in store if key.startswith("large")}
-    plant = Plant(path.read_bytes())
+    plant = Corruption(path.read_bytes())
     assert plant.u16(FREE_EXTENTS_OFFSET)
     return plant, live
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB
-from support.parts import Parts, open_parts
+from support.components import Components, open_components
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,8 @@ def no_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def parts(path: Path) -> Iterator[Parts]:
+def parts(path: Path) -> Iterator[Components]:
     """An open file that is not checked: its blocks belong to no slot."""
-    with open_parts(path, 8 * MIB) as parts:
+    with open_components(path, 8 * MIB) as parts:
         yield parts
         parts.file.require_rebuild()

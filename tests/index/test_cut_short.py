@@ -7,9 +7,9 @@ from typing import Final
 
 import pytest
 from support.clock import FakeClock
-from support.parts import NOW_MS, FaultyDoor, open_parts, replace_door
+from support.components import NOW_MS, FaultyWrites, open_components, replace_writes
+from support.consistency import assert_consistent
 from support.table import assert_holds, keys_where
-from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 import kvstore.file.platform
@@ -118,7 +118,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
         before = dict(store)
         write = store._file.write
         outcome = "done"
-        fault = FaultyDoor(store._file, fail_at, KeyboardInterrupt())
+        fault = FaultyWrites(store._file, fail_at, KeyboardInterrupt())
         try:
             act(store, keys)
         except KeyboardInterrupt as raised:
@@ -127,7 +127,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
         note = f"write {fail_at}: {outcome}"
         assert reached or outcome == "done"
         if store._file.write is fault:  # else nothing may be written any more
-            replace_door(store._file, write)
+            replace_writes(store._file, write)
         after = dict(store)
         in_doubt = {
             key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
@@ -185,7 +185,7 @@ def test_split_that_is_interrupted_at_its_very_end_keeps_both_halves(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its new extent went back to the pool, although the directory led to it by then."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 4, long=False)
         keys = [next(several) for _ in range(SPLIT_AT)]
         for key in keys:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support import MIB
-from support.parts import FaultyDoor, Parts, open_parts, replace_door
+from support.components import Components, FaultyWrites, open_components, replace_writes
 
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.file.rollback import Rollback
@@ -25,7 +25,7 @@ from kvstore.recovery.check import check_file
 SEGMENTS = 16  # that a new file has
 
 
-def take(parts: Parts, *, for_segment: bool = False) -> int:
+def take(parts: Components, *, for_segment: bool = False) -> int:
     """Take an extent and mark it as a slab, as its new owner would."""
     with parts.extents.lock, Rollback(parts.file) as rollback:
         extent = parts.extents.allocate(rollback, for_segment=for_segment)
@@ -36,20 +36,20 @@ def take(parts: Parts, *, for_segment: bool = False) -> int:
     return extent
 
 
-def give(parts: Parts, *extents: int) -> None:
+def give(parts: Components, *extents: int) -> None:
     for extent in extents:
         with parts.extents.lock, Rollback(parts.file) as rollback:
             parts.extents.free(extent, rollback)
 
 
-def allocator(parts: Parts) -> tuple[int, int]:
+def allocator(parts: Components) -> tuple[int, int]:
     """Return the first free extent and the fresh one."""
     shorts = parts.file.shorts
     return shorts[FREE_EXTENTS_OFFSET >> 1], shorts[FRESH_EXTENT_OFFSET >> 1]
 
 
 def test_every_extent_is_taken_once_and_the_file_grows_for_more(path: Path) -> None:
-    with open_parts(path, 4 * MIB) as parts:
+    with open_components(path, 4 * MIB) as parts:
         taken = []
         with pytest.raises(StoreFullError):
             while True:
@@ -64,7 +64,7 @@ def test_every_extent_is_taken_once_and_the_file_grows_for_more(path: Path) -> N
 
 
 def test_extents_given_back_come_again_newest_first_before_the_file_grows(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         taken = [take(parts) for _ in range(12)]
         size = parts.file.size
         give(parts, *taken)
@@ -75,7 +75,7 @@ def test_extents_given_back_come_again_newest_first_before_the_file_grows(path: 
 
 
 def test_file_does_not_grow_while_an_extent_is_free_or_fresh(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         size = parts.file.size
         taken = [take(parts) for _ in range(size // EXTENT_SIZE - FIXED_EXTENTS - SEGMENTS)]
         assert parts.file.size == size
@@ -88,7 +88,7 @@ def test_file_does_not_grow_while_an_extent_is_free_or_fresh(path: Path) -> None
 
 def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: Path) -> None:
     """It takes others until everything has been flushed; and then those too."""
-    with open_parts(path, 4 * MIB) as parts:
+    with open_components(path, 4 * MIB) as parts:
         taken = [take(parts) for _ in range(4)]
         give(parts, *taken)
         assert not parts.extents.waits_for_flush
@@ -109,18 +109,18 @@ def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: P
 
 @pytest.mark.parametrize("error", [StoreFullError("no room"), KeyboardInterrupt()])
 def test_take_and_give_cut_short_anywhere_change_nothing(path: Path, error: BaseException) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         first, second = take(parts), take(parts)
         give(parts, first)
         for fail_at in (1, 2):
             before = parts.file.map[: FIXED_EXTENTS * EXTENT_SIZE]
             for act in (lambda: take(parts), lambda: give(parts, second)):
                 write = parts.file.write
-                door = FaultyDoor(parts.file, fail_at, error)
+                faulty = FaultyWrites(parts.file, fail_at, error)
                 with pytest.raises(type(error)):
                     act()
-                assert door.reached
-                replace_door(parts.file, write)
+                assert faulty.reached
+                replace_writes(parts.file, write)
                 assert parts.file.map[: FIXED_EXTENTS * EXTENT_SIZE] == before
         give(parts, second)
     assert [str(problem) for problem in check_file(path)] == []
@@ -128,7 +128,7 @@ def test_take_and_give_cut_short_anywhere_change_nothing(path: Path, error: Base
 
 @pytest.mark.parametrize("extent", [1, FIXED_EXTENTS - 1, 32, 15_258, 65_535])
 def test_list_that_leads_to_no_extent_for_anyone_is_damage(path: Path, extent: int) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         before = parts.file.shorts[FREE_EXTENTS_OFFSET >> 1]
         parts.file.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
         with pytest.raises(CorruptStoreError, match=f"leads to extent {extent}, "):
@@ -138,7 +138,7 @@ def test_list_that_leads_to_no_extent_for_anyone_is_damage(path: Path, extent: i
 
 
 def test_list_that_leads_to_an_extent_in_use_is_damage(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         segment = parts.file.directory[0]
         before = parts.file.shorts[FREE_EXTENTS_OFFSET >> 1]
         parts.file.write(FREE_EXTENTS_OFFSET, U16.pack(segment))

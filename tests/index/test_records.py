@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import pytest
-from support.parts import KEY, NOW_MS, VALUE, Parts, open_parts, tail_of, take_written
+from support.components import (
+    KEY,
+    NOW_MS,
+    VALUE,
+    Components,
+    open_components,
+    tail_of,
+    take_written,
+)
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError
@@ -22,7 +30,7 @@ from kvstore.recovery.check import check_file
 @pytest.mark.parametrize("key", [b"a", "é".encode() * 16 + b"x", b"k" * 128])
 @pytest.mark.parametrize("value", [b"{}", b'{"a":"' + b"x" * 16_376 + b'"}'])
 def test_record_is_read_as_it_was_written(
-    parts: Parts, key: bytes, value: bytes, expires_at: int
+    parts: Components, key: bytes, value: bytes, expires_at: int
 ) -> None:
     record = take_written(parts, key, value, expires_at)
     tail = tail_of(record, key, value)
@@ -40,7 +48,7 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
 ) -> None:
     """One that nothing can be written over any more would come back to life at a recovery."""
     monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
         parts.records.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
         assert not parts.records.is_record(record)
@@ -52,7 +60,7 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     assert [str(problem) for problem in check_file(path)] == []
 
 
-def test_any_changed_bit_of_a_record_fails_its_verification(parts: Parts) -> None:
+def test_any_changed_bit_of_a_record_fails_its_verification(parts: Components) -> None:
     expires_at = NOW_MS + 1
     record = take_written(parts, KEY, VALUE, expires_at)
     tail = tail_of(record)
@@ -69,7 +77,7 @@ def test_any_changed_bit_of_a_record_fails_its_verification(parts: Parts) -> Non
     assert verify(header, value, tail, expires_at, parts.hash(KEY))
 
 
-def test_record_is_not_verified_for_another_key_expiry_or_size(parts: Parts) -> None:
+def test_record_is_not_verified_for_another_key_expiry_or_size(parts: Components) -> None:
     record = take_written(parts)
     for tail, expires_at, key in (
         (tail_of(record), 0, b"another key"),
@@ -85,7 +93,7 @@ def test_record_is_not_verified_for_another_key_expiry_or_size(parts: Parts) -> 
 @pytest.mark.parametrize("key_size", [0, 1, 128, 255])
 @pytest.mark.parametrize("value_size", [0, 2, 16_384, 65_535])
 def test_forged_slot_leads_nowhere_outside_of_the_file(
-    parts: Parts, key_size: int, value_size: int
+    parts: Components, key_size: int, value_size: int
 ) -> None:
     """Every sum is bounded before a byte is read: pages past the end of the file are deadly."""
     size = parts.file.size
@@ -113,14 +121,16 @@ def test_forged_slot_leads_nowhere_outside_of_the_file(
 
 
 @pytest.mark.parametrize("shift", range(1, 8))
-def test_slot_that_points_between_the_words_of_the_file_is_damage(parts: Parts, shift: int) -> None:
+def test_slot_that_points_between_the_words_of_the_file_is_damage(
+    parts: Components, shift: int
+) -> None:
     record = take_written(parts)
     with pytest.raises(CorruptStoreError):
         parts.records.read_record(tail_of(record + shift))
     assert not parts.records.contains_record_of(tail_of(record + shift), KEY)
 
 
-def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None:
+def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Components) -> None:
     record = take_written(parts)
     assert parts.records.contains_record_of(tail_of(record), KEY)
     for tail, key in (
@@ -138,14 +148,14 @@ def test_block_holds_the_record_of_its_key_and_of_no_other(parts: Parts) -> None
     assert not parts.records.contains_record_of(tail_of(record), KEY)
 
 
-def test_block_of_an_extent_that_is_no_slab_holds_nothing(parts: Parts) -> None:
+def test_block_of_an_extent_that_is_no_slab_holds_nothing(parts: Components) -> None:
     """A record there was forged: to free its block would harm the table."""
     segment = parts.file.directory[0] << EXTENT_SHIFT
     parts.records.write_record(segment, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)
     assert not parts.records.contains_record_of(tail_of(segment), KEY)
 
 
-def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Parts) -> None:
+def test_block_of_an_extent_with_a_forged_class_holds_nothing(parts: Components) -> None:
     record = take_written(parts)
     for size_class in (1, len(BLOCK_SIZES), 255):
         parts.file.write(map_entry_offset(record >> EXTENT_SHIFT) + 1, bytes([size_class]))

@@ -5,9 +5,9 @@ from typing import Final
 
 import pytest
 from support import MIB
-from support.parts import NOW_MS, open_parts
+from support.components import NOW_MS, open_components
+from support.consistency import assert_consistent
 from support.table import all_keys, assert_holds, controls, counts, home_in, keys_where
-from support.whole import assert_consistent
 
 from kvstore import CorruptStoreError, StoreFullError
 from kvstore.format.layout import (
@@ -27,7 +27,7 @@ VALUE: Final = b'{"b":1}'
 
 
 def test_segment_more_than_half_full_is_split_in_two(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 6)
         keys = [next(several) for _ in range(SPLIT_AT)]
         for key in keys:
@@ -45,7 +45,7 @@ def test_segment_more_than_half_full_is_split_in_two(path: Path) -> None:
 
 def test_segments_split_as_far_as_the_directory_goes(path: Path) -> None:
     """All keys begin with one hash prefix of 12 bits, then 13, and so on to the 15 there are."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 56 == 0x5A)
         keys = [next(several) for _ in range(900)]
         for key in keys:
@@ -61,7 +61,7 @@ def test_segments_split_as_far_as_the_directory_goes(path: Path) -> None:
 
 
 def test_segment_of_tombstones_is_rewritten_into_itself(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, home_in(1, 8))
         keys = [next(several) for _ in range(4 * SLOT_COUNT)]
         for key in keys:
@@ -83,7 +83,7 @@ def test_segment_of_tombstones_is_rewritten_into_itself(path: Path) -> None:
 @pytest.mark.parametrize("live", [100, 900])
 def test_rewrite_drops_what_has_expired_and_frees_its_records(path: Path, live: int) -> None:
     """Into itself with few that live, into two with many."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 4, long=True)
         keys = [next(several) for _ in range(live + 200)]
         for number, key in enumerate(keys):
@@ -106,7 +106,7 @@ def test_rewrite_drops_what_has_expired_and_frees_its_records(path: Path, live: 
 
 
 def test_purge_frees_what_has_expired_and_tells_how_many(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 4, long=True)
         keys = [next(several) for _ in range(300)]
         for number, key in enumerate(keys):
@@ -125,7 +125,7 @@ def test_purge_frees_what_has_expired_and_tells_how_many(path: Path) -> None:
 
 
 def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path) -> None:
-    with open_parts(path, 4 * MIB) as parts:
+    with open_components(path, 4 * MIB) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 11)
         keys = [next(several) for _ in range(SEGMENT_SLOTS)]
         for key in keys[:SPLIT_AT]:
@@ -163,7 +163,7 @@ def test_segment_goes_on_filling_where_no_extent_is_left_to_split_it(path: Path)
 
 def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Path) -> None:
     """No search comes there for its key. The next opening finds the record, if it is whole."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 4)
         keys = [next(several) for _ in range(50)]
         slots = [parts.store(key, VALUE) for key in keys]
@@ -175,7 +175,7 @@ def test_slot_that_landed_in_the_wrong_segment_is_dropped_at_a_rewrite(path: Pat
             assert counts(parts, parts.file.directory[4 << 11])[0] == 49
         assert_holds(parts, dict.fromkeys(rest, VALUE), iter([keys[7]]))
         parts.file.require_rebuild()
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
     assert_consistent(path)
 
@@ -188,7 +188,7 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
 
     The prefix of a lower half is a possible one for the whole, too.
     """
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 6)
         keys = [next(several) for _ in range(SPLIT_AT)]
         for key in keys:
@@ -217,13 +217,13 @@ def test_segment_whose_depth_is_damaged_hides_and_harms_none_of_its_neighbours(
                 assert key not in neighbours
         assert len(neighbours) <= found <= len(keys)
         parts.file.require_rebuild()
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert_holds(parts, dict.fromkeys(keys, VALUE), iter([]))
     assert_consistent(path)
 
 
 def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 6)
         keys = [next(several) for _ in range(5)]
         for key in keys:
@@ -236,6 +236,6 @@ def test_segment_that_counts_fewer_slots_than_it_has_can_be_emptied(path: Path) 
             assert_holds(parts, dict.fromkeys(keys[number + 1 :], VALUE), iter(keys[: number + 1]))
         with pytest.raises(CorruptStoreError, match=f"extent {extent} "):
             parts.segments.count(extent, NOW_MS)
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert parts.segments.count(extent, NOW_MS) == 0
     assert_consistent(path)

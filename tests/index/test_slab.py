@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from support import MIB, seeded_random
 from support.clock import FakeClock
-from support.parts import VALUE, FaultyDoor, Parts, open_parts, replace_door, tail_of, take_written
+from support.components import (
+    VALUE,
+    Components,
+    FaultyWrites,
+    open_components,
+    replace_writes,
+    tail_of,
+    take_written,
+)
 
 from kvstore import KVStore, StoreFullError
 from kvstore.file.datafile import DataFile
@@ -43,11 +51,11 @@ HUGE = {"text": "x" * 16_000}
 LARGEST = len(BLOCK_SIZES) - 1  # the class with the fewest blocks in an extent: three
 
 
-def entry(parts: Parts, extent: int) -> tuple[int, ...]:
+def entry(parts: Components, extent: int) -> tuple[int, ...]:
     return SLAB_ENTRY.unpack_from(parts.file.map, map_entry_offset(extent))
 
 
-def class_list(parts: Parts, size_class: int) -> list[int]:
+def class_list(parts: Components, size_class: int) -> list[int]:
     """Return the extents of a class with room, in order; both ways must agree."""
     extents = []
     previous = NO_EXTENT
@@ -63,7 +71,7 @@ def class_list(parts: Parts, size_class: int) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [34, 64, 65, 512, 513, 576, 577, 16_384, MAX_RECORD_SIZE])
-def test_block_is_of_the_smallest_class_that_holds_the_record(parts: Parts, size: int) -> None:
+def test_block_is_of_the_smallest_class_that_holds_the_record(parts: Components, size: int) -> None:
     offset = parts.slab.allocate(size)
     kind, size_class, live, *_ = entry(parts, offset >> EXTENT_SHIFT)
     assert (kind, live) == (KIND_SLAB, 1)
@@ -71,7 +79,9 @@ def test_block_is_of_the_smallest_class_that_holds_the_record(parts: Parts, size
 
 
 @pytest.mark.parametrize("size_class", [0, 5, 14, 30, LARGEST])
-def test_blocks_of_a_class_fill_extents_one_after_the_other(parts: Parts, size_class: int) -> None:
+def test_blocks_of_a_class_fill_extents_one_after_the_other(
+    parts: Components, size_class: int
+) -> None:
     count = 2 * BLOCKS_PER_EXTENT[size_class]
     offsets = [parts.slab.allocate(BLOCK_SIZES[size_class]) for _ in range(count)]
     assert len(set(offsets)) == count
@@ -89,7 +99,7 @@ def test_blocks_of_a_class_fill_extents_one_after_the_other(parts: Parts, size_c
         )
 
 
-def test_blocks_given_back_come_again_newest_first(parts: Parts) -> None:
+def test_blocks_given_back_come_again_newest_first(parts: Components) -> None:
     offsets = [parts.slab.allocate(100) for _ in range(20)]
     given = [offsets[3], offsets[17], offsets[0], offsets[8]]
     for offset in given:
@@ -98,7 +108,7 @@ def test_blocks_given_back_come_again_newest_first(parts: Parts) -> None:
     assert parts.slab.allocate(100) not in offsets
 
 
-def test_block_given_back_holds_no_record_any_more(parts: Parts) -> None:
+def test_block_given_back_holds_no_record_any_more(parts: Components) -> None:
     take_written(parts)
     record = take_written(parts)
     assert parts.records.is_record(record)
@@ -107,7 +117,9 @@ def test_block_given_back_holds_no_record_any_more(parts: Parts) -> None:
     assert FREE_BLOCK.unpack_from(parts.file.map, record) == (FREE_MAGIC, NO_BLOCK, 0)
 
 
-def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(parts: Parts) -> None:
+def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(
+    parts: Components,
+) -> None:
     first = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
     full = first[0] >> EXTENT_SHIFT
     assert class_list(parts, LARGEST) == []
@@ -120,7 +132,7 @@ def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(parts
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_extent_leaves_the_list_from_any_place_in_it(parts: Parts, position: int) -> None:
+def test_extent_leaves_the_list_from_any_place_in_it(parts: Components, position: int) -> None:
     extents = []
     for _ in range(3):
         offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
@@ -141,7 +153,7 @@ def test_extent_leaves_the_list_from_any_place_in_it(parts: Parts, position: int
 
 def test_extent_whose_last_block_is_freed_can_serve_another_class(path: Path) -> None:
     """And also a class whose extents are full, and the table: it is back in the common pool."""
-    with open_parts(path, 4 * MIB) as parts:
+    with open_components(path, 4 * MIB) as parts:
         offsets = []
         with pytest.raises(StoreFullError):
             while True:
@@ -161,7 +173,7 @@ def test_extent_whose_last_block_is_freed_can_serve_another_class(path: Path) ->
     assert [str(problem) for problem in check_file(path)] == []
 
 
-def test_single_block_of_a_full_extent_frees_it_whole(parts: Parts) -> None:
+def test_single_block_of_a_full_extent_frees_it_whole(parts: Components) -> None:
     """Full, then all given back at random: on and off the list, and back to the pool at the end."""
     rng = seeded_random()
     for size_class in (LARGEST, 20):
@@ -181,7 +193,7 @@ def test_single_block_of_a_full_extent_frees_it_whole(parts: Parts) -> None:
         assert entry(parts, offsets[0] >> EXTENT_SHIFT)[0] == KIND_FREE
 
 
-def empty_extents(parts: Parts) -> list[int]:
+def empty_extents(parts: Components) -> list[int]:
     """Return the slab extents that have no live block."""
     return [
         extent
@@ -192,7 +204,7 @@ def empty_extents(parts: Parts) -> list[int]:
 
 def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> None:
     """It opened and freed one each time, at ten times the price, and each time owed a flush."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         others = [parts.slab.allocate(64) for _ in range(3)]
         parts.slab.free(offset := parts.slab.allocate(5_000))
         extent = offset >> EXTENT_SHIFT
@@ -214,7 +226,7 @@ def test_only_record_of_its_size_comes_and_goes_in_one_extent(path: Path) -> Non
 
 
 def test_only_the_extent_that_was_emptied_last_stays_with_its_class(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         offsets = [parts.slab.allocate(size) for size in (100, 1_000, 5_000)]
         for offset in offsets:
             parts.file.flush()
@@ -243,7 +255,7 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
 ) -> None:
     """Taken from again, replaced by another, and opened for another class, at every write."""
     sizes = MAX_RECORD_SIZE, 5_000
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         write = parts.file.write
         offsets: list[int] = []
 
@@ -260,15 +272,15 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
         for act in changes:
             fail_at, done = 1, False
             while not done:
-                door = FaultyDoor(parts.file, fail_at, error)
+                faulty = FaultyWrites(parts.file, fail_at, error)
                 try:
                     act()
                     done = True
                 except type(error):
                     fail_at += 1
                 finally:
-                    replace_door(parts.file, write)
-                assert done != door.reached
+                    replace_writes(parts.file, write)
+                assert done != faulty.reached
                 assert set(empty_extents(parts)) <= {parts.slab.spare[0]}
     assert [str(problem) for problem in check_file(path)] == []
 
@@ -276,7 +288,7 @@ def test_spare_extent_is_one_whatever_cuts_its_change_short(
 def test_random_takes_and_gives_keep_to_what_is_free(path: Path) -> None:
     """Against a plain set of what is taken; at the end all is given back, and the file is whole."""
     rng = seeded_random()
-    with open_parts(path, 32 * MIB) as parts:
+    with open_components(path, 32 * MIB) as parts:
         taken: dict[int, int] = {}
         for _ in range(4_000):
             if taken and rng.random() < 0.45:
@@ -301,7 +313,7 @@ def test_random_takes_and_gives_keep_to_what_is_free(path: Path) -> None:
 
 
 def test_full_file_gives_room_to_what_was_given_back_only(path: Path) -> None:
-    with open_parts(path, 4 * MIB) as parts:
+    with open_components(path, 4 * MIB) as parts:
         offsets = []
         with pytest.raises(StoreFullError):
             while True:
@@ -333,7 +345,7 @@ def test_full_file_gives_room_to_what_was_given_back_only(path: Path) -> None:
     ids=["zeros", "magic", "next is fresh", "next is far", "reserved", "a record"],
 )
 def test_damaged_free_list_is_abandoned_and_the_store_goes_on(path: Path, link: bytes) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         for number in range(20):
             parts.store(f"key {number}".encode(), VALUE)
         records = sorted(record_of(parts, f"key {number}".encode()) for number in range(20))
@@ -350,18 +362,18 @@ def test_damaged_free_list_is_abandoned_and_the_store_goes_on(path: Path, link: 
         again = take_written(parts, b"another", VALUE)
         assert again not in records
     # What was lost with the list is found again: the file was left marked "not clean".
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert entry(parts, records[0] >> EXTENT_SHIFT)[3] != NO_BLOCK
     assert [str(problem) for problem in check_file(path)] == []
 
 
-def record_of(parts: Parts, key: bytes) -> int:
+def record_of(parts: Components, key: bytes) -> int:
     slot = parts.slots.find(parts.hash(key), key)
     assert slot > 0
     return parts.file.words[slot + 40 >> 3] & 0xFFFF_FFFF
 
 
-def record_of_block(parts: Parts, offset: int) -> int:
+def record_of_block(parts: Components, offset: int) -> int:
     """Return the offset of the first free block in the extent of `offset`."""
     extent = offset >> EXTENT_SHIFT
     _, size_class, _, first_free, *_ = entry(parts, extent)
@@ -370,7 +382,7 @@ def record_of_block(parts: Parts, offset: int) -> int:
 
 
 def test_damaged_free_list_of_an_extent_without_fresh_blocks_takes_it_off_the_list(
-    parts: Parts,
+    parts: Components,
 ) -> None:
     offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(3)]
     parts.slab.free(offsets[1])
@@ -393,7 +405,7 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
     path: Path, error: BaseException, blocks: int
 ) -> None:
     """With none to four blocks taken before, so that extents are opened, filled and emptied."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         write = parts.file.write
         offsets = [parts.slab.allocate(MAX_RECORD_SIZE) for _ in range(blocks)]
 
@@ -407,15 +419,15 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
         for act in (take, give):
             fail_at, done = 1, False
             while not done:
-                door = FaultyDoor(parts.file, fail_at, error)
+                faulty = FaultyWrites(parts.file, fail_at, error)
                 try:
                     act()
                     done = True
                 except type(error):
                     fail_at += 1
                 finally:
-                    replace_door(parts.file, write)
-                assert done != door.reached
+                    replace_writes(parts.file, write)
+                assert done != faulty.reached
                 live = sum(
                     entry(parts, extent)[2]
                     for extent in range(FIXED_EXTENTS, parts.file.extent_count)
@@ -431,14 +443,14 @@ def test_take_and_give_cut_short_at_any_write_leave_nothing_amiss(
 # --- interrupted in a full file ----------------------------------------------------------------
 
 
-class DoorThatInterrupts:
+class WritesThatInterrupt:
     """Stands in for the `write` of a data file; one of the calls raises when it has written."""
 
     def __init__(self, file: DataFile, at: int) -> None:
         self._write = file.write
         self._at = at
         self.calls = 0
-        replace_door(file, self)
+        replace_writes(file, self)
 
     def __call__(self, offset: int, data: bytes) -> None:
         self.calls += 1
@@ -477,12 +489,12 @@ def test_block_of_an_interrupted_create_is_there_for_the_next_in_a_full_file(
     write, write_word = store._file.write, store._file.write_word
     while not done:
         at += 1
-        door = DoorThatInterrupts(store._file, at)
+        faulty = WritesThatInterrupt(store._file, at)
         with suppress(KeyboardInterrupt):
             store.create("0", HUGE)
             done = True
         store._file.write, store._file.write_word = write, write_word
-        assert done == (door.calls < at)
+        assert done == (faulty.calls < at)
         create_both_again(store)
         if not done:
             store.delete("0")
@@ -502,7 +514,7 @@ def test_block_that_could_not_be_given_back_is_there_for_the_next_in_a_full_file
     write, write_word = store._file.write, store._file.write_word
     for at in range(1, 8):
         with monkeypatch.context() as patch, suppress(StoreFullError):
-            FaultyDoor(store._file, at, StoreFullError("no room on the disk"))
+            FaultyWrites(store._file, at, StoreFullError("no room on the disk"))
             patch.setattr(store._slab, "free", refuse)
             store.create("0", HUGE)
         store._file.write, store._file.write_word = write, write_word

@@ -6,9 +6,9 @@ from typing import Final
 
 import pytest
 from support import scaled, seeded_random
-from support.parts import NOW_MS, open_parts
+from support.components import NOW_MS, open_components
+from support.consistency import assert_consistent
 from support.table import all_keys, assert_holds, controls, counts, home_in, keys_where
-from support.whole import assert_consistent
 
 from kvstore import CorruptStoreError
 from kvstore.format.layout import (
@@ -37,7 +37,7 @@ def test_random_inserts_and_deletes_do_as_a_dictionary_does(path: Path, tails: i
         for number in range(600)
     ]
     model: dict[bytes, bytes] = {}
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         for count in range(scaled(6_000)):
             key = rng.choice(keys)
             slot = parts.slots.find(parts.hash(key), key)
@@ -60,7 +60,7 @@ def test_keys_that_differ_only_in_length_or_behind_their_first_32_bytes_are_apar
     start = b"s" * 32
     keys = [b"", b"\0", b"\0\0", b"x", b"xy", b"\0" * 96, b"x" * 96, b"x" * 95 + b"y"]
     family = [*(start + tail for tail in keys), start[:31], start[:31] + b"\0", b"s", b"s\0"]
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         for number, key in enumerate(family):
             parts.store(key, b'{"n":%d}' % number)
         expected = {key: b'{"n":%d}' % number for number, key in enumerate(family)}
@@ -75,7 +75,7 @@ def test_keys_that_differ_only_in_length_or_behind_their_first_32_bytes_are_apar
 @pytest.mark.parametrize("long", [False, True])
 def test_keys_of_one_fingerprint_and_home_are_told_apart(path: Path, long: bool) -> None:
     """The control bytes say that each of them may be each other."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key & 0xFFF == 0x123, long=long)
         keys = [next(several) for _ in range(12)]
         for key in keys[:10]:
@@ -93,7 +93,7 @@ def test_keys_of_one_fingerprint_and_home_are_told_apart(path: Path, long: bool)
 def test_full_buckets_are_passed_and_the_last_is_followed_by_the_first(
     path: Path, home: int
 ) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, home_in(3, home))
         keys = [next(several) for _ in range(3 * SLOT_COUNT + 5)]
         for number, key in enumerate(keys):
@@ -108,7 +108,7 @@ def test_full_buckets_are_passed_and_the_last_is_followed_by_the_first(
 
 
 def test_full_segment_has_no_slot_to_give_and_still_finds_all(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, lambda hash_of_key: hash_of_key >> 60 == 5)
         keys = [next(several) for _ in range(SEGMENT_SLOTS)]
         for key in keys:
@@ -130,7 +130,7 @@ def test_full_segment_has_no_slot_to_give_and_still_finds_all(path: Path) -> Non
 def test_bucket_with_an_empty_slot_never_has_a_tombstone(path: Path) -> None:
     """However inserts and deletes follow each other, in buckets that are nearly full."""
     rng = seeded_random()
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(
             parts, lambda hash_of_key: hash_of_key >> 60 == 9 and hash_of_key & 15 < 8
         )
@@ -160,7 +160,7 @@ def test_bucket_with_an_empty_slot_never_has_a_tombstone(path: Path) -> None:
 def test_delete_leaves_an_empty_slot_or_a_tombstone_which_the_next_insert_takes(
     path: Path,
 ) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         several = keys_where(parts, home_in(0, 4))
         keys = [next(several) for _ in range(SLOT_COUNT + 1)]
         extent = parts.file.directory[0]
@@ -183,7 +183,7 @@ def test_delete_leaves_an_empty_slot_or_a_tombstone_which_the_next_insert_takes(
 def test_delete_leaves_a_damaged_record_alone_and_the_next_opening_sorts_it_out(
     path: Path,
 ) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         slot = parts.store(b"a", VALUE)
         parts.store(b"b", VALUE)
         record = parts.file.words[slot + 40 >> 3] & 0xFFFF_FFFF
@@ -192,13 +192,13 @@ def test_delete_leaves_a_damaged_record_alone_and_the_next_opening_sorts_it_out(
         parts.remove(b"a")
         assert parts.slots.find(parts.hash(b"a"), b"a") < 0
         assert parts.file.map[record : record + 64] == before
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         assert_holds(parts, {b"b": VALUE}, iter([b"a"]))
     assert_consistent(path)
 
 
 def test_page_without_its_marker_is_damage_to_every_use(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         key = next(keys_where(parts, home_in(2, 6)))
         parts.store(key, VALUE)
         extent = parts.file.directory[2 << 11]

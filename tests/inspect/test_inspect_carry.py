@@ -15,6 +15,7 @@ import orjson
 import pytest
 from support import MIB
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.disks import fill, mounted
 from support.inspecting import (
     DONE,
@@ -28,7 +29,6 @@ from support.inspecting import (
     killed_copy,
     run_in_shell,
 )
-from support.whole import assert_consistent
 
 from kvstore import KVStore
 from kvstore_inspect.commands import copy as copying

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support.components import NOW_MS, open_components, replace_writes
 from support.disks import SHARING, fill, mounted
 from support.inspecting import LOCKED, inspect, run_inspector, start_inspector
-from support.parts import NOW_MS, open_parts, replace_door
 from support.truth import Truth
 from xxhash import xxh3_64_intdigest
 
@@ -283,7 +283,7 @@ def test_verify_counts_keys_as_they_can_be_read(whole: Truth, path: Path) -> Non
 
 
 def test_verify_counts_what_has_expired(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"new", b"{}")
     counts = inspect("verify", "--json", path).json()["counts"]
@@ -659,7 +659,7 @@ def test_repair_chooses_the_identity_that_the_records_fit(
 
 
 def test_repair_drops_what_has_expired_and_settles_duplicates(path: Path) -> None:
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"twice", b'{"n":1}', now_ms=NOW_MS)
         newer = parts.slab.allocate(RECORD_HEADER_SIZE + 12)
@@ -724,7 +724,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
             action()
             real_write(offset, data)
 
-        replace_door(file, write)
+        replace_writes(file, write)
         real_begin(file)
 
     monkeypatch.setattr("kvstore_inspect.repair.write_at", write_at)

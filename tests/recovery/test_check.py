@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 from support.clock import FakeClock
-from support.parts import NOW_MS, Parts, open_parts
-from support.planting import Plant
+from support.components import NOW_MS, Components, open_components
+from support.corruptions import Corruption
 
 from kvstore import KVStore
 from kvstore.format.layout import (
@@ -52,7 +52,7 @@ LARGE_CLASS: Final = next(c for c, size in enumerate(BLOCK_SIZES) if size >= 5_1
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a whole file with a bit of everything in it."""
     path = tmp_path_factory.mktemp("good") / "good.kvs"
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         for number in range(40):
             parts.store(f"small {number}".encode(), SMALL)
             parts.store(f"large {number}".encode(), LARGE)
@@ -69,7 +69,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return image
 
 
-def take_and_give_extents(parts: Parts) -> None:
+def take_and_give_extents(parts: Components) -> None:
     """Leave free extents on the list."""
     blocks = [parts.slab.allocate(16_544) for _ in range(12)]
     for block in blocks:
@@ -77,8 +77,8 @@ def take_and_give_extents(parts: Parts) -> None:
 
 
 @pytest.fixture
-def plant(good: bytes) -> Plant:
-    return Plant(good)
+def plant(good: bytes) -> Corruption:
+    return Corruption(good)
 
 
 def problems(image: bytes) -> list[Problem]:
@@ -142,7 +142,7 @@ def test_file_shorter_or_longer_than_its_extents(good: bytes) -> None:
     assert_only(good + b"x", STATE_OFFSET, "state", f"the file has {len(good) + 1:,}")
 
 
-def test_growth_that_power_loss_took_back_is_told_from_a_file_cut_off(plant: Plant) -> None:
+def test_growth_that_power_loss_took_back_is_told_from_a_file_cut_off(plant: Corruption) -> None:
     plant.put(STATE_OFFSET, pack_state(False, plant.extent_count + 16, 32, 0, 0, plant.seed))
     breaches = [each.breach for each in problems(bytes(plant.image))]
     assert breaches[:2] == [Breach.NOT_CLOSED, Breach.GROWTH_LOST]
@@ -150,14 +150,14 @@ def test_growth_that_power_loss_took_back_is_told_from_a_file_cut_off(plant: Pla
     assert breaches[:2] == [Breach.NOT_CLOSED, Breach.FILE_CUT_OFF]
 
 
-def test_what_was_in_the_part_that_was_cut_off_is_named(plant: Plant) -> None:
+def test_what_was_in_the_part_that_was_cut_off_is_named(plant: Corruption) -> None:
     record = max(plant.record(f"small {number}".encode()) for number in (1, 2, 3))
     found = problems(bytes(plant.image[:record]))
     assert found[0].breach is Breach.FILE_CUT_OFF
     assert [each for each in found if (each.offset, each.breach) == (record, Breach.RECORD_HEADER)]
 
 
-def test_problem_with_a_record_names_the_slot_that_led_to_it(plant: Plant) -> None:
+def test_problem_with_a_record_names_the_slot_that_led_to_it(plant: Corruption) -> None:
     plant.image[plant.record(b"small 1") + 40] ^= 1
     (problem,) = problems(bytes(plant.image))
     assert problem.slot == plant.slot(b"small 1")
@@ -176,12 +176,12 @@ def test_progress_is_told_up_to_the_whole(good: bytes) -> None:
 
 @pytest.mark.parametrize("offset", IDENTITY_OFFSETS)
 @pytest.mark.parametrize("field", [0, 8, 12, 16, 32, 40, 48])
-def test_damaged_identity(plant: Plant, offset: int, field: int) -> None:
+def test_damaged_identity(plant: Corruption, offset: int, field: int) -> None:
     plant.image[offset + field] ^= 1
     assert_only(bytes(plant.image), offset, "identity")
 
 
-def test_two_damaged_identities(plant: Plant) -> None:
+def test_two_damaged_identities(plant: Corruption) -> None:
     for offset in IDENTITY_OFFSETS:
         plant.image[offset] ^= 1
     assert [(each.offset, each.structure) for each in problems(bytes(plant.image))] == [
@@ -191,17 +191,17 @@ def test_two_damaged_identities(plant: Plant) -> None:
     ]
 
 
-def test_identities_with_different_seeds(plant: Plant) -> None:
+def test_identities_with_different_seeds(plant: Corruption) -> None:
     plant.put(4_096, pack_identity(bytes(16), 1, NOW_MS))
     assert_only(bytes(plant.image), 0, "identity", "do not agree")
 
 
-def test_identities_that_are_of_different_files(plant: Plant) -> None:
+def test_identities_that_are_of_different_files(plant: Corruption) -> None:
     plant.put(4_096, pack_identity(bytes(16), plant.seed, NOW_MS))
     assert_only(bytes(plant.image), 0, "identity", "do not agree")
 
 
-def test_the_rest_is_checked_although_the_state_is_damaged(plant: Plant) -> None:
+def test_the_rest_is_checked_although_the_state_is_damaged(plant: Corruption) -> None:
     plant.image[STATE_OFFSET + 24] ^= 1
     record = plant.record(b"small 1")
     plant.image[record + 40] ^= 1
@@ -209,12 +209,12 @@ def test_the_rest_is_checked_although_the_state_is_damaged(plant: Plant) -> None
 
 
 @pytest.mark.parametrize("offset", range(STATE_OFFSET, STATE_OFFSET + STATE.size))
-def test_damaged_state(plant: Plant, offset: int) -> None:
+def test_damaged_state(plant: Corruption, offset: int) -> None:
     plant.image[offset] ^= 4
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "checksum")
 
 
-def test_state_that_is_not_clean(plant: Plant) -> None:
+def test_state_that_is_not_clean(plant: Corruption) -> None:
     _, *fields, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
     count, durable, records, checksum = fields
     plant.put(STATE_OFFSET, pack_state(False, count, durable, records, checksum, plant.seed))
@@ -222,12 +222,12 @@ def test_state_that_is_not_clean(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize(("count", "durable"), [(6, 6), (15_259, 6), (32, 33)])
-def test_impossible_counts_of_extents(plant: Plant, count: int, durable: int) -> None:
+def test_impossible_counts_of_extents(plant: Corruption, count: int, durable: int) -> None:
     plant.put(STATE_OFFSET, pack_state(True, count, durable, 0, 0, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", f"extent count {count}, durable")
 
 
-def test_wrong_index_checksum(plant: Plant) -> None:
+def test_wrong_index_checksum(plant: Corruption) -> None:
     _, count, durable, records, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
     plant.put(STATE_OFFSET, pack_state(True, count, durable, records, checksum ^ 1, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "index checksum is wrong")
@@ -237,7 +237,7 @@ def test_wrong_index_checksum(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("fresh", [0, 5, 60_000])
-def test_impossible_fresh_extent(plant: Plant, fresh: int) -> None:
+def test_impossible_fresh_extent(plant: Corruption, fresh: int) -> None:
     plant.put_u16(FRESH_EXTENT_OFFSET, fresh)
     assert_among(plant.sign(), FRESH_EXTENT_OFFSET, "allocator", f"fresh extent is {fresh}")
 
@@ -245,25 +245,25 @@ def test_impossible_fresh_extent(plant: Plant, fresh: int) -> None:
 @pytest.mark.parametrize(
     ("extent", "kind"), [(0, KIND_FREE), (5, KIND_SLAB), (6, 4), (6, 1), (6, 255)]
 )
-def test_impossible_kind_of_extent(plant: Plant, extent: int, kind: int) -> None:
+def test_impossible_kind_of_extent(plant: Corruption, extent: int, kind: int) -> None:
     plant.put(map_entry_offset(extent), bytes([kind]))
     assert_among(plant.sign(), map_entry_offset(extent), f"extent {extent}", f"kind is {kind}")
 
 
-def test_extent_in_use_past_the_fresh_one(plant: Plant) -> None:
+def test_extent_in_use_past_the_fresh_one(plant: Corruption) -> None:
     extent = plant.extent_count - 1
     assert plant.u16(FRESH_EXTENT_OFFSET) <= extent
     plant.put(map_entry_offset(extent), bytes([KIND_SEGMENT]))
     assert_among(plant.sign(), map_entry_offset(extent), f"extent {extent}", "past the fresh one")
 
 
-def test_free_extent_that_is_not_on_the_list(plant: Plant) -> None:
+def test_free_extent_that_is_not_on_the_list(plant: Corruption) -> None:
     first, second, *_ = plant.free_extents()
     plant.put_u16(FREE_EXTENTS_OFFSET, second)
     assert_only(plant.sign(), map_entry_offset(first), f"extent {first}", "not on the list of free")
 
 
-def test_extent_in_use_on_the_list_of_free_ones(plant: Plant) -> None:
+def test_extent_in_use_on_the_list_of_free_ones(plant: Corruption) -> None:
     *_, last = plant.free_extents()
     slab = plant.slab_of(b"small 1")
     assert plant.slab_entry(slab)["next"] == 0
@@ -272,60 +272,60 @@ def test_extent_in_use_on_the_list_of_free_ones(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("extent", [3, 60_000])
-def test_list_of_free_extents_that_leads_nowhere(plant: Plant, extent: int) -> None:
+def test_list_of_free_extents_that_leads_nowhere(plant: Corruption, extent: int) -> None:
     *_, last = plant.free_extents()
     plant.change_slab(last, next=extent)
     assert_only(plant.sign(), FREE_EXTENTS_OFFSET, "list of free extents", f"extent {extent}")
 
 
-def test_list_of_free_extents_that_goes_in_a_circle(plant: Plant) -> None:
+def test_list_of_free_extents_that_goes_in_a_circle(plant: Corruption) -> None:
     first, *_, last = plant.free_extents()
     plant.change_slab(last, next=first)
     assert_only(plant.sign(), FREE_EXTENTS_OFFSET, "list of free extents", f"extent {first}")
 
 
-def test_slab_extent_with_an_impossible_class(plant: Plant) -> None:
+def test_slab_extent_with_an_impossible_class(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     plant.change_slab(slab, **{"class": len(BLOCK_SIZES)})
     assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", "size class is")
 
 
 @pytest.mark.parametrize(("field", "value"), [("live", 0), ("live", 5_000), ("fresh", 5_000)])
-def test_slab_extent_with_impossible_counts(plant: Plant, field: str, value: int) -> None:
+def test_slab_extent_with_impossible_counts(plant: Corruption, field: str, value: int) -> None:
     slab = plant.slab_of(b"small 1")
     plant.change_slab(slab, **{field: value})
     assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", "live blocks, fresh")
 
 
-def test_extent_with_room_that_is_not_on_the_list_of_its_class(plant: Plant) -> None:
+def test_extent_with_room_that_is_not_on_the_list_of_its_class(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     plant.put_u16(class_head_offset(0), 0)
     assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "on it without room")
 
 
-def test_extent_on_the_list_of_another_class(plant: Plant) -> None:
+def test_extent_on_the_list_of_another_class(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     plant.put_u16(class_head_offset(30), slab)
     assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", "class 30")
 
 
-def test_wrong_link_back_in_the_list_of_a_class(plant: Plant) -> None:
+def test_wrong_link_back_in_the_list_of_a_class(plant: Corruption) -> None:
     head = plant.u16(class_head_offset(LARGE_CLASS))
     second = plant.slab_entry(head)["next"]
     assert second, "the class has one extent with room only"
     for extent, previous in ((head, second), (second, 0)):
-        changed = Plant(bytes(plant.image))
+        changed = Corruption(bytes(plant.image))
         changed.change_slab(extent, previous=previous)
         assert_only(changed.sign(), map_entry_offset(extent), f"extent {extent}", "previous is not")
 
 
-def test_list_of_a_class_that_goes_in_a_circle(plant: Plant) -> None:
+def test_list_of_a_class_that_goes_in_a_circle(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     plant.change_slab(slab, next=slab)
     assert_only(plant.sign(), class_head_offset(0), "list of extents with room of class 0", "again")
 
 
-def test_list_head_of_a_class_that_there_is_not(plant: Plant) -> None:
+def test_list_head_of_a_class_that_there_is_not(plant: Corruption) -> None:
     offset = class_head_offset(len(BLOCK_SIZES))
     plant.put_u16(offset, 6)
     assert_only(plant.sign(), offset, "allocator", "a size class that there is not")
@@ -335,18 +335,18 @@ def test_list_head_of_a_class_that_there_is_not(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("extent", [0, 5, 60_000])
-def test_directory_entry_that_names_no_segment(plant: Plant, extent: int) -> None:
+def test_directory_entry_that_names_no_segment(plant: Corruption, extent: int) -> None:
     plant.put_u16(DIRECTORY_OFFSET, extent)
     assert_among(plant.sign(), DIRECTORY_OFFSET, "directory", f"extent {extent} is no segment")
 
 
-def test_directory_entry_in_the_middle_of_a_run_that_names_another(plant: Plant) -> None:
+def test_directory_entry_in_the_middle_of_a_run_that_names_another(plant: Corruption) -> None:
     other = plant.u16(DIRECTORY_OFFSET + 2 * 2_048)
     plant.put_u16(DIRECTORY_OFFSET + 2 * 77, other)
     assert_only(plant.sign(), DIRECTORY_OFFSET, "directory", "not the one run of 2048")
 
 
-def test_segment_without_an_entry_of_the_directory(plant: Plant) -> None:
+def test_segment_without_an_entry_of_the_directory(plant: Corruption) -> None:
     extent = plant.u16(DIRECTORY_OFFSET)
     other = plant.u16(DIRECTORY_OFFSET + 2 * 2_048)
     plant.put(DIRECTORY_OFFSET, U16.pack(other) * 2_048)
@@ -356,7 +356,7 @@ def test_segment_without_an_entry_of_the_directory(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize(("depth", "prefix"), [(3, 0), (16, 0), (0, 0), (4, 1)])
-def test_segment_with_a_wrong_depth_or_prefix(plant: Plant, depth: int, prefix: int) -> None:
+def test_segment_with_a_wrong_depth_or_prefix(plant: Corruption, depth: int, prefix: int) -> None:
     base = plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT
     plant.put(base + 16, bytes([depth]))
     plant.put_u16(base + 18, prefix)
@@ -366,7 +366,7 @@ def test_segment_with_a_wrong_depth_or_prefix(plant: Plant, depth: int, prefix: 
 @pytest.mark.parametrize("number", [1, 15])
 @pytest.mark.parametrize(("offset", "value"), [(16, 5), (18, 2_048), (20, 7), (22, 9)])
 def test_bucket_that_is_of_another_segment_or_moment(
-    plant: Plant, number: int, offset: int, value: int
+    plant: Corruption, number: int, offset: int, value: int
 ) -> None:
     """Its depth, prefix, rebuilds or rewrites are others than those of the first bucket."""
     bucket = (plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT) + number * BUCKET_SIZE
@@ -374,7 +374,7 @@ def test_bucket_that_is_of_another_segment_or_moment(
     assert_only(plant.sign(), bucket, "bucket", "are not those of its segment")
 
 
-def test_segment_of_an_older_index(plant: Plant) -> None:
+def test_segment_of_an_older_index(plant: Corruption) -> None:
     extent = plant.u16(DIRECTORY_OFFSET)
     for number in range(16):
         plant.put_u16((extent << EXTENT_SHIFT) + number * BUCKET_SIZE + 20, 40)
@@ -382,19 +382,21 @@ def test_segment_of_an_older_index(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("more", [-1, 1, 1_000])
-def test_state_with_another_number_of_records_than_the_extent_map(plant: Plant, more: int) -> None:
+def test_state_with_another_number_of_records_than_the_extent_map(
+    plant: Corruption, more: int
+) -> None:
     image = plant.sign(plant.records() + more)
     assert_only(image, STATE_OFFSET, "state", f"says {plant.records():,} records at closing")
 
 
 @pytest.mark.parametrize("number", [0, 1, 15])
-def test_bucket_without_its_marker(plant: Plant, number: int) -> None:
+def test_bucket_without_its_marker(plant: Corruption, number: int) -> None:
     bucket = (plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT) + number * BUCKET_SIZE
     plant.put(bucket, bytes(8))
     assert_among(plant.sign(), bucket, "bucket", "has no marker")
 
 
-def test_the_other_buckets_are_checked_beside_one_without_its_marker(plant: Plant) -> None:
+def test_the_other_buckets_are_checked_beside_one_without_its_marker(plant: Corruption) -> None:
     bucket, record = plant.bucket(b"small 1"), plant.record(b"small 1")
     broken = (bucket & -EXTENT_SIZE) + (bucket + BUCKET_SIZE & EXTENT_SIZE - 1)
     plant.put(broken, bytes(BUCKET_SIZE))
@@ -405,14 +407,14 @@ def test_the_other_buckets_are_checked_beside_one_without_its_marker(plant: Plan
     assert_among(bytes(plant.image), record, "record", "fails its checksum")
 
 
-def test_buckets_in_each_other_s_place(plant: Plant) -> None:
+def test_buckets_in_each_other_s_place(plant: Corruption) -> None:
     bucket = plant.u16(DIRECTORY_OFFSET) << EXTENT_SHIFT
     one = plant.image[bucket + BUCKET_SIZE : bucket + 2 * BUCKET_SIZE]
     plant.put(bucket + 2 * BUCKET_SIZE, bytes(one))
     assert_among(plant.sign(), bucket + 2 * BUCKET_SIZE, "bucket", "has no marker")
 
 
-def test_tombstone_beside_an_empty_slot(plant: Plant) -> None:
+def test_tombstone_beside_an_empty_slot(plant: Corruption) -> None:
     bucket = plant.bucket(b"small 1")
     index = plant.image.index(0, bucket + CONTROL_OFFSET)
     plant.image[index] = 1
@@ -421,24 +423,24 @@ def test_tombstone_beside_an_empty_slot(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize(("live", "used"), [(1, 0), (0, 1), (-1, -1)])
-def test_segment_with_wrong_counts(plant: Plant, live: int, used: int) -> None:
+def test_segment_with_wrong_counts(plant: Corruption, live: int, used: int) -> None:
     extent = plant.segment_of(b"small 1")
     plant.change_segment(extent, live=live, used=used)
     assert_only(plant.sign(), map_entry_offset(extent), f"extent {extent}", "used slots, has")
 
 
-def test_bucket_that_says_its_slots_expire_later(plant: Plant) -> None:
+def test_bucket_that_says_its_slots_expire_later(plant: Corruption) -> None:
     plant.put(plant.bucket(b"expiring") + EARLIEST_OFFSET, U64.pack(NOW_MS + 1_001))
     assert_only(plant.sign(), plant.slot(b"expiring"), "slot", "expires before")
 
 
-def test_segment_that_says_its_slots_expire_later(plant: Plant) -> None:
+def test_segment_that_says_its_slots_expire_later(plant: Corruption) -> None:
     entry = map_entry_offset(plant.segment_of(b"expiring"))
     plant.put(entry + EARLIEST_OFFSET, U64.pack(NOW_MS + 1_001))
     assert_only(plant.sign(), plant.slot(b"expiring"), "slot", "expires before")
 
 
-def test_earlier_expiry_of_bucket_and_segment_is_no_breach(plant: Plant) -> None:
+def test_earlier_expiry_of_bucket_and_segment_is_no_breach(plant: Corruption) -> None:
     plant.put(plant.bucket(b"expiring") + EARLIEST_OFFSET, U64.pack(1))
     plant.put(map_entry_offset(plant.segment_of(b"small 1")) + EARLIEST_OFFSET, U64.pack(1))
     assert problems(plant.sign()) == []
@@ -447,14 +449,14 @@ def test_earlier_expiry_of_bucket_and_segment_is_no_breach(plant: Plant) -> None
 # --- slots -------------------------------------------------------------------------------------
 
 
-def test_slot_whose_control_byte_is_not_its_fingerprint(plant: Plant) -> None:
+def test_slot_whose_control_byte_is_not_its_fingerprint(plant: Corruption) -> None:
     slot = plant.slot(b"small 1")
     control = plant.control(b"small 1")
     plant.image[control] = plant.image[control] ^ 0x40 | 2
     assert_only(plant.sign(), slot, "slot", "not its key's fingerprint")
 
 
-def test_slot_that_cannot_be_found_from_its_home(plant: Plant) -> None:
+def test_slot_that_cannot_be_found_from_its_home(plant: Corruption) -> None:
     slot, control, bucket = (
         plant.slot(b"small 1"),
         plant.control(b"small 1"),
@@ -470,7 +472,7 @@ def test_slot_that_cannot_be_found_from_its_home(plant: Plant) -> None:
     assert_only(plant.sign(), moved, "slot", "cannot be found from bucket")
 
 
-def test_slot_in_another_key_s_segment(plant: Plant) -> None:
+def test_slot_in_another_key_s_segment(plant: Corruption) -> None:
     slot, control = plant.slot(b"small 1"), plant.control(b"small 1")
     home = plant.bucket(b"small 1") & EXTENT_SIZE - 1
     mine = plant.segment_of(b"small 1")
@@ -491,14 +493,14 @@ def test_slot_in_another_key_s_segment(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("record", [0, 65_536, 2**32 - 32])
-def test_slot_whose_record_is_in_no_slab_extent(plant: Plant, record: int) -> None:
+def test_slot_whose_record_is_in_no_slab_extent(plant: Corruption, record: int) -> None:
     slot = plant.slot(b"small 1")
     plant.put(slot + 40, record.to_bytes(4, "little"))
     assert_among(plant.sign(), slot, "slot", "is in no slab extent")
 
 
 @pytest.mark.parametrize("shift", [1, 32, -8])
-def test_slot_whose_record_begins_at_no_block(plant: Plant, shift: int) -> None:
+def test_slot_whose_record_begins_at_no_block(plant: Corruption, shift: int) -> None:
     slot, record = plant.slot(b"small 1"), plant.record(b"small 1")
     plant.put(slot + 40, (record + shift).to_bytes(4, "little"))
     found = plant.sign()
@@ -506,13 +508,13 @@ def test_slot_whose_record_begins_at_no_block(plant: Plant, shift: int) -> None:
     assert_among(found, record, "record", "no slot points to it")
 
 
-def test_slot_whose_record_would_be_longer_than_its_block(plant: Plant) -> None:
+def test_slot_whose_record_would_be_longer_than_its_block(plant: Corruption) -> None:
     slot = plant.slot(b"small 1")
     plant.put_u16(slot + 44, 60)
     assert_among(plant.sign(), slot, "slot", "no block of its size")
 
 
-def test_two_slots_of_one_record(plant: Plant) -> None:
+def test_two_slots_of_one_record(plant: Corruption) -> None:
     """The second slot is a copy, in the same bucket."""
     slot, bucket = plant.slot(b"small 1"), plant.bucket(b"small 1")
     control = plant.image[plant.control(b"small 1")]
@@ -524,7 +526,7 @@ def test_two_slots_of_one_record(plant: Plant) -> None:
     assert_only(plant.sign(), max(slot, second), "slot", "another one points to its record")
 
 
-def test_two_slots_of_one_key(plant: Plant) -> None:
+def test_two_slots_of_one_key(plant: Corruption) -> None:
     """Each has a whole record of its own."""
     key = b"small 1"
     slab, record, bucket = plant.slab_of(key), plant.record(key), plant.bucket(key)
@@ -554,20 +556,22 @@ def test_two_slots_of_one_key(plant: Plant) -> None:
 @pytest.mark.parametrize(
     ("offset", "size"), [(0, 1), (4, 1), (6, 1), (7, 1)], ids=["magic", "value", "key", "flags"]
 )
-def test_record_whose_header_differs_from_its_slot(plant: Plant, offset: int, size: int) -> None:
+def test_record_whose_header_differs_from_its_slot(
+    plant: Corruption, offset: int, size: int
+) -> None:
     record = plant.record(b"small 1")
     plant.image[record + offset] ^= 1
     assert_among(plant.sign(), record, "record", "magic or sizes differ from its slot")
 
 
-def test_record_whose_expiry_differs_from_its_slot(plant: Plant) -> None:
+def test_record_whose_expiry_differs_from_its_slot(plant: Corruption) -> None:
     slot, record = plant.slot(b"expiring"), plant.record(b"expiring")
     plant.put(slot + 32, U64.pack(NOW_MS + 1_005))
     assert_only(plant.sign(), record, "record", "key or expiry differs from its slot")
 
 
 @pytest.mark.parametrize("key", [b"small 1", "é".encode() * 20])
-def test_slot_whose_key_is_not_its_record_s(plant: Plant, key: bytes) -> None:
+def test_slot_whose_key_is_not_its_record_s(plant: Corruption, key: bytes) -> None:
     hash_of_key = key_hash(key, plant.seed)
     bucket = (plant.segment_of(key) << EXTENT_SHIFT) + (hash_of_key & 15) * BUCKET_SIZE
     slot = plant.image.index(key[:32].ljust(32, b"\0"), bucket)
@@ -580,13 +584,13 @@ def test_slot_whose_key_is_not_its_record_s(plant: Plant, key: bytes) -> None:
 
 
 @pytest.mark.parametrize("offset", [8, 24, 32 + len(b"small 1"), 32 + 13])
-def test_record_that_fails_its_checksum(plant: Plant, offset: int) -> None:
+def test_record_that_fails_its_checksum(plant: Corruption, offset: int) -> None:
     record = plant.record(b"small 1")
     plant.image[record + offset] ^= 1
     assert_only(plant.sign(), record, "record", "fails its checksum")
 
 
-def test_record_of_garbage_is_not_called_misplaced_too(plant: Plant) -> None:
+def test_record_of_garbage_is_not_called_misplaced_too(plant: Corruption) -> None:
     record = plant.record(b"small 1")
     plant.put(record + 32, b"another")
     assert [each.breach for each in problems(plant.sign())] == [
@@ -595,7 +599,7 @@ def test_record_of_garbage_is_not_called_misplaced_too(plant: Plant) -> None:
     ]
 
 
-def test_record_in_a_block_larger_than_it_needs(plant: Plant) -> None:
+def test_record_in_a_block_larger_than_it_needs(plant: Corruption) -> None:
     """It is whole, but recovery would take its extent for one of another class."""
     key = b"large 1"
     slot, record = plant.slot(key), plant.record(key)
@@ -610,14 +614,14 @@ def test_record_in_a_block_larger_than_it_needs(plant: Plant) -> None:
     assert_only(plant.sign(), record, "record", "takes 46 bytes in a block of")
 
 
-def test_record_that_no_slot_points_to(plant: Plant) -> None:
+def test_record_that_no_slot_points_to(plant: Corruption) -> None:
     record = plant.record(b"small 1")
     plant.image[plant.control(b"small 1")] = 0
     plant.change_segment(plant.segment_of(b"small 1"), live=-1, used=-1)
     assert_only(plant.sign(), record, "record", "no slot points to it")
 
 
-def test_magic_of_a_record_outside_of_any_slab_extent(plant: Plant) -> None:
+def test_magic_of_a_record_outside_of_any_slab_extent(plant: Corruption) -> None:
     extent = plant.free_extents()[0]
     offset = (extent << EXTENT_SHIFT) + 96
     plant.put(offset, RECORD_MAGIC_BYTES + SIZES)
@@ -625,7 +629,7 @@ def test_magic_of_a_record_outside_of_any_slab_extent(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("where", ["within a block", "past the fresh block"])
-def test_magic_of_a_record_where_no_block_in_use_begins(plant: Plant, where: str) -> None:
+def test_magic_of_a_record_where_no_block_in_use_begins(plant: Corruption, where: str) -> None:
     slab = plant.slab_of(b"small 1")
     offset = plant.record(b"small 1") + 32
     if where == "past the fresh block":
@@ -657,20 +661,20 @@ def test_time_of_a_slot_that_has_the_bytes_of_a_magic_is_no_breach(
     assert check_file(crashed) == []
 
 
-def test_magic_that_is_not_aligned_is_no_breach(plant: Plant) -> None:
+def test_magic_that_is_not_aligned_is_no_breach(plant: Corruption) -> None:
     extent = plant.free_extents()[0]
     plant.put((extent << EXTENT_SHIFT) + 33, RECORD_MAGIC_BYTES + SIZES)
     assert problems(plant.sign()) == []
 
 
-def free_block(plant: Plant) -> tuple[int, int]:
+def free_block(plant: Corruption) -> tuple[int, int]:
     """Return the first free block of the extent of the small records, and its offset."""
     slab = plant.slab_of(b"small 1")
     block = plant.slab_entry(slab)["first_free"]
     return block, (slab << EXTENT_SHIFT) + 64 * block
 
 
-def test_free_list_that_leads_to_a_block_never_used(plant: Plant) -> None:
+def test_free_list_that_leads_to_a_block_never_used(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     block, offset = free_block(plant)
     fresh = plant.slab_entry(slab)["fresh"]
@@ -680,27 +684,27 @@ def test_free_list_that_leads_to_a_block_never_used(plant: Plant) -> None:
     assert_among(plant.sign(), map_entry_offset(slab), f"extent {slab}", f"leads to block {block}")
 
 
-def test_free_block_without_its_magic(plant: Plant) -> None:
+def test_free_block_without_its_magic(plant: Corruption) -> None:
     _, offset = free_block(plant)
     plant.put(offset, b"\0")
     assert_among(plant.sign(), offset, "free block", "has not the magic")
 
 
-def test_live_block_on_the_free_list(plant: Plant) -> None:
+def test_live_block_on_the_free_list(plant: Corruption) -> None:
     slab, record = plant.slab_of(b"small 1"), plant.record(b"small 1")
     _, offset = free_block(plant)
     plant.put_u16(offset + 4, (record - (slab << EXTENT_SHIFT)) // 64)
     assert_among(plant.sign(), record, "free block", "has the magic of a record")
 
 
-def test_block_that_is_neither_live_nor_on_the_free_list(plant: Plant) -> None:
+def test_block_that_is_neither_live_nor_on_the_free_list(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     _, offset = free_block(plant)
     plant.change_slab(slab, first_free=plant.u16(offset + 4))
     assert_only(plant.sign(), offset, "block", "neither live nor on the free list")
 
 
-def test_slab_extent_with_a_wrong_count_of_live_blocks(plant: Plant) -> None:
+def test_slab_extent_with_a_wrong_count_of_live_blocks(plant: Corruption) -> None:
     slab = plant.slab_of(b"small 1")
     plant.change_slab(slab, live=plant.slab_entry(slab)["live"] - 1)
     image = plant.sign(plant.records() - 1)
@@ -737,7 +741,7 @@ def test_breach_anywhere_is_reported_at_a_place_in_the_file(good: bytes) -> None
         for filling in (b"\0", b"\xff", b"\1"):
             image = bytearray(good)
             image[start : start + 4_096] = filling * 4_096
-            plant = Plant(good)
+            plant = Corruption(good)
             plant.image = image
             for bytes_to_check in (bytes(image), plant.sign()):
                 found = list(islice(check_image(bytes_to_check), 100_000))

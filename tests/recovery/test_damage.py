@@ -11,11 +11,11 @@ import pytest
 from support import seeded_random
 from support.cases import CASES
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.damage import Original, build
 from support.disks import quick_folder
 from support.inspecting import inspect
 from support.stores import OpenStore
-from support.whole import assert_consistent
 from support.workload import make_value
 
 from kvstore import (

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
+from support.components import NOW_MS, replace_writes
+from support.consistency import assert_consistent
 from support.images import write_image
-from support.parts import NOW_MS, replace_door
-from support.whole import assert_consistent
 from xxhash import xxh3_64_intdigest
 
 from kvstore import KVStore, compiled
@@ -154,7 +154,7 @@ def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, b
             writes.append((offset, data))
             real(offset, data)
 
-        replace_door(file, write)
+        replace_writes(file, write)
         extents = Extents(file)
         rebuild(file, extents, Slab(file, extents), now_ms)
         return writes, bytes(file.map[: file.size])

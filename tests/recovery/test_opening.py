@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from support import MIB
+from support.components import NOW_MS, open_components
 from support.datafiles import FIRST_EXTENTS, overwrite
-from support.parts import NOW_MS, open_parts
 
 from kvstore import CorruptStoreError, UnsupportedFormatError
 from kvstore.file.opening import FoundFile
@@ -27,7 +27,7 @@ from kvstore.recovery.opening import decide, open_file
 
 def make_file(path: Path, keys: int = 3) -> int:
     """Make a closed file with some records; return its hash seed."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         for number in range(keys):
             parts.store(b"%d" % number, b"{}")
         return parts.file.hash_seed

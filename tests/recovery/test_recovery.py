@@ -11,11 +11,11 @@ from typing import Final
 import pytest
 from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
+from support.consistency import assert_consistent
 from support.damage import is_bucket
 from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image
-from support.whole import assert_consistent
 from support.workload import Value, make_value
 
 from kvstore import CorruptStoreError, KVStore, StoreFullError

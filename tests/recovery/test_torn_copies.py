@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from support import seeded_random
 from support.clock import FakeClock
+from support.components import open_components
 from support.disks import quick_folder
 from support.images import write_image
-from support.parts import open_parts
 from support.torn import backwards, forwards, shuffled, use
 
 from kvstore import CorruptStoreError, KVStore
@@ -194,7 +194,7 @@ def test_each_rewrite_split_and_rebuild_gives_all_pages_a_shape_that_none_had(pa
 
 def test_rewrite_that_was_undone_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pages may be in a copy, and the next rewrite places the keys otherwise."""
-    with open_parts(path) as parts:
+    with open_components(path) as parts:
         names = (b"%d" % number for number in count())
         own = (name for name in names if parts.hash(name) >> STRIPE_SHIFT == 7)
         keys = list(islice(own, SEGMENT_SLOTS // 2 + 1))

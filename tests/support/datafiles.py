@@ -14,7 +14,7 @@ from kvstore.format.layout import EXTENT_SIZE, FIRST_FILE_SIZE, STATE, STATE_FIE
 from kvstore.recovery.opening import open_file
 
 from . import MIB
-from .parts import NOW_MS
+from .components import NOW_MS
 
 FIRST_EXTENTS: Final = FIRST_FILE_SIZE // EXTENT_SIZE
 SCRATCH: Final = 7 * EXTENT_SIZE  # a place in a new file where nothing else is

@@ -49,8 +49,8 @@ from kvstore.format.layout import (
 )
 
 from . import MIB
+from .corruptions import Corruption
 from .damage import State, build
-from .planting import Plant
 from .workload import make_value
 
 MAX_BYTES: Final = 16 * MIB
@@ -102,7 +102,7 @@ class Forge:
 
     def __init__(self, contents: bytes) -> None:
         self.contents = contents
-        plant = Plant(contents)
+        plant = Corruption(contents)
         kinds = [plant.slab_entry(extent)["kind"] for extent in range(plant.extent_count)]
         self.extent_count = plant.extent_count
         self.segments = [extent for extent, kind in enumerate(kinds) if kind == KIND_SEGMENT]
@@ -128,7 +128,7 @@ class Forge:
             for number in range(BUCKET_COUNT):
                 yield (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
 
-    def _free_blocks(self, plant: Plant) -> Iterator[int]:
+    def _free_blocks(self, plant: Corruption) -> Iterator[int]:
         for extent in self.slabs:
             entry = plant.slab_entry(extent)
             block = entry["first_free"]
@@ -278,7 +278,7 @@ def _fields(owner: str, offset: int, names: tuple[tuple[str, int], ...]) -> Iter
 
 def forge_superblock(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge an identity, or both, or the state, or where the fresh extents begin."""
-    plant = Plant(forge.contents)
+    plant = Corruption(forge.contents)
     if rng.random() < 0.5:
         fields = list(IDENTITY.unpack_from(forge.contents))
         place = rng.choice((1, 2, 3, 4, 5))
@@ -306,7 +306,7 @@ def forge_superblock(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]
 
 def forge_index(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge the directory, the extent map or the allocator, one place or up to four."""
-    plant = Plant(forge.contents)
+    plant = Corruption(forge.contents)
     chance = rng.random()
     if chance < 0.2:
         said = _forge_directory(forge, plant, rng)
@@ -323,7 +323,7 @@ def forge_index(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     return plant.sign(), said
 
 
-def _forge_directory(forge: Forge, plant: Plant, rng: random.Random) -> list[str]:
+def _forge_directory(forge: Forge, plant: Corruption, rng: random.Random) -> list[str]:
     """Have two segments' runs exchanged, or one lead to another: all that looking at it allows."""
     one, other = rng.sample(forge.segments, 2)
     numbers = [U16.pack(one), U16.pack(other)]
@@ -340,7 +340,7 @@ def _forge_directory(forge: Forge, plant: Plant, rng: random.Random) -> list[str
 
 def forge_table(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge headers, control bytes or slots of the table."""
-    plant = Plant(forge.contents)
+    plant = Corruption(forge.contents)
     fields = rng.choice((forge.bucket_headers, forge.controls, forge.slot_fields))
     said = _forge_fields(forge, plant, fields, rng)
     if rng.random() < 0.3:
@@ -359,7 +359,7 @@ def forge_table(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     return bytes(plant.image), said
 
 
-def _lead_elsewhere(forge: Forge, plant: Plant, rng: random.Random) -> str:
+def _lead_elsewhere(forge: Forge, plant: Corruption, rng: random.Random) -> str:
     """Have a slot lead to the record of another key, of the same sizes, or to where none can be."""
     slot = rng.choice(forge.slots)
     sizes = plant.image[slot + SLOT_RECORD_OFFSET + 4 : slot + SLOT_SIZE]
@@ -378,7 +378,7 @@ def _lead_elsewhere(forge: Forge, plant: Plant, rng: random.Random) -> str:
 
 def forge_blocks(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     """Forge the links of free blocks, to circles and to live records, or records' headers."""
-    plant = Plant(forge.contents)
+    plant = Corruption(forge.contents)
     fields = rng.choice((forge.links, forge.links, forge.record_headers))
     said = _forge_fields(forge, plant, fields, rng)
     if rng.random() < 0.5:
@@ -401,7 +401,9 @@ def forge_blocks(forge: Forge, rng: random.Random) -> tuple[bytes, list[str]]:
     return bytes(plant.image), said
 
 
-def _forge_fields(forge: Forge, plant: Plant, fields: list[Field], rng: random.Random) -> list[str]:
+def _forge_fields(
+    forge: Forge, plant: Corruption, fields: list[Field], rng: random.Random
+) -> list[str]:
     said = []
     names = sorted({field.name for field in fields})
     for _ in range(rng.choice((1, 1, 1, 2, 4))):

@@ -23,9 +23,9 @@ from kvstore import KVStore, KVStoreError, compiled
 from kvstore.format.layout import HOLDER, HOLDER_OFFSET
 
 from . import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
-from .cases import CASES, Prepared, door
+from .cases import CASES, Prepared, write_path
 from .clock import START_SECONDS, FakeClock
-from .parts import FaultyDoor, replace_door
+from .components import FaultyWrites, replace_writes
 from .values import nested
 
 NO_DIGEST: Final = -1
@@ -150,7 +150,7 @@ class ScriptedStore:
 
     def open(self) -> None:
         """Open the file."""
-        with door(self._in_place), self._chosen():
+        with write_path(self._in_place), self._chosen():
             self._store = KVStore(self._path, **self._options)
         if self._trace is not None:
             self.record()
@@ -182,7 +182,7 @@ class ScriptedStore:
         """Have the clock move on, or back."""
         self.clock.advance(seconds)
 
-    # --- what goes through the door
+    # --- what is written
 
     def record(self) -> None:
         """Keep all writes from now on."""
@@ -194,7 +194,7 @@ class ScriptedStore:
             trace.append((offset, bytes(data)))
             write(offset, data)
 
-        replace_door(self._store._file, note)
+        replace_writes(self._store._file, note)
 
     def writes(self) -> list[tuple[int, bytes | tuple[int, int]]]:
         """Return the writes since this was last asked, long ones as their length and a digest."""
@@ -249,13 +249,13 @@ class ScriptedStore:
         self.digest_every(1)
         self.clock.set(START_SECONDS)
         (wanted,) = (each for each in CASES if each.name == case)
-        with door(in_place), self._chosen():
+        with write_path(in_place), self._chosen():
             prepared = Prepared(wanted, self._folder, self.clock)
             self._path = self._folder / "cut.kvs"
             for fail_at in count(1):
                 self._store = prepared.open(self._path)
                 self.record()
-                fault = FaultyDoor(self._store._file, fail_at, ERRORS[error](), lasting=lasting)
+                fault = FaultyWrites(self._store._file, fail_at, ERRORS[error](), lasting=lasting)
                 told.append((fail_at, self.do(("act", wanted)), fault.calls, self.writes()))
                 if wanted.key is not None:
                     told.append(self.look(wanted.key))

@@ -15,7 +15,7 @@ from kvstore.format.layout import (
     map_entry_offset,
 )
 
-from .parts import NOW_MS, Parts
+from .components import NOW_MS, Components
 
 
 class Reader:
@@ -69,7 +69,7 @@ class Reader:
         return value
 
 
-def assert_holds(parts: Parts, expected: dict[bytes, bytes], absent: Iterator[bytes]) -> None:
+def assert_holds(parts: Components, expected: dict[bytes, bytes], absent: Iterator[bytes]) -> None:
     """Assert that the table and the plain search find just this."""
     reader = Reader(parts.file.map[: parts.file.size])
     for key, value in expected.items():
@@ -81,7 +81,7 @@ def assert_holds(parts: Parts, expected: dict[bytes, bytes], absent: Iterator[by
         assert reader.find(key) == -1
 
 
-def all_keys(parts: Parts, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
+def all_keys(parts: Components, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
     """Return the keys of a stripe as iteration gives them."""
     run = DIRECTORY_ENTRIES // 16
     position, found = stripe * run, []
@@ -92,7 +92,7 @@ def all_keys(parts: Parts, stripe: int, now_ms: int = NOW_MS) -> list[bytes]:
     return found
 
 
-def controls(parts: Parts, extent: int) -> list[bytes]:
+def controls(parts: Components, extent: int) -> list[bytes]:
     """Return the control bytes of each bucket of a segment."""
     start = extent << EXTENT_SHIFT
     return [
@@ -101,14 +101,14 @@ def controls(parts: Parts, extent: int) -> list[bytes]:
     ]
 
 
-def counts(parts: Parts, extent: int) -> tuple[int, int]:
+def counts(parts: Components, extent: int) -> tuple[int, int]:
     """Return how many slots are live and how many used, as the segment's entry says."""
     _, _, live, used, _, _ = SEGMENT_ENTRY.unpack_from(parts.file.map, map_entry_offset(extent))
     return live, used
 
 
 def keys_where(
-    parts: Parts, wanted: Callable[[int], bool], *, long: bool = False
+    parts: Components, wanted: Callable[[int], bool], *, long: bool = False
 ) -> Iterator[bytes]:
     """Yield keys, without end, whose hashes are wanted."""
     number = 0

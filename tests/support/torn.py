@@ -26,9 +26,9 @@ from kvstore.format.layout import (
 )
 
 from .clock import FakeClock
+from .components import replace_writes
 from .damage import State
 from .images import before_each_flush
-from .parts import replace_door
 from .workload import make_value
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class History:
                 self._see()
             write(offset, data)
 
-        replace_door(file, watch)
+        replace_writes(file, watch)
         try:
             yield
         finally:

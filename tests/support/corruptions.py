@@ -27,7 +27,7 @@ from kvstore.format.layout import (
 )
 
 
-class Plant:
+class Corruption:
     """A copy of a good file's bytes, to plant breaches in, and where in it things are."""
 
     def __init__(self, image: bytes) -> None:

@@ -27,7 +27,7 @@ KEY: Final = b"a key"
 VALUE: Final = b'{"b":1}'
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """An open file with its extents, slab and table."""
 
     file: DataFile
@@ -61,7 +61,9 @@ class Parts(NamedTuple):
 
 
 @contextmanager
-def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> Iterator[Parts]:
+def open_components(
+    path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS
+) -> Iterator[Components]:
     """Open the file at `path`, ready to be changed; close it at the end."""
     file = open_file(str(path), max_bytes, 0.0, now_ms)
     try:
@@ -73,14 +75,16 @@ def open_parts(path: Path, max_bytes: int = 64 * MIB, now_ms: int = NOW_MS) -> I
         slots = Slots(file, slab, records)
         segments = Segments(file, extents, slab, slots, compiled.selected)
         file.mark_dirty()
-        yield Parts(file, extents, slab, records, slots, segments)
+        yield Components(file, extents, slab, records, slots, segments)
         if not file.closed:
             slab.free_spare()
     finally:
         file.close()
 
 
-def take_written(parts: Parts, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0) -> int:
+def take_written(
+    parts: Components, key: bytes = KEY, value: bytes = VALUE, expires_at: int = 0
+) -> int:
     """Write a record that no slot points to; return its offset."""
     record = parts.slab.allocate(32 + len(key) + len(value))
     parts.records.write_record(record, key, value, parts.hash(key), NOW_MS, expires_at)
@@ -93,7 +97,7 @@ def tail_of(record: int, key: bytes = KEY, value: bytes = VALUE) -> int:
     return record | len(value) << 32 | len(key) << 48
 
 
-def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:
+def replace_writes(file: DataFile, write: Callable[[int, bytes], None]) -> None:
     """Have every change of `file` go through `write`, those of single words too."""
 
     def write_word(index: int, word: int) -> None:
@@ -108,11 +112,11 @@ def replace_door(file: DataFile, write: Callable[[int, bytes], None]) -> None:
     file.write, file.write_word, file.write_all = write, write_word, write_all
 
 
-class FaultyDoor:
+class FaultyWrites:
     """Stands in for the `write` of a data file and raises at one of the calls.
 
     Args:
-        file: its door is replaced.
+        file: its writes are replaced.
         fail_at: the number of the call, from 1, that raises instead of writing.
         error: what it raises.
         lasting: so do all calls after it, as on a disk that stays full.
@@ -126,7 +130,7 @@ class FaultyDoor:
         self._error = error
         self._lasting = lasting
         self.calls = 0
-        replace_door(file, self)
+        replace_writes(file, self)
 
     def __call__(self, offset: int, data: bytes) -> None:
         self.calls += 1
