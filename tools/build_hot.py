@@ -1,9 +1,9 @@
-"""Builds the compiled twin of the hot path, as part of building the package.
+"""Builds the compiled code, as part of building the package.
 
 Every `.pyx` in `src/kvstore/compiled` becomes an extension. Offsets and sizes come from the layout:
 each of its whole numbers becomes a constant of C, in a file that these sources include. Where one
 of them cannot be built, for want of a C compiler or for any other reason, the package goes without
-all of them: a line of the build's output says so, and the twin in Python does the work. With
+all of them: a line of the build's output says so, and plain Python does the work. With
 ``KVSTORE_REQUIRE_COMPILED=1`` in the environment that is an error instead.
 """
 
@@ -144,7 +144,7 @@ class BuildHot(build_ext):
             extension.depends = by_name[extension.name].depends
 
     def _leave_out(self) -> None:
-        """Remove those that were built, now or by an earlier build: half of a twin is none."""
+        """Remove those that were built, now or by an earlier build: half of them is none."""
         build_py = self.get_finalized_command("build_py")
         for extension in self.extensions:
             file = Path(self.get_ext_filename(extension.name))

@@ -18,7 +18,7 @@ class SqliteEngine:
     Args:
         directory: where the file is, or is to be.
         durable: synchronous=FULL.
-        tuned: keep the file to this process for good, which spares SQLite some system calls a
+        tuned: keep the file to this process permanently, which spares SQLite some system calls a
             statement; use a map, and an ordinary table. SQLite advises against WITHOUT ROWID where
             rows are larger than a twentieth of a page, 200 bytes: at 1,000 bytes `create` takes
             half the time without it, at 100 bytes `delete` takes half as long again. The fastest of

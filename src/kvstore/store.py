@@ -508,7 +508,7 @@ class KVStore(Mapping[str, Value]):
         return self._iterate()
 
     def _iterate(self) -> Iterator[str]:
-        # A segment only ever splits, so the end of its run is the start of another's for good.
+        # A segment only ever splits, so the end of its run is the start of another's permanently.
         position = 0
         damage: list[str] = []
         while position < DIRECTORY_ENTRIES:

@@ -270,7 +270,7 @@ def test_both_kinds_are_open_side_by_side(
 def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: str) -> None:
     """By a signal handler, which runs where the operation runs Python, and returns in the child.
 
-    The compiled twin went on there: it had seen before that it may store through the map.
+    The compiled code went on there: it had seen before that it may store through the map.
     """
     said = run_script(
         """

@@ -1,4 +1,4 @@
-"""Which twin of the hot path runs, and what is no reason to fall back to the plain one."""
+"""Which implementation runs, and what is no reason to fall back to the plain one."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FITS: Final = "BUILT_WITH = {'BUCKET_SIZE': 4096}\n"
 
 
 def show(**changes: str) -> "subprocess.CompletedProcess[str]":
-    """Import kvstore in a child, and print which twin runs there."""
+    """Import kvstore in a child, and print which implementation runs there."""
     environment = processes.environment(**{"KVSTORE_PURE": "0", **changes})
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", SHOW],
@@ -60,7 +60,7 @@ def show_of(package: Path, **changes: str) -> "subprocess.CompletedProcess[str]"
 # --- the choice ----------------------------------------------------------------------------------
 
 
-def test_the_compiled_twin_runs_where_it_was_built() -> None:
+def test_the_compiled_implementation_runs_where_it_was_built() -> None:
     assert show().stdout.strip() == ("compiled" if IS_BUILT else "plain")
     assert show(KVSTORE_PURE="").stdout.strip() == ("compiled" if IS_BUILT else "plain")
 
@@ -69,7 +69,7 @@ def test_the_environment_chooses_the_plain_twin() -> None:
     assert show(KVSTORE_PURE="1").stdout.strip() == "plain"
 
 
-def test_the_plain_twin_runs_where_nothing_was_built(plain_package: Path) -> None:
+def test_the_plain_implementation_runs_where_nothing_was_built(plain_package: Path) -> None:
     result = show_of(plain_package)
     assert (result.stdout.strip(), result.stderr) == ("plain", "")
 
@@ -79,7 +79,7 @@ def test_this_process_runs_what_its_environment_asks_for() -> None:
     assert ("compiled" if IS_BUILT and not pure else "plain") == kvstore.IMPLEMENTATION
 
 
-def test_the_inspector_says_which_twin_it_runs(path: Path) -> None:
+def test_the_inspector_says_which_implementation_it_runs(path: Path) -> None:
     KVStore(path).close()
     for pure in ("0", "1"):
         expected = "compiled" if IS_BUILT and pure == "0" else "plain"
@@ -93,7 +93,7 @@ def test_the_inspector_says_which_twin_it_runs(path: Path) -> None:
 
 
 def assert_refused(package: Path, *named: str) -> None:
-    """Check that this copy does not import, says why, and that its plain twin still runs."""
+    """Check that this copy does not import, says why, and that the plain one still runs."""
     result = show_of(package)
     assert result.returncode == 1
     assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
@@ -102,7 +102,7 @@ def assert_refused(package: Path, *named: str) -> None:
     assert show_of(package, KVSTORE_PURE="1").stdout.strip() == "plain"
 
 
-@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled code was not built")
 @pytest.mark.parametrize(
     ("changed", "was", "now"),
     [
@@ -111,7 +111,7 @@ def assert_refused(package: Path, *named: str) -> None:
         ("FINGERPRINT_CODES = bytes(256)", "FINGERPRINT_CODES = b'", r"b'\x00\x00"),
     ],
 )
-def test_a_twin_built_for_another_layout_is_refused(
+def test_an_implementation_built_for_another_layout_is_refused(
     package: Path, changed: str, was: str, now: str
 ) -> None:
     """As a layout does that was edited in an editable install, which builds nothing anew."""
@@ -121,22 +121,22 @@ def test_a_twin_built_for_another_layout_is_refused(
     assert_refused(package, was, now)
 
 
-@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled code was not built")
 @pytest.mark.parametrize("name", ["_fast_path", "_bytes"])
-def test_half_of_a_twin_is_refused(package: Path, name: str) -> None:
+def test_half_of_an_implementation_is_refused(package: Path, name: str) -> None:
     for file in (package / "compiled").glob(f"{name}.*"):
         file.unlink()
     assert_refused(package, f"kvstore.compiled.{name} is missing")
 
 
-@pytest.mark.skipif(not IS_BUILT, reason="the compiled twin was not built")
-def test_a_twin_that_does_not_load_is_refused(package: Path) -> None:
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled code was not built")
+def test_an_implementation_that_does_not_load_is_refused(package: Path) -> None:
     for file in (package / "compiled").glob("_fast_path.*"):
         file.write_bytes(b"for another kind of machine")
     assert_refused(package, "_fast_path")
 
 
-def test_a_twin_that_lacks_a_module_is_refused(plain_package: Path) -> None:
+def test_an_implementation_that_lacks_a_module_is_refused(plain_package: Path) -> None:
     (plain_package / "compiled" / "_fast_path.py").write_text(
         "import nothing_of_this_name\n", "utf-8"
     )

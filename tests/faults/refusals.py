@@ -419,7 +419,9 @@ def refuse_writes_of_an_opening(folder: Path, rng: random.Random) -> int:
             assert_consistent(path)
         except BaseException as error:
             name = errno.errorcode[number]
-            error.add_note(f"write {fail_at} refused with {name}{' for good' if lasting else ''}")
+            error.add_note(
+                f"write {fail_at} refused with {name}{' permanently' if lasting else ''}"
+            )
             raise
         if not refusals.reached:
             return (fail_at - first) // 3
@@ -500,7 +502,7 @@ def refuse_system_calls(folder: Path, rng: random.Random) -> int:
             assert_consistent(path)
         except BaseException as error:
             name = errno.errorcode[number]
-            error.add_note(f"call {fail_at} refused with {name}{' for good' if lasting else ''}")
+            error.add_note(f"call {fail_at} refused with {name}{' permanently' if lasting else ''}")
             raise
         path.unlink()
         if not refusals.reached:
@@ -722,7 +724,7 @@ EXPERIMENTS = (
     *(
         Experiment(
             f"refused-writes-{group}",
-            f"each write of a {group} refused, once or for good",
+            f"each write of a {group} refused, once or permanently",
             "refusals",
             partial(refuse_writes_of, group),
             unavailable=_needs_pwrite,
@@ -731,7 +733,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "refused-writes-opening",
-        "each write of a recovery and a close refused, once or for good",
+        "each write of a recovery and a close refused, once or permanently",
         "refusals",
         refuse_writes_of_an_opening,
         unavailable=_needs_pwrite,
@@ -745,13 +747,13 @@ EXPERIMENTS = (
     ),
     Experiment(
         "refused-system-calls",
-        "each call that reserves, cuts, maps or flushes refused, once or for good",
+        "each call that reserves, cuts, maps or flushes refused, once or permanently",
         "refusals",
         refuse_system_calls,
     ),
     Experiment(
         "failed-flushes",
-        "each flush failed, once or for good; then power loss",
+        "each flush failed, once or permanently; then power loss",
         "flushes",
         fail_flushes,
         unavailable=lambda: None if hasattr(os, "fdatasync") else "the system has no fdatasync",

@@ -327,7 +327,7 @@ def change_slot(store: KVStore, key: str, offset: int, data: bytes) -> None:
 def test_slot_that_leads_beside_its_record_expires_for_all_members_alike(
     clock: FakeClock, open_store: OpenStore
 ) -> None:
-    """The compiled twin read another word for its expiry than `len` and `purge_expired` do."""
+    """The compiled code read another word for its expiry than `len` and `purge_expired` do."""
     store = open_store(check=False)
     store.create("key", {}, ttl=5)
     record = EXTENT_SIZE * 22

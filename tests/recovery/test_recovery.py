@@ -115,7 +115,7 @@ def test_expired_records_are_dropped(path: Path, clock: FakeClock) -> None:
     with KVStore(copy) as recovered:
         assert dict(recovered) == {"long": {"n": 1}}
         assert recovered.purge_expired() == 0
-        # Gone for good: not even a clock that is set back shows them again.
+        # Gone permanently: not even a clock that is set back shows them again.
         clock.advance(-5)
         assert set(recovered) == {"long"}
         recovered.create("short 1", {})
