@@ -65,7 +65,7 @@ def test_the_compiled_implementation_runs_where_it_was_built() -> None:
     assert show(KVSTORE_PURE="").stdout.strip() == ("compiled" if IS_BUILT else "plain")
 
 
-def test_the_environment_chooses_the_plain_twin() -> None:
+def test_the_environment_chooses_the_plain_implementation() -> None:
     assert show(KVSTORE_PURE="1").stdout.strip() == "plain"
 
 
