@@ -163,7 +163,8 @@ def _environment(packages: Path, reports: Path, preloaded: str) -> dict[str, str
 def _check_that_it_runs(environment: dict[str, str]) -> None:
     """Raise Failure unless it is these extensions that the tests will get."""
     code = (
-        "import kvstore.compiled as i; print(i.IMPLEMENTATION, i.compiled and i.compiled.__file__)"
+        "from kvstore.compiled import IMPLEMENTATION, _fast_path; "
+        "print(IMPLEMENTATION, _fast_path and _fast_path.__file__)"
     )
     finished = subprocess.run(
         [sys.executable, "-c", code],
