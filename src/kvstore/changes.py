@@ -227,6 +227,7 @@ class Changes:
     ) -> int:
         slot = record = 0
         changes: list[Change] = []
+        taken: list[int] = []
         try:
             with self._slab.lock:
                 planned = fast.create_under_locks(
@@ -235,10 +236,16 @@ class Changes:
                 if not isinstance(planned, tuple):
                     return 0
                 slot, record, changes = planned
-                self._file.write_all(changes)
+                try:
+                    self._file.write_all(changes)
+                except BaseException:
+                    # Asked here: once the lock is let go of, another may take that block.
+                    if self._are_written(changes[:1]):
+                        taken.append(record)
+                    raise
         except BaseException:
             self._restore_unless_whole(changes[-3:-1])
-            self._give_up(slot, [record] if self._are_written(changes[:1]) else [])
+            self._give_up(slot, taken)
             raise
         return record
 
@@ -252,12 +259,16 @@ class Changes:
                 if not isinstance(planned, tuple):
                     return 0
                 slot, record, changes = planned
-                self._file.write_all(changes)
+                try:
+                    self._file.write_all(changes)
+                except BaseException:
+                    # Here: once the lock is let go of, the entry is for others to change.
+                    self._restore_unless_whole(changes[2:])
+                    raise
         except BaseException:
-            self._restore_unless_whole(changes[2:])
             self._restore_unless_whole(changes[:2])
             if slot:
-                self._slots.put_back_unless_freed(slot, record, encoded_key)
+                self._slots.put_back_unless_freed(slot, encoded_key)
             raise
         return record
 

@@ -5,8 +5,10 @@ The fault laboratory refuses each write of each operation; these are the cases t
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from support.consistency import assert_consistent
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError
+from kvstore.compiled import OwnedLock
+from kvstore.format.layout import STRIPE_SHIFT, key_hash
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system has no pwrite")
 
@@ -186,3 +190,78 @@ def test_quota_is_a_full_disk(
         assert "no room on the disk" in str(error.value)
         clock.advance(20)
         store.create("later", value)
+
+
+class GapAfterUnlock:
+    """A lock after whose first release `act` runs, once."""
+
+    def __init__(self, lock: OwnedLock, act: Callable[[], None]) -> None:
+        self._lock = lock
+        self._acts = [act]
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        while self._acts:
+            self._acts.pop()()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "refused"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("operation", "fail_at"), [("create", n) for n in range(1, 7)] + [("delete", n) for n in (3, 4)]
+)
+@pytest.mark.usefixtures("implementation")
+def test_what_another_thread_creates_amid_an_undo_stays(
+    path: Path,
+    operation: str,
+    fail_at: int,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It got the very block that the undone create had not, and that was then freed.
+
+    Or its block was forgotten, and the next record was written over it.
+    """
+    store = KVStore(path)
+    store.create("beside", {"n": 1})
+    store.create("key", {"n": 1})
+    calls = 0
+    pwrite = os.pwrite
+
+    def refuse_one(fd: int, data: bytes, offset: int) -> int:
+        nonlocal calls
+        calls += threading.current_thread() is threading.main_thread()
+        if calls == fail_at:
+            calls += 1
+            raise error
+        return pwrite(fd, data, offset)
+
+    stripes = {key_hash(key, store._seed) >> STRIPE_SHIFT for key in (b"new", b"key")}
+    names = (f"another {number}" for number in count())
+    another = next(
+        name
+        for name in names
+        if key_hash(name.encode(), store._seed) >> STRIPE_SHIFT not in stripes
+    )
+
+    def create_in_a_thread() -> None:
+        thread = threading.Thread(target=store.create, args=(another, {"n": 2}))
+        thread.start()
+        thread.join()
+
+    gap = GapAfterUnlock(store._slab.lock, create_in_a_thread)
+    monkeypatch.setattr(store._slab, "lock", gap)
+    monkeypatch.setattr(os, "pwrite", refuse_one)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        store.create("new", {"n": 3}) if operation == "create" else store.delete("key")
+    monkeypatch.undo()
+    store.create("later", {"n": 4})
+    expected = {name: store.read(name) for name in ("beside", "key", another, "later")}
+    assert [value["n"] for value in expected.values()] == [1, 1, 2, 4]
+    assert dict(store) == expected
+    store.close()
+    with KVStore(path) as store:
+        assert dict(store) == expected
+    assert_consistent(path)

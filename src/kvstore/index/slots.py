@@ -205,17 +205,19 @@ class Slots:
             self.remove(slot)
             self._slab.free(record)
         except BaseException:
-            self.put_back_unless_freed(slot, record, key)
+            self.put_back_unless_freed(slot, key)
             raise
         return record
 
-    def put_back_unless_freed(self, slot: int, record: int, key: bytes) -> None:
+    def put_back_unless_freed(self, slot: int, key: bytes) -> None:
         """Put a slot back that was removed and whose record was not freed.
 
         A record without a slot must not outlive this: the next rebuild would adopt it, although its
-        key may have been created and deleted again meanwhile.
+        key may have been created and deleted again meanwhile. And where it was freed, another
+        thread may have created a record of another key in its block.
         """
-        if not self.is_live(slot) and self._records.is_record(record):
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        if not self.is_live(slot) and self._records.contains_record_of(tail, key):
             self._put_back(slot, key)
 
     def remove(self, slot: int) -> None:
