@@ -1,7 +1,10 @@
 """What the fast path leaves to the Python code, and what no caller can lead it to."""
 
 import copy
+import gc
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +13,14 @@ from typing import Any, cast
 import pytest
 from support.processes import run_script
 from support.stores import OpenStore
+from xxhash import xxh3_64_intdigest
 
 import kvstore.clock
+import kvstore.file.platform
 from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreBusyError, StoreClosedError
 from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
 from kvstore.file.reentry import thread
-from kvstore.format.layout import STRIPE_SHIFT, key_hash
+from kvstore.format.layout import MAX_VALUE_SIZE, STRIPE_SHIFT, key_hash
 from kvstore.index.buckets import wanted_shape
 
 pytestmark = pytest.mark.skipif(
@@ -189,6 +194,81 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
     assert said == "{'key': {}}\n"
     with KVStore(path) as store:
         assert dict(store) == {"key": {}}
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is collected between instructions")
+def test_nothing_is_collected_amid_a_plan(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer could fork, and the child closed the map that its plan was being made of."""
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    store = open_store()
+    store.create("beside", {})
+    store.create("key", {})
+    fast = store._fast
+    assert fast is not None
+    collected: list[str] = []
+    gc.collect()
+    threshold = gc.get_threshold()
+
+    def note(phase: str, _: object) -> None:
+        collected.append(phase)
+
+    kept = [(n, n, n) for n in range(3_000)]  # so that a tuple is made anew
+    gc.callbacks.append(note)
+    gc.set_threshold(1)
+    try:
+        planned = fast.create_under_locks(b"other", b"{}", 1, 0, 1)
+        during_create = len(collected)
+        collected.clear()
+        deleted = fast.delete_under_locks(b"key", 1)
+        during_delete = len(collected)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(note)
+    assert type(planned) is type(deleted) is tuple
+    assert (during_create, during_delete, len(kept)) == (0, 0, 3_000)
+
+
+def test_nothing_is_collected_while_a_long_value_is_hashed(
+    store: KVStore, fast: FastPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its block was chosen by then, and a finalizer that created a record got the same one.
+
+    The record of the finalizer was lost. An xxhash before 4.0 makes a tuple of its arguments, at
+    which Python 3.11 collects garbage.
+    """
+    hashing = importlib.import_module("kvstore.compiled._fast_path")
+    collects: list[bool] = []
+
+    def watched(value: bytes, seed: int) -> int:
+        collects.append(gc.isenabled())
+        return xxh3_64_intdigest(value, seed)
+
+    monkeypatch.setattr(hashing, "xxh3_64_intdigest", watched)
+    store.create("long", {"x": "y" * 500})
+    assert store.read("long") == {"x": "y" * 500}
+    assert collects == [False, False]
+    assert gc.isenabled()
+
+
+def test_hashing_a_long_value_lets_no_other_thread_in() -> None:
+    """A promise of xxhash that the fast path is built on, for all that a value can be."""
+    ran: list[int] = []
+    start = threading.Lock()
+    interval = sys.getswitchinterval()
+    with start:
+        waiting = threading.Thread(target=lambda: start.acquire() and ran.append(1))
+        waiting.start()
+        sys.setswitchinterval(1_000)  # nobody else runs until this thread lets go by itself
+    try:
+        ran_before = len(ran)
+        for size in range(0, MAX_VALUE_SIZE + 1, 64):
+            xxh3_64_intdigest(bytes(size), 1)
+        assert len(ran) == ran_before
+    finally:
+        sys.setswitchinterval(interval)
+        waiting.join()
 
 
 # --- misuse --------------------------------------------------------------------------------------

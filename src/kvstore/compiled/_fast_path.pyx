@@ -9,7 +9,8 @@ nothing but a want of memory is raised.
 1. From the look at the locks until the last byte is stored or copied nothing of Python's runs, so
    the interpreter's lock is never let go of: no other thread, signal handler, finalizer or trace
    function comes in between. So no lock is taken; it is enough that nobody holds those that the
-   Python code would take (a thread that waits for one has not begun).
+   Python code would take (a thread that waits for one has not begun). Garbage, which Python 3.11
+   collects as it makes a tuple, is not collected meanwhile.
 2. A thread that is inside an operation already is left to the Python code, which has the rules for
    calls from within: see `reentry`.
 3. Bytes are stored in the order in which the Python code stores them (`keep_order`): a process that
@@ -96,6 +97,8 @@ cdef extern from "Python.h":
     bint PyTuple_CheckExact(object o)
     double PyFloat_AS_DOUBLE(object o)
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
+    bint PyGC_Disable() noexcept
+    bint PyGC_Enable() noexcept
 
 cdef enum:
     RECORD_SIZE_SHIFT = 32  # above what SLOT_RECORD_MASK covers
@@ -134,11 +137,21 @@ cdef inline uint64_t control_of(uint64_t slot) noexcept nogil:
 
 
 cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
-    """As `layout.record_checksum`, of a value and the seed that is made of all else."""
+    """As `layout.record_checksum`, of a value and the seed that is made of all else.
+
+    Nothing of Python's runs: for a long value this calls a function of C, which may make a tuple,
+    but does not let go of the interpreter's lock for so few bytes.
+    """
     cdef uint64_t size = PyBytes_GET_SIZE(value)
+    cdef bint collects
     if size <= MOST_HASHED:
         return xxh3(<const uint8_t *>PyBytes_AS_STRING(value), size, seed)
-    return xxh3_64_intdigest(value, seed)  # without a copy, as `digest` would make
+    collects = PyGC_Disable()
+    try:
+        return xxh3_64_intdigest(value, seed)  # without a copy, as `digest` would make
+    finally:
+        if collects:
+            PyGC_Enable()
 
 
 # --- keys and values -----------------------------------------------------------------------------
@@ -420,13 +433,17 @@ cdef class FastPath:
         offset = tail & SLOT_RECORD_MASK
         start = offset + RECORD_HEADER_SIZE + size
         value_size = tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
-        if start + value_size > self.live[0] or offset < first_record or offset & 7:
+        if (
+            start + value_size > self.live[0]
+            or offset < first_record
+            or offset & 7
+            or not value_size  # what is empty would seem ABSENT
+        ):
             return RARE
         for line in range(64, min(value_size, <uint64_t>MOST_PREFETCHED), 64):
             prefetch(self.base + offset + line)
         memcpy(header, self.base + offset, RECORD_HEADER_SIZE)
         value = PyBytes_FromStringAndSize(<const char *>self.base + start, value_size)
-        # From here on Python may run.
         if (
             header[0] != (tail ^ offset | RECORD_MAGIC)
             or header[2] != expires_at
@@ -506,14 +523,14 @@ cdef class FastPath:
         """
         cdef uint64_t size = PyBytes_GET_SIZE(key)
         cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(key)
-        if (
-            not self.begin_under_locks()
-            or size > MAX_KEY_SIZE
-            or <uint64_t>PyBytes_GET_SIZE(encoded) > MAX_VALUE_SIZE
-        ):
+        cdef bint collects
+        if size > MAX_KEY_SIZE or <uint64_t>PyBytes_GET_SIZE(encoded) > MAX_VALUE_SIZE:
             return RARE
         self.awaits_extent = False
+        collects = PyGC_Disable()
         try:
+            if not self.begin_under_locks():
+                return RARE
             created = self.create_(
                 xxh3(text, size, self.seed), text, size, encoded, created_at, expires_at, now_ms
             )
@@ -522,6 +539,8 @@ cdef class FastPath:
             return created
         finally:
             self.plan = None
+            if collects:
+                PyGC_Enable()
 
     cdef bint begin_under_locks(self) except -1:
         """Return whether changes may be stored here; plan them where they are written by calls."""
@@ -563,8 +582,6 @@ cdef class FastPath:
         if not record:
             self.awaits_extent = not load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             return encoded
-        # For a long value this calls a function of C, which does not let go of the interpreter's
-        # lock for so few bytes.
         checksum = checksum_of(encoded, seed_of(key_hash, created_at, expires_at, record))
         # Nothing was stored so far, and from here on all is.
         if not self.take_block(record >> EXTENT_SHIFT, size_class, after):
@@ -738,9 +755,10 @@ cdef class FastPath:
         cdef uint64_t size = PyBytes_GET_SIZE(key), expires_at, record
         cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(key)
         cdef int64_t slot
-        if not self.begin_under_locks():
-            return RARE
+        cdef bint collects = PyGC_Disable()
         try:
+            if not self.begin_under_locks():
+                return RARE
             slot = self.find(xxh3(text, size, self.seed), text, size)
             if slot <= 0:
                 return RARE
@@ -754,6 +772,8 @@ cdef class FastPath:
             return record if self.plan is None else (slot, record, self.plan)
         finally:
             self.plan = None
+            if collects:
+                PyGC_Enable()
 
     cdef bint delete_(self, uint64_t slot, const uint8_t *key, uint64_t key_size) except -1:
         """Delete the key in a live slot; False for RARE."""
