@@ -17,7 +17,14 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.clock
 import kvstore.file.platform
-from kvstore import KeyExistsError, KeyNotFoundError, KVStore, StoreBusyError, StoreClosedError
+from kvstore import (
+    CorruptStoreError,
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStore,
+    StoreBusyError,
+    StoreClosedError,
+)
 from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
 from kvstore.file.reentry import thread
 from kvstore.format.layout import MAX_VALUE_SIZE, STRIPE_SHIFT, key_hash
@@ -97,6 +104,16 @@ def test_a_clock_of_somebody_else_is_asked(
     monkeypatch.setattr(kvstore.clock, "time_ns", lambda: 2_000_000_000)
     assert fast.expiry("other") is fast.read_bytes("other") is fast.delete("other") is None
     assert "other" not in store
+
+
+def test_an_empty_value_is_damage_and_not_absence(store: KVStore) -> None:
+    """Only a forged record has one, with a checksum that is right."""
+    store._restore("key", b"", 0, 0)
+    for read in (store.read, store.get):
+        with pytest.raises(CorruptStoreError):
+            read("key")
+    assert "key" in store
+    store.delete("key")
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -257,8 +274,13 @@ def test_hashing_a_long_value_lets_no_other_thread_in() -> None:
     ran: list[int] = []
     start = threading.Lock()
     interval = sys.getswitchinterval()
+
+    def run_once_it_starts() -> None:
+        with start:
+            ran.append(1)
+
+    waiting = threading.Thread(target=run_once_it_starts)
     with start:
-        waiting = threading.Thread(target=lambda: start.acquire() and ran.append(1))
         waiting.start()
         sys.setswitchinterval(1_000)  # nobody else runs until this thread lets go by itself
     try:

@@ -144,6 +144,16 @@ def test_an_implementation_that_lacks_a_module_is_refused(plain_package: Path) -
     assert_refused(plain_package, "nothing_of_this_name")
 
 
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled implementation was not built")
+def test_compiled_code_without_the_interpreters_lock_is_refused(package: Path) -> None:
+    """As with PYTHON_GIL=0 in a Python that can do without: threads would come in between."""
+    start = package / "__init__.py"
+    text = start.read_text("utf-8")
+    switch = "import sys\nsys._is_gil_enabled = lambda: False\n"
+    start.write_text(f"{switch}{text}", "utf-8")
+    assert_refused(package, "_fast_path", "GIL")
+
+
 @pytest.mark.parametrize("name", ["_fast_path", "_bytes"])
 def test_a_constant_that_the_layout_lost_is_named(plain_package: Path, name: str) -> None:
     for each in ("_fast_path", "_bytes"):

@@ -39,6 +39,7 @@ from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+import sys
 from time import time_ns
 
 from orjson import dumps
@@ -50,6 +51,12 @@ from kvstore.format import codec, layout
 include "layout_constants.pxi"
 include "words.pxi"
 include "locks.pxi"
+
+# Where Python can do without its lock, importing this module switches that on, unless forbidden.
+if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled():
+    raise ImportError(
+        f"{__name__} relies on the interpreter's lock (GIL), which is switched off in this process"
+    )
 
 cdef extern from *:
     """
