@@ -46,14 +46,18 @@ class _Store(Protocol):
 Self = TypeVar("Self", bound=_Store)
 
 
+class _OwnLock:
+    """Makes a thread's lock as that is first asked for; then it is found before this is asked."""
+
+    def __get__(self, local: "_Thread", _owner: type | None = None) -> OwnedLock:
+        # Of two that want the first one, the second amid the first, both get the same.
+        return vars(local).setdefault("inside", Lock())  # type: ignore[no-any-return]
+
+
 class _Thread(threading.local):
     """This thread's own lock, which it holds exactly while it is inside."""
 
-    inside: OwnedLock
-
-    def __getattr__(self, name: str) -> OwnedLock:
-        # Of two that want the first one, the second amid the first, both get the same.
-        return vars(self).setdefault(name, Lock())  # type: ignore[no-any-return]
+    inside = _OwnLock()
 
 
 class _ThreadOfC:
