@@ -1,6 +1,8 @@
 """The store reads like a mapping; its iterators bear every change that is made meanwhile."""
 
+import gc
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +233,14 @@ def test_an_iterator_given_up_holds_nothing_back(store: KVStore) -> None:
         store.delete(key)
     _fill(store, 1000)
     store.close()
+
+
+def test_a_store_stays_open_while_only_its_iterator_is_kept(path: Path) -> None:
+    with KVStore(path) as store:
+        _fill(store, 100)
+    iterator = iter(KVStore(path))
+    gc.collect()
+    assert len(list(iterator)) == 100
 
 
 def test_an_iterator_of_a_store_closed_meanwhile_says_so(store: KVStore) -> None:

@@ -222,7 +222,7 @@ def test_child_of_a_fork_amid_a_closed_stores_refusal_is_refused_as_well(path: P
 store = KVStore(sys.argv[1])
 iterator = iter(store)
 store.close()
-for stripe in store._stripes:
+for stripe in store._locks.stripes:
     stripe.acquire()
 pid = os.fork()
 if pid == 0:

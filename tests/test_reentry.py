@@ -113,11 +113,11 @@ def test_a_thread_that_holds_nothing_is_not_refused(store: KVStore) -> None:
     done: list[str] = []
 
     def hold() -> None:
-        for stripe in store._stripes:
+        for stripe in store._locks.stripes:
             stripe.acquire()
         held.set()
         enough.wait(60)
-        for stripe in store._stripes:
+        for stripe in store._locks.stripes:
             stripe.release()
 
     def create() -> None:

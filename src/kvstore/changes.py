@@ -1,6 +1,6 @@
 """The steps of a create and of a delete, in the order that a crash allows, and how they are undone.
 
-Each is done under the key's stripe, which the caller holds; `store` has the order of all locks.
+Each is done under the key's stripe, which the caller holds; `locks` has the order of all locks.
 Where one raises, the key is either as it was or as it was to be: what was stored by then is taken
 back, or kept where that is the whole of it.
 

@@ -121,7 +121,7 @@ def test_an_empty_value_is_damage_and_not_absence(store: KVStore) -> None:
 
 @pytest.fixture
 def stripe(store: KVStore) -> OwnedLock:
-    return store._stripes[key_hash(b"key", store._seed) >> STRIPE_SHIFT]
+    return store._locks.stripes[key_hash(b"key", store._file.hash_seed) >> STRIPE_SHIFT]
 
 
 def test_what_another_thread_has_locked_is_not_touched(
@@ -133,7 +133,7 @@ def test_what_another_thread_has_locked_is_not_touched(
     def look_and_change() -> None:
         answers.extend((fast.delete("key"), fast.create("key", {}, None), fast.read_bytes("key")))
 
-    for lock in (stripe, store._space):
+    for lock in (stripe, store._locks.space):
         with lock:
             thread_of_another = threading.Thread(target=look_and_change)
             thread_of_another.start()
@@ -148,7 +148,7 @@ def test_a_thread_that_is_inside_is_left_to_the_rules(store: KVStore, fast: Fast
         assert fast.read_bytes("key") is fast.delete("key") is None
         assert fast.create("other", {}, None) == b"{}"
         assert store.read("key") == {"n": 1}  # nobody holds anything
-        with store._stripes[key_hash(b"key", store._seed) >> STRIPE_SHIFT]:
+        with store._locks.stripes[key_hash(b"key", store._file.hash_seed) >> STRIPE_SHIFT]:
             for call in (store.read, store.delete, store.ttl):
                 with pytest.raises(StoreBusyError):
                     call("key")
@@ -165,7 +165,7 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
         import threading, time
         store = KVStore(sys.argv[1])
         store.create("key", {})
-        locks = store._stripes if sys.argv[2] == "stripe" else (store._space,)
+        locks = store._locks.stripes if sys.argv[2] == "stripe" else (store._locks.space,)
         held, enough = threading.Event(), threading.Event()
         def hold():
             for lock in locks:
@@ -187,7 +187,7 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
         for act in (
             lambda: store.create("other", {}),
             lambda: store.delete("key"),
-            lambda: store.read("key") if locks is store._stripes else store.stats(),
+            lambda: store.read("key") if locks is store._locks.stripes else store.stats(),
         ):
             done = []
             signal.signal(signal.SIGINT, interrupted)
@@ -200,7 +200,7 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
             thread.join()
         enough.set()
         holder.join()
-        assert not any(lock._is_owned() for lock in (*store._stripes, store._space))
+        assert not any(lock._is_owned() for lock in (*store._locks.stripes, store._locks.space))
         assert len(store) == 1 and store.stats().records == 1
         say(dict(store))
         store.close()
@@ -310,8 +310,8 @@ def test_it_is_made_of_the_parts_of_an_open_store_only(store: KVStore) -> None:
     assert make_fast_path is not None
     file, slab = store._file, store._slab
     right = (
-        file.map, file.live, slab.spare, slab.looked_at, store._stripes, store._space,
-        store._seed, wanted_shape(file), vars(kvstore.clock),
+        file.map, file.live, slab.spare, slab.looked_at, store._locks.stripes, store._locks.space,
+        store._file.hash_seed, wanted_shape(file), vars(kvstore.clock),
     )  # fmt: skip
     for place, wrong in arguments(store):
         with pytest.raises((TypeError, ValueError, BufferError)):

@@ -20,8 +20,8 @@ import kvstore.format.segment
 import kvstore.index.records
 import kvstore.index.segments
 import kvstore.index.slots
+import kvstore.one_key
 import kvstore.recovery.check_table
-import kvstore.store
 from kvstore import KVStore, StoreFullError, compiled
 from kvstore.format.layout import (
     BUCKET_COUNT,
@@ -133,7 +133,7 @@ def forced(prefix: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "selected", compiled.PLAIN)
-        for module in (kvstore.store, kvstore.format.segment):
+        for module in (kvstore.one_key, kvstore.format.segment):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
         patch.setattr(kvstore.format.records, "xxh3_64_intdigest", in_recovery)
         for module in (

@@ -115,7 +115,7 @@ def fill(store: KVStore, count: int, homes: int = 16) -> list[str]:
     while len(keys) < count:
         number += 1
         key = f"{'é' * 16 if number % 9 == 0 else ''}{number}"
-        key_hash = xxh3_64_intdigest(key.encode(), store._seed)
+        key_hash = xxh3_64_intdigest(key.encode(), store._file.hash_seed)
         home = key_hash & 15
         if key_hash >> 60 == STRIPE and home < homes and in_bucket[home] < count / homes:
             in_bucket[home] += 1
@@ -132,7 +132,7 @@ def new_key(store: KVStore, keys: list[str]) -> str:
     return next(
         key
         for key in map(str, range(number + 1, number + 1_000))
-        if xxh3_64_intdigest(key.encode(), store._seed) >> 60 == STRIPE
+        if xxh3_64_intdigest(key.encode(), store._file.hash_seed) >> 60 == STRIPE
     )
 
 
@@ -141,7 +141,7 @@ def use_up_extents(store: KVStore, _keys: list[str]) -> None:
     others = (
         key
         for key in map("large {}".format, itertools.count())
-        if xxh3_64_intdigest(key.encode(), store._seed) >> 60 != STRIPE
+        if xxh3_64_intdigest(key.encode(), store._file.hash_seed) >> 60 != STRIPE
     )
     for key in itertools.islice(others, 4 * count_free_extents(store)):
         store.create(key, make_value("large", 1, 16_200))

@@ -399,7 +399,7 @@ def test_growth_is_flushed_with_the_record_that_needed_it(durable: KVStore) -> N
 
 def test_growth_of_another_thread_is_flushed_too(durable: KVStore) -> None:
     def grow() -> None:
-        with durable._space:
+        with durable._locks.space:
             durable._file.grow()
 
     with other_threads(durable, grow):
@@ -555,7 +555,7 @@ def test_buffered_store_keeps_no_account_of_what_it_cleared(path: Path, in_place
 
 def test_durable_count_waits_for_a_flush_of_everything(durable: KVStore) -> None:
     """A file shorter than that is taken for one that was cut off."""
-    with durable._space:
+    with durable._locks.space:
         durable._file.grow()
     grown = durable._file.size // EXTENT_SIZE
     assert durable._file._state.now.durable_count < grown

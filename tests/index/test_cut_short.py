@@ -34,7 +34,7 @@ def fill(store: KVStore, count: int) -> list[str]:
     while len(keys) < count:
         number += 1
         key = f"{'é' * 16 if number % 9 == 0 else ''}{number}"
-        if xxh3_64_intdigest(key.encode(), store._seed) >> 60 == 7:
+        if xxh3_64_intdigest(key.encode(), store._file.hash_seed) >> 60 == 7:
             keys.append(key)
             store.create(key, {"n": number}, ttl=1_000 if number % 3 == 0 else None)
     return keys
@@ -45,7 +45,7 @@ def next_key(store: KVStore, keys: list[str]) -> str:
     number = int(keys[-1].strip("é"))
     while True:
         number += 1
-        if xxh3_64_intdigest(str(number).encode(), store._seed) >> 60 == 7:
+        if xxh3_64_intdigest(str(number).encode(), store._file.hash_seed) >> 60 == 7:
             return str(number)
 
 

@@ -23,27 +23,16 @@ outermost operation of that thread has ended: the stores that it has to close th
 
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
 from threading import get_ident
-from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Final, Protocol
 
 from kvstore.compiled import Inside, Lock, OwnedLock
 from kvstore.errors import StoreBusyError
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
 
 class _Store(Protocol):
-    _inside: set[int]  # threads whose operation, on this store, may be between two locks
-
     def close(self) -> None: ...
-    def _check_reentry(self, flushes: bool, /) -> None: ...
-
-
-Self = TypeVar("Self", bound=_Store)
 
 
 class _OwnLock:
@@ -120,38 +109,6 @@ def close_reporting(store: _Store) -> None:
     except Exception:
         with suppress(Exception):  # of the hook
             sys.excepthook(*sys.exc_info())
-
-
-def operation(
-    *, flushes: bool
-) -> Callable[
-    [Callable[Concatenate[Self, Parameters], Result]],
-    Callable[Concatenate[Self, Parameters], Result],
-]:
-    """Make an operation of a method that takes locks: its thread is inside while it runs."""
-
-    def decorate(
-        method: Callable[Concatenate[Self, Parameters], Result],
-    ) -> Callable[Concatenate[Self, Parameters], Result]:
-        @wraps(method)
-        def run(self: Self, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            if is_inside():
-                self._check_reentry(flushes)
-            ident = get_ident()
-            is_outermost = ident not in self._inside
-            try:
-                with thread.inside:
-                    self._inside.add(ident)
-                    return method(self, *args, **kwargs)
-            finally:
-                if is_outermost:
-                    self._inside.discard(ident)
-                if waiting:
-                    leave()
-
-        return run
-
-    return decorate
 
 
 def forget_others() -> None:

@@ -1,0 +1,148 @@
+"""The operations on all keys: counting them, listing them, taking back what has expired."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from . import clock
+from .errors import CorruptStoreError, KVStoreError, StoreFullError
+from .file.datafile import DataFile
+from .format.layout import DIRECTORY_ENTRIES, STRIPE_COUNT
+from .index.extents import Extents
+from .index.segments import Segments
+from .index.slab import Slab
+from .index.stats import StoreStats, count_extents
+from .locks import StoreLocks, operation
+
+_DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
+
+
+class AllKeys:
+    """The operations on all keys of a store, and on its space."""
+
+    def __init__(
+        self,
+        locks: StoreLocks,
+        file: DataFile,
+        extents: Extents,
+        slab: Slab,
+        segments: Segments,
+        *,
+        max_bytes: int,
+        durable: bool,
+    ) -> None:
+        self._locks = locks
+        self._file = file
+        self._extents = extents
+        self._slab = slab
+        self._segments = segments
+        self._max_bytes = max_bytes
+        self._durable = durable
+
+    # --- at one moment -------------------------------------------------------------------------
+
+    @operation(flushes=False)
+    def count(self) -> int:
+        """Return the number of keys that have not expired, all at one moment."""
+        return self._locks.with_all_stripes(self._count)
+
+    def _count(self) -> int:
+        if self._locks.closed:
+            self._locks.raise_closed()
+        now_ms = clock.now_ms()
+        return sum(
+            self._segments.count(extent, now_ms)
+            for number in range(STRIPE_COUNT)
+            for extent in self._segments.segments(number)
+        )
+
+    @operation(flushes=False)
+    def stats(self) -> StoreStats:
+        """Count what is in the file, all at one moment."""
+        return self._locks.with_all_stripes(self._count_extents)
+
+    def _count_extents(self) -> StoreStats:
+        if self._locks.closed:
+            self._locks.raise_closed()
+        with self._locks.space:
+            return count_extents(self._file, self._max_bytes)
+
+    # --- segment by segment --------------------------------------------------------------------
+
+    def iterate(self, _store: object) -> Iterator[str]:
+        """Yield the keys, and keep `_store` from being collected, and so closed, until the end.
+
+        Raises:
+            CorruptStoreError: after all keys that can be told, where damage hides others.
+        """
+        # A segment only ever splits, so the end of its run is the start of another's permanently.
+        position = 0
+        damage: list[str] = []
+        while position < DIRECTORY_ENTRIES:
+            keys, position, found = self._keys_at(position)
+            damage += found
+            for key in keys:
+                try:
+                    yield key.decode()
+                except UnicodeDecodeError as error:
+                    damage.append(f"{self._file.path}: a slot's key is no UTF-8: {error}")
+        if damage:
+            raise CorruptStoreError(
+                f"{damage[0]}; keys may be missing from the iteration that ends here "
+                f"(findings: {len(damage)})"
+            )
+
+    @operation(flushes=False)
+    def _keys_at(self, position: int) -> tuple[list[bytes], int, list[str]]:
+        with self._locks.stripes[position // _DIRECTORY_PER_STRIPE]:
+            if self._locks.closed:
+                self._locks.raise_closed()
+            return self._segments.segment_keys(position, clock.now_ms())
+
+    @operation(flushes=True)
+    def purge_expired(self) -> int:
+        """Take back the space of expired records and return their number."""
+        return self._purge()
+
+    @operation(flushes=True)
+    def purge_for_room(self) -> None:
+        """Take back what can be, for a create that found no room."""
+        with suppress(StoreFullError, CorruptStoreError):
+            self._purge()
+            self._slab.free_pending()
+            # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
+            self._slab.free_spare()
+        if self._extents.waits_for_flush:
+            self._file.flush()
+
+    def _purge(self) -> int:
+        purged = 0
+        for number in range(STRIPE_COUNT):
+            position = number * _DIRECTORY_PER_STRIPE
+            while position < (number + 1) * _DIRECTORY_PER_STRIPE:
+                # One segment under the stripe at a time: others get their turn in between.
+                with self._locks.stripes[number]:
+                    if self._locks.closed:
+                        self._locks.raise_closed()
+                    extent, position, due = self._segments.segment_expiry(position, clock.now_ms())
+                if due:
+                    if self._file.pristine:
+                        self._locks.mark_dirty()
+                    purged += self._purge_segment(number, extent)
+        if purged and self._durable:
+            self._file.flush()
+        return purged
+
+    def _purge_segment(self, stripe: int, extent: int) -> int:
+        with self._locks.stripes[stripe]:
+            if self._locks.closed:
+                self._locks.raise_closed()
+            try:
+                # The time anew: what was created after the clock was set back has not expired by
+                # an earlier reading of it.
+                return self._segments.purge(extent, clock.now_ms())
+            except KVStoreError:
+                raise
+            except BaseException:
+                self._file.require_rebuild()
+                raise

@@ -1,0 +1,184 @@
+"""The locks of one store, whether it is closed, and which calls may take them.
+
+Locks, always in this order: `closing`, stripe, the space lock of `extents`, then what `datafile`
+has for itself. Two stripes are held at once only where all of them are, taken in the order of their
+numbers by `with_all_stripes`. No lock is held while a value is encoded, verified or parsed; while
+the disk flushes, none but `closing`.
+
+What a thread may take that is inside an operation already: see `reentry`.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from threading import get_ident
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
+
+from .compiled import Lock, OwnedLock
+from .errors import StoreBusyError, StoreClosedError
+from .file.datafile import DataFile
+from .file.reentry import begin_inside, is_inside, leave, thread, waiting
+from .format.layout import STRIPE_COUNT
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class StoreLocks:
+    """The locks of the store in `file`, of which `space` is that of its extents.
+
+    Attributes:
+        closing: held while the store is closed, and while the file is marked dirty.
+        stripes: one for each part of the table.
+        inside: threads whose operation, on this store, may be between two locks.
+        closed: no operation may begin. Changed with all stripes held, but for opening and forks; so
+            an operation asks under its stripe.
+        was_open: it is closed, and had been open.
+    """
+
+    def __init__(self, file: DataFile, space: OwnedLock) -> None:
+        self._file = file
+        self.space = space
+        self.inside: set[int] = set()
+        self.closed = True
+        self.was_open = False
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self.stripes: tuple[OwnedLock, ...] = tuple(Lock() for _ in range(STRIPE_COUNT))
+        self.closing = Lock()
+
+    def with_all_stripes(self, act: Callable[[], Result], first: int = 0) -> Result:
+        """Return what `act` does while no other thread is in the table.
+
+        Recursive, for a `with` statement lets go of its lock whatever interrupts it.
+        """
+        if first == STRIPE_COUNT:
+            return act()
+        with self.stripes[first]:
+            return self.with_all_stripes(act, first + 1)
+
+    def mark_dirty(self) -> None:
+        """Mark the file dirty on disk, unless it is closed. The caller holds no lock."""
+        with self.closing:
+            if self.closed:
+                self.raise_closed()
+            self._file.mark_dirty()
+
+    # --- calls from within ---------------------------------------------------------------------
+
+    def is_held_here(self, flushes: bool) -> bool:
+        """Return whether this very thread holds a lock that an operation may need."""
+        locks = (self.closing, *self.stripes, self.space)
+        return any(lock._is_owned() for lock in locks) or self._file.is_held_here(flushes)
+
+    def check_reentry(self, flushes: bool) -> None:
+        """Raise StoreBusyError unless an operation may begin amid the one of this very thread."""
+        if self.closed:
+            self.raise_closed()
+        if self.is_held_here(flushes):
+            raise StoreBusyError(
+                f"{self._file.path}: this thread is inside an operation on the store already, "
+                f"which a signal handler, a finalizer or a trace function has interrupted; try "
+                f"again once that operation has ended"
+            )
+        begin_inside(self._file.path)
+
+    def is_busy_here(self) -> bool:
+        """Return whether this thread, which is inside, must not wait until it can close the store.
+
+        It is inside an operation on it; or whoever closes it already, be it another thread, may be
+        waiting for what this one holds.
+        """
+        if self.closed or get_ident() in self.inside or self.is_held_here(True):
+            return True
+        try:
+            begin_inside(self._file.path)
+        except StoreBusyError:
+            return True
+        return False
+
+    # --- open, or not --------------------------------------------------------------------------
+
+    @property
+    def never_opened(self) -> bool:
+        """Whether the store's opening was not begun, has not ended or has failed."""
+        return self.closed and not self.was_open
+
+    def set_closed(self) -> None:
+        """Let no operation begin any more."""
+        self.was_open = True
+        self.closed = True
+
+    def raise_closed(self) -> NoReturn:
+        """Say why the store takes no calls."""
+        if self.never_opened:
+            NOT_OPENED.raise_closed()
+        raise StoreClosedError(
+            f"{self._file.path}: the store is closed"
+            if self._file.closed
+            else f"{self._file.path}: the store belongs to the parent of this forked process"
+        )
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: other threads of the parent may have held these, and let go there."""
+        self._make_locks()
+
+
+class _NotOpened:
+    """In place of all parts of a store that was not opened: whatever they are to do, it says so."""
+
+    closed = never_opened = True
+    inside: Final[set[int]] = set()
+
+    def raise_closed(self, *_: object, **__: object) -> NoReturn:
+        raise StoreClosedError(
+            "the store was not opened: KVStore.__init__ was not called, has not ended or has failed"
+        )
+
+    check_reentry = with_all_stripes = raise_closed
+    create = read_bytes = read_header = expiry = delete = raise_closed
+    count = iterate = purge_expired = purge_for_room = stats = raise_closed
+
+
+NOT_OPENED: Final[Any] = _NotOpened()
+
+
+class _HasLocks(Protocol):
+    @property
+    def _locks(self) -> StoreLocks: ...
+
+
+Self = TypeVar("Self", bound=_HasLocks)
+
+
+def operation(
+    *, flushes: bool
+) -> Callable[
+    [Callable[Concatenate[Self, Parameters], Result]],
+    Callable[Concatenate[Self, Parameters], Result],
+]:
+    """Make an operation of a method that takes locks: its thread is inside while it runs."""
+
+    def decorate(
+        method: Callable[Concatenate[Self, Parameters], Result],
+    ) -> Callable[Concatenate[Self, Parameters], Result]:
+        @wraps(method)
+        def run(self: Self, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            locks = self._locks
+            if is_inside():
+                locks.check_reentry(flushes)
+            ident = get_ident()
+            is_outermost = ident not in locks.inside
+            try:
+                with thread.inside:
+                    locks.inside.add(ident)
+                    return method(self, *args, **kwargs)
+            finally:
+                if is_outermost:
+                    locks.inside.discard(ident)
+                if waiting:
+                    leave()
+
+        return run
+
+    return decorate

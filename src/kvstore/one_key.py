@@ -1,0 +1,184 @@
+"""The operations on one key: all of what they do under locks, be it common or not.
+
+Each takes the key's stripe and asks under it whether the store is closed. The thread is inside from
+before that until after it: see `reentry`. That is spelled out in each, for `locks.operation` would
+cost several calls more.
+"""
+
+from xxhash import xxh3_64_intdigest
+
+from . import clock
+from .changes import Changes, damaged_error
+from .compiled import FastPath
+from .file.datafile import DataFile
+from .file.reentry import leave, thread, waiting
+from .format.layout import (
+    SLOT_EXPIRES_OFFSET,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
+    STRIPE_SHIFT,
+)
+from .index.records import Records, verify
+from .index.slots import Slots
+from .locks import StoreLocks, operation
+
+
+class OneKey:
+    """The operations on one key of a store, without their checks of arguments and their flushes.
+
+    A `key` is for messages; `encoded_key` is what counts.
+    """
+
+    def __init__(
+        self,
+        locks: StoreLocks,
+        file: DataFile,
+        slots: Slots,
+        records: Records,
+        changes: Changes,
+        fast: FastPath | None,
+        *,
+        durable: bool,
+    ) -> None:
+        self._locks = locks
+        self._file = file
+        self._words = file.words
+        self._seed = file.hash_seed
+        self._slots = slots
+        self._records = records
+        self._changes = changes
+        self._fast = fast
+        self._durable = durable
+        self._is_begun = False
+
+    def create(
+        self,
+        key: str,
+        encoded_key: bytes,
+        encoded: bytes,
+        lifetime: int,
+        times: tuple[int, int] | None = None,
+    ) -> int:
+        """Create a key and return the offset of its record.
+
+        It expires after `lifetime` milliseconds, 0: never; with `times`, these are its created_at
+        and its expires_at instead.
+
+        Raises:
+            KeyExistsError, StoreFullError, CorruptStoreError: as `Changes.create`.
+        """
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        if not self._is_begun:
+            self._begin()
+        locks, inside = self._locks, thread.inside
+        if inside._is_owned():
+            locks.check_reentry(self._durable)
+        try:
+            with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
+                if locks.closed:
+                    locks.raise_closed()
+                now_ms = clock.now_ms()
+                created_at, expires_at = times or (now_ms, now_ms + lifetime if lifetime else 0)
+                return self._changes.create(
+                    key, key_hash, encoded_key, encoded, now_ms, created_at, expires_at
+                )
+        finally:
+            if waiting:
+                leave()
+
+    def _begin(self) -> None:
+        """Begin changes, once; a file that was begun stays so."""
+        if self._locks.closed:
+            self._locks.raise_closed()
+        if self._file.pristine:
+            self._mark_dirty()
+        self._is_begun = True
+        if self._fast is not None:
+            self._fast.begin()
+
+    @operation(flushes=True)
+    def _mark_dirty(self) -> None:
+        self._locks.mark_dirty()
+
+    def read_bytes(self, key: str, encoded_key: bytes) -> bytes:
+        """Return the value of a key as JSON.
+
+        Raises:
+            KeyNotFoundError: it is absent, or has expired.
+            CorruptStoreError: its bytes in the file are damaged.
+        """
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        locks, inside = self._locks, thread.inside
+        if inside._is_owned():
+            locks.check_reentry(False)
+        try:
+            with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
+                if locks.closed:
+                    locks.raise_closed()
+                slot, expires_at = self._changes.find_live(key, key_hash, encoded_key)
+                tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+                header, encoded = self._records.read_record(tail)
+        finally:
+            if waiting:
+                leave()
+        if not verify(header, encoded, tail, expires_at, key_hash):
+            raise damaged_error(key, slot, tail & SLOT_RECORD_MASK)
+        return encoded
+
+    @operation(flushes=False)
+    def read_header(self, encoded_key: bytes) -> tuple[int, int, int, int]:
+        """Return the header of the record of a key that is there."""
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        with self._locks.stripes[key_hash >> STRIPE_SHIFT]:
+            slot = self._slots.find(key_hash, encoded_key)
+            return self._records.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])[0]
+
+    def expiry(self, encoded_key: bytes, key: str | None = None) -> bool | tuple[int, int]:
+        """Return whether a key is there; if it has an expires_at, that and the time now, in ms.
+
+        Raises CorruptStoreError where its record says otherwise, if it has a `key` to name.
+        """
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        locks, inside = self._locks, thread.inside
+        if inside._is_owned():
+            locks.check_reentry(False)
+        try:
+            with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
+                if locks.closed:
+                    locks.raise_closed()
+                slot = self._slots.find(key_hash, encoded_key)
+                if slot <= 0:
+                    return False
+                expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+                now_ms = clock.now_ms() if expires_at else 0
+                if expires_at and self._slots.is_expired(slot, now_ms):
+                    return False
+                if key is not None:
+                    record = self._words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+                    if self._records.expiry_at(record) != expires_at:
+                        raise damaged_error(key, slot, record)
+                return (expires_at, now_ms) if expires_at else True
+        finally:
+            if waiting:
+                leave()
+
+    def delete(self, key: str, encoded_key: bytes) -> int:
+        """Delete a key; return the offset of its record, 0 where that is damaged.
+
+        Raises:
+            KeyNotFoundError: it is absent, or has expired.
+        """
+        key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        if not self._is_begun:
+            self._begin()
+        locks, inside = self._locks, thread.inside
+        if inside._is_owned():
+            locks.check_reentry(self._durable)
+        try:
+            with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
+                if locks.closed:
+                    locks.raise_closed()
+                return self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
+        finally:
+            if waiting:
+                leave()
