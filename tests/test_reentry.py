@@ -30,6 +30,7 @@ from kvstore import (
     compiled,
 )
 from kvstore.file import reentry
+from kvstore.file.datafile import DataFile
 
 
 @pytest.fixture(autouse=True)
@@ -579,6 +580,29 @@ def test_a_store_that_was_never_opened_says_so(make: Callable[[], KVStore]) -> N
     assert store.closed
     assert "not opened" in repr(store)
     store.close()
+
+
+@pytest.mark.usefixtures("implementation")
+def test_a_store_whose_opening_has_not_ended_says_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled one read from it already, as the last things were made ready."""
+    with KVStore(path) as store:
+        store.create("key", {"n": 1})
+    used: list[KVStore] = []
+    call_after_fork = DataFile.call_after_fork
+
+    def use(file: DataFile, method: Any) -> None:
+        for call in MEMBERS.values():
+            with pytest.raises(StoreClosedError, match="was not opened"):
+                call(method.__self__)
+        used.append(method.__self__)
+        call_after_fork(file, method)
+
+    monkeypatch.setattr(DataFile, "call_after_fork", use)
+    with KVStore(path) as store:
+        assert used == [store]
+        assert store.read("key") == {"n": 1}
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ class KVStore(Mapping[str, Value]):
             durable=self._durable,
             create=self._creates,
         )
+        fast: FastPath | None = None
         try:
             extents = Extents(self._file)
             self._slab = slab = Slab(self._file, extents)
@@ -126,7 +127,7 @@ class KVStore(Mapping[str, Value]):
             self._slots = slots = Slots(self._file, slab, records)
             self._segments = Segments(self._file, extents, slab, slots, compiled.selected)
             self._locks = locks = StoreLocks(self._file, extents.lock)
-            self._fast = fast = self._make_fast_path()
+            fast = self._make_fast_path()
             changes = Changes(self._file, slab, records, slots, self._segments, fast)
             self._one_key = OneKey(
                 locks, self._file, slots, records, changes, fast, durable=self._durable
@@ -145,9 +146,11 @@ class KVStore(Mapping[str, Value]):
             locks.closed = False  # in this one step it is open
         except BaseException:
             if self._locks.closed:
-                self._let_go_of_map()
+                if fast is not None:
+                    fast.close()
                 self._file.give_up()
             raise
+        self._fast = fast  # it does not ask whether the store is open, so not before that
 
     def _make_fast_path(self) -> FastPath | None:
         make = compiled.selected.make_fast_path
@@ -168,8 +171,8 @@ class KVStore(Mapping[str, Value]):
         return fast
 
     def _let_go_of_map(self) -> None:
-        if self._fast is not None:
-            self._fast.close()
+        if self._slab.fast is not None:
+            self._slab.fast.close()
 
     # --- one key -------------------------------------------------------------------------------
 
