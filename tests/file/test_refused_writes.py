@@ -238,12 +238,12 @@ def test_what_another_thread_creates_amid_an_undo_stays(
             raise error
         return pwrite(fd, data, offset)
 
-    stripes = {key_hash(key, store._seed) >> STRIPE_SHIFT for key in (b"new", b"key")}
+    stripes = {key_hash(key, store._file.hash_seed) >> STRIPE_SHIFT for key in (b"new", b"key")}
     names = (f"another {number}" for number in count())
     another = next(
         name
         for name in names
-        if key_hash(name.encode(), store._seed) >> STRIPE_SHIFT not in stripes
+        if key_hash(name.encode(), store._file.hash_seed) >> STRIPE_SHIFT not in stripes
     )
 
     def create_in_a_thread() -> None:
