@@ -27,7 +27,13 @@ from kvstore import (
 )
 from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
 from kvstore.file.reentry import thread
-from kvstore.format.layout import MAX_VALUE_SIZE, STRIPE_SHIFT, key_hash
+from kvstore.format.layout import (
+    EXTENT_SHIFT,
+    MAX_VALUE_SIZE,
+    SLOT_RECORD_MASK,
+    STRIPE_SHIFT,
+    key_hash,
+)
 from kvstore.index.buckets import wanted_shape
 
 pytestmark = pytest.mark.skipif(
@@ -49,6 +55,8 @@ def fast(store: KVStore) -> FastPath:
 def test_the_common_case_is_done(fast: FastPath) -> None:
     record = fast.create("other", {"n": 2}, 60)
     assert type(record) is int
+    extent = (record & SLOT_RECORD_MASK) >> EXTENT_SHIFT
+    assert (fast.has_magic(extent), fast.has_magic(extent + 1)) == (True, False)
     assert fast.create("other", {}, None) == 0
     assert fast.read_bytes("other") == b'{"n":2}'
     assert fast.expiry("key") is True
@@ -329,6 +337,7 @@ def test_the_map_stays_as_long_as_it_is_needed(store: KVStore, fast: FastPath) -
 @pytest.mark.parametrize("place", [0, 40, 255, 2**21 - 47, 2**26, 2**32, 2**63, 2**64 - 1])
 def test_no_offset_leads_out_of_the_map(fast: FastPath, place: int) -> None:
     assert fast.delete_slot(place, b"key") is fast.free(place) is None
+    assert fast.has_magic(place or 2**15) is None
 
 
 def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:

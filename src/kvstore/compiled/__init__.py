@@ -95,6 +95,9 @@ class FastPath(Protocol):
         Control byte and entry of the segment, then entry and block of the slab.
         """
 
+    def has_magic(self, extent: int) -> bool | None:
+        """Return whether an extent has a magic where a record can begin."""
+
     def begin(self) -> None:
         """Allow changes: the disk knows that the index is in flux."""
 

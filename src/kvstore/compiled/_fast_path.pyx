@@ -897,11 +897,22 @@ cdef class FastPath:
         self.put(record, &link, 8)
         return 0
 
+    def has_magic(self, uint64_t extent):
+        """Return whether an extent has a magic where a record can begin; RARE (None)."""
+        cdef const uint8_t *start
+        cdef uint64_t place = 0
+        if not self.is_open or not self.is_extent(extent):
+            return RARE
+        start = self.base + (extent << EXTENT_SHIFT)
+        while place < EXTENT_SIZE and <uint32_t>load(start + place) != RECORD_MAGIC:
+            place += BLOCK_ALIGNMENT
+        return place < EXTENT_SIZE
+
     # --- lists of extents ------------------------------------------------------------------------
 
     cdef inline bint is_extent(self, uint64_t extent) noexcept:
         """Return whether `Extents.check` would let a number pass."""
-        return extent >= FIXED_EXTENTS and (extent + 1) << EXTENT_SHIFT <= self.live[0]
+        return FIXED_EXTENTS <= extent < self.live[0] >> EXTENT_SHIFT
 
     cdef inline bint has_neighbours(self, uint64_t extent) noexcept:
         cdef const uint8_t *entry = self.base + map_entry_of(extent)

@@ -132,10 +132,11 @@ class Slab:
         What only looks like one, in a former page of the table or in a damaged record, no rebuild
         takes for one. The caller holds the space lock.
         """
-        base = extent << EXTENT_SHIFT
-        contents = self._map[base : base + EXTENT_SIZE]
-        if contents != _UNUSED:  # a tenth of the time that it takes to search
-            self._look_closely(extent, size_class, fresh)
+        if self.fast is None or self.fast.has_magic(extent) is not False:
+            base = extent << EXTENT_SHIFT
+            contents = self._map[base : base + EXTENT_SIZE]
+            if contents != _UNUSED:  # a tenth of the time that it takes to search
+                self._look_closely(extent, size_class, fresh)
         self.looked_at[extent] = True
 
     def _look_closely(self, extent: int, size_class: int, fresh: int) -> None:
@@ -334,7 +335,7 @@ class Slab:
                 map_entry_offset(extent),
                 SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
             )
-            self._link(extent, size_class, rollback)
+            rollback.write(class_head_offset(size_class), U16.pack(extent))  # the list was empty
             if not self.looked_at[extent]:
                 self._look_at(extent, size_class, 0)
             self.spare[0] = extent
