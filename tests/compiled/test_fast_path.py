@@ -41,6 +41,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files written through the map, wherever they are."""
+    monkeypatch.setattr("kvstore.file.platform.overwrites_in_place", lambda _fd: True)
+
+
 @pytest.fixture
 def fast(store: KVStore) -> FastPath:
     """The fast path of `store`, in which changes have begun and "key" is."""
