@@ -420,19 +420,20 @@ cdef class FastPath:
         prefetch(bucket + 64)
         prefetch(memory + map_entry_of(extent))
 
+    cdef inline int64_t look_up(self, object key, uint64_t *key_hash, uint64_t *size) noexcept:
+        """Return the slot of a key, a negative number where it is absent, 0 for RARE."""
+        cdef const uint8_t *text = text_of(key, size)
+        if text is NULL:
+            return 0
+        key_hash[0] = xxh3(text, size[0], self.seed)
+        return self.find(key_hash[0], text, size[0]) if self.may_read(key_hash[0]) else 0
+
     def read_bytes(self, key):
         """Return the value of a key as JSON; ABSENT (False) or RARE (None)."""
-        cdef uint64_t size = 0, key_hash, expires_at, tail, offset, start, value_size, line
+        cdef uint64_t size = 0, key_hash = 0, expires_at, tail, offset, start, value_size, line
         cdef uint64_t header[4]
-        cdef const uint8_t *text = text_of(key, &size)
-        cdef int64_t slot
+        cdef int64_t slot = self.look_up(key, &key_hash, &size)
         cdef bytes value
-        if text is NULL:
-            return RARE
-        key_hash = xxh3(text, size, self.seed)
-        if not self.may_read(key_hash):
-            return RARE
-        slot = self.find(key_hash, text, size)
         if slot <= 0:
             return ABSENT if slot else RARE
         expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
@@ -462,15 +463,8 @@ cdef class FastPath:
 
     def expiry(self, key):
         """Return whether a key is there: False, True, or (expires_at, the time now); RARE (None)."""
-        cdef uint64_t size = 0, key_hash, expires_at, offset, now_ms
-        cdef const uint8_t *text = text_of(key, &size)
-        cdef int64_t slot
-        if text is NULL:
-            return RARE
-        key_hash = xxh3(text, size, self.seed)
-        if not self.may_read(key_hash):
-            return RARE
-        slot = self.find(key_hash, text, size)
+        cdef uint64_t size = 0, key_hash = 0, expires_at, offset, now_ms
+        cdef int64_t slot = self.look_up(key, &key_hash, &size)
         if slot <= 0:
             return ABSENT if slot else RARE
         expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
