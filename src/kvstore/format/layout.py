@@ -417,7 +417,7 @@ RECORD_EXPIRES_OFFSET: Final = 16  # in the record
 RECORD_CHECKSUM_OFFSET: Final = 24  # in the record
 RECORD_MAGIC: Final = 0x524B_FEFF
 RECORD_MAGIC_BYTES: Final = b"\xff\xfeKR"
-RECORD_MAGIC_SIZE: Final = 4
+RECORD_MAGIC_SIZE: Final = len(RECORD_MAGIC_BYTES)
 EXPIRY_SEED_SHIFT: Final = 16  # of expires_at in the seed of the checksum
 MAX_RECORD_SIZE: Final = RECORD_HEADER_SIZE + MAX_KEY_SIZE + MAX_VALUE_SIZE
 # The header as four words. In the first, the sizes are where a slot's last word has them.
@@ -461,7 +461,9 @@ def record_checksum(
 ) -> int:
     """Return the checksum that a record of these contents carries at file offset `offset`."""
     # xxhash takes the seed modulo 2**64.
-    return xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset)
+    return xxh3_64_intdigest(
+        value, key_hash ^ created_at ^ expires_at << EXPIRY_SEED_SHIFT ^ offset
+    )
 
 
 def segment_run(depth: int) -> int:
@@ -471,7 +473,7 @@ def segment_run(depth: int) -> int:
 
 def map_entry_offset(extent: int) -> int:
     """Return the file offset of the extent map's entry for `extent`."""
-    return EXTENT_MAP_OFFSET + 16 * extent
+    return EXTENT_MAP_OFFSET + (extent << MAP_ENTRY_SHIFT)
 
 
 def class_head_offset(size_class: int) -> int:
