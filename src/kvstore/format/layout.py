@@ -5,7 +5,8 @@ All integers are unsigned and little-endian. Times are whole milliseconds since 
 field names are zero. A reader in another language needs nothing but this module.
 
 Version 2 is not frozen before it is released. Version 1 never was released: its buckets, but for
-the first of a segment, did not say what segment they are of, and its state had no count of records.
+the first of a segment, did not say what segment they are of, its state had no count of records, and
+its records had no stamps.
 
 The file
 ========
@@ -47,7 +48,9 @@ both are valid and differ, the true one is that whose seed fits the checksum of 
     12  u32  records          where clean is 1: how many there are, expired ones included; else 0
     16  u64  index checksum   where clean is 1: xxh3_64, with the hash seed, of the directory, the
                               first `extent count` entries of the extent map, and ``ALLOCATOR``
-    24  u64  checksum         xxh3_64(bytes 0..23, seed = hash seed)
+    24  u64  stamp            where clean is 1: no record has a later one; else: records with this
+                              stamp or an earlier one are void, for all of them were removed
+    32  u64  checksum         xxh3_64(bytes 0..31, seed = hash seed)
 
 A state of fewer than 32 extents, which every file has, counts as one whose checksum is wrong. No
 crash leaves a wrong checksum (a sector is written whole or not at all), nor an index that is not
@@ -89,6 +92,7 @@ Entry n, 16 bytes at byte 131,072 + 16 n, is about extent n::
              have never been used                            2**64-1; never later than the true one
      8  u16  previous extent of the class with room
     10  u16  next extent of the class with room     free: as slab, but only `next` counts
+    12  u16  retired blocks, among the live ones
 
 Segment: sixteen buckets of one 4 KiB page
 ==========================================
@@ -107,7 +111,8 @@ A fingerprint of 0 or 1 is stored as 2 or 3. ``SLOT``::
 
      0  32s  key        first 32 bytes of its UTF-8, zero-padded
     32  u64  expires_at 0 = never; else the key is absent from this moment on
-    40  u32  record     offset of its record
+    40  u32  record     offset of its record; of its lowest bits, which are 0 in an offset, 0 and 1
+                        tell of older records: see "Records that follow each other"
     44  u16  value size in bytes
     46  u8   key size   in bytes, 1..128
     47  u8   zero
@@ -149,11 +154,11 @@ class that holds it. ``RECORD``::
      0  u32  magic       FF FE 4B 52
      4  u16  value size  in bytes, 2..16,384
      6  u8   key size    in bytes, 1..128
-     7  u8   flags       0
-     8  u64  created_at
+     7  u8   generation  0; not so where the record is retired
+     8  u64  stamp       when it was made, in milliseconds << 16, or a little later
     16  u64  expires_at  0 = never
     24  u64  checksum    xxh3_64(value, seed), where seed, modulo 2**64, is
-                         key_hash ^ created_at ^ (expires_at << 16) ^ offset of the record
+                         key_hash ^ stamp ^ (expires_at << 16) ^ offset of the record
     32  key as UTF-8, then the value as compact JSON in UTF-8
 
 The checksum vouches for the key too, whose hash is in the seed, and for the place: a record that
@@ -165,8 +170,38 @@ begins with ``FREE_BLOCK``::
      6  u16  zero
 
 Bytes FF and FE are in no UTF-8, so neither in a key nor in JSON. A record's magic is overwritten
-before its block counts as free: aligned magics with a true checksum are the live records and
-nothing else, wherever in the file they are, and all else can be rebuilt from them.
+before its block counts as free: aligned magics with a true checksum are the records and nothing
+else, wherever in the file they are, and all else can be rebuilt from them.
+
+Records that follow each other
+==============================
+A record may be superseded by a later one of its key, and at no moment may the key be lost, nor an
+older value come back, whatever part of what was written since the last flush the disk has. The
+**stamp** says which of two records of a key is the later. It grows strictly within a stripe,
+whatever the clock does: it is the time, or one more than the last. Equal stamps are copies. A stamp
+of ``STAMP_LIMIT`` or later is none. (After Kulkarni et al., "Logical Physical Clocks", 2014.)
+
+A record that was superseded is **retired** if a flush may have promised it: it stays as it is, but
+for its generation, and its block is not free. One that is deleted while an older one of its key may
+still be on the disk is not cleared but **marked**: it stays likewise, with another magic::
+
+     0  u32  magic       FF FE 4B 44
+
+Retired and marked records are no slot's, count as live blocks, and as retired ones in the entry of
+their extent. They are reclaimed in this order: flush; clear what was retired before; flush; clear
+what was marked before that. So a file that is clean has none. `kvstore.index.versions` tells what a
+store keeps in memory for that. What is left of a store that was not closed is settled by recovery:
+
+1. Of the whole records of a key the one with the latest stamp wins; of equal stamps a marked one.
+   All others are cleared. Flush.
+2. Winners that are marked, or have expired, are cleared. Flush.
+
+Under one flush the disk could keep a loser and lose the mark that outranks it.
+
+The generation, 1 to 255, tells what was retired before a flush from what came later. The checksum
+does not cover it, and recovery does not ask for it. In a slot, bit 0 of `record` says that older
+records of the key may be on the disk, unless its own was made before the last time that all were
+reclaimed; bit 1, that they may be whatever its stamp. After a rebuild neither is set.
 
 An example
 ==========
@@ -188,7 +223,8 @@ Identity, and again at byte 4,096::
 State::
 
           512  01 00 00 00 20 00 00 00 20 00 00 00 01 00 00 00
-          528  32 78 3C 4B 3A AF F0 E7 C4 2F 59 22 03 E5 DE AD
+          528  XX
+      544  XX
 
     clean, 32 extents, all of them durable, 1 record; index checksum 0xE7F0AF3A4B3C7832,
     checksum 0xADDEE50322592FC4 of bytes 512..535
@@ -247,19 +283,19 @@ Extent map, entry 1,441,792 / 65,536 = 22, at byte 131,072 + 16 x 22::
 
 Record, 32 + 6 + 14 = 52 bytes::
 
-    1,441,792  FF FE 4B 52 0E 00 06 00 00 68 E5 CF 8B 01 00 00
-    1,441,808  80 56 1C D0 8B 01 00 00 13 4B E0 88 96 E3 50 79
+    1,441,792  FF FE 4B 52 0E 00 06 00 00 00 00 68 E5 CF 8B 01
+    1,441,808  80 56 1C D0 8B 01 00 00 4B 41 B5 BD 9D 65 B7 05
     1,441,824  75 73 65 72 3A 31 7B 22 6E 61 6D 65 22 3A 22 41
     1,441,840  64 61 22 7D
 
-    magic, value of 14 bytes, key of 6, flags 0, created_at 1,700,000,000,000; expires_at
-    1,700,003,600,000, checksum 0x7950E39688E04B13; the key "user:1"; the value {"name":"Ada"}
+    magic, value of 14 bytes, key of 6, generation 0, stamp 1,700,000,000,000 << 16; expires_at
+    1,700,003,600,000, checksum 0x05B7659DBDB5414B; the key "user:1"; the value {"name":"Ada"}
 
 The seed of the record's checksum, modulo 2**64::
 
-    key_hash ^ created_at ^ (expires_at << 16) ^ offset
-        = 0xB3749DA551FA0168 ^ 0x0000018BCFE56800 ^ 0x018BD01C56800000 ^ 0x0000000000160000
-        = 0xB2FF4C32C8896968
+    key_hash ^ stamp ^ (expires_at << 16) ^ offset
+        = 0xB3749DA551FA0168 ^ 0x018BCFE568000000 ^ 0x018BD01C56800000 ^ 0x0000000000160000
+        = 0xB374825C6F6C0168
 """
 
 from struct import Struct
@@ -295,10 +331,10 @@ IDENTITY_FIELDS: Final = (
 FILE_MAGIC: Final = b"\x89KVS\r\n\x1a\n"
 FORMAT_VERSION: Final = 2
 
-STATE: Final = Struct("<IIIIQQ")
+STATE: Final = Struct("<IIIIQQQ")
 STATE_OFFSET: Final = 512
 STATE_FIELDS: Final = (
-    "clean", "extent_count", "durable_count", "records", "index_checksum", "checksum",
+    "clean", "extent_count", "durable_count", "records", "index_checksum", "stamp", "checksum",
 )  # fmt: skip
 
 HOLDER: Final = Struct("<I")
@@ -330,15 +366,16 @@ FIXED_EXTENTS: Final = 6
 FIRST_FILE_SIZE: Final = 2 * 1024 * 1024
 
 KIND_FREE, KIND_FIXED, KIND_SEGMENT, KIND_SLAB = 0, 1, 2, 3  # on disk: add, never renumber
-SLAB_ENTRY: Final = Struct("<BBHHHHHI")
+SLAB_ENTRY: Final = Struct("<BBHHHHHHH")
 SLAB_ENTRY_FIELDS: Final = (
-    "kind", "size_class", "live", "first_free", "fresh", "previous", "next", "zero",
+    "kind", "size_class", "live", "first_free", "fresh", "previous", "next", "retired", "zero",
 )  # fmt: skip
 SEGMENT_ENTRY: Final = Struct("<BBHHHQ")
 SEGMENT_EARLIEST_OFFSET: Final = 8  # in the entry
 SEGMENT_ENTRY_FIELDS: Final = ("kind", "zero", "live", "used", "zero", "earliest_expiry")
 SLAB_PREVIOUS_OFFSET: Final = 8  # in the entry
 SLAB_NEXT_OFFSET: Final = 10  # in the entry
+SLAB_RETIRED_OFFSET: Final = 12  # in the entry
 NO_BLOCK: Final = 0xFFFF
 
 # An entry's first eight bytes as one word, for code that changes it in one step.
@@ -393,7 +430,10 @@ SLOT_RECORD_OFFSET: Final = 40  # in the slot
 SLOT_KEY_SIZE_OFFSET: Final = 46  # in the slot
 # SLOT with its last eight bytes as one word.
 SLOT_WORDS: Final = Struct("<32sQQ")
-SLOT_RECORD_MASK: Final = 0xFFFF_FFFF
+SLOT_RECORD_MASK: Final = 0xFFFF_FFE0
+SLOT_OLDER: Final = 1  # in the slot's last word: there may be older records on the disk
+SLOT_OLDER_UNDATED: Final = 2  # likewise, whatever the stamp
+SLOT_FLAGS: Final = SLOT_OLDER | SLOT_OLDER_UNDATED
 SLOT_VALUE_SIZE_SHIFT: Final = 32
 SLOT_KEY_SIZE_SHIFT: Final = 48
 
@@ -408,16 +448,22 @@ BLOCK_SHIFT: Final = 5
 BLOCK_ALIGNMENT: Final = 1 << BLOCK_SHIFT
 RECORD: Final = Struct("<IHBBQQQ")
 RECORD_FIELDS: Final = (
-    "magic", "value_size", "key_size", "flags", "created_at", "expires_at", "checksum",
+    "magic", "value_size", "key_size", "generation", "stamp", "expires_at", "checksum",
 )  # fmt: skip
 RECORD_HEADER_SIZE: Final = 32
 RECORD_KEY_SIZE_OFFSET: Final = 6  # in the record
-RECORD_CREATED_OFFSET: Final = 8  # in the record
+RECORD_STAMP_OFFSET: Final = 8  # in the record
 RECORD_EXPIRES_OFFSET: Final = 16  # in the record
 RECORD_CHECKSUM_OFFSET: Final = 24  # in the record
 RECORD_MAGIC: Final = 0x524B_FEFF
 RECORD_MAGIC_BYTES: Final = b"\xff\xfeKR"
 RECORD_MAGIC_SIZE: Final = len(RECORD_MAGIC_BYTES)
+MARKED_MAGIC: Final = 0x444B_FEFF
+MARKED_MAGIC_BYTES: Final = b"\xff\xfeKD"
+GENERATION_SHIFT: Final = 56  # in the record's first word
+MOST_GENERATIONS: Final = 255
+STAMP_SHIFT: Final = 16  # a stamp is milliseconds << this, or a little later
+STAMP_LIMIT: Final = 2**64 - 2**48
 EXPIRY_SEED_SHIFT: Final = 16  # of expires_at in the seed of the checksum
 MAX_RECORD_SIZE: Final = RECORD_HEADER_SIZE + MAX_KEY_SIZE + MAX_VALUE_SIZE
 # The header as four words. In the first, the sizes are where a slot's last word has them.
@@ -451,19 +497,30 @@ FOUND_OFFSET_MASK: Final = (1 << FOUND_PLACE_BITS) * BLOCK_ALIGNMENT - BLOCK_ALI
 FOUND_HASH_MASK: Final = 2**64 - 1 ^ FOUND_OFFSET_MASK << FOUND_OFFSET_SHIFT
 
 
+# --- what a store keeps of versions ------------------------------------------------------------
+
+# Not in the file: places in an array of 64-bit words; see `kvstore.index.versions`.
+LAST_STAMPS: Final = 0
+PROMISED_STAMPS: Final = STRIPE_COUNT
+SETTLED_STAMPS: Final = 2 * STRIPE_COUNT
+GENERATION_WORD: Final = 3 * STRIPE_COUNT
+RETIRED_SIZE_WORD: Final = GENERATION_WORD + 1
+MARKS_WORD: Final = GENERATION_WORD + 2
+ALWAYS_PROMISED_WORD: Final = GENERATION_WORD + 3
+VERSION_WORDS: Final = GENERATION_WORD + 4
+
+
 def key_hash(key: bytes, hash_seed: int) -> int:
     """Return the 64-bit hash that places `key` (UTF-8) in a file with that seed."""
     return xxh3_64_intdigest(key, hash_seed)
 
 
 def record_checksum(
-    value: bytes, key_hash: int, created_at: int, expires_at: int, offset: int
+    value: bytes, key_hash: int, stamp: int, expires_at: int, offset: int
 ) -> int:
     """Return the checksum that a record of these contents carries at file offset `offset`."""
     # xxhash takes the seed modulo 2**64.
-    return xxh3_64_intdigest(
-        value, key_hash ^ created_at ^ expires_at << EXPIRY_SEED_SHIFT ^ offset
-    )
+    return xxh3_64_intdigest(value, key_hash ^ stamp ^ expires_at << EXPIRY_SEED_SHIFT ^ offset)
 
 
 def segment_run(depth: int) -> int:

@@ -53,11 +53,13 @@ class State(NamedTuple):
     durable_count: int
     records: int
     index_checksum: int
+    stamp: int = 0
+    """Where it is clean, no record has a later one; else those up to it are void."""
     intact: bool = True
     """Whether it was found as `pack` writes it, checksum included."""
 
     def pack(self, hash_seed: int) -> bytes:
-        """Return the 32 bytes of this state, checksum included, in a file with that seed."""
+        """Return the 40 bytes of this state, checksum included, in a file with that seed."""
         return pack_state(*self[:-1], hash_seed)
 
 
@@ -100,16 +102,17 @@ def pack_state(
     durable_count: int,
     records: int,
     index_checksum: int,
+    stamp: int,
     hash_seed: int,
 ) -> bytes:
-    """Return the 32 bytes of a state, checksum included."""
-    body = STATE.pack(clean, extent_count, durable_count, records, index_checksum, 0)
+    """Return the 40 bytes of a state, checksum included."""
+    body = STATE.pack(clean, extent_count, durable_count, records, index_checksum, stamp, 0)
     body = body[:-_CHECKSUM_SIZE]
     return body + U64.pack(xxh3_64_intdigest(body, hash_seed))
 
 
 def unpack_state(packed: bytes, hash_seed: int) -> State:
-    """Return what the 32 bytes of a state say, intact or not."""
+    """Return what the 40 bytes of a state say, intact or not."""
     clean, *numbers, _ = STATE.unpack(packed)
     state = State(bool(clean), *numbers)
     return state._replace(intact=packed == state.pack(hash_seed))
