@@ -13,6 +13,7 @@ from .index.segments import Segments
 from .index.slab import Slab
 from .index.stats import StoreStats, count_extents
 from .locks import StoreLocks, operation
+from .reclaiming import Reclaimer
 
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 
@@ -27,6 +28,7 @@ class AllKeys:
         extents: Extents,
         slab: Slab,
         segments: Segments,
+        reclaimer: Reclaimer,
         *,
         max_bytes: int,
         durable: bool,
@@ -36,8 +38,10 @@ class AllKeys:
         self._extents = extents
         self._slab = slab
         self._segments = segments
+        self._reclaimer = reclaimer
         self._max_bytes = max_bytes
         self._durable = durable
+        self._found_at = 0  # the position of a segment where a key was found
 
     # --- at one moment -------------------------------------------------------------------------
 
@@ -68,6 +72,29 @@ class AllKeys:
             return count_extents(self._file, self._max_bytes)
 
     # --- segment by segment --------------------------------------------------------------------
+
+    @operation(flushes=False)
+    def any_key(self) -> str | None:
+        """Return some key that is there; None where there is none.
+
+        Raises:
+            CorruptStoreError: damage hides whether there is one.
+        """
+        start, damage = self._found_at, ""
+        for first in (start, 0):
+            position = first
+            while position < (DIRECTORY_ENTRIES if first == start else start):
+                with self._locks.stripes[position // _DIRECTORY_PER_STRIPE]:
+                    if self._locks.closed:
+                        self._locks.raise_closed()
+                    key, following, found = self._segments.any_key(position, clock.now_ms())
+                if key is not None:
+                    self._found_at = position
+                    return key.decode()
+                position, damage = following, damage or found
+        if damage:
+            raise CorruptStoreError(damage)
+        return None
 
     def iterate(self, _store: object) -> Iterator[str]:
         """Yield the keys, and keep `_store` from being collected, and so closed, until the end.
@@ -106,9 +133,10 @@ class AllKeys:
 
     @operation(flushes=True)
     def purge_for_room(self) -> None:
-        """Take back what can be, for a create that found no room."""
+        """Take back what can be, for a record that found no room."""
         with suppress(StoreFullError, CorruptStoreError):
             self._purge()
+            self._reclaimer.reclaim_inside()
             self._slab.free_pending()
             # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
             self._slab.free_spare()

@@ -1,17 +1,20 @@
-"""The steps of a create and of a delete, in the order that a crash allows, and how they are undone.
+"""The steps of storing and of deleting, in the order that a crash allows, and how they are undone.
 
 Each is done under the key's stripe, which the caller holds; `locks` has the order of all locks.
 Where one raises, the key is either as it was or as it was to be: what was stored by then is taken
 back, or kept where that is the whole of it.
 
+A record that takes another's place is written whole, then the slot is switched, then the old one is
+done with: freed where nobody was promised it, else retired. What that rests on: see `versions`.
+
 A file that is not written through the map costs a call of the system for each store. There the
 steps are the same, but the fast path tells what they are, where the store has one.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import clock
-from .compiled import Change, FastPath
+from .compiled import Change, FastPath, Plan
 from .errors import (
     CorruptStoreError,
     KeyExistsError,
@@ -23,21 +26,68 @@ from .file.datafile import DataFile
 from .format.layout import (
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
+    SLOT_ENDING,
     SLOT_EXPIRES_OFFSET,
+    SLOT_FLAGS,
+    SLOT_OLDER,
+    SLOT_OLDER_UNDATED,
     SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
     SPLIT_AT,
+    STRIPE_SHIFT,
 )
 from .index.records import Records
 from .index.segments import Segments
 from .index.slab import Slab
 from .index.slots import Slots
+from .index.versions import Versions
 
 # Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
 _RETRY_EVERY: Final = 16
 
 
+class NewRecord(NamedTuple):
+    """What is to be stored under a key."""
+
+    key: str
+    """For messages; `encoded_key` is what counts."""
+    key_hash: int
+    encoded_key: bytes
+    encoded: bytes
+    """The value as JSON."""
+    now_ms: int
+    expires_at: int
+    created_at: int | None = None
+    """Its time of creation, in ms, where that is not now."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the record."""
+        return RECORD_HEADER_SIZE + len(self.encoded_key) + len(self.encoded)
+
+    @property
+    def stripe(self) -> int:
+        """The number of the key's stripe."""
+        return self.key_hash >> STRIPE_SHIFT
+
+
+class Superseded(NamedTuple):
+    """What a slot has whose record is being superseded."""
+
+    expires_at: int
+    tail: int
+    """The slot's last word."""
+    stamp: int
+    is_known: bool
+    """The record is there. Else slot or record is damaged, and nobody knows what is left of it."""
+
+
+Version = tuple[int, int]
+"""A slot's last word, and the stamp of its record: no other record of the key has the same."""
+
+
 class Changes:
-    """Creates and deletes records of `file`, their slots and their blocks together."""
+    """Stores and deletes records of `file`, their slots and their blocks together."""
 
     def __init__(
         self,
@@ -46,6 +96,7 @@ class Changes:
         records: Records,
         slots: Slots,
         segments: Segments,
+        versions: Versions,
         fast: FastPath | None,
     ) -> None:
         self._file = file
@@ -54,77 +105,140 @@ class Changes:
         self._records = records
         self._slots = slots
         self._segments = segments
+        self._versions = versions
         self._fast = fast
 
-    def create(
-        self,
-        key: str,
-        key_hash: int,
-        encoded_key: bytes,
-        encoded: bytes,
-        now_ms: int,
-        created_at: int,
-        expires_at: int,
-    ) -> int:
-        """Create a key and return the offset of its record.
+    def store(self, new: NewRecord, *, replace: bool) -> int:
+        """Store a record and return its offset. One that has expired is replaced in any case.
 
         Raises:
-            KeyExistsError: it is there and has not expired.
+            KeyExistsError: the key is there and has not expired, and is not to be replaced.
             StoreFullError: no block, or no slot, can be had.
             CorruptStoreError: what it meets is damaged.
         """
         try:
             if self._fast is not None:
-                create = self._create_fast if self._file.in_place else self._create_planned
-                record = create(self._fast, encoded_key, encoded, created_at, expires_at, now_ms)
+                store = self._store_fast if self._file.in_place else self._store_planned
+                record = store(self._fast, new, replace)
                 if record:
                     return record
-            slot = self._find_free(key, key_hash, encoded_key, now_ms)
-            taken: list[int] = []
-            try:
-                record = self._slab.allocate(
-                    RECORD_HEADER_SIZE + len(encoded_key) + len(encoded), taken
-                )
-                self._records.write_record(
-                    record, encoded_key, encoded, key_hash, created_at, expires_at
-                )
-                self._slots.insert(slot, key_hash, encoded_key, record, len(encoded), expires_at)
-                if not self._file.in_place:
-                    self._records.finish_record(record)
-            except BaseException:
-                self._give_up(slot, taken)
-                raise
+            slot = self._find_place(new, replace)
+            return self._supersede(slot, new) if slot > 0 else self._insert(-slot, new)
         except KVStoreError:
             raise
         except BaseException:
             self._file.require_rebuild()
             raise
+
+    def _find_place(self, new: NewRecord, replace: bool) -> int:
+        """Return the slot of a key whose record is to be replaced, or minus a free one for it."""
+        slots = self._slots
+        slot = slots.find(new.key_hash, new.encoded_key)
+        if slot <= 0:
+            used = slots.used_slot_count(-slot) if slot else SEGMENT_SLOTS
+            if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
+                self._segments.split_or_compact(new.key_hash, new.now_ms)
+                # It may be there now: damage had led its slot astray, and the rewriting has put it
+                # where it is found.
+                slot = slots.find(new.key_hash, new.encoded_key)
+        if not slot:
+            raise StoreFullError(
+                f"{self._file.path}: the table's segment for this key has all of its "
+                f"{SEGMENT_SLOTS:,} slots in use and no extent is left to split it; delete "
+                f"something first"
+            )
+        if slot > 0 and not (replace or slots.is_expired(slot, new.now_ms)):
+            raise exists_error(new.key)
+        return slot
+
+    def _insert(self, slot: int, new: NewRecord) -> int:
+        """Store a record whose key is absent, with the free `slot` for it."""
+        taken: list[int] = []
+        try:
+            record = self._slab.allocate(new.size, taken)
+            self._write(record, new, older_than=None)
+            self._slots.insert(
+                slot, new.key_hash, new.encoded_key, record, len(new.encoded), new.expires_at
+            )
+            if not self._file.in_place:
+                self._records.finish_record(record)
+        except BaseException:
+            self._give_up(slot, taken)
+            raise
         return record
 
-    def _find_free(self, key: str, key_hash: int, encoded_key: bytes, now_ms: int) -> int:
-        """Return a free slot for a key, once what has expired under it is deleted."""
-        slots = self._slots
-        slot = slots.find(key_hash, encoded_key)
-        while slot > 0:  # more than once where damage gave a key two slots
-            if not slots.is_expired(slot, now_ms):
-                raise exists_error(key)
-            slots.delete(slot, encoded_key)
-            self._file.require_full_flush()
-            slot = slots.find(key_hash, encoded_key)
-        used = slots.used_slot_count(-slot) if slot else SEGMENT_SLOTS
-        if used >= SPLIT_AT and (not slot or used % _RETRY_EVERY == 0):
-            self._segments.split_or_compact(key_hash, now_ms)
-            slot = slots.find(key_hash, encoded_key)
-            if slot > 0:
-                # Damage had led its slot astray; the rewriting has put it where it is found.
-                raise exists_error(key)
-            if not slot:
-                raise StoreFullError(
-                    f"{self._file.path}: the table's segment for this key has all of its "
-                    f"{SEGMENT_SLOTS:,} slots in use and no extent is left to split it; delete "
-                    f"something first"
-                )
-        return -slot
+    def _write(self, record: int, new: NewRecord, older_than: int | None) -> None:
+        """Write a record to its block, with a stamp that is later than this one."""
+        if new.created_at is None:
+            stamp = self._versions.next_stamp(new.stripe, new.now_ms, older_than or 0)
+        else:
+            stamp = self._versions.stamp_of(new.stripe, new.created_at, older_than)
+        self._records.write_record(
+            record, new.encoded_key, new.encoded, new.key_hash, stamp, new.expires_at
+        )
+
+    def _supersede(self, slot: int, new: NewRecord) -> int:
+        """Store a record in the place of the one that the live `slot` of its key has."""
+        file = self._file
+        old = self._in_slot(slot, new.encoded_key)
+        taken: list[int] = []
+        try:
+            record = self._slab.allocate(new.size, taken)
+            self._write(record, new, older_than=old.stamp)
+            with self._slab.lock:
+                is_fresh = self._is_fresh(old, new.stripe)
+                flags = old.tail & SLOT_FLAGS
+                if not (is_fresh and file.in_place):  # elsewhere the freeing may be refused
+                    flags |= SLOT_OLDER
+                if new.created_at is not None:
+                    flags |= SLOT_OLDER_UNDATED
+                self._slots.replace(slot, record | flags, len(new.encoded), new.expires_at)
+                if not file.in_place:
+                    self._records.finish_record(record)
+                # It counts from here on.
+                self._done_with(slot, old, is_fresh)
+        except BaseException:
+            self._undo_supersede(slot, old, taken)
+            raise
+        return record
+
+    def _in_slot(self, slot: int, encoded_key: bytes) -> Superseded:
+        """Return what a live slot has at the moment."""
+        expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        is_known = self._records.contains_record_of(tail, encoded_key)
+        stamp = self._records.stamp_at(tail & SLOT_RECORD_MASK) if is_known else 0
+        return Superseded(expires_at, tail, stamp, is_known)
+
+    def _is_fresh(self, old: Superseded, stripe: int) -> bool:
+        return old.is_known and self._versions.is_fresh(stripe, old.stamp, old.tail)
+
+    def _done_with(self, slot: int, old: Superseded, is_fresh: bool) -> None:
+        """Free or retire the record that a slot had before. The caller holds the space lock."""
+        try:
+            if old.is_known:
+                self._slab.free_or_retire(old.tail & SLOT_RECORD_MASK, is_fresh=is_fresh)
+            else:
+                self._leak(slot)
+        except (KVStoreError, OSError):
+            self._leak(slot)
+
+    def _leak(self, slot: int) -> None:
+        """Go on although the record that a slot had before is left, until the next opening."""
+        self._versions.leaks = True
+        self._file.require_rebuild()
+        self._slots.add_flags(slot, SLOT_OLDER_UNDATED)
+
+    def _undo_supersede(self, slot: int, old: Superseded, taken: list[int]) -> None:
+        """Undo what was cut short, unless the new record is in the slot, and whole."""
+        for record in taken:
+            found = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+            if found & SLOT_RECORD_MASK == record and self._records.is_record(record):
+                self._leak(slot)  # unless the old one was dealt with, which nobody knows
+            else:
+                ending = SLOT_ENDING.pack(old.expires_at, old.tail)
+                self._file.restore(slot + SLOT_EXPIRES_OFFSET, ending)
+                self._slab.discard(record)
 
     def _give_up(self, slot: int, taken: list[int]) -> None:
         """Undo a `create` that was cut short, unless its record is in its slot already."""
@@ -163,6 +277,11 @@ class Changes:
             raise KeyNotFoundError(key, "has expired")
         return slot, expires_at
 
+    def is_same(self, slot: int, version: Version) -> bool:
+        """Return whether a live slot still has that record."""
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        return version == (tail, self._records.stamp_at(tail & SLOT_RECORD_MASK))
+
     def delete(self, key: str, key_hash: int, encoded_key: bytes, *, owes_flush: bool) -> int:
         """Delete a key; return the offset of its record, 0 where that is damaged.
 
@@ -193,20 +312,22 @@ class Changes:
     # Each returns the offset of the record; 0 where nothing was done: it would raise, or is out of
     # the ordinary.
 
-    def _create_fast(
-        self,
-        fast: FastPath,
-        encoded_key: bytes,
-        encoded: bytes,
-        created_at: int,
-        expires_at: int,
-        now_ms: int,
-    ) -> int:
-        done = fast.create_under_locks(encoded_key, encoded, created_at, expires_at, now_ms)
+    def _store_fast(self, fast: FastPath, new: NewRecord, replace: bool) -> int:
+        done = self._ask(fast, new, replace)
         if done == 0:
-            self._slab.open_extent_for(RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
-            done = fast.create_under_locks(encoded_key, encoded, created_at, expires_at, now_ms)
+            self._slab.open_extent_for(new.size)
+            done = self._ask(fast, new, replace)
         return done & SLOT_RECORD_MASK if type(done) is int else 0
+
+    def _ask(self, fast: FastPath, new: NewRecord, replace: bool) -> int | Plan | None:
+        stamp = 0  # the next one
+        if new.created_at is not None:
+            # Fits an absent key only; for others it is done in Python.
+            stamp = self._versions.stamp_of(new.stripe, new.created_at, None)
+            replace = False
+        return fast.create_under_locks(
+            new.encoded_key, new.encoded, stamp, new.expires_at, new.now_ms, replace
+        )
 
     def _delete_fast(self, fast: FastPath, encoded_key: bytes) -> int:
         now_ms = clock.now_ms()
@@ -216,26 +337,19 @@ class Changes:
             done = fast.delete_under_locks(encoded_key, now_ms)
         return done if type(done) is int else 0
 
-    def _create_planned(
-        self,
-        fast: FastPath,
-        encoded_key: bytes,
-        encoded: bytes,
-        created_at: int,
-        expires_at: int,
-        now_ms: int,
-    ) -> int:
+    def _store_planned(self, fast: FastPath, new: NewRecord, replace: bool) -> int:
         slot = record = 0
         changes: list[Change] = []
         taken: list[int] = []
+        old: Superseded | None = None
         try:
             with self._slab.lock:
-                planned = fast.create_under_locks(
-                    encoded_key, encoded, created_at, expires_at, now_ms
-                )
+                planned = self._ask(fast, new, replace)
                 if not isinstance(planned, tuple):
                     return 0
                 slot, record, changes = planned
+                if self._slots.is_live(slot):
+                    old = self._in_slot(slot, new.encoded_key)
                 try:
                     self._file.write_all(changes)
                 except BaseException:
@@ -243,9 +357,14 @@ class Changes:
                     if self._are_written(changes[:1]):
                         taken.append(record)
                     raise
+                if old is not None:
+                    self._done_with(slot, old, self._is_fresh(old, new.stripe))
         except BaseException:
-            self._restore_unless_whole(changes[-3:-1])
-            self._give_up(slot, taken)
+            if old is not None:
+                self._undo_supersede(slot, old, taken)
+            else:
+                self._restore_unless_whole(changes[-3:-1])
+                self._give_up(slot, taken)
             raise
         return record
 

@@ -136,8 +136,8 @@ class _NotOpened:
         )
 
     check_reentry = with_all_stripes = raise_closed
-    create = read_bytes = read_header = expiry = delete = raise_closed
-    count = iterate = purge_expired = purge_for_room = stats = raise_closed
+    store = read = read_bytes = read_header = touch = expiry = delete = raise_closed
+    count = any = iterate = purge_expired = purge_for_room = stats = raise_closed
 
 
 NOT_OPENED: Final[Any] = _NotOpened()

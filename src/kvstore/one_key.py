@@ -8,11 +8,12 @@ cost several calls more.
 from xxhash import xxh3_64_intdigest
 
 from . import clock
-from .changes import Changes, damaged_error
+from .changes import Changes, NewRecord, Version, damaged_error
 from .compiled import FastPath
 from .file.datafile import DataFile
 from .file.reentry import leave, thread, waiting
 from .format.layout import (
+    RECORD_HEADER_SIZE,
     SLOT_EXPIRES_OFFSET,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
@@ -51,21 +52,26 @@ class OneKey:
         self._durable = durable
         self._is_begun = False
 
-    def create(
+    def store(
         self,
         key: str,
         encoded_key: bytes,
         encoded: bytes,
         lifetime: int,
+        *,
+        replace: bool,
         times: tuple[int, int] | None = None,
+        only: Version | None = None,
     ) -> int:
-        """Create a key and return the offset of its record.
+        """Store a value under a key and return the offset of its record.
 
         It expires after `lifetime` milliseconds, 0: never; with `times`, these are its created_at
-        and its expires_at instead.
+        and its expires_at instead. With `only`, nothing is done, and 0 returned, where the key has
+        another record than that by now.
 
         Raises:
-            KeyExistsError, StoreFullError, CorruptStoreError: as `Changes.create`.
+            KeyExistsError, StoreFullError, CorruptStoreError: as `Changes.store`.
+            KeyNotFoundError: with `only`, it is absent, or has expired.
         """
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         if not self._is_begun:
@@ -77,11 +83,16 @@ class OneKey:
             with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
                 if locks.closed:
                     locks.raise_closed()
+                if only is not None and not self._changes.is_same(
+                    self._changes.find_live(key, key_hash, encoded_key)[0], only
+                ):
+                    return 0
                 now_ms = clock.now_ms()
-                created_at, expires_at = times or (now_ms, now_ms + lifetime if lifetime else 0)
-                return self._changes.create(
-                    key, key_hash, encoded_key, encoded, now_ms, created_at, expires_at
+                created_at, expires_at = times or (None, now_ms + lifetime if lifetime else 0)
+                new = NewRecord(
+                    key, key_hash, encoded_key, encoded, now_ms, expires_at, created_at
                 )
+                return self._changes.store(new, replace=replace)
         finally:
             if waiting:
                 leave()
@@ -100,8 +111,8 @@ class OneKey:
     def _mark_dirty(self) -> None:
         self._locks.mark_dirty()
 
-    def read_bytes(self, key: str, encoded_key: bytes) -> bytes:
-        """Return the value of a key as JSON.
+    def read(self, key: str, encoded_key: bytes) -> tuple[bytes, Version]:
+        """Return the value of a key as JSON, and which of its records has it.
 
         Raises:
             KeyNotFoundError: it is absent, or has expired.
@@ -123,7 +134,23 @@ class OneKey:
                 leave()
         if not verify(header, encoded, tail, expires_at, key_hash):
             raise damaged_error(key, slot, tail & SLOT_RECORD_MASK)
-        return encoded
+        return encoded, (tail, header[1])
+
+    def read_bytes(self, key: str, encoded_key: bytes) -> bytes:
+        """As `read`, the value alone."""
+        return self.read(key, encoded_key)[0]
+
+    def touch(self, key: str, encoded_key: bytes, lifetime: int) -> tuple[int, int]:
+        """Store the value of a key anew, with another expiry; return offset and size of the record.
+
+        Raises as `read` and `store`.
+        """
+        while True:
+            # No lock is held while the value is verified; so it is done again if it was replaced.
+            encoded, version = self.read(key, encoded_key)
+            record = self.store(key, encoded_key, encoded, lifetime, replace=True, only=version)
+            if record:
+                return record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
 
     @operation(flushes=False)
     def read_header(self, encoded_key: bytes) -> tuple[int, int, int, int]:
@@ -162,8 +189,10 @@ class OneKey:
             if waiting:
                 leave()
 
-    def delete(self, key: str, encoded_key: bytes) -> int:
+    def delete(self, key: str, encoded_key: bytes, only: Version | None = None) -> int:
         """Delete a key; return the offset of its record, 0 where that is damaged.
+
+        With `only`, nothing is done, and -1 returned, where the key has another record by now.
 
         Raises:
             KeyNotFoundError: it is absent, or has expired.
@@ -178,6 +207,10 @@ class OneKey:
             with inside, locks.stripes[key_hash >> STRIPE_SHIFT]:
                 if locks.closed:
                     locks.raise_closed()
+                if only is not None and not self._changes.is_same(
+                    self._changes.find_live(key, key_hash, encoded_key)[0], only
+                ):
+                    return -1
                 return self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
         finally:
             if waiting:

@@ -8,7 +8,8 @@ what, and in which order.
 import atexit
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
@@ -20,7 +21,13 @@ from . import clock, compiled
 from .all_keys import AllKeys
 from .changes import Changes, exists_error
 from .compiled import FastPath
-from .errors import InvalidKeyError, KeyNotFoundError, KVStoreError, StoreFullError
+from .errors import (
+    InvalidKeyError,
+    KeyExistsError,
+    KeyNotFoundError,
+    KVStoreError,
+    StoreFullError,
+)
 from .file.reentry import close_at_end, close_reporting, is_inside, leave, thread, waiting
 from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
 from .format.layout import (
@@ -29,6 +36,7 @@ from .format.layout import (
     MIN_MAX_BYTES,
     RECORD_HEADER_SIZE,
     SLOT_RECORD_MASK,
+    STAMP_SHIFT,
 )
 from .index.buckets import wanted_shape
 from .index.extents import Extents
@@ -37,19 +45,24 @@ from .index.segments import Segments
 from .index.slab import Slab
 from .index.slots import Slots
 from .index.stats import StoreStats
+from .index.versions import Versions
 from .locks import NOT_OPENED, StoreLocks, operation
 from .one_key import OneKey
+from .reclaiming import Reclaimer
 from .recovery.opening import open_file
 from .views import StoreItems, StoreValues
 
 Default = TypeVar("Default")
+Result = TypeVar("Result")
+
+_MISSING: Final = object()  # as a default: there is none
 
 _RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 
 _stores: "WeakSet[KVStore]" = WeakSet()
 
 
-class KVStore(Mapping[str, Value]):
+class KVStore(MutableMapping[str, Value]):
     """An embedded key-value store in one file, for one process and any number of its threads.
 
     Keys are strings of 1 to 32 characters, values dicts of at most 16,384 bytes of JSON.
@@ -118,17 +131,25 @@ class KVStore(Mapping[str, Value]):
         fast: FastPath | None = None
         try:
             extents = Extents(self._file)
-            self._slab = slab = Slab(self._file, extents)
+            self._versions = versions = Versions(self._file.path, durable=self._durable)
+            self._slab = slab = Slab(self._file, extents, versions)
             if not self._file.trusted:
                 from .recovery.rebuild import rebuild  # after a crash only
 
                 rebuild(self._file, extents, slab, clock.now_ms())
+            versions.start_after(self._file.latest_stamp, clock.now_ms())
+            self._file.before_flush = slab.note_promises
             self._records = records = Records(self._file)
-            self._slots = slots = Slots(self._file, slab, records)
-            self._segments = Segments(self._file, extents, slab, slots, compiled.selected)
+            self._slots = slots = Slots(self._file, slab, records, versions)
+            self._segments = Segments(
+                self._file, extents, slab, slots, versions, compiled.selected
+            )
             self._locks = locks = StoreLocks(self._file, extents.lock)
+            self._reclaimer = Reclaimer(locks, self._file, slab, versions)
             fast = self._make_fast_path()
-            changes = Changes(self._file, slab, records, slots, self._segments, fast)
+            changes = Changes(
+                self._file, slab, records, slots, self._segments, versions, fast
+            )
             self._one_key = OneKey(
                 locks, self._file, slots, records, changes, fast, durable=self._durable
             )
@@ -138,6 +159,7 @@ class KVStore(Mapping[str, Value]):
                 extents,
                 slab,
                 self._segments,
+                self._reclaimer,
                 max_bytes=max_bytes,
                 durable=self._durable,
             )
@@ -161,6 +183,7 @@ class KVStore(Mapping[str, Value]):
             self._file.live,
             self._slab.spare,
             self._slab.looked_at,
+            self._versions.words,
             self._locks.stripes,
             self._locks.space,
             self._file.hash_seed,
@@ -198,30 +221,126 @@ class KVStore(Mapping[str, Value]):
                     self._file.flush_record(done & SLOT_RECORD_MASK, done >> _RECORD_SIZE_SHIFT)
                 return
             encoded = done if type(done) is bytes else None
+        self._store(key, value, ttl, encoded, replace=False)
+
+    def put(self, key: str, value: Value, ttl: int | None = None) -> None:
+        """Store `value` under `key`, for `ttl` whole seconds or for ever, whatever was there.
+
+        It takes the place of both value and time-to-live. A reader sees the old value or the new
+        one, never neither, never a mixture; and so does whoever opens the file after a crash. After
+        power loss the key has the value that was last synced, or a later one.
+
+        >>> import tempfile
+        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
+        >>> store.put("user:1", {"visits": 1}, ttl=3600)
+        >>> store["user:1"] = {"visits": 2}
+        >>> store["user:1"], store.ttl("user:1")
+        ({'visits': 2}, None)
+
+        Raises:
+            InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
+            InvalidValueError: `value` would not read back equal.
+            ValueTooLargeError: it takes more than 16,384 bytes of JSON.
+            StoreFullError: no room, after what had expired was taken back; the key is as it was.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        fast, encoded = self._fast, None
+        if fast is not None:
+            done = fast.put(key, value, ttl)
+            if type(done) is int:
+                if self._durable:
+                    self._file.flush_record(done & SLOT_RECORD_MASK, done >> _RECORD_SIZE_SHIFT)
+                return
+            encoded = done if type(done) is bytes else None
+        self._store(key, value, ttl, encoded, replace=True)
+
+    def __setitem__(self, key: str, value: Value) -> None:
+        self.put(key, value)
+
+    def _store(
+        self, key: str, value: Value, ttl: int | None, encoded: bytes | None, *, replace: bool
+    ) -> None:
+        """Create or put what is out of the ordinary; `encoded` is `value` where it is known."""
         encoded_key = encode_key(key)
         lifetime = 0 if ttl is None else check_ttl(key, ttl)
         if encoded is None:
             encoded = encode_value(key, value)
-        record = 0
+        record = self._with_room(
+            lambda: self._one_key.store(key, encoded_key, encoded, lifetime, replace=replace)
+        )
+        if self._durable:
+            self._file.flush_record(record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
+
+    def _with_room(self, store: Callable[[], Result]) -> Result:
+        """Return what `store` does; where it finds no room, once what can be was taken back."""
         try:
-            record = self._one_key.create(key, encoded_key, encoded, lifetime)
+            return store()
         except StoreFullError:
             if self._file.read_only:
                 raise
-        if not record:
-            # Tried again even if another thread was the one to take something back.
-            self._all_keys.purge_for_room()
-            record = self._one_key.create(key, encoded_key, encoded, lifetime)
+        finally:
+            if self._slab.wants_reclaiming:
+                self._reclaimer.keep_up()
+        # Tried again even if another thread was the one to take something back.
+        self._all_keys.purge_for_room()
+        return store()
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        """Give `key` another time-to-live, from now on: `ttl` whole seconds, or for ever.
+
+        The value is verified and stored anew. One that has expired is not revived.
+
+        Raises:
+            InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
+            KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
+            CorruptStoreError: its bytes in the file are damaged.
+            StoreFullError: no room for another record; the key is as it was.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` a flush.
+        """
+        done = None if self._fast is None else self._fast.touch(key, ttl)
+        if done is False:
+            raise KeyNotFoundError(key)
+        if done is None:
+            encoded_key = encode_key(key)
+            lifetime = 0 if ttl is None else check_ttl(key, ttl)
+            record, size = self._with_room(
+                lambda: self._one_key.touch(key, encoded_key, lifetime)
+            )
+        else:
+            record, size = done & SLOT_RECORD_MASK, done >> _RECORD_SIZE_SHIFT
         if self._durable:
-            size = RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
             self._file.flush_record(record, size)
 
-    def _restore(self, key: str, encoded: bytes, created_at: int, expires_at: int) -> None:
-        """Create a key whose value is encoded already, with the times that it had elsewhere.
+    def setdefault(self, key: str, value: Value, ttl: int | None = None) -> Value:  # type: ignore[override]
+        """Return the value of `key`; where it is absent, store `value` and return that as read.
 
-        For tools that carry records from file to file. Raises as `create`.
+        In one step: of threads that set a default at the same time, all get the same.
+
+        Raises: as `create` and `read`, without KeyExistsError.
         """
-        self._one_key.create(key, encode_key(key), encoded, 0, (created_at, expires_at))
+        while True:
+            with suppress(KeyNotFoundError):
+                return self.read(key)
+            with suppress(KeyExistsError):  # another thread was faster
+                self.create(key, value, ttl)
+
+    def _restore(
+        self,
+        key: str,
+        encoded: bytes,
+        created_at: int,
+        expires_at: int,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Create or put a key whose value is encoded already, with the times that it had elsewhere.
+
+        For tools that carry records from file to file. Raises as `create`, or as `put`.
+        """
+        times = created_at, expires_at
+        self._one_key.store(key, encode_key(key), encoded, 0, replace=replace, times=times)
 
     def read(self, key: str) -> Value:
         """Return the value of `key` as a new dict.
@@ -296,6 +415,54 @@ class KVStore(Mapping[str, Value]):
     def __delitem__(self, key: str) -> None:
         self.delete(key)
 
+    @overload
+    def pop(self, key: str) -> Value: ...
+    @overload
+    def pop(self, key: str, default: Default) -> Value | Default: ...
+    def pop(self, key: str, default: object = _MISSING) -> object:
+        """Remove `key` and return its value, in one step: of several threads one gets it.
+
+        `default` stands for an absent key only, not for what cannot be a key. Nothing is removed
+        where the value is damaged.
+
+        Raises: as `read` and `delete`.
+        """
+        fast = None if self._durable else self._fast
+        encoded = None if fast is None else fast.pop(key)
+        if encoded:
+            return decode_value(key, encoded)
+        try:
+            if encoded is not None:
+                raise KeyNotFoundError(key)
+            return self._pop(key, encode_key(key))
+        except KeyNotFoundError:
+            if default is _MISSING:
+                raise
+            return default
+
+    def _pop(self, key: str, encoded_key: bytes) -> Value:
+        while True:
+            # No lock is held while the value is verified and parsed; so it is done again if it was
+            # replaced.
+            encoded, version = self._one_key.read(key, encoded_key)
+            value = decode_value(key, encoded)
+            record = self._one_key.delete(key, encoded_key, version)
+            if record >= 0:
+                if self._durable:
+                    self._file.flush_record(record, FREE_BLOCK.size)
+                return value
+
+    def popitem(self) -> tuple[str, Value]:
+        """Remove some key and return it with its value.
+
+        Raises:
+            KeyNotFoundError: the store is empty.
+        """
+        while (key := self._all_keys.any_key()) is not None:
+            with suppress(KeyNotFoundError):  # another thread was faster, or it expired
+                return key, self.pop(key)
+        raise KeyNotFoundError("any key, for the store is empty")
+
     def ttl(self, key: str) -> int | None:
         """Return the whole seconds until `key` expires, rounded up; None if it never does.
 
@@ -335,8 +502,8 @@ class KVStore(Mapping[str, Value]):
     def _whole(self, key: str) -> tuple[bytes, int, int]:
         """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
         value = self.read_bytes(key)
-        _, created_at, expires_at, _ = self._one_key.read_header(key.encode())
-        return value, created_at, expires_at
+        _, stamp, expires_at, _ = self._one_key.read_header(key.encode())
+        return value, stamp >> STAMP_SHIFT, expires_at
 
     # --- all keys ------------------------------------------------------------------------------
 
@@ -348,6 +515,10 @@ class KVStore(Mapping[str, Value]):
         for each that has expired and was not yet taken back; see `purge_expired`.
         """
         return self._all_keys.count()
+
+    def __bool__(self) -> bool:
+        """Return whether any key is there, without counting them."""
+        return self._all_keys.any_key() is not None
 
     def __iter__(self) -> Iterator[str]:
         """Yield the keys, in no order.
@@ -437,11 +608,18 @@ class KVStore(Mapping[str, Value]):
             close_at_end(self)
             return
         try:
+            self._reclaim_before_closing()
             with thread.inside:
                 self._close()
         finally:
             if waiting:
                 leave()
+
+    def _reclaim_before_closing(self) -> None:
+        """Reclaim what is retired while that is faster; what is left then is for `_close`."""
+        if not self._locks.closed and self._versions.retired_size:
+            with suppress(KVStoreError, OSError):
+                self._reclaimer.reclaim()
 
     def _has_let_go(self) -> bool:
         return self._locks.closed and (self._file.released or self._file.owned_by_parent)
@@ -456,19 +634,21 @@ class KVStore(Mapping[str, Value]):
             finally:
                 if self._locks.closed:
                     self._let_go_of_map()  # as where a fork came in between
-                    self._file.close()
+                    self._close_file()
 
     def _set_closed(self) -> None:
         try:
-            if not self._locks.closed:
-                self._slab.free_spare()
-        except BaseException as error:
-            self._file.require_rebuild()
-            if not isinstance(error, KVStoreError | OSError):
-                raise
-        finally:
             self._let_go_of_map()
+        finally:
             self._locks.set_closed()
+
+    def _close_file(self) -> None:
+        try:
+            if not self._file.pristine:
+                self._reclaimer.finish()
+        finally:
+            self._file.latest_stamp = self._versions.latest_stamp
+            self._file.close()
 
     def _detach_after_fork(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""

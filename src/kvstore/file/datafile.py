@@ -76,6 +76,8 @@ class DataFile:
         released: `close` has come to its end.
         trusted: the index on disk was found clean and whole; else it must be rebuilt before use.
         distrust: why not, in words.
+        latest_stamp: no record has a later one; set by whoever rebuilds or closes.
+        before_flush: called before each flush of everything that a caller is promised.
 
     Raises:
         StoreFullError: the disk has no room for the blocks that the file needs.
@@ -104,6 +106,8 @@ class DataFile:
         self.in_place = held.in_place
         self.released = self.read_only = self.in_memory = False
         self.size = extent_count << EXTENT_SHIFT
+        self.latest_stamp = found.state.stamp if found.state.intact else 0
+        self.before_flush: Callable[[], object] = _do_nothing
         self._requires_rebuild = False
         self._state = DiskState(found, extent_count, self._put)
         # From here on the file is changed.
@@ -172,6 +176,16 @@ class DataFile:
     def accept_rebuilt_index(self) -> None:
         """Say that the index was rebuilt and flushed. The disk hears of it from `close`."""
         self.trusted = True
+
+    @property
+    def void_stamp(self) -> int:
+        """Records with this stamp or an earlier one are void; 0 where none are."""
+        return self._state.now.stamp
+
+    def set_void_stamp(self, stamp: int) -> None:
+        """Say on disk that records with this stamp or an earlier one are void; 0: none are."""
+        with self._state.lock:
+            self._state.set_void_stamp(stamp)
 
     def restore(self, offset: int, old: bytes) -> None:
         """Take back a write at `offset` that may have happened or not.
@@ -246,6 +260,7 @@ class DataFile:
 
     def flush(self) -> None:
         """As `Flushing.flush`."""
+        self.before_flush()
         self._flushing.flush()
 
     def flush_record(self, offset: int, size: int) -> None:
@@ -349,7 +364,7 @@ class DataFile:
         # created and deleted have made them impossible: the file would be refused.
         state = clean_state(start, count, self.hash_seed)
         if state is not None:
-            self._state.write(state)
+            self._state.write(state._replace(stamp=self.latest_stamp))
             self._flushing.flush_last()
 
     @property
@@ -365,3 +380,7 @@ class DataFile:
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
         raise TypeError(f"{self.path}: an open file cannot be copied")
+
+
+def _do_nothing() -> None:
+    """Nothing is to be done before a flush."""

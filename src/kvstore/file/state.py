@@ -30,7 +30,9 @@ class DiskState:
     ) -> None:
         self.lock = Lock()
         self.closed = False
-        self.now = State(found.state.clean, extent_count, found.state.durable_count, 0, 0)
+        was = found.state
+        void_stamp = 0 if was.clean else was.stamp
+        self.now = State(was.clean, extent_count, was.durable_count, 0, 0, void_stamp)
         self._hash_seed = found.hash_seed
         self._is_intact = found.state.intact
         self._identity_to_restore = found.identity if found.identity_damaged else None
@@ -50,6 +52,11 @@ class DiskState:
         if self.now.clean or not self._is_intact:
             self.write(self.now._replace(clean=False))
             self._is_intact = True
+
+    def set_void_stamp(self, stamp: int) -> None:
+        """Say that records with this stamp or an earlier one are void; 0: none are."""
+        if stamp != self.now.stamp:
+            self.write(self.now._replace(stamp=stamp))
 
     def set_extent_count(self, count: int) -> None:
         """Say how long the file is by now."""

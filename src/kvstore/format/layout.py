@@ -428,8 +428,9 @@ SLOT_KEY_SIZE: Final = 32
 SLOT_EXPIRES_OFFSET: Final = 32  # in the slot
 SLOT_RECORD_OFFSET: Final = 40  # in the slot
 SLOT_KEY_SIZE_OFFSET: Final = 46  # in the slot
-# SLOT with its last eight bytes as one word.
+# SLOT with its last eight bytes as one word, and from expires_at on.
 SLOT_WORDS: Final = Struct("<32sQQ")
+SLOT_ENDING: Final = Struct("<QQ")
 SLOT_RECORD_MASK: Final = 0xFFFF_FFE0
 SLOT_OLDER: Final = 1  # in the slot's last word: there may be older records on the disk
 SLOT_OLDER_UNDATED: Final = 2  # likewise, whatever the stamp

@@ -73,7 +73,7 @@ class Extents:
         """Put `extent` on the list of free ones. The caller holds `lock`; nothing points to it."""
         head = self._file.shorts[FREE_EXTENTS_OFFSET >> 1]
         rollback.write(
-            map_entry_offset(extent), SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, head, 0)
+            map_entry_offset(extent), SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, head, 0, 0)
         )
         rollback.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
 

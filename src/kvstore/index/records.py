@@ -18,15 +18,18 @@ from kvstore.format.layout import (
     FIXED_EXTENTS,
     KIND_SLAB,
     RECORD,
+    RECORD_CHECKSUM_OFFSET,
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
+    RECORD_STAMP_OFFSET,
     RECORD_WORDS,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_VALUE_SIZE_SHIFT,
     key_hash,
+    record_checksum,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ class Records:
         key: bytes,
         value: bytes,
         key_hash: int,
-        created_at: int,
+        stamp: int,
         expires_at: int,
     ) -> None:
         """Write a record to the block at `offset`, which nothing points to yet.
@@ -63,9 +66,9 @@ class Records:
                 len(value),
                 len(key),
                 0,
-                created_at,
+                stamp,
                 expires_at,
-                xxh3_64_intdigest(value, key_hash ^ created_at ^ expires_at << 16 ^ offset),
+                xxh3_64_intdigest(value, key_hash ^ stamp ^ expires_at << 16 ^ offset),
             )
             + key
             + value
@@ -78,6 +81,13 @@ class Records:
     def finish_record(self, offset: int) -> None:
         """Set the magic that `write_record` left out."""
         self._file.write(offset, RECORD_MAGIC_BYTES)
+
+    def seal(self, offset: int, slot_tail: int, key: bytes) -> None:
+        """Give a record, whatever bytes it has, the checksum of these."""
+        (_, stamp, expires_at, _), value = self.read_record(slot_tail)
+        hash_of_key = key_hash(key, self._file.hash_seed)
+        checksum = record_checksum(value, hash_of_key, stamp, expires_at, offset)
+        self._file.write_word(offset + RECORD_CHECKSUM_OFFSET >> 3, checksum)
 
     def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
         """Copy the record that a slot's last word tells of: its header as four words, its value.
@@ -120,8 +130,17 @@ class Records:
         return verify(header, value, slot_tail, header[2], hash_of_key)
 
     def is_record(self, offset: int) -> bool:
-        """Return whether the block at `offset`, one of ours once, still begins with a record."""
+        """Return whether the block at `offset`, one of ours once, still begins with a record.
+
+        That may be retired by now.
+        """
         return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
+
+    def stamp_at(self, offset: int) -> int:
+        """Return the stamp of the record at `offset`; 0 where none can be."""
+        if offset + RECORD_HEADER_SIZE > self._file.size:
+            return 0
+        return self._words[offset + RECORD_STAMP_OFFSET >> 3]
 
     def expiry_at(self, offset: int) -> int:
         """Return expires_at of the record at `offset`; 0 where none can be."""
@@ -145,11 +164,11 @@ def verify(
     key_hash: int,
 ) -> bool:
     """Return whether what `read_record` copied is the record that the slot and the key speak of."""
-    sizes_and_magic, created_at, record_expires_at, checksum = header
+    sizes_and_magic, stamp, record_expires_at, checksum = header
     offset = slot_tail & SLOT_RECORD_MASK
     return (
         checksum
-        == xxh3_64_intdigest(value, key_hash ^ created_at ^ record_expires_at << 16 ^ offset)
+        == xxh3_64_intdigest(value, key_hash ^ stamp ^ record_expires_at << 16 ^ offset)
         and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
         and record_expires_at == expires_at
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvstore.compiled import Implementation
-from kvstore.errors import CorruptStoreError, StoreFullError
+from kvstore.errors import CorruptStoreError, KVStoreError, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
@@ -39,6 +39,7 @@ from kvstore.format.layout import (
     SHAPE_OFFSET,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
+    SLOT_FLAGS,
     SLOT_KEY_SIZE,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
@@ -67,6 +68,7 @@ from .buckets import (
 from .extents import Extents
 from .slab import Slab
 from .slots import Slots, control_offset_of
+from .versions import Versions
 
 _COUNT_MASK: Final = 0xFFFF
 _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
@@ -85,6 +87,7 @@ class Segments:
         extents: Extents,
         slab: Slab,
         slots: Slots,
+        versions: Versions,
         implementation: Implementation,
     ) -> None:
         self._file = file
@@ -94,6 +97,7 @@ class Segments:
         self._extents = extents
         self._slab = slab
         self._slots = slots
+        self._versions = versions
         self._implementation = implementation
         self._rebuilds = file.shorts[REBUILDS_OFFSET >> 1]
         self._undone = 0  # rewrites that were taken back
@@ -211,11 +215,27 @@ class Segments:
         )
 
     def _free_records(self, slots: list[bytes]) -> None:
-        """Free the records of slots that are no longer in the table."""
-        records = [self._slots.slot_record(slot) for slot in slots]
-        if not all(records):
+        """Free or mark the records of slots that are no longer in the table."""
+        records = []
+        for slot in slots:
+            record = self._slots.slot_record(slot)
+            (tail,) = U64.unpack_from(slot, SLOT_RECORD_OFFSET)
+            if not record:
+                self._file.require_rebuild()
+                self._versions.leaks = True
+            elif tail & SLOT_FLAGS:
+                self._release(tail, self._slots.slot_key(slot))
+            else:
+                records.append(record)
+        self._slab.free_soon(records)
+
+    def _release(self, tail: int, key: bytes) -> None:
+        """As `Slots.release`; where that fails, the next opening does it."""
+        try:
+            self._slots.release(tail, key)
+        except (KVStoreError, OSError):
             self._file.require_rebuild()
-        self._slab.free_soon([record for record in records if record])
+            self._versions.leaks = True
 
     # --- gone through --------------------------------------------------------------------------
 
@@ -234,18 +254,41 @@ class Segments:
             The keys that have not expired; the position of the next segment; what is wrong where
             damage keeps a key from being told, in words.
         """
-        extent = self._directory[position]
-        keys: list[bytes] = []
-        damage: list[str] = []
+        following, damage = self._next_position(position)
+        if damage:
+            return [], following, [damage]
+        found = list(self._keys(position, now_ms))
+        keys = [key for key, damage in found if not damage]
+        return keys, following, [damage for _, damage in found if damage]
+
+    def any_key(self, position: int, now_ms: int) -> tuple[bytes | None, int, str]:
+        """As `segment_keys`, but one key or None, and what is wrong first."""
+        following, first_damage = self._next_position(position)
+        entry = self._words[map_entry_offset(self._directory[position]) >> 3]
+        if not first_damage and entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK:
+            for key, damage in self._keys(position, now_ms):
+                if not damage:
+                    return key, following, ""
+                first_damage = first_damage or damage
+        return None, following, first_damage
+
+    def _next_position(self, position: int) -> tuple[int, str]:
+        """Return the position of the next segment, and what is wrong with this one, in words."""
         try:
-            depth, prefix = depth_and_prefix(self._file, extent, position)
+            depth, prefix = depth_and_prefix(self._file, self._directory[position], position)
         except CorruptStoreError as error:
-            return keys, self._end_of_run(position), [str(error)]
+            return self._end_of_run(position), str(error)
+        return prefix + segment_run(depth), ""
+
+    def _keys(self, position: int, now_ms: int) -> Iterator[tuple[bytes, str]]:
+        """Yield the keys of a segment that have not expired; or what keeps one from being told."""
+        extent = self._directory[position]
+        depth, prefix = depth_and_prefix(self._file, extent, position)
         first = extent << EXTENT_SHIFT
         shape = self._words[first + SHAPE_OFFSET >> 3]
         for bucket in range(first, first + EXTENT_SIZE, BUCKET_SIZE):
             if is_torn(self._file, bucket, shape):  # a key may be in another bucket besides
-                damage.append(str(torn_bucket_error(self._file, bucket, shape)))
+                yield b"", str(torn_bucket_error(self._file, bucket, shape))
                 continue
             for index, expires_at, slot in live_slots(self._map[bucket : bucket + BUCKET_SIZE]):
                 if expires_at and self._slots.is_expired(slot_offset(bucket, index), now_ms):
@@ -259,13 +302,12 @@ class Segments:
                     and hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) == prefix
                     and control == FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
                 ):
-                    keys.append(key)
+                    yield key, ""
                 else:
-                    damage.append(
+                    yield b"", (
                         f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} names a "
                         f"key whose hash does not lead there; slot or record is damaged"
                     )
-        return keys, prefix + segment_run(depth), damage
 
     def segment_expiry(self, position: int, now_ms: int) -> tuple[int, int, bool]:
         """Look at the segment that directory entry `position` leads to.

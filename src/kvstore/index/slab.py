@@ -7,7 +7,9 @@ Invariants, under the space lock of `extents`:
 3. A block is taken only from an extent that was looked at in this opening: every whole record in
    it is of its class, and in a block that was taken. In a copy that was torn while it was made
    others may be there, of a later moment, which the next rebuild would take for the right ones.
-4. One extent without a live block, the spare, stays with its class, so that a record that comes and
+4. A block whose record is retired, or marked, counts as live, and as `retired` in its extent's
+   entry, until `sweep` frees it.
+5. One extent without a live block, the spare, stays with its class, so that a record that comes and
    goes as the only one of its size opens and frees none. It goes to the pool when another extent is
    emptied, when any class opens one, and when the file is closed.
 """
@@ -37,14 +39,20 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FREE_MAGIC,
     FREE_NEXT_SHIFT,
+    FRESH_EXTENT_OFFSET,
+    GENERATION_SHIFT,
     KIND_SLAB,
+    MARKED_MAGIC,
+    MARKS_WORD,
     NO_BLOCK,
     NO_EXTENT,
     RECORD_MAGIC,
+    RETIRED_SIZE_WORD,
     SIZE_CLASSES,
     SLAB_ENTRY,
     SLAB_NEXT_OFFSET,
     SLAB_PREVIOUS_OFFSET,
+    SLAB_RETIRED_OFFSET,
     U16,
     U64,
     class_head_offset,
@@ -54,25 +62,38 @@ from kvstore.format.records import is_valid_record, magics, size_class_at
 
 from .buckets import advice
 from .extents import Extents
+from .versions import Versions
 
 _UNUSED: Final = bytes(EXTENT_SIZE)
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
 # The upper half of an entry's first word where no block of its class is left.
 _FULL: Final = tuple(count << 16 | NO_BLOCK for count in BLOCKS_PER_EXTENT)
+_MAGIC: Final = 0xFFFF_FFFF
+_SIZES: Final = (1 << GENERATION_SHIFT) - 1 ^ _MAGIC  # in a record's first word
+# How much may be retired before the file grows: this part of what is in use, or so many bytes.
+_MOST_RETIRED: Final = 7 / 16
+_LEAST_RECLAIMED: Final = 4 * 1024 * 1024
 # An entry's first word without its first free block.
 _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 
 
 class Slab:
-    """Allocates and frees blocks of `file`."""
+    """Allocates and frees blocks of `file`.
 
-    def __init__(self, file: DataFile, extents: Extents) -> None:
+    Attributes:
+        lock: the space lock.
+        wants_reclaiming: much is retired, and the file would have to grow.
+    """
+
+    def __init__(self, file: DataFile, extents: Extents, versions: Versions) -> None:
         self._file = file
         self._map = file.map
         self._words = file.words
         self._shorts = file.shorts
         self._extents = extents
+        self._versions = versions
         self.lock = extents.lock
+        self.wants_reclaiming = False
         # The extent that was last emptied or opened: the spare, while it has no live block.
         self.spare = array("Q", [NO_EXTENT])
         self.looked_at = bytearray(EXTENT_MAP_ENTRIES)
@@ -185,38 +206,140 @@ class Slab:
         """
         if self.fast is not None and self.fast.free(offset):
             return
+        with self.lock:
+            self._free(offset)
+
+    def _free(self, offset: int) -> None:
+        """As `free`. The caller holds the space lock."""
         extent = offset >> EXTENT_SHIFT
         entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
-        with self.lock:
-            entry = self._words[entry_offset >> 3]
-            size_class = entry >> 8 & 0xFF
-            was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
-            block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
-            after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
-            was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
-            if block >= entry >> ENTRY_FRESH_SHIFT:
-                self._refuse_untaken(extent, block, entry)
-            if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
-                self._check_is_last(extent, block, entry)
-            head = self._words[offset >> 3]
-            link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
-            # The link last: it ends the record. A disk that refuses a write before it, and then
-            # the undoing too, has not taken the record away.
-            if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
-                self._make_spare(extent)
-            if was_full:
-                with Rollback(self._file) as rollback:
-                    rollback.write(entry_offset, U64.pack(after))
+        entry = self._words[entry_offset >> 3]
+        size_class = entry >> 8 & 0xFF
+        was_first = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
+        block = (offset & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
+        after = (entry & _REST) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
+        was_full = entry >> ENTRY_FIRST_FREE_SHIFT == _FULL[size_class]
+        if block >= entry >> ENTRY_FRESH_SHIFT:
+            self._refuse_untaken(extent, block, entry)
+        if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
+            self._check_is_last(extent, block, entry)
+        head = self._words[offset >> 3]
+        link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
+        # The link last: it ends the record. A disk that refuses a write before it, and then
+        # the undoing too, has not taken the record away.
+        if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
+            self._make_spare(extent)
+        if was_full or head >> GENERATION_SHIFT:
+            with Rollback(self._file) as rollback:
+                rollback.write(entry_offset, U64.pack(after))
+                if was_full:
                     self._link(extent, size_class, rollback)
-                    rollback.write(offset, U64.pack(link))
+                if head >> GENERATION_SHIFT:
+                    self._count_retired(extent, -1, rollback)
+                rollback.write(offset, U64.pack(link))
+            return
+        try:
+            self._file.write_word(entry_offset >> 3, after)
+            self._file.write_word(offset >> 3, link)
+        except BaseException:
+            self._file.restore(offset, U64.pack(head))
+            self._file.restore(entry_offset, U64.pack(entry))
+            raise
+
+    # --- retired -------------------------------------------------------------------------------
+
+    def retire(self, offset: int, magic: int = RECORD_MAGIC) -> None:
+        """Retire the record at `offset`, or with `MARKED_MAGIC` mark it. Takes the space lock.
+
+        Where it raises, nothing has changed.
+        """
+        with self.lock:
+            self._retire(offset, magic)
+
+    def _retire(self, offset: int, magic: int) -> None:
+        """As `retire`. The caller holds the space lock."""
+        size_class = self._words[map_entry_offset(offset >> EXTENT_SHIFT) >> 3] >> 8 & 0xFF
+        sizes = self._words[offset >> 3] & _SIZES
+        head = magic | sizes | self._versions.generation << GENERATION_SHIFT
+        # Counted first, for too much does no harm.
+        self._versions.words[RETIRED_SIZE_WORD] += BLOCK_SIZES[size_class]
+        self._versions.words[MARKS_WORD] += magic == MARKED_MAGIC
+        with Rollback(self._file) as rollback:
+            rollback.write(offset, U64.pack(head))
+            self._count_retired(offset >> EXTENT_SHIFT, 1, rollback)
+
+    def _count_retired(self, extent: int, difference: int, rollback: Rollback) -> None:
+        place = map_entry_offset(extent) + SLAB_RETIRED_OFFSET
+        count = self._shorts[place >> 1] + difference
+        rollback.write(place, U16.pack(max(count, 0)))
+
+    def free_or_retire(self, offset: int, *, is_fresh: bool) -> None:
+        """Have done with a record that was superseded. The caller holds the space lock."""
+        if is_fresh:
+            self._free(offset)
+        else:
+            self._retire(offset, RECORD_MAGIC)
+
+    def note_promises(self) -> None:
+        """Count all records as promised, for a flush that is about to be. Takes the space lock."""
+        with self.lock:
+            self._versions.note_promises()
+
+    def _retires_more_than(self, part: float) -> bool:
+        """Return whether more is retired than this part of what the file has in use."""
+        used = self._shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT
+        return self._versions.retired_size > used * part
+
+    def retires_too_much(self) -> bool:
+        """Return whether more is retired than not: then the file would grow past its bounds."""
+        return self._retires_more_than(0.5)
+
+    def count_retired(self) -> list[int]:
+        """Return the extents that have retired blocks, and note how many bytes these are.
+
+        Takes the space lock.
+        """
+        with self.lock:
+            found = []
+            size = 0
+            entries = self._map[EXTENT_MAP_OFFSET : map_entry_offset(self._file.extent_count)]
+            for extent, entry in enumerate(SLAB_ENTRY.iter_unpack(entries)):
+                kind, size_class, *_, retired, _ = entry
+                if kind == KIND_SLAB and retired:
+                    found.append(extent)
+                    size += retired * BLOCK_SIZES[size_class]
+            self._versions.words[RETIRED_SIZE_WORD] = size
+            return found
+
+    def sweep(self, extent: int, magic: int, generation: int) -> None:
+        """Free the blocks of an extent that were retired in another generation than this.
+
+        With `RECORD_MAGIC` those of superseded records, with `MARKED_MAGIC` those of marked ones.
+        Takes the space lock; the caller holds a stripe, so that the store stays open meanwhile.
+        """
+        if self.fast is not None and self.fast.sweep(extent, magic, generation) is not None:
+            return
+        with self.lock:
+            kind, size_class, _, _, fresh, *_, retired, _ = SLAB_ENTRY.unpack_from(
+                self._map, map_entry_offset(extent)
+            )
+            if kind != KIND_SLAB or not retired:
                 return
-            try:
-                self._file.write_word(entry_offset >> 3, after)
-                self._file.write_word(offset >> 3, link)
-            except BaseException:
-                self._file.restore(offset, U64.pack(head))
-                self._file.restore(entry_offset, U64.pack(entry))
-                raise
+            size = BLOCK_SIZES[size_class]
+            start = extent << EXTENT_SHIFT
+            end = start + min(fresh * size, EXTENT_SIZE)
+            heads = self._words[start >> 3 : end >> 3 : size >> 3].tolist()
+            for offset, head in zip(range(start, end, size), heads, strict=True):
+                if head & _MAGIC == magic and head >> GENERATION_SHIFT not in (0, generation):
+                    self._free(offset)
+                    self._uncount(size, magic)
+
+    def _uncount(self, size: int, magic: int) -> None:
+        words = self._versions.words
+        words[RETIRED_SIZE_WORD] -= min(size, words[RETIRED_SIZE_WORD])
+        words[MARKS_WORD] -= magic == MARKED_MAGIC and words[MARKS_WORD] > 0
+
+    # --- extents -------------------------------------------------------------------------------
 
     def _make_spare(self, extent: int) -> None:
         """Have `extent`, which is about to be emptied or opened, be the spare from then on."""
@@ -256,7 +379,7 @@ class Slab:
         end = start + min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
         heads = self._words[start >> 3 : end >> 3 : size >> 3].tolist()
         heads[block : block + 1] = []
-        found = sum(head & 0xFFFF_FFFF == RECORD_MAGIC for head in heads)
+        found = sum(head & _MAGIC in (RECORD_MAGIC, MARKED_MAGIC) for head in heads)
         if found or not entry >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self._file.require_rebuild()
             raise CorruptStoreError(
@@ -329,11 +452,13 @@ class Slab:
         It is the spare, if there is one; and then itself, until a block of it is taken.
         """
         self._free_spare()
+        if self._versions.retired_size > _LEAST_RECLAIMED:
+            self.wants_reclaiming = self._retires_more_than(_MOST_RETIRED)
         with Rollback(self._file) as rollback:
             extent = self._extents.allocate(rollback)
             rollback.write(
                 map_entry_offset(extent),
-                SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0),
+                SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, NO_EXTENT, NO_EXTENT, 0, 0),
             )
             rollback.write(class_head_offset(size_class), U16.pack(extent))  # the list was empty
             if not self.looked_at[extent]:

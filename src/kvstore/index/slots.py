@@ -37,18 +37,22 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
+    MARKED_MAGIC,
     SEGMENT_EARLIEST_OFFSET,
     SHAPE_OFFSET,
     SHAPE_PREFIX_SHIFT,
     SLOT,
     SLOT_COUNT,
+    SLOT_ENDING,
     SLOT_EXPIRES_OFFSET,
+    SLOT_FLAGS,
     SLOT_KEY_SIZE,
     SLOT_KEY_SIZE_OFFSET,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
+    SLOT_VALUE_SIZE_SHIFT,
     STRIPE_SHIFT,
     TOMBSTONE_BYTE,
     U64,
@@ -58,6 +62,7 @@ from kvstore.format.layout import (
 from .buckets import SHAPE_MASKS, torn_bucket_error, wanted_shape, wrong_bucket_error
 from .records import Records
 from .slab import Slab
+from .versions import Versions
 
 _COUNT_MASK: Final = 0xFFFF
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
@@ -71,13 +76,14 @@ class Slots:
     Made once the index of the file is there: it keeps how often that was rebuilt.
     """
 
-    def __init__(self, file: DataFile, slab: Slab, records: Records) -> None:
+    def __init__(self, file: DataFile, slab: Slab, records: Records, versions: Versions) -> None:
         self._file = file
         self._map = file.map
         self._words = file.words
         self._directory = file.directory
         self._slab = slab
         self._records = records
+        self._versions = versions
         self._wanted_shape = wanted_shape(file)
         self.fast: FastPath | None = None  # of the store, once it is open
 
@@ -164,12 +170,7 @@ class Slots:
         file.write(slot, SLOT.pack(key, expires_at, record, value_size, len(key)))
         entry_offset = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4)
         if expires_at:
-            earliest = (slot & -BUCKET_SIZE) + EARLIEST_OFFSET >> 3
-            if expires_at < words[earliest]:
-                file.write_word(earliest, expires_at)
-            earliest = entry_offset + SEGMENT_EARLIEST_OFFSET >> 3
-            if expires_at < words[earliest]:
-                file.write_word(earliest, expires_at)
+            self._note_expiry(slot, expires_at)
         control_offset = control_offset_of(slot)
         control = self._map[control_offset]
         entry = words[entry_offset >> 3]
@@ -184,8 +185,34 @@ class Slots:
             self._file.restore(entry_offset, U64.pack(entry))
             raise
 
+    def _note_expiry(self, slot: int, expires_at: int) -> None:
+        """Have "earliest expiry" of a slot's bucket and segment be no later than this."""
+        bucket = (slot & -BUCKET_SIZE) + EARLIEST_OFFSET
+        segment = EXTENT_MAP_OFFSET + (slot >> EXTENT_SHIFT << 4) + SEGMENT_EARLIEST_OFFSET
+        for earliest in (bucket >> 3, segment >> 3):
+            if expires_at < self._words[earliest]:
+                self._file.write_word(earliest, expires_at)
+
+    def replace(self, slot: int, record_and_flags: int, value_size: int, expires_at: int) -> None:
+        """Make a live slot point at another whole record of its key.
+
+        Where it raises, the slot is either as it was or switched.
+        """
+        key_size = self._map[slot + SLOT_KEY_SIZE_OFFSET]
+        tail = (
+            record_and_flags | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT
+        )
+        self._file.write(slot + SLOT_EXPIRES_OFFSET, SLOT_ENDING.pack(expires_at, tail))
+        if expires_at:
+            self._note_expiry(slot, expires_at)
+
+    def add_flags(self, slot: int, flags: int) -> None:
+        """Set flags of a live slot; where the disk refuses, as `DataFile.restore` does."""
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+        self._file.restore(slot + SLOT_RECORD_OFFSET, U64.pack(tail | flags))
+
     def delete(self, slot: int, key: bytes) -> int:
-        """Take the live slot of `key` out of the table, then free its record.
+        """Take the live slot of `key` out of the table, then free its record, or mark it.
 
         A block that does not hold a record of that key, because slot or record is damaged, is left
         alone; the next opening sorts it out. Where it raises, the key is either there or gone.
@@ -199,18 +226,35 @@ class Slots:
             return record
         if not self._records.contains_record_of(tail, key):
             self._file.require_rebuild()
+            self._versions.leaks = True
             self.remove(slot)
             return 0
         try:
             self.remove(slot)
-            self._slab.free(record)
+            self.release(tail, key)
         except BaseException:
             self.put_back_unless_freed(slot, key)
             raise
         return record
 
+    def release(self, tail: int, key: bytes) -> None:
+        """Free the record of a slot that is out of the table, with `tail` as its last word.
+
+        Or mark it, where older ones may be on the disk: see `versions`.
+        """
+        record = tail & SLOT_RECORD_MASK
+        stripe = key_hash(key, self._file.hash_seed) >> STRIPE_SHIFT if tail & SLOT_FLAGS else 0
+        if not self._versions.may_have_older(stripe, self._records.stamp_at(record), tail):
+            self._slab.free(record)
+            return
+        is_damaged = not self._records.is_valid_record(tail)
+        self._slab.retire(record, MARKED_MAGIC)
+        if is_damaged:
+            # Only what is whole outranks others; and only now, for nobody must read this value.
+            self._records.seal(record, tail, key)
+
     def put_back_unless_freed(self, slot: int, key: bytes) -> None:
-        """Put a slot back that was removed and whose record was not freed.
+        """Put a slot back that was removed and whose record was neither freed nor marked.
 
         A record without a slot must not outlive this: the next rebuild would adopt it, although its
         key may have been created and deleted again meanwhile. And where it was freed, another

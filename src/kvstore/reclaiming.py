@@ -1,0 +1,135 @@
+"""Reclaiming: the blocks of records that were superseded, or marked as deleted, become free again.
+
+What was retired may be what the disk has of its key, so it is cleared only once all that came later
+has been flushed; a mark, only once all that it outranks has been cleared and flushed. So, one
+generation after the other:
+
+1. With all stripes held, begin a new generation.
+2. Flush. Free what was retired, but not marked, in other generations.
+3. Flush. Free what was marked in other generations.
+4. Note that records of before have no older ones on the disk any more.
+
+That is done as the store is closed; by a thread of its own, which ends then, where the file would
+have to grow although much of it is retired; and by an operation that finds no room. `versions` has
+what the answers to "may this be cleared at once?" rest on.
+"""
+
+from contextlib import suppress
+from threading import Thread
+from time import sleep
+from typing import Final
+
+from .compiled import Lock
+from .errors import KVStoreError, StoreBusyError
+from .file.datafile import DataFile
+from .format.layout import MARKED_MAGIC, RECORD_MAGIC, STRIPE_COUNT
+from .index.slab import Slab
+from .index.versions import Versions
+from .locks import StoreLocks, operation
+
+# How many extents are swept before other threads get their turn.
+_AT_A_TIME: Final = 64
+
+
+class Reclaimer:
+    """Reclaims the retired blocks of a store; one thread at a time."""
+
+    def __init__(self, locks: StoreLocks, file: DataFile, slab: Slab, versions: Versions) -> None:
+        self._locks = locks
+        self._file = file
+        self._slab = slab
+        self._versions = versions
+        self._running = Lock()  # taken before any other
+        self._has_thread = False
+
+    def keep_up(self) -> None:
+        """Reclaim in a thread of its own, where one would be of use. The caller holds no lock.
+
+        Where that one does not keep up, wait for it. Where no thread can be had, as while the
+        interpreter ends, it is done another time.
+        """
+        self._slab.wants_reclaiming = False
+        if self._has_thread:
+            if self._slab.retires_too_much():
+                with suppress(KVStoreError, OSError):
+                    self.reclaim()
+        else:
+            self._has_thread = True
+            try:
+                Thread(target=self._run_thread, name="kvstore-reclaim").start()
+            except BaseException as error:
+                self._has_thread = False
+                if not isinstance(error, RuntimeError):
+                    raise
+
+    def _run_thread(self) -> None:
+        try:
+            # Whoever flushes next is told of a failed flush.
+            with suppress(KVStoreError, OSError):
+                self.reclaim()
+        finally:
+            self._has_thread = False
+
+    @operation(flushes=True)
+    def reclaim(self) -> None:
+        """As `reclaim_inside`, as an operation of its own."""
+        self.reclaim_inside()
+
+    def reclaim_inside(self) -> None:
+        """Reclaim all that was retired by now. The caller holds no lock.
+
+        Raises:
+            StoreBusyError: this thread is doing so already, and was interrupted.
+            StoreClosedError: the store is closed.
+            StoreFullError, OSError: the disk refused a write or a flush.
+        """
+        if self._running._is_owned():
+            raise StoreBusyError(f"{self._file.path}: this thread is reclaiming space already")
+        with self._running:
+            if self._slab.count_retired():
+                self._reclaim()
+
+    def _reclaim(self) -> None:
+        versions = self._versions
+        stamps = self._locks.with_all_stripes(versions.begin_generation)
+        generation = versions.generation
+        self._file.flush()
+        self._sweep(RECORD_MAGIC, generation)
+        if versions.leaks:
+            return
+        if versions.marks:
+            self._file.flush()
+            self._sweep(MARKED_MAGIC, generation)
+        versions.settle(stamps)
+
+    def _sweep(self, magic: int, generation: int) -> None:
+        for number, extent in enumerate(self._slab.count_retired(), 1):
+            # A stripe, of which any will do, keeps the store open meanwhile.
+            with self._locks.stripes[number % STRIPE_COUNT]:
+                if self._locks.closed:
+                    self._locks.raise_closed()
+                self._slab.sweep(extent, magic, generation)
+            if number % _AT_A_TIME == 0:
+                sleep(0)
+
+    def finish(self) -> None:
+        """Reclaim what is left once the store is closed: nothing else is done in it any more.
+
+        Where that fails, the next opening does it.
+        """
+        with self._running:  # another thread has come to its end
+            try:
+                for magic in (RECORD_MAGIC, MARKED_MAGIC):
+                    if (extents := self._slab.count_retired()) and not (
+                        magic == MARKED_MAGIC and self._versions.leaks
+                    ):
+                        self._file.flush()
+                        for extent in extents:
+                            self._slab.sweep(extent, magic, 0)
+                if self._slab.count_retired():
+                    self._file.require_rebuild()
+                self._slab.free_spare()
+            except BaseException as error:
+                self._file.require_rebuild()
+                if not isinstance(error, KVStoreError | OSError):
+                    raise
