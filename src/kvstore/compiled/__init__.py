@@ -79,7 +79,7 @@ class FastPath(Protocol):
         """Free the block of a record that no slot points to."""
 
     def create_under_locks(
-        self, key: bytes, encoded: bytes, created_at: int, expires_at: int, now_ms: int
+        self, key: bytes, encoded: bytes, stamp: int, expires_at: int, now_ms: int
     ) -> int | Plan | None:
         """Create a key whose stripe the caller holds; as `create`, but 0: open an extent first.
 

@@ -444,7 +444,6 @@ cdef class FastPath:
         if (
             start + value_size > self.live[0]
             or offset < first_record
-            or offset & 7
             or not value_size  # what is empty would seem ABSENT
         ):
             return RARE
@@ -502,14 +501,20 @@ cdef class FastPath:
         if not self.may_change(key_hash):
             return encoded
         return self.create_(
-            key_hash, text, size, encoded, now_ms, now_ms + lifetime if lifetime else 0, now_ms
+            key_hash,
+            text,
+            size,
+            encoded,
+            now_ms << STAMP_SHIFT,
+            now_ms + lifetime if lifetime else 0,
+            now_ms,
         )
 
     def create_under_locks(
         self,
         bytes key not None,
         bytes encoded not None,
-        uint64_t created_at,
+        uint64_t stamp,
         uint64_t expires_at,
         uint64_t now_ms,
     ):
@@ -533,7 +538,7 @@ cdef class FastPath:
             if not self.begin_under_locks():
                 return RARE
             created = self.create_(
-                xxh3(text, size, self.seed), text, size, encoded, created_at, expires_at, now_ms
+                xxh3(text, size, self.seed), text, size, encoded, stamp, expires_at, now_ms
             )
             if created is EXISTS or created is encoded:
                 return 0 if self.awaits_extent else RARE
@@ -558,7 +563,7 @@ cdef class FastPath:
         const uint8_t *key,
         uint64_t key_size,
         bytes encoded,
-        uint64_t created_at,
+        uint64_t stamp,
         uint64_t expires_at,
         uint64_t now_ms,
     ):
@@ -583,20 +588,20 @@ cdef class FastPath:
         if not record:
             self.awaits_extent = not load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             return encoded
-        checksum = checksum_of(encoded, seed_of(key_hash, created_at, expires_at, record))
+        checksum = checksum_of(encoded, seed_of(key_hash, stamp, expires_at, record))
         # Nothing was stored so far, and from here on all is.
         if not self.take_block(record >> EXTENT_SHIFT, size_class, after):
             return encoded
         if self.plan is None:
             self.write_record(
-                self.base + record, key, key_size, encoded, created_at, expires_at, checksum
+                self.base + record, key, key_size, encoded, stamp, expires_at, checksum
             )
             keep_order()
         else:
             whole = PyBytes_FromStringAndSize(NULL, size)
             self.write_record(
                 <uint8_t *>PyBytes_AS_STRING(whole),
-                key, key_size, encoded, created_at, expires_at, checksum,
+                key, key_size, encoded, stamp, expires_at, checksum,
             )
             self.plan.append((record + RECORD_MAGIC_SIZE, whole[RECORD_MAGIC_SIZE:], b""))
         memset(image, 0, SLOT_KEY_SIZE)
@@ -677,7 +682,7 @@ cdef class FastPath:
         const uint8_t *key,
         uint64_t key_size,
         bytes encoded,
-        uint64_t created_at,
+        uint64_t stamp,
         uint64_t expires_at,
         uint64_t checksum,
     ) noexcept:
@@ -686,7 +691,7 @@ cdef class FastPath:
             place,
             RECORD_MAGIC | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT,
         )
-        store(place + RECORD_CREATED_OFFSET, created_at)
+        store(place + RECORD_STAMP_OFFSET, stamp)
         store(place + RECORD_EXPIRES_OFFSET, expires_at)
         store(place + RECORD_CHECKSUM_OFFSET, checksum)
         memcpy(place + RECORD_HEADER_SIZE, key, key_size)
@@ -941,7 +946,7 @@ cdef class FastPath:
 
 
 cdef inline uint64_t seed_of(
-    uint64_t key_hash, uint64_t created_at, uint64_t expires_at, uint64_t offset
+    uint64_t key_hash, uint64_t stamp, uint64_t expires_at, uint64_t offset
 ) noexcept:
     """Return the seed of a record's checksum: see `layout`, "Slab"."""
-    return key_hash ^ created_at ^ expires_at << EXPIRY_SEED_SHIFT ^ offset
+    return key_hash ^ stamp ^ expires_at << EXPIRY_SEED_SHIFT ^ offset
