@@ -89,9 +89,7 @@ class OneKey:
                     return 0
                 now_ms = clock.now_ms()
                 created_at, expires_at = times or (None, now_ms + lifetime if lifetime else 0)
-                new = NewRecord(
-                    key, key_hash, encoded_key, encoded, now_ms, expires_at, created_at
-                )
+                new = NewRecord(key, key_hash, encoded_key, encoded, now_ms, expires_at, created_at)
                 return self._changes.store(new, replace=replace)
         finally:
             if waiting:

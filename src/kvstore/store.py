@@ -141,15 +141,11 @@ class KVStore(MutableMapping[str, Value]):
             self._file.before_flush = slab.note_promises
             self._records = records = Records(self._file)
             self._slots = slots = Slots(self._file, slab, records, versions)
-            self._segments = Segments(
-                self._file, extents, slab, slots, versions, compiled.selected
-            )
+            self._segments = Segments(self._file, extents, slab, slots, versions, compiled.selected)
             self._locks = locks = StoreLocks(self._file, extents.lock)
             self._reclaimer = Reclaimer(locks, self._file, slab, versions)
             fast = self._make_fast_path()
-            changes = Changes(
-                self._file, slab, records, slots, self._segments, versions, fast
-            )
+            changes = Changes(self._file, slab, records, slots, self._segments, versions, fast)
             self._one_key = OneKey(
                 locks, self._file, slots, records, changes, fast, durable=self._durable
             )
@@ -305,9 +301,7 @@ class KVStore(MutableMapping[str, Value]):
         if done is None:
             encoded_key = encode_key(key)
             lifetime = 0 if ttl is None else check_ttl(key, ttl)
-            record, size = self._with_room(
-                lambda: self._one_key.touch(key, encoded_key, lifetime)
-            )
+            record, size = self._with_room(lambda: self._one_key.touch(key, encoded_key, lifetime))
         else:
             record, size = done & SLOT_RECORD_MASK, done >> _RECORD_SIZE_SHIFT
         if self._durable:

@@ -16,6 +16,7 @@ from kvstore.index.records import Records
 from kvstore.index.segments import Segments
 from kvstore.index.slab import Slab
 from kvstore.index.slots import Slots
+from kvstore.index.versions import Versions
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
@@ -68,12 +69,14 @@ def open_components(
     file = open_file(str(path), max_bytes, 0.0, now_ms)
     try:
         extents = Extents(file)
-        slab = Slab(file, extents)
+        versions = Versions(file.path, durable=False)
+        slab = Slab(file, extents, versions)
         if not file.trusted:
             rebuild(file, extents, slab, now_ms)
         records = Records(file)
-        slots = Slots(file, slab, records)
-        segments = Segments(file, extents, slab, slots, compiled.selected)
+        versions.start_after(file.latest_stamp, now_ms)
+        slots = Slots(file, slab, records, versions)
+        segments = Segments(file, extents, slab, slots, versions, compiled.selected)
         file.mark_dirty()
         yield Components(file, extents, slab, records, slots, segments)
         if not file.closed:

@@ -84,7 +84,7 @@ def scan_blocks(
             continue
         key = record + RECORD_HEADER_SIZE
         key_hash = digest(key, key_size, hash_seed)
-        seed = key_hash ^ load(record + RECORD_CREATED_OFFSET) ^ base + position
+        seed = key_hash ^ load(record + RECORD_STAMP_OFFSET) ^ base + position
         expires_at = load(record + RECORD_EXPIRES_OFFSET)
         if expires_at:
             if not now_ms < expires_at < TIME_LIMIT:

@@ -516,9 +516,7 @@ def key_hash(key: bytes, hash_seed: int) -> int:
     return xxh3_64_intdigest(key, hash_seed)
 
 
-def record_checksum(
-    value: bytes, key_hash: int, stamp: int, expires_at: int, offset: int
-) -> int:
+def record_checksum(value: bytes, key_hash: int, stamp: int, expires_at: int, offset: int) -> int:
     """Return the checksum that a record of these contents carries at file offset `offset`."""
     # xxhash takes the seed modulo 2**64.
     return xxh3_64_intdigest(value, key_hash ^ stamp ^ expires_at << EXPIRY_SEED_SHIFT ^ offset)

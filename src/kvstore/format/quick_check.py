@@ -152,7 +152,7 @@ class _Index:
         while extent != NO_EXTENT:
             if not left or extent >= len(self._kinds):
                 return False
-            kind, own_class, _, first_free, fresh, previous, following, _ = self._entry(extent)
+            kind, own_class, _, first_free, fresh, previous, following, *_ = self._entry(extent)
             if (kind, own_class, previous) != (KIND_SLAB, size_class, before) or (
                 first_free == NO_BLOCK and fresh == BLOCKS_PER_EXTENT[size_class]
             ):

@@ -60,7 +60,7 @@ class State(NamedTuple):
 
     def pack(self, hash_seed: int) -> bytes:
         """Return the 40 bytes of this state, checksum included, in a file with that seed."""
-        return pack_state(*self[:-1], hash_seed)
+        return pack_state(*self[:5], hash_seed, self.stamp)
 
 
 def pack_identity(file_id: bytes, hash_seed: int, created_at: int) -> bytes:
@@ -102,8 +102,8 @@ def pack_state(
     durable_count: int,
     records: int,
     index_checksum: int,
-    stamp: int,
     hash_seed: int,
+    stamp: int = 0,
 ) -> bytes:
     """Return the 40 bytes of a state, checksum included."""
     body = STATE.pack(clean, extent_count, durable_count, records, index_checksum, stamp, 0)

@@ -167,8 +167,7 @@ def verify(
     sizes_and_magic, stamp, record_expires_at, checksum = header
     offset = slot_tail & SLOT_RECORD_MASK
     return (
-        checksum
-        == xxh3_64_intdigest(value, key_hash ^ stamp ^ record_expires_at << 16 ^ offset)
+        checksum == xxh3_64_intdigest(value, key_hash ^ stamp ^ record_expires_at << 16 ^ offset)
         and sizes_and_magic == slot_tail ^ offset | RECORD_MAGIC
         and record_expires_at == expires_at
     )

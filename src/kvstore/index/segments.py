@@ -304,10 +304,11 @@ class Segments:
                 ):
                     yield key, ""
                 else:
-                    yield b"", (
+                    damage = (
                         f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} names a "
                         f"key whose hash does not lead there; slot or record is damaged"
                     )
+                    yield b"", damage
 
     def segment_expiry(self, position: int, now_ms: int) -> tuple[int, int, bool]:
         """Look at the segment that directory entry `position` leads to.

@@ -85,13 +85,14 @@ class Slab:
         wants_reclaiming: much is retired, and the file would have to grow.
     """
 
-    def __init__(self, file: DataFile, extents: Extents, versions: Versions) -> None:
+    def __init__(self, file: DataFile, extents: Extents, versions: Versions | None = None) -> None:
         self._file = file
         self._map = file.map
         self._words = file.words
         self._shorts = file.shorts
         self._extents = extents
-        self._versions = versions
+        # While an index is rebuilt there is no store, and none are needed.
+        self._versions = versions or Versions(file.path, durable=False)
         self.lock = extents.lock
         self.wants_reclaiming = False
         # The extent that was last emptied or opened: the spare, while it has no live block.

@@ -3,16 +3,16 @@
 A record may be superseded by a later one of its key, or deleted. Three questions are asked then;
 what the answers rely on is in `layout`, "Records that follow each other".
 
-1. *Which stamp comes next?* One later than all of its stripe, `last`. As a store is opened, no record
-   in the file has a later stamp than `last` of any stripe.
+1. *Which stamp comes next?* One later than all of its stripe, `last`. As a store is opened, no
+   record in the file has a later stamp than `last` of any stripe.
 2. *May the old record be cleared at once?* Only if nobody was promised it: it is **fresh**. Whoever
-   is about to flush everything first has `promised` be `last`, under the space lock; a record with a
-   later stamp was written after that. A durable store makes promises with each operation: there
+   is about to flush everything first has `promised` be `last`, under the space lock; a record with
+   a later stamp was written after that. A durable store makes promises with each operation: there
    nothing is fresh. Who clears a fresh record asks and clears under the space lock, so that no
    promise is made in between.
 3. *May older records of its key be on the disk?* Then it must go on outranking them, and is marked
-   instead of cleared. They may, if its slot says so, and `settled` does not say that all which was
-   retired before it was made has been reclaimed, clearing and flushing done.
+   instead of cleared. They may, if its slot says so, unless it is `settled`: all that was retired
+   before it was made has been cleared, and that is on the disk.
 
 Whatever is retired is so in a generation, and reclaimed by a later one; see `kvstore.reclaiming`.
 The words of a stripe are covered by the stripe, all others by the space lock.

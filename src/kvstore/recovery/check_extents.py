@@ -59,7 +59,7 @@ def check_superblock(file: CheckedFile) -> Iterator[Problem]:
 
 def _state(file: CheckedFile) -> Iterator[Problem]:
     state = unpack_state(file.read(STATE_OFFSET, STATE.size), file.hash_seed)
-    clean, count, durable, records, checksum, intact = state
+    clean, count, durable, records, checksum, _, intact = state
     if not intact:
         message = "checksum or a reserved field is wrong"
         yield Problem(STATE_OFFSET, "state", message, Breach.STATE_DAMAGED)

@@ -22,9 +22,9 @@ from kvstore.format.layout import (
     MIN_DEPTH,
     NO_EXPIRY,
     REBUILDS_OFFSET,
-    RECORD_CREATED_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_KEY_SIZE_OFFSET,
+    RECORD_STAMP_OFFSET,
     SEGMENT_ENTRY,
     SEGMENT_SLOTS,
     SPLIT_AT,
@@ -109,7 +109,7 @@ class NewTable:
         oldest: dict[int, int] = {}
         for word in found.words:
             offset = found_offset(word)
-            created_at = words[offset + RECORD_CREATED_OFFSET >> 3]
+            created_at = words[offset + RECORD_STAMP_OFFSET >> 3]
             times.append(created_at)
             entries.append(word >> DIRECTORY_SHIFT)
             extent = offset >> EXTENT_SHIFT
@@ -129,7 +129,7 @@ class NewTable:
         given_up = {
             word
             for word in found.words
-            if words[found_offset(word) + RECORD_CREATED_OFFSET >> 3] >= first
+            if words[found_offset(word) + RECORD_STAMP_OFFSET >> 3] >= first
         }
         for word in sorted(given_up):
             self._slab.free(found_offset(word))
@@ -223,7 +223,7 @@ class NewTable:
         return self._file.map[start : start + self._file.map[offset + RECORD_KEY_SIZE_OFFSET]]
 
     def _created_at(self, word: int) -> int:
-        return self._file.words[found_offset(word) + RECORD_CREATED_OFFSET >> 3]
+        return self._file.words[found_offset(word) + RECORD_STAMP_OFFSET >> 3]
 
 
 def _least(sums: list[int], start: int, run: int) -> int:

@@ -181,4 +181,4 @@ def _set_entry(
     blocks: tuple[int, int, int, int] = (0, 0, 0, 0),
     next_extent: int = NO_EXTENT,
 ) -> None:
-    SLAB_ENTRY.pack_into(entries, 16 * extent, kind, *blocks, NO_EXTENT, next_extent, 0)
+    SLAB_ENTRY.pack_into(entries, 16 * extent, kind, *blocks, NO_EXTENT, next_extent, 0, 0)
