@@ -7,11 +7,18 @@ from typing import Final
 from . import clock
 from .errors import CorruptStoreError, KVStoreError, StoreFullError
 from .file.datafile import DataFile
-from .format.layout import DIRECTORY_ENTRIES, STRIPE_COUNT
+from .format.layout import (
+    DIRECTORY_ENTRIES,
+    EXTENT_SHIFT,
+    FIRST_FILE_SIZE,
+    FIXED_EXTENTS,
+    STRIPE_COUNT,
+)
 from .index.extents import Extents
 from .index.segments import Segments
 from .index.slab import Slab
 from .index.stats import StoreStats, count_extents
+from .index.versions import Versions
 from .locks import StoreLocks, operation
 from .reclaiming import Reclaimer
 
@@ -28,6 +35,7 @@ class AllKeys:
         extents: Extents,
         slab: Slab,
         segments: Segments,
+        versions: Versions,
         reclaimer: Reclaimer,
         *,
         max_bytes: int,
@@ -38,6 +46,7 @@ class AllKeys:
         self._extents = extents
         self._slab = slab
         self._segments = segments
+        self._versions = versions
         self._reclaimer = reclaimer
         self._max_bytes = max_bytes
         self._durable = durable
@@ -70,6 +79,38 @@ class AllKeys:
             self._locks.raise_closed()
         with self._locks.space:
             return count_extents(self._file, self._max_bytes)
+
+    @operation(flushes=True)
+    def clear(self) -> None:
+        """Remove all keys, and cut the file to the length of a new one."""
+        if self._file.pristine:
+            self._locks.mark_dirty()
+        self._locks.with_all_stripes(self._clear)
+
+    def _clear(self) -> None:
+        if self._locks.closed:
+            self._locks.raise_closed()
+        versions, file = self._versions, self._file
+        # In this one step no record counts any more: see `layout`, "Superblock".
+        file.set_void_stamp(versions.latest_stamp)
+        try:
+            file.cut(FIRST_FILE_SIZE >> EXTENT_SHIFT)
+            first = FIXED_EXTENTS << EXTENT_SHIFT
+            file.write(first, bytes(file.size - first))
+            self._rebuild()
+            versions.start_after(versions.latest_stamp, clock.now_ms())
+            file.set_void_stamp(0)
+        except BaseException as error:
+            file.make_read_only(error)
+            raise
+
+    def _rebuild(self) -> None:
+        from .recovery.rebuild import rebuild  # as in opening
+
+        rebuild(self._file, self._extents, self._slab, clock.now_ms())
+        self._slab.index_rebuilt()
+        self._segments.index_rebuilt()
+        self._found_at = 0
 
     # --- segment by segment --------------------------------------------------------------------
 

@@ -155,6 +155,7 @@ class KVStore(MutableMapping[str, Value]):
                 extents,
                 slab,
                 self._segments,
+                versions,
                 self._reclaimer,
                 max_bytes=max_bytes,
                 durable=self._durable,
@@ -307,7 +308,7 @@ class KVStore(MutableMapping[str, Value]):
         if self._durable:
             self._file.flush_record(record, size)
 
-    def setdefault(self, key: str, value: Value, ttl: int | None = None) -> Value:  # type: ignore[override]
+    def setdefault(self, key: str, value: Value, ttl: int | None = None) -> Value:
         """Return the value of `key`; where it is absent, store `value` and return that as read.
 
         In one step: of threads that set a default at the same time, all get the same.
@@ -534,6 +535,19 @@ class KVStore(MutableMapping[str, Value]):
     def values(self) -> "StoreValues":
         """Return a view of the values; iterating it is like iterating the keys."""
         return StoreValues(self)
+
+    def clear(self) -> None:
+        """Remove all keys; the file becomes as short as a new one.
+
+        In one step, among threads and across a crash. Flushes; other operations wait meanwhile.
+
+        Raises:
+            StoreClosedError: the store is closed, or was opened before a fork.
+            StoreFullError: a copy-on-write file system has no room to overwrite.
+            OSError: the operating system refused a write or a flush. What is left then can be read;
+                to write, open the store anew.
+        """
+        self._all_keys.clear()
 
     def purge_expired(self) -> int:
         """Take back the space of expired records and return their number.

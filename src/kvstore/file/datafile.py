@@ -248,6 +248,22 @@ class DataFile:
         self.require_full_flush()
         self.live[0] = self.size = count << EXTENT_SHIFT
 
+    def cut(self, count: int) -> None:
+        """Shorten the file to `count` extents, in which is all that counts of it. Flushes.
+
+        The caller has made sure that nobody else is in the file. Where it raises, nothing more must
+        be written.
+
+        Raises:
+            OSError: the disk did not take it.
+        """
+        # First: a file that is shorter than its state says is refused.
+        with self._state.lock:
+            self._state.set_shorter(count)
+        self._flushing.flush_contents()
+        self.live[0] = self.size = count << EXTENT_SHIFT
+        os.ftruncate(self._held.fd, self.size)
+
     @property
     def extent_count(self) -> int:
         """The file's length in extents."""

@@ -102,6 +102,11 @@ class Segments:
         self._rebuilds = file.shorts[REBUILDS_OFFSET >> 1]
         self._undone = 0  # rewrites that were taken back
 
+    def index_rebuilt(self) -> None:
+        """Go on with an index that was built anew. The caller holds all stripes."""
+        self._rebuilds = self._file.shorts[REBUILDS_OFFSET >> 1]
+        self._slots.index_rebuilt()
+
     # --- rewritten -----------------------------------------------------------------------------
 
     def split_or_compact(self, hash_of_key: int, now_ms: int) -> bool:

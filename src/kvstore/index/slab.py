@@ -247,6 +247,13 @@ class Slab:
             self._file.restore(entry_offset, U64.pack(entry))
             raise
 
+    def index_rebuilt(self) -> None:
+        """Go on with an index that was built anew. The caller holds all stripes."""
+        self.spare[0] = NO_EXTENT
+        self.looked_at[:] = bytes(EXTENT_MAP_ENTRIES)
+        self._pending.clear()
+        self._versions.words[RETIRED_SIZE_WORD] = self._versions.words[MARKS_WORD] = 0
+
     # --- retired -------------------------------------------------------------------------------
 
     def retire(self, offset: int, magic: int = RECORD_MAGIC) -> None:

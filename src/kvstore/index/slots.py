@@ -87,6 +87,12 @@ class Slots:
         self._wanted_shape = wanted_shape(file)
         self.fast: FastPath | None = None  # of the store, once it is open
 
+    def index_rebuilt(self) -> None:
+        """Go on with an index that was built anew. The caller holds all stripes."""
+        self._wanted_shape = wanted_shape(self._file)
+        if self.fast is not None:
+            self.fast.use_shape(self._wanted_shape)
+
     def find(self, key_hash: int, key: bytes) -> int:
         """Return the offset of the slot of `key`.
 
