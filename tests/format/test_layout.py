@@ -120,7 +120,7 @@ def test_example_shows_every_structure_on_the_way_to_its_record(example: bytes) 
     record = int.from_bytes(example[slot + 40 : slot + 44], "little")
     for name, offset, size in (
         ("identity", 0, 56),
-        ("state", 512, 32),
+        ("state", 512, 40),
         ("directory entry", directory_entry, 2),
         ("segment's entry", EXTENT_MAP_OFFSET + 16 * segment, 16),
         ("slab's entry", EXTENT_MAP_OFFSET + 16 * (record // 65_536), 16),
@@ -140,17 +140,19 @@ def test_numbers_that_the_example_computes_are_right(example: bytes) -> None:
     shown = f"{hash_of_key:016X}"
     value = b'{"name":"Ada"}'
     expires_at = EXAMPLE_TIME_MS + 3_600_000
-    seed = (hash_of_key ^ EXAMPLE_TIME_MS ^ expires_at << 16 ^ 0x160000) % 2**64
+    stamp = EXAMPLE_TIME_MS << 16
+    seed = (hash_of_key ^ stamp ^ expires_at << 16 ^ 0x160000) % 2**64
     for line in (
         f'xxh3_64("user:1", seed 0x{EXAMPLE_SEED:016X}) = 0x{shown}',
         f"directory index 0x{shown} >> 49 0x{hash_of_key >> 49:X} = {hash_of_key >> 49:,}",
         f"fingerprint 0x{shown} >> 4 & 0xFF 0x{hash_of_key >> 4 & 0xFF:02X}",
         f"home bucket 0x{shown} & 15 {hash_of_key & 15}",
         f"checksum 0x{xxh3_64_intdigest(example[:48]):016X} of bytes 0..47",
-        f"checksum 0x{xxh3_64_intdigest(example[512:536], EXAMPLE_SEED):016X} of bytes 512..535",
+        f"checksum 0x{xxh3_64_intdigest(example[512:544], EXAMPLE_SEED):016X} of bytes 512..543",
         f"checksum 0x{xxh3_64_intdigest(value, seed):016X}",
         f"= 0x{seed:016X}",
         f"created_at {EXAMPLE_TIME_MS:,}",
+        f"stamp {EXAMPLE_TIME_MS:,} << 16",
         f"expires_at {expires_at:,}",
     ):
         assert line in text
@@ -170,7 +172,7 @@ def fields_after(heading: str) -> list[tuple[int, str]]:
     ("heading", "struct", "size"),
     [
         ("``IDENTITY`` at", IDENTITY, 56),
-        ("``STATE`` at", STATE, 32),
+        ("``STATE`` at", STATE, 40),
         ("is stored as 2 or 3. ``SLOT``", SLOT, SLOT_SIZE),
         ("class that holds it. ``RECORD``", RECORD, RECORD_HEADER_SIZE),
         ("begins with ``FREE_BLOCK``", FREE_BLOCK, 8),

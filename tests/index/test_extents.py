@@ -31,7 +31,7 @@ def take(parts: Components, *, for_segment: bool = False) -> int:
         extent = parts.extents.allocate(rollback, for_segment=for_segment)
         rollback.write(
             map_entry_offset(extent),
-            SLAB_ENTRY.pack(KIND_SLAB, 0, 1, NO_BLOCK, 1, NO_EXTENT, NO_EXTENT, 0),
+            SLAB_ENTRY.pack(KIND_SLAB, 0, 1, NO_BLOCK, 1, NO_EXTENT, NO_EXTENT, 0, 0),
         )
     return extent
 

@@ -223,11 +223,11 @@ Identity, and again at byte 4,096::
 State::
 
           512  01 00 00 00 20 00 00 00 20 00 00 00 01 00 00 00
-          528  XX
-      544  XX
+          528  32 78 3C 4B 3A AF F0 E7 00 00 00 68 E5 CF 8B 01
+          544  3E 3F B9 28 17 AB 3D 29
 
-    clean, 32 extents, all of them durable, 1 record; index checksum 0xE7F0AF3A4B3C7832,
-    checksum 0xADDEE50322592FC4 of bytes 512..535
+    clean, 32 extents, all of them durable, 1 record; index checksum 0xE7F0AF3A4B3C7832, stamp
+    1,700,000,000,000 << 16, checksum 0x293DAB1728B93F3E of bytes 512..543
 
 The hash of the key is xxh3_64("user:1", seed 0x0123456789ABCDEF) = 0xB3749DA551FA0168::
 

@@ -100,7 +100,7 @@ class Records:
         offset = slot_tail & SLOT_RECORD_MASK
         start = offset + RECORD_HEADER_SIZE + (slot_tail >> SLOT_KEY_SIZE_SHIFT)
         end = start + (slot_tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF)
-        if end > self._file.size or offset < _FIRST_RECORD or offset & 7:
+        if end > self._file.size or offset < _FIRST_RECORD:
             raise no_record_error(self._file, offset, end)
         return RECORD_WORDS.unpack_from(self._map, offset), self._map[start:end]
 
