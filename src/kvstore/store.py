@@ -136,7 +136,7 @@ class KVStore(MutableMapping[str, Value]):
             if not self._file.trusted:
                 from .recovery.rebuild import rebuild  # after a crash only
 
-                rebuild(self._file, extents, slab, clock.now_ms())
+                rebuild(self._file, extents, clock.now_ms())
             versions.start_after(self._file.latest_stamp, clock.now_ms())
             self._file.before_flush = slab.note_promises
             self._records = records = Records(self._file)

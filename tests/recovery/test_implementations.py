@@ -32,7 +32,6 @@ from kvstore.format.layout import (
     TIME_LIMIT,
 )
 from kvstore.index.extents import Extents
-from kvstore.index.slab import Slab
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
@@ -156,7 +155,7 @@ def recover(path: Path, contents: bytes, now_ms: int) -> tuple[list[tuple[int, b
 
         replace_writes(file, write)
         extents = Extents(file)
-        rebuild(file, extents, Slab(file, extents), now_ms)
+        rebuild(file, extents, now_ms)
         return writes, bytes(file.map[: file.size])
     finally:
         file.close()

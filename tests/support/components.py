@@ -72,7 +72,7 @@ def open_components(
         versions = Versions(file.path, durable=False)
         slab = Slab(file, extents, versions)
         if not file.trusted:
-            rebuild(file, extents, slab, now_ms)
+            rebuild(file, extents, now_ms)
         records = Records(file)
         versions.start_after(file.latest_stamp, now_ms)
         slots = Slots(file, slab, records, versions)

@@ -356,9 +356,9 @@ class Records:
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
             contents = self._view.padded_extent(extent)
-            scan = classify(contents, base, self._view.seed, self._now_ms)
+            scan = classify(contents, base, self._view.seed)
             self.outdated += len(scan.outdated)
-            for position in sorted(scan.live + scan.expired):
+            for position in scan.whole:
                 if base + position not in losers:
                     yield _unpack(contents, position, base)
             for position in scan.damaged:
@@ -374,9 +374,10 @@ class Records:
             self._progress(extent, 2 * self._view.extent_count)
             base = extent << EXTENT_SHIFT
             contents = self._view.padded_extent(extent)
-            winner = classify(contents, base, seed, now_ms).winner
+            winner = classify(contents, base, seed).winner
             if winner >= 0:
-                found.append(implementation.scan_blocks(contents, base, winner, seed, now_ms)[1])
+                blocks = implementation.scan_blocks(contents, base, winner, seed, now_ms, 0)
+                found.append(blocks.words)
         words = implementation.sort_words(found)
         losers: set[int] = set()
         for _, close in groupby(words, lambda word: word >> FOUND_UPPER_SHIFT):

@@ -35,7 +35,6 @@ from kvstore.format.layout import (
 )
 from kvstore.format.superblock import Identity, pack_state, unpack_identity, unpack_state
 from kvstore.index.extents import Extents
-from kvstore.index.slab import Slab
 from kvstore.recovery.evidence import gather
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
@@ -176,7 +175,7 @@ def rebuild_index(path: Path, wait: float, now_ms: int) -> None:
         file = open_file(os.path.abspath(path), MAX_FILE_SIZE, wait, now_ms, mending=True)
         try:
             extents = Extents(file)
-            rebuild(file, extents, Slab(file, extents), now_ms)
+            rebuild(file, extents, now_ms)
         except BaseException:
             file.require_rebuild()
             raise

@@ -111,10 +111,14 @@ class Implementation(NamedTuple):
     name: str
     """"plain" or "compiled"."""
     find_magics: Callable[[bytes], tuple[int, int, int]]
-    scan_blocks: Callable[[bytes, int, int, int, int], tuple["array[int]", "array[int]"]]
+    scan_blocks: Callable[[bytes, int, int, int, int, int], records.FoundBlocks]
     link_free_blocks: Callable[["array[int]", int], tuple[int, list[tuple[int, int]]]]
     sort_words: Callable[[list["array[int]"]], "array[int]"]
     has_equal_hashes: Callable[["array[int]"], bool]
+    judge_words: Callable[
+        [mmap | bytes, int, "array[int]", int, int],
+        tuple["array[int]", "array[int]", "array[int]", "array[int]"],
+    ]
     members_of_words: Callable[[mmap | bytes, int, "array[int]"], bytes]
     partition_slots: Callable[
         [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
@@ -185,6 +189,7 @@ PLAIN: Final = Implementation(
     records.link_free_blocks,
     found_words.sort_words,
     found_words.has_equal_hashes,
+    found_words.judge_words,
     found_words.members_of_words,
     segment.partition_slots,
     segment.build_segment,

@@ -13,9 +13,11 @@ from array import array
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from xxhash import xxh3_64_intdigest
+
+from kvstore.format.records import FoundBlocks
 
 include "layout_constants.pxi"
 include "words.pxi"
@@ -39,11 +41,12 @@ def find_magics(bytes contents not None):
     cdef uint64_t count = 0, aligned = 0, left = len(contents)
     cdef uint32_t magic
     while left >= sizeof(magic):
+        # Both begin with this byte.
         place = <const uint8_t *>memchr(place, <uint8_t>RECORD_MAGIC, left - sizeof(magic) + 1)
         if place is NULL:
             break
         memcpy(&magic, place, sizeof(magic))
-        if magic == RECORD_MAGIC:
+        if magic == RECORD_MAGIC or magic == MARKED_MAGIC:
             count += 1
             if <uint64_t>(place - start) % BLOCK_ALIGNMENT == 0:
                 aligned += 1
@@ -54,7 +57,12 @@ def find_magics(bytes contents not None):
 
 
 def scan_blocks(
-    bytes contents not None, uint64_t base, uint64_t size_class, uint64_t hash_seed, uint64_t now_ms
+    bytes contents not None,
+    uint64_t base,
+    uint64_t size_class,
+    uint64_t hash_seed,
+    uint64_t now_ms,
+    uint64_t void_stamp,
 ):
     if len(contents) != EXTENT_SIZE:
         raise ValueError(f"{len(contents):,} bytes, an extent has {EXTENT_SIZE:,}")
@@ -68,38 +76,47 @@ def scan_blocks(
     cdef uint16_t *next_position = <uint16_t *>bytes_of(positions)
     cdef const uint8_t *record
     cdef const uint8_t *key
-    cdef uint64_t position, head, key_size, value_size, key_hash, expires_at, seed
+    cdef uint64_t position, head, key_size, value_size, key_hash, stamp, expires_at, seed, word
+    cdef uint64_t latest = 0
     cdef Py_ssize_t count = 0
+    cdef list doubtful = []
     for position in range(0, number * block_size, block_size):
         record = bytes_of(contents) + position
         head = load(record)
-        key_size = head >> SLOT_KEY_SIZE_SHIFT  # and above it the flags, which are 0
+        key_size = head >> SLOT_KEY_SIZE_SHIFT & 0xFF
         value_size = head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
         if not (
-            <uint32_t>head == RECORD_MAGIC
+            (<uint32_t>head == RECORD_MAGIC or <uint32_t>head == MARKED_MAGIC)
             and 0 < key_size <= MAX_KEY_SIZE
             and MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
             and least < RECORD_HEADER_SIZE + key_size + value_size <= block_size
         ):
             continue
+        stamp = load(record + RECORD_STAMP_OFFSET)
+        expires_at = load(record + RECORD_EXPIRES_OFFSET)
+        if stamp >= STAMP_LIMIT or expires_at >= TIME_LIMIT:
+            continue
         key = record + RECORD_HEADER_SIZE
         key_hash = digest(key, key_size, hash_seed)
-        seed = key_hash ^ load(record + RECORD_STAMP_OFFSET) ^ base + position
-        expires_at = load(record + RECORD_EXPIRES_OFFSET)
-        if expires_at:
-            if not now_ms < expires_at < TIME_LIMIT:
-                continue
-            seed ^= expires_at << 16
+        seed = key_hash ^ stamp ^ expires_at << EXPIRY_SEED_SHIFT ^ base + position
         if digest(key + key_size, value_size, seed) == load(record + RECORD_CHECKSUM_OFFSET):
+            word = key_hash & FOUND_HASH_MASK | base + position << FOUND_OFFSET_SHIFT
             next_position[count] = <uint16_t>position
-            store(
-                bytes_of(words) + count * sizeof(uint64_t),
-                key_hash & FOUND_HASH_MASK | base + position << FOUND_OFFSET_SHIFT,
-            )
+            store(bytes_of(words) + count * sizeof(uint64_t), word)
             count += 1
-    return (
+            latest = max(latest, stamp)
+            if (
+                <uint32_t>head == MARKED_MAGIC
+                or head >> GENERATION_SHIFT
+                or stamp <= void_stamp
+                or 0 < expires_at <= now_ms
+            ):
+                doubtful.append(word)
+    return FoundBlocks(
         array("H", positions[: count * <Py_ssize_t>sizeof(uint16_t)]),
         array("Q", words[: count * <Py_ssize_t>sizeof(uint64_t)]),
+        array("Q", doubtful),
+        latest,
     )
 
 
@@ -186,6 +203,71 @@ def has_equal_hashes(const uint64_t[::1] words not None):
     return False
 
 
+def judge_words(
+    const uint8_t[::1] mapped not None,
+    uint64_t file_size,
+    const uint64_t[::1] words not None,
+    uint64_t now_ms,
+    uint64_t void_stamp,
+):
+    cdef Py_ssize_t count = len(words)
+    cdef Py_ssize_t index, earlier
+    cdef bytes scratch = PyBytes_FromStringAndSize(NULL, count)
+    cdef uint8_t *is_loser = bytes_of(scratch)
+    cdef uint64_t offset, head
+    cdef const uint8_t *record
+    cdef const uint8_t *other
+    cdef list live = [], retired = [], losers = [], gone = []
+    file_size = min(file_size, <uint64_t>len(mapped))
+    for index in range(count):
+        offset = words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK
+        if offset + RECORD_HEADER_SIZE > file_size or (
+            offset + RECORD_HEADER_SIZE + mapped[offset + RECORD_KEY_SIZE_OFFSET] > file_size
+        ):
+            raise ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")
+        record = &mapped[0] + offset
+        is_loser[index] = load(record + RECORD_STAMP_OFFSET) <= void_stamp
+        if is_loser[index]:
+            continue
+        # Of the earlier ones of its key, all but one at the most have lost by now.
+        earlier = index - 1
+        while earlier >= 0 and words[earlier] >> FOUND_UPPER_SHIFT == words[index] >> FOUND_UPPER_SHIFT:
+            if not is_loser[earlier] and not (words[earlier] ^ words[index]) & FOUND_HASH_MASK:
+                other = &mapped[0] + (words[earlier] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
+                if is_of_same_key(record, other):
+                    is_loser[earlier if outranks(record, other) else index] = True
+                    break
+            earlier -= 1
+    for index in range(count):
+        if is_loser[index]:
+            losers.append(words[index])
+            continue
+        record = &mapped[0] + (words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
+        head = load(record)
+        if <uint32_t>head == MARKED_MAGIC or 0 < load(record + RECORD_EXPIRES_OFFSET) <= now_ms:
+            gone.append(words[index])
+            continue
+        live.append(words[index])
+        if head >> GENERATION_SHIFT:
+            retired.append(words[index])
+    return array("Q", live), array("Q", retired), array("Q", losers), array("Q", gone)
+
+
+cdef inline bint is_of_same_key(const uint8_t *record, const uint8_t *other) noexcept:
+    cdef uint64_t size = record[RECORD_KEY_SIZE_OFFSET]
+    return size == other[RECORD_KEY_SIZE_OFFSET] and not memcmp(
+        record + RECORD_HEADER_SIZE, other + RECORD_HEADER_SIZE, size
+    )
+
+
+cdef inline bint outranks(const uint8_t *record, const uint8_t *other) noexcept:
+    cdef uint64_t stamp = load(record + RECORD_STAMP_OFFSET)
+    cdef uint64_t stamp_of_other = load(other + RECORD_STAMP_OFFSET)
+    if stamp != stamp_of_other:
+        return stamp > stamp_of_other
+    return <uint32_t>load(record) == MARKED_MAGIC and <uint32_t>load(other) != MARKED_MAGIC
+
+
 def members_of_words(
     const uint8_t[::1] mapped not None, uint64_t file_size, const uint64_t[::1] words not None
 ):
@@ -205,7 +287,7 @@ def members_of_words(
         memcpy(
             member.slot,
             record + RECORD_HEADER_SIZE,
-            min(head >> SLOT_KEY_SIZE_SHIFT, SLOT_KEY_SIZE),
+            min(head >> SLOT_KEY_SIZE_SHIFT & 0xFF, SLOT_KEY_SIZE),
         )
         store(member.slot + SLOT_EXPIRES_OFFSET, load(record + RECORD_EXPIRES_OFFSET))
         store(member.slot + SLOT_RECORD_OFFSET, head - RECORD_MAGIC + offset)

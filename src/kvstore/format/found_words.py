@@ -13,6 +13,8 @@ from .layout import (
     FOUND_HASH_MASK,
     FOUND_OFFSET_MASK,
     FOUND_OFFSET_SHIFT,
+    GENERATION_SHIFT,
+    MARKED_MAGIC,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     SLOT_KEY_SIZE,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 _HEAD_AND_EXPIRY: Final = Struct("<Q8xQ")  # of a record
+_HEAD_STAMP_EXPIRY: Final = Struct("<QQQ")
 _PART_SHIFT: Final = 56
 
 
@@ -61,8 +64,66 @@ def has_equal_hashes(words: "array[int]") -> bool:
     return len(set(map(FOUND_HASH_MASK.__and__, words))) < len(words)
 
 
+def judge_words(
+    mapped: "mmap | bytes",
+    file_size: int,
+    words: "array[int]",
+    now_ms: int,
+    void_stamp: int,
+) -> "tuple[array[int], array[int], array[int], array[int]]":
+    """Tell what becomes of the records of these sorted words; all those of their keys are there.
+
+    Returns:
+        Four times words, sorted: those of records that are live; of those among them that have a
+        generation, as if they were retired; of those that another one of their key outranks, or
+        that are void by `void_stamp`; and of those that nothing outranks, but which are marked or
+        have expired.
+
+    Raises:
+        ValueError: one leads out of the file, of which the first `file_size` bytes are there.
+    """
+    best: dict[bytes, tuple[int, bool, int, int, int]] = {}
+    losers = []
+    for word in words:
+        offset = found_offset(word)
+        start = offset + RECORD_HEADER_SIZE
+        if start > file_size:
+            raise _outside(offset, file_size)
+        head, stamp, expires_at = _HEAD_STAMP_EXPIRY.unpack_from(mapped, offset)
+        end = start + (head >> SLOT_KEY_SIZE_SHIFT & 0xFF)
+        if end > file_size:
+            raise _outside(offset, file_size)
+        if stamp <= void_stamp:
+            losers.append(word)
+            continue
+        key = mapped[start:end]
+        record = stamp, head & 0xFFFF_FFFF == MARKED_MAGIC, head, expires_at, word
+        other = best.setdefault(key, record)
+        if other[:2] < record[:2]:
+            losers.append(other[-1])
+            best[key] = record
+        elif other is not record:
+            losers.append(word)
+    live, retired, gone = [], [], []
+    for _, is_marked, head, expires_at, word in best.values():
+        if is_marked or 0 < expires_at <= now_ms:
+            gone.append(word)
+            continue
+        live.append(word)
+        if head >> GENERATION_SHIFT:
+            retired.append(word)
+    return (
+        array("Q", sorted(live)),
+        array("Q", sorted(retired)),
+        array("Q", sorted(losers)),
+        array("Q", sorted(gone)),
+    )
+
+
 def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]") -> bytes:
-    """Return the members of a segment that these words become: see `segment.MEMBER`.
+    """Return the members of a segment that these words of live records become.
+
+    See `segment.MEMBER`.
 
     Raises:
         ValueError: one leads out of the file, of which the first `file_size` bytes are there.
@@ -75,16 +136,20 @@ def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]"
     for word in words:
         offset = word >> offset_shift & offset_mask
         if offset > last:
-            raise ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")
+            raise _outside(offset, file_size)
         head, expires_at = unpack(mapped, offset)
         start = offset + header_size
         # The sizes are in the same place in header and slot: change the magic for the offset.
         members.append(
             pack(
                 word,
-                mapped[start : start + (head >> size_shift)],
+                mapped[start : start + (head >> size_shift & 0xFF)],
                 expires_at,
                 head - magic + offset,
             )
         )
     return b"".join(members)
+
+
+def _outside(offset: int, file_size: int) -> ValueError:
+    return ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")

@@ -39,9 +39,10 @@ _KINDS: Final = bytes((KIND_FREE, KIND_SEGMENT, KIND_SLAB))
 
 
 def index_is_consistent(start: bytes, extent_count: int) -> bool:
-    """Return whether directory, extent map and allocator make sense together.
+    """Return whether directory, extent map and allocator make sense together in a clean file.
 
-    `start` is the file up to and with the entries of its extents in the extent map.
+    There no record is retired or marked. `start` is the file up to and with the entries of its
+    extents in the extent map.
     """
     return _Index(start, extent_count).index_is_consistent()
 
@@ -119,9 +120,12 @@ class _Index:
             and all(
                 kind != KIND_SLAB
                 or (
-                    size_class < len(BLOCK_SIZES) and live <= fresh <= BLOCKS_PER_EXTENT[size_class]
+                    size_class < len(BLOCK_SIZES)
+                    and retired <= live <= fresh <= BLOCKS_PER_EXTENT[size_class]
                 )
-                for kind, size_class, live, _, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries)
+                for kind, size_class, live, _, fresh, _, _, retired, _ in SLAB_ENTRY.iter_unpack(
+                    self._entries
+                )
             )
         )
 
@@ -132,9 +136,10 @@ class _Index:
     def _slabs_are_consistent(self) -> bool:
         """Return whether slabs' entries are possible, and class lists lead to those with room."""
         with_room = [0] * len(BLOCK_SIZES)
-        for kind, size_class, live, first_free, fresh, *_ in SLAB_ENTRY.iter_unpack(self._entries):
+        for entry in SLAB_ENTRY.iter_unpack(self._entries):
+            kind, size_class, live, first_free, fresh, _, _, retired, _ = entry
             if kind == KIND_SLAB:
-                if size_class >= len(BLOCK_SIZES):
+                if size_class >= len(BLOCK_SIZES) or retired:
                     return False
                 most = BLOCKS_PER_EXTENT[size_class]
                 if not 0 < live <= fresh <= most or fresh <= first_free != NO_BLOCK:

@@ -1,10 +1,14 @@
 """Records told from garbage in the bytes of one extent, without any index.
 
-An aligned magic, sane sizes, a block of its class inside the extent, and the right checksum make a
-record. (A right checksum vouches for key and place.) Where whole records of two classes are in one
-extent, the class with the most bytes wins. Only operations that were never flushed can have led to
-that, and then either class may win: an extent changes its class only when all its records were
-deleted.
+An aligned magic, sane sizes, a block of its class inside the extent, a stamp below the limit, and
+the right checksum make a record. (A right checksum vouches for key and place.) It is whole whether
+it is live, expired, retired or marked: which of those of a key counts is told by all of them only.
+
+Where whole records of two classes are in one extent, the class with the most bytes wins, and either
+may. For an extent changes its class only when all its blocks were cleared, and retired and marked
+ones are cleared only when nothing older can come back. So only clearings, and later records, that
+were never flushed can have led to that. That the disk took all of the former, or nothing of the
+latter, could have been as well; so no record that loses is one that a key was promised to have.
 """
 
 from array import array
@@ -26,6 +30,9 @@ from .layout import (
     FOUND_OFFSET_SHIFT,
     FREE_MAGIC,
     FREE_NEXT_SHIFT,
+    GENERATION_SHIFT,
+    MARKED_MAGIC,
+    MARKED_MAGIC_BYTES,
     MAX_KEY_SIZE,
     MAX_VALUE_SIZE,
     MIN_VALUE_SIZE,
@@ -34,12 +41,14 @@ from .layout import (
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
+    RECORD_MAGIC_SIZE,
     SIZE_CLASSES,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
     SLOT_KEY_SIZE_SHIFT,
     SLOT_SIZE,
     SLOT_VALUE_SIZE_SHIFT,
+    STAMP_LIMIT,
     TIME_LIMIT,
     U64,
     bucket_marker,
@@ -48,29 +57,28 @@ from .layout import (
 )
 
 _TIME_AND_TAIL: Final = Struct("<QQ")  # of a slot
+_MAGICS: Final = (RECORD_MAGIC_BYTES, MARKED_MAGIC_BYTES)
+_BEGIN_OF_MAGICS: Final = b"\xff\xfeK"
 
 
 class ExtentScan(NamedTuple):
     """What the aligned magics of an extent are of, by their positions in it, ascending."""
 
     winner: int
-    """The size class that the extent is to have; -1 where nothing live is in it."""
-    live: list[int]
-    """Whole records of that class which have not expired."""
+    """The size class that the extent is to have; -1 where no whole record is in it."""
+    whole: list[int]
+    """Whole records of that class."""
     outdated: list[int]
     """Likewise, but of another class."""
-    expired: list[int]
-    """Whole records past their expiry."""
     damaged: list[int]
     """No whole records."""
     astray: list[int]
     """No records at all: bytes of a page of the table that look like a magic."""
 
 
-def classify(contents: bytes, base: int, hash_seed: int, now_ms: int) -> ExtentScan:
+def classify(contents: bytes, base: int, hash_seed: int) -> ExtentScan:
     """Tell what each aligned magic of the extent at file offset `base` is of."""
-    whole: dict[int, int] = {}
-    expired = []
+    classes: dict[int, int] = {}
     damaged: list[int] = []
     astray: list[int] = []
     sizes: dict[int, int] = {}
@@ -79,33 +87,36 @@ def classify(contents: bytes, base: int, hash_seed: int, now_ms: int) -> ExtentS
         if size_class < 0 or not is_valid_record(contents, position, base, hash_seed):
             (astray if is_of_table(contents, position, base) else damaged).append(position)
             continue
-        expires_at = RECORD.unpack_from(contents, position)[5]
-        if expires_at and expires_at <= now_ms:
-            expired.append(position)
-            continue
-        whole[position] = size_class
+        classes[position] = size_class
         sizes[size_class] = sizes.get(size_class, 0) + BLOCK_SIZES[size_class]
     winner = max(sizes, key=lambda size_class: sizes[size_class], default=-1)
-    live = [position for position, size_class in whole.items() if size_class == winner]
-    outdated = [position for position, size_class in whole.items() if size_class != winner]
-    return ExtentScan(winner, live, outdated, expired, damaged, astray)
+    whole = [position for position, size_class in classes.items() if size_class == winner]
+    outdated = [position for position, size_class in classes.items() if size_class != winner]
+    return ExtentScan(winner, whole, outdated, damaged, astray)
 
 
 def magics(contents: bytes) -> Iterator[int]:
-    """Yield where a record's magic is in an extent, aligned as a block is."""
-    position = contents.find(RECORD_MAGIC_BYTES)
-    while position >= 0:
+    """Yield where a record's magic is in an extent, marked or not, aligned as a block is."""
+    for position in places_of_magics(contents):
         if position % BLOCK_ALIGNMENT == 0:
             yield position
-        position = contents.find(RECORD_MAGIC_BYTES, position + 1)
+
+
+def places_of_magics(contents: bytes) -> Iterator[int]:
+    """Yield where a record's magic is in an extent, marked or not, wherever it is."""
+    position = contents.find(_BEGIN_OF_MAGICS)
+    while position >= 0:
+        if contents[position : position + RECORD_MAGIC_SIZE] in _MAGICS:
+            yield position
+        position = contents.find(_BEGIN_OF_MAGICS, position + 1)
 
 
 def is_of_table(contents: bytes, position: int, base: int) -> bool:
     """Return whether an aligned magic of no whole record is of a page of the table, or of a former.
 
-    It may be the lower half of a time in a slot: one millisecond in 49.7 days looks so. There the
-    sizes follow at once, and the uppermost bytes of a record's time of creation are zero. Or it may
-    be four control bytes.
+    It may be the lower half of a time in a slot: two milliseconds in 49.7 days look so. A time is
+    below the limit, and the slot's sizes follow in the next word; in a record the sizes are in the
+    word of the magic, which thus is no time. Or it may be four control bytes.
     """
     in_page = position & BUCKET_SIZE - 1
     page = position - in_page
@@ -126,12 +137,8 @@ def size_class_at(contents: bytes, position: int) -> int:
     if position % BLOCK_ALIGNMENT or position + RECORD_HEADER_SIZE > EXTENT_SIZE:
         return -1
     header: tuple[int, ...] = RECORD.unpack_from(contents, position)
-    _, value_size, key_size, flags, *_ = header
-    if (
-        flags
-        or not 0 < key_size <= MAX_KEY_SIZE
-        or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
-    ):
+    _, value_size, key_size, *_ = header
+    if not 0 < key_size <= MAX_KEY_SIZE or not MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE:
         return -1
     size = RECORD_HEADER_SIZE + key_size + value_size
     size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
@@ -141,18 +148,21 @@ def size_class_at(contents: bytes, position: int) -> int:
 
 
 def is_valid_record(contents: bytes, position: int, base: int, hash_seed: int) -> bool:
-    """Return whether the record of sane sizes at `position` has the right checksum.
+    """Return whether the record of sane sizes at `position` has the right checksum, and a stamp.
 
     `contents` are those of the extent at file offset `base`.
     """
     header: tuple[int, ...] = RECORD.unpack_from(contents, position)
-    _, value_size, key_size, _, created_at, expires_at, checksum = header
+    _, value_size, key_size, _, stamp, expires_at, checksum = header
     value_start = position + RECORD_HEADER_SIZE + key_size
     key = contents[position + RECORD_HEADER_SIZE : value_start]
     value = contents[value_start : value_start + value_size]
     # The checksum leaves out what it cannot be: the upper bits of an expiry past the limit.
-    return expires_at < TIME_LIMIT and checksum == record_checksum(
-        value, key_hash(key, hash_seed), created_at, expires_at, base + position
+    return (
+        stamp < STAMP_LIMIT
+        and expires_at < TIME_LIMIT
+        and checksum
+        == record_checksum(value, key_hash(key, hash_seed), stamp, expires_at, base + position)
     )
 
 
@@ -160,27 +170,47 @@ def is_valid_record(contents: bytes, position: int, base: int, hash_seed: int) -
 
 
 def find_magics(contents: bytes) -> tuple[int, int, int]:
-    """Look for the magics of records in an extent.
+    """Look for the magics of records in an extent, marked ones too.
 
     Returns:
         How many there are, how many of them are aligned as a block is, and where the first of these
         is; -1 where there is none.
     """
-    count = contents.count(RECORD_MAGIC_BYTES)
+    count = sum(map(contents.count, _MAGICS))
     if not count:
         return 0, 0, -1
     heads = memoryview(contents).cast("I")[:: BLOCK_ALIGNMENT >> 2].tolist()
-    aligned = heads.count(RECORD_MAGIC)
-    return count, aligned, heads.index(RECORD_MAGIC) * BLOCK_ALIGNMENT if aligned else -1
+    numbers = [heads.count(magic) for magic in (RECORD_MAGIC, MARKED_MAGIC)]
+    firsts = [
+        heads.index(magic)
+        for magic, number in zip((RECORD_MAGIC, MARKED_MAGIC), numbers, strict=True)
+        if number
+    ]
+    return count, sum(numbers), min(firsts) * BLOCK_ALIGNMENT if firsts else -1
+
+
+class FoundBlocks(NamedTuple):
+    """The whole records in the blocks of one class of an extent."""
+
+    positions: "array[int]"
+    """Where they are in the extent, ascending."""
+    words: "array[int]"
+    """For each its word: see `found_words`."""
+    doubtful: "array[int]"
+    """The words of those that may have to be cleared or mended, even without another of their key.
+
+    They are marked, void, or expired, or have a generation.
+    """
+    latest_stamp: int
+    """Of all of them; 0 where there is none."""
 
 
 def scan_blocks(
-    contents: bytes, base: int, size_class: int, hash_seed: int, now_ms: int
-) -> "tuple[array[int], array[int]]":
-    """Find the whole, live records in the blocks of one class of the extent at file offset `base`.
+    contents: bytes, base: int, size_class: int, hash_seed: int, now_ms: int, void_stamp: int
+) -> FoundBlocks:
+    """Find the whole records in the blocks of one class of the extent at file offset `base`.
 
-    Returns:
-        Their positions in the extent, ascending, and for each its word: see `found_words`.
+    Those with stamps up to `void_stamp` are void.
     """
     block_size = BLOCK_SIZES[size_class]
     # With no more bytes than this it is of another class.
@@ -194,8 +224,9 @@ def scan_blocks(
     heads = header[0::step].tolist()
     # Few different pairs of sizes occur: what follows from a header's first word is kept.
     spans = {head: _value_span(head, least, block_size) for head in set(heads)}
-    positions, words = array("H"), array("Q")
-    for position, offset, head, created_at, expires_at, checksum in zip(
+    positions, words, doubtful = array("H"), array("Q"), array("Q")
+    latest = 0
+    for position, offset, head, stamp, expires_at, checksum in zip(
         range(0, end_of_blocks, block_size),
         range(base, base + end_of_blocks, block_size),
         heads,
@@ -204,37 +235,47 @@ def scan_blocks(
         header[3::step].tolist(),
         strict=True,
     ):
-        value_start, end = spans[head]
+        value_start, end, is_doubtful = spans[head]
         if end:
             value_start += position
             key_hash = digest(contents[position + header_size : value_start], hash_seed)
-            checksum_seed = key_hash ^ created_at ^ offset
+            checksum_seed = key_hash ^ stamp ^ offset
             if expires_at:
-                if not now_ms < expires_at < TIME_LIMIT:
+                if expires_at >= TIME_LIMIT:
                     continue
                 checksum_seed ^= expires_at << 16
             if checksum == digest(contents[value_start : position + end], checksum_seed):
+                if stamp > latest:
+                    if stamp >= STAMP_LIMIT:
+                        continue
+                    latest = stamp
+                word = key_hash & hash_mask | offset << offset_shift
                 positions.append(position)
-                words.append(key_hash & hash_mask | offset << offset_shift)
-    return positions, words
+                words.append(word)
+                if is_doubtful or stamp <= void_stamp or 0 < expires_at <= now_ms:
+                    doubtful.append(word)
+    return FoundBlocks(positions, words, doubtful, latest)
 
 
-def _value_span(head: int, least: int, most: int) -> tuple[int, int]:
-    """Return where the value of a record with this first word begins and ends; (0, 0) if none.
+def _value_span(head: int, least: int, most: int) -> tuple[int, int, bool]:
+    """Return where the value of a record with this first word begins and ends; 0 and 0 if none.
 
-    A record of its class takes more than `least` bytes and `most` at the most.
+    Also whether it is marked or has a generation. A record of its class takes more than `least`
+    bytes and `most` at the most.
     """
-    key_size = head >> SLOT_KEY_SIZE_SHIFT  # and above it the flags, which are 0
+    magic = head & 0xFFFF_FFFF
+    key_size = head >> SLOT_KEY_SIZE_SHIFT & 0xFF
     value_size = head >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
     value_start = RECORD_HEADER_SIZE + key_size
     if (
-        head & 0xFFFF_FFFF == RECORD_MAGIC
+        magic in (RECORD_MAGIC, MARKED_MAGIC)
         and 0 < key_size <= MAX_KEY_SIZE
         and MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
         and least < value_start + value_size <= most
     ):
-        return value_start, value_start + value_size
-    return 0, 0
+        is_doubtful = magic == MARKED_MAGIC or bool(head >> GENERATION_SHIFT)
+        return value_start, value_start + value_size, is_doubtful
+    return 0, 0, False
 
 
 def link_free_blocks(positions: "array[int]", block_size: int) -> tuple[int, list[tuple[int, int]]]:

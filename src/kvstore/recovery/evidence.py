@@ -20,10 +20,16 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIXED_EXTENTS,
+    RECORD_HEADER_SIZE,
     RECORD_KEY_SIZE_OFFSET,
-    RECORD_MAGIC_BYTES,
 )
-from kvstore.format.records import classify, is_valid_record, magics, size_class_at
+from kvstore.format.records import (
+    classify,
+    is_valid_record,
+    magics,
+    places_of_magics,
+    size_class_at,
+)
 
 Read = Callable[[int], bytes]
 """Returns all bytes of an extent, given its number."""
@@ -54,7 +60,7 @@ class Evidence(NamedTuple):
 
 
 def gather(read: Read, extent_count: int, hash_seed: int) -> Evidence:
-    """Look at every record of a file, expired ones too."""
+    """Look at every record of a file: expired, retired and marked ones too."""
     implementation = compiled.selected
     whole = damaged = astray = first = 0
     for extent in range(FIXED_EXTENTS, extent_count):
@@ -65,12 +71,12 @@ def gather(read: Read, extent_count: int, hash_seed: int) -> Evidence:
         # As a rule each is that of a whole record, of one class.
         size_class = size_class_at(contents, first_magic) if aligned == count else -1
         if size_class >= 0:
-            found, _ = implementation.scan_blocks(contents, base, size_class, hash_seed, 0)
-            if len(found) == count:
+            found = implementation.scan_blocks(contents, base, size_class, hash_seed, 0, 0)
+            if len(found.positions) == count:
                 whole += count
                 continue
-        verdict = classify(contents, base, hash_seed, now_ms=0)
-        whole += len(verdict.live) + len(verdict.outdated)
+        verdict = classify(contents, base, hash_seed)
+        whole += len(verdict.whole) + len(verdict.outdated)
         damaged += len(verdict.damaged) + len(verdict.outdated)
         unaligned = list(_unaligned(contents))
         astray += len(unaligned)
@@ -118,11 +124,16 @@ def _is_moved(contents: bytes, position: int, base: int, before: int, hash_seed:
 def _unaligned(contents: bytes) -> Iterator[int]:
     """Yield where an extent has a magic that is not aligned as a block is, and is no time.
 
-    One millisecond in 49.7 days looks so. A record has a key, whose size is where a time has zero.
+    Two milliseconds in 49.7 days look so, and with them times and stamps. A record has a key, whose
+    size is where a time in the table has zero; and a stamp or a time of a record has its magic
+    before it.
     """
-    position = contents.find(RECORD_MAGIC_BYTES)
-    while position >= 0:
+    aligned = -BLOCK_ALIGNMENT
+    for position in places_of_magics(contents):
+        if position % BLOCK_ALIGNMENT == 0:
+            aligned = position
+            continue
         key_size = position + RECORD_KEY_SIZE_OFFSET
-        if position % BLOCK_ALIGNMENT and key_size < EXTENT_SIZE and contents[key_size]:
+        is_in_header = position - aligned < RECORD_HEADER_SIZE
+        if key_size < EXTENT_SIZE and contents[key_size] and not is_in_header:
             yield position
-        position = contents.find(RECORD_MAGIC_BYTES, position + 1)

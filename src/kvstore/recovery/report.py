@@ -19,8 +19,9 @@ class Report:
         expired: dropped, as past their expiry.
         damaged: dropped, as they are not whole.
         first_damaged: offset of the first of these.
-        outdated: dropped, as there is a newer one of their key, or most of their extent is of
-            another class.
+        outdated: dropped, as they were superseded by a later one of their key, or removed with all
+            others, or most of their extent is of another class.
+        deleted: dropped, as they were marked.
         unplaced: kept, but without a slot.
         given_up: dropped, for want of room for their slots.
     """
@@ -34,6 +35,7 @@ class Report:
         self.damaged = 0
         self.first_damaged = 0
         self.outdated = 0
+        self.deleted = 0
         self.unplaced = 0
         self.given_up = 0
 
@@ -53,15 +55,16 @@ class Report:
 
     def log(self) -> None:
         """Log what was found; nothing for a new file."""
-        if self.records or self.expired or self.damaged or self.outdated:
+        if self.records or self.expired or self.deleted or self.damaged or self.outdated:
             logger.warning(
                 "%s: %s; rebuilt the index of %d records in %.2f s; "
-                "dropped %d expired, %d outdated and %d damaged ones%s",
+                "dropped %d expired, %d deleted, %d outdated and %d damaged ones%s",
                 self._file.path,
                 self._file.distrust,
                 self.records,
                 monotonic() - self._started,
                 self.expired,
+                self.deleted,
                 self.outdated,
                 self.damaged,
                 f", the first of these at byte {self.first_damaged:,}" if self.damaged else "",
