@@ -63,6 +63,18 @@ class FastPath(Protocol):
         was done, but that the value was made JSON.
         """
 
+    def put(self, key: object, value: object, ttl: object) -> int | bytes | None:
+        """Create a key or replace its record, expired or not; return as `create`, but never 0."""
+
+    def touch(self, key: object, ttl: object) -> int | Literal[False] | None:
+        """Replace a record by one with the same value and another expiry; return as `put`.
+
+        False where the key is absent.
+        """
+
+    def pop(self, key: object) -> bytes | Literal[False] | None:
+        """Delete a key and return its value as JSON; False where it is absent."""
+
     def read_bytes(self, key: object) -> bytes | Literal[False] | None:
         """Return the value of a key as JSON; False where the key is absent."""
 
@@ -78,14 +90,31 @@ class FastPath(Protocol):
     def free(self, record: int) -> bool | None:
         """Free the block of a record that no slot points to."""
 
+    def sweep(self, extent: int, magic: int, generation: int) -> int | None:
+        """Free the blocks of an extent that were retired in another generation than this.
+
+        As `Slab.sweep`, for a caller that holds a stripe, but not the space lock. None: some may
+        have been freed, but not all could be.
+        """
+
     def create_under_locks(
-        self, key: bytes, encoded: bytes, stamp: int, expires_at: int, now_ms: int
+        self,
+        key: bytes,
+        encoded: bytes,
+        stamp: int,
+        expires_at: int,
+        now_ms: int,
+        replace: bool,
     ) -> int | Plan | None:
         """Create a key whose stripe the caller holds; as `create`, but 0: open an extent first.
 
+        With `replace`, as `put`. The stamp 0 stands for the next one; with another one no record is
+        replaced.
+
         Where the file is written by calls, and the caller holds the space lock: what is to be done.
-        First the entry of the block's extent, then the record but for its magic, the slot, ...,
-        entry and control byte of the segment, and last the magic.
+        First the entry of the block's extent, then the record but for its magic, the slot, ..., of
+        a new key entry and control byte of the segment, and last the magic. Of a key that is there,
+        of the slot only its last 16 bytes; what becomes of the record before is left to the caller.
         """
 
     def delete_under_locks(self, key: bytes, now_ms: int) -> int | Plan | None:

@@ -127,6 +127,20 @@ cdef object json_options = codec.JSON_OPTIONS
 cdef object system_clock = time_ns
 
 
+cdef struct Superseded:
+    # The record that a new one of its key supersedes.
+    uint64_t record
+    uint64_t stamp
+    bint is_fresh  # it is freed; else retired
+    uint64_t entry  # if so, of its extent, before that
+    uint64_t after  # and after it
+
+
+cdef inline bint is_magic(uint64_t word) noexcept nogil:
+    """Return whether a block that begins with this word has a record, retired or marked or not."""
+    return <uint32_t>word == RECORD_MAGIC or <uint32_t>word == MARKED_MAGIC
+
+
 cdef inline uint64_t full_entry(uint64_t size_class) noexcept nogil:
     """Return the upper half of an entry's first word where no block of its class is left."""
     return BLOCKS_PER_EXTENT[size_class] << ENTRY_FRESH_SHIFT - ENTRY_FIRST_FREE_SHIFT | NO_BLOCK
@@ -249,6 +263,7 @@ cdef class FastPath:
             are stored through the map.
         spare: of the slab, one word: the extent that is its spare.
         looked_at: of the slab, a byte for each extent: whether it was looked at.
+        versions: the words of the store's `Versions`.
         stripes: the store's locks of keys.
         space: the space lock.
         hash_seed: of the file.
@@ -256,11 +271,12 @@ cdef class FastPath:
         clock: the names of `kvstore.clock`.
     """
 
-    cdef Py_buffer map_view, live_view, spare_view, looked_at_view
+    cdef Py_buffer map_view, live_view, spare_view, looked_at_view, versions_view
     cdef uint8_t *base
     cdef const uint64_t *live
     cdef uint64_t *spare
     cdef const uint8_t *looked_at
+    cdef uint64_t *versions
     cdef tuple stripes
     cdef Lock space
     cdef uint64_t seed, shape, last_ms
@@ -278,6 +294,7 @@ cdef class FastPath:
         live,
         spare,
         bytearray looked_at not None,
+        versions,
         tuple stripes not None,
         Lock space not None,
         uint64_t hash_seed,
@@ -295,11 +312,15 @@ cdef class FastPath:
         PyObject_GetBuffer(live, &self.live_view, PyBUF_SIMPLE)
         PyObject_GetBuffer(spare, &self.spare_view, PyBUF_WRITABLE)
         PyObject_GetBuffer(looked_at, &self.looked_at_view, PyBUF_SIMPLE)
+        PyObject_GetBuffer(versions, &self.versions_view, PyBUF_WRITABLE)
         if self.live_view.len != 16 or self.spare_view.len != 8:
             raise ValueError("not the words of a data file and its slab")
+        if <uint64_t>self.versions_view.len != 8 * VERSION_WORDS:
+            raise ValueError(f"{self.versions_view.len} bytes of versions, not {VERSION_WORDS} words")
         self.live = <const uint64_t *>self.live_view.buf
         self.spare = <uint64_t *>self.spare_view.buf
         self.looked_at = <const uint8_t *>self.looked_at_view.buf
+        self.versions = <uint64_t *>self.versions_view.buf
         if not first_record < self.live[0] <= <uint64_t>self.map_view.len:
             raise ValueError(f"{self.live[0]:,} bytes of a map of {self.map_view.len:,}")
         self.base = <uint8_t *>self.map_view.buf
@@ -316,6 +337,7 @@ cdef class FastPath:
         PyBuffer_Release(&self.live_view)
         PyBuffer_Release(&self.spare_view)
         PyBuffer_Release(&self.looked_at_view)
+        PyBuffer_Release(&self.versions_view)
 
     def begin(self):
         """Allow changes: the disk knows that the index is in flux."""
@@ -430,23 +452,33 @@ cdef class FastPath:
 
     def read_bytes(self, key):
         """Return the value of a key as JSON; ABSENT (False) or RARE (None)."""
-        cdef uint64_t size = 0, key_hash = 0, expires_at, tail, offset, start, value_size, line
-        cdef uint64_t header[4]
+        cdef uint64_t size = 0, key_hash = 0, expires_at
         cdef int64_t slot = self.look_up(key, &key_hash, &size)
         cdef bytes value
         if slot <= 0:
             return ABSENT if slot else RARE
         expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
-        tail = load(self.base + slot + SLOT_RECORD_OFFSET)
-        offset = tail & SLOT_RECORD_MASK
-        start = offset + RECORD_HEADER_SIZE + size
-        value_size = tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF
+        value = self.value_in(slot, key_hash, size)
+        # Last, for it may run Python.
+        if value is not None and expires_at and expires_at <= self.now_ms():
+            return RARE
+        return value
+
+    cdef inline bytes value_in(self, uint64_t slot, uint64_t key_hash, uint64_t key_size):
+        """Return the value of the key in a live slot, be it expired or not; None where damaged."""
+        cdef uint64_t expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        cdef uint64_t tail = load(self.base + slot + SLOT_RECORD_OFFSET)
+        cdef uint64_t offset = tail & SLOT_RECORD_MASK
+        cdef uint64_t start = offset + RECORD_HEADER_SIZE + key_size
+        cdef uint64_t value_size = tail >> SLOT_VALUE_SIZE_SHIFT & 0xFFFF, line
+        cdef uint64_t header[4]
+        cdef bytes value
         if (
             start + value_size > self.live[0]
             or offset < first_record
             or not value_size  # what is empty would seem ABSENT
         ):
-            return RARE
+            return None
         for line in range(64, min(value_size, <uint64_t>MOST_PREFETCHED), 64):
             prefetch(self.base + offset + line)
         memcpy(header, self.base + offset, RECORD_HEADER_SIZE)
@@ -455,9 +487,8 @@ cdef class FastPath:
             header[0] != (tail ^ offset | RECORD_MAGIC)
             or header[2] != expires_at
             or header[3] != checksum_of(value, seed_of(key_hash, header[1], expires_at, offset))
-            or (expires_at and expires_at <= self.now_ms())
         ):
-            return RARE
+            return None
         return value
 
     def expiry(self, key):
@@ -478,7 +509,7 @@ cdef class FastPath:
         now_ms = self.now_ms()
         return RARE if expires_at <= now_ms else (expires_at, now_ms)
 
-    # --- creating --------------------------------------------------------------------------------
+    # --- storing ---------------------------------------------------------------------------------
 
     def create(self, key, value, ttl=None):
         """Create a key; return where its record is, EXISTS (0), or RARE.
@@ -486,6 +517,13 @@ cdef class FastPath:
         That is its offset, with its size in the bits above SLOT_RECORD_MASK. RARE is None, or the
         value as JSON where that was made already.
         """
+        return self.store_value(key, value, ttl, False)
+
+    def put(self, key, value, ttl=None):
+        """Create a key, or replace its record, expired or not; return as `create`, never EXISTS."""
+        return self.store_value(key, value, ttl, True)
+
+    cdef inline object store_value(self, object key, object value, object ttl, bint replaces):
         cdef uint64_t size = 0, key_hash, now_ms
         cdef const uint8_t *text = text_of(key, &size)
         cdef int64_t lifetime = lifetime_of(ttl)
@@ -500,15 +538,42 @@ cdef class FastPath:
         now_ms = self.now_ms()
         if not self.may_change(key_hash):
             return encoded
-        return self.create_(
+        return self.store_record(
+            self.find(key_hash, text, size),
             key_hash,
             text,
             size,
             encoded,
-            now_ms << STAMP_SHIFT,
+            0,
             now_ms + lifetime if lifetime else 0,
             now_ms,
+            replaces,
         )
+
+    def touch(self, key, ttl=None):
+        """Replace a record by one with the same value and another expiry; as `put`, or ABSENT (False)."""
+        cdef uint64_t size = 0, key_hash, expires_at, now_ms
+        cdef const uint8_t *text = text_of(key, &size)
+        cdef int64_t lifetime = lifetime_of(ttl), slot
+        cdef bytes value
+        if text is NULL or lifetime < 0:
+            return RARE
+        key_hash = xxh3(text, size, self.seed)
+        now_ms = self.now_ms()
+        if not self.may_change(key_hash):
+            return RARE
+        slot = self.find(key_hash, text, size)
+        if slot <= 0:
+            return ABSENT if slot else RARE
+        value = self.value_in(slot, key_hash, size)
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        if value is None or (expires_at and expires_at <= now_ms):
+            return RARE
+        expires_at = now_ms + lifetime if lifetime else 0
+        stored = self.store_record(
+            slot, key_hash, text, size, value, 0, expires_at, now_ms, True
+        )
+        return RARE if stored is value else stored
 
     def create_under_locks(
         self,
@@ -517,17 +582,22 @@ cdef class FastPath:
         uint64_t stamp,
         uint64_t expires_at,
         uint64_t now_ms,
+        bint replaces,
     ):
         """Create a key whose stripe the caller holds; RARE, or 0 where its class has no extent.
+
+        Or replace its record, if `replaces`. The stamp 0 stands for the next one.
 
         Returns:
             As `create`. Where the file is written by calls, and the caller holds the space lock:
             what is to be done, as (slot, record, changes). A change is an offset, and
             the bytes to be there and those that are there (none for a record's). First comes the
-            block's entry, then the record but for its magic, ..., entry and control byte of the
-            segment, and last the magic.
+            block's entry, then the record but for its magic, ..., and last the magic. Between them,
+            of a new key: the slot, earliest expiries, entry and control byte of the segment; of one
+            that is there: the last 16 bytes of its slot, earliest expiries. What becomes of the
+            record before is left to the caller.
         """
-        cdef uint64_t size = PyBytes_GET_SIZE(key)
+        cdef uint64_t size = PyBytes_GET_SIZE(key), key_hash
         cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(key)
         cdef bint collects
         if size > MAX_KEY_SIZE or <uint64_t>PyBytes_GET_SIZE(encoded) > MAX_VALUE_SIZE:
@@ -537,12 +607,21 @@ cdef class FastPath:
         try:
             if not self.begin_under_locks():
                 return RARE
-            created = self.create_(
-                xxh3(text, size, self.seed), text, size, encoded, stamp, expires_at, now_ms
+            key_hash = xxh3(text, size, self.seed)
+            stored = self.store_record(
+                self.find(key_hash, text, size),
+                key_hash,
+                text,
+                size,
+                encoded,
+                stamp,
+                expires_at,
+                now_ms,
+                replaces,
             )
-            if created is EXISTS or created is encoded:
+            if stored is EXISTS or stored is encoded:
                 return 0 if self.awaits_extent else RARE
-            return created
+            return stored
         finally:
             self.plan = None
             if collects:
@@ -557,8 +636,9 @@ cdef class FastPath:
         self.plan = []
         return True
 
-    cdef object create_(
+    cdef object store_record(
         self,
+        int64_t found,
         uint64_t key_hash,
         const uint8_t *key,
         uint64_t key_size,
@@ -566,32 +646,47 @@ cdef class FastPath:
         uint64_t stamp,
         uint64_t expires_at,
         uint64_t now_ms,
+        bint replaces,
     ):
-        """Create a key. RARE is `encoded` here."""
+        """Create a key for which `find` gave `found`, or replace its record. RARE is `encoded`."""
         cdef uint64_t value_size = PyBytes_GET_SIZE(encoded)
         cdef uint64_t size = RECORD_HEADER_SIZE + key_size + value_size
         cdef uint64_t size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> BLOCK_SHIFT]
-        cdef uint64_t after = 0
-        cdef int64_t place = self.find(key_hash, key, key_size)
-        cdef uint64_t record, checksum, found, slot, entry_offset, entry, earliest
+        cdef uint64_t slot = <uint64_t>(found if found > 0 else -found)
+        cdef uint64_t entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
+        cdef uint64_t stripe = key_hash >> STRIPE_SHIFT
+        cdef uint64_t flags = 0, entry = 0, after = 0, record, checksum, tail, earliest
+        cdef Superseded old
         cdef uint8_t control
         cdef uint8_t image[48]
-        if place > 0:
-            found = load(self.base + place + SLOT_EXPIRES_OFFSET)
-            return encoded if found and found <= now_ms else EXISTS
-        slot = <uint64_t>-place
-        entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
-        entry = load(self.base + entry_offset)
-        if not place or (entry >> ENTRY_USED_SHIFT & 0xFFFF) >= SPLIT_AT:
-            return encoded
+        old.stamp = 0
+        if found > 0:
+            if not replaces:
+                earliest = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+                return encoded if earliest and earliest <= now_ms else EXISTS
+            tail = load(self.base + slot + SLOT_RECORD_OFFSET)
+            prefetch(self.base + map_entry_of((tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT))  # harmless
+        else:
+            entry = load(self.base + entry_offset)
+            if not found or (entry >> ENTRY_USED_SHIFT & 0xFFFF) >= SPLIT_AT:
+                return encoded
         record = self.next_block(size_class, &after)
         if not record:
             self.awaits_extent = not load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             return encoded
+        if found > 0:
+            if stamp or not self.may_supersede(&old, stripe, tail, key, key_size, record, after):
+                return encoded
+            flags = tail & SLOT_FLAGS | (0 if old.is_fresh else SLOT_OLDER)
+        if not stamp:
+            stamp = self.next_stamp(stripe, now_ms, old.stamp)
+            if not stamp:
+                return encoded
         checksum = checksum_of(encoded, seed_of(key_hash, stamp, expires_at, record))
         # Nothing was stored so far, and from here on all is.
         if not self.take_block(record >> EXTENT_SHIFT, size_class, after):
             return encoded
+        self.versions[LAST_STAMPS + stripe] = max(stamp, self.versions[LAST_STAMPS + stripe])
         if self.plan is None:
             self.write_record(
                 self.base + record, key, key_size, encoded, stamp, expires_at, checksum
@@ -604,31 +699,93 @@ cdef class FastPath:
                 key, key_size, encoded, stamp, expires_at, checksum,
             )
             self.plan.append((record + RECORD_MAGIC_SIZE, whole[RECORD_MAGIC_SIZE:], b""))
-        memset(image, 0, SLOT_KEY_SIZE)
-        memcpy(image, key, min(key_size, SLOT_KEY_SIZE))
         store(image + SLOT_EXPIRES_OFFSET, expires_at)
         store(
             image + SLOT_RECORD_OFFSET,
-            record | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT,
+            record
+            | flags
+            | value_size << SLOT_VALUE_SIZE_SHIFT
+            | key_size << SLOT_KEY_SIZE_SHIFT,
         )
-        self.put(slot, image, SLOT_SIZE)
+        if found > 0:
+            self.write(
+                slot + SLOT_EXPIRES_OFFSET,
+                image + SLOT_EXPIRES_OFFSET,
+                SLOT_SIZE - SLOT_EXPIRES_OFFSET,
+            )
+        else:
+            memset(image, 0, SLOT_KEY_SIZE)
+            memcpy(image, key, min(key_size, SLOT_KEY_SIZE))
+            self.write(slot, image, SLOT_SIZE)
         if expires_at:
             earliest = (slot & ~(BUCKET_SIZE - 1)) + EARLIEST_OFFSET
             if expires_at < load(self.base + earliest):
-                self.put(earliest, &expires_at, 8)
+                self.write(earliest, &expires_at, 8)
             earliest = entry_offset + SEGMENT_EARLIEST_OFFSET
             if expires_at < load(self.base + earliest):
-                self.put(earliest, &expires_at, 8)
-        control = self.base[control_of(slot)]
-        entry += ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
-        self.put(entry_offset, &entry, 8)
-        control = FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
-        # Last: until it is stored, a reader ignores the slot.
-        self.put(control_of(slot), &control, 1)
-        if self.plan is None:
-            return record | size << RECORD_SIZE_SHIFT
-        self.plan.append((record, layout.RECORD_MAGIC_BYTES, b""))
-        return slot, record, self.plan
+                self.write(earliest, &expires_at, 8)
+        if found < 0:
+            control = self.base[control_of(slot)]
+            entry += ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
+            self.write(entry_offset, &entry, 8)
+            control = FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+            # Last: until it is stored, a reader ignores the slot.
+            self.write(control_of(slot), &control, 1)
+        if self.plan is not None:
+            self.plan.append((record, layout.RECORD_MAGIC_BYTES, b""))
+            return slot, record, self.plan
+        if found > 0:
+            if old.is_fresh:
+                self.free_(old.record, old.entry, old.after)
+            else:
+                self.retire(old.record, RECORD_MAGIC)
+        return record | size << RECORD_SIZE_SHIFT
+
+    cdef inline uint64_t next_stamp(
+        self, uint64_t stripe, uint64_t now_ms, uint64_t older_than
+    ) noexcept:
+        """As `Versions.next_stamp`, but 0 where there is none, and it is not taken yet."""
+        cdef uint64_t newest = max(self.versions[LAST_STAMPS + stripe], older_than)
+        cdef uint64_t stamp = max(now_ms << STAMP_SHIFT, newest + 1)
+        return stamp if newest < stamp < STAMP_LIMIT else 0
+
+    cdef inline bint may_supersede(
+        self,
+        Superseded *old,
+        uint64_t stripe,
+        uint64_t tail,
+        const uint8_t *key,
+        uint64_t key_size,
+        uint64_t record,
+        uint64_t taken,
+    ) noexcept:
+        """Return whether a key's record can be superseded by one at `record`; tell what becomes of it.
+
+        It is the one that `tail`, the last word of the key's slot, leads to. `taken` is the first
+        word of the entry of the new record's extent once its block is taken.
+        """
+        cdef uint64_t extent
+        old.record = tail & SLOT_RECORD_MASK
+        if not self.contains_record_of(tail, key, key_size) or not self.may_retire(old.record):
+            return False
+        extent = old.record >> EXTENT_SHIFT
+        old.stamp = load(self.base + old.record + RECORD_STAMP_OFFSET)
+        old.is_fresh = (
+            self.plan is None
+            and old.stamp > self.versions[PROMISED_STAMPS + stripe]
+            and not tail & SLOT_OLDER_UNDATED
+            and not self.versions[ALWAYS_PROMISED_WORD]
+        )
+        if not old.is_fresh:
+            return True
+        old.entry = load(self.base + map_entry_of(extent))
+        if extent == record >> EXTENT_SHIFT:
+            old.entry = taken
+        self.awaits_spare = False
+        # A spare that a block is about to be taken from is none any more.
+        return self.may_free(old.record, old.entry, &old.after) or (
+            self.awaits_spare and self.spare[0] == record >> EXTENT_SHIFT
+        )
 
     cdef uint64_t next_block(self, uint64_t size_class, uint64_t *after) noexcept:
         """Return the offset of the block that a class has next; 0 for RARE.
@@ -667,7 +824,7 @@ cdef class FastPath:
         """Store the entry of an extent of which a block is taken; False for RARE."""
         cdef uint64_t entry_offset = map_entry_of(extent)
         if after >> ENTRY_FIRST_FREE_SHIFT != full_entry(size_class):
-            self.put(entry_offset, &after, 8)
+            self.write(entry_offset, &after, 8)
             return True
         if self.plan is not None or not self.has_neighbours(extent):
             return False
@@ -697,7 +854,7 @@ cdef class FastPath:
         memcpy(place + RECORD_HEADER_SIZE, key, key_size)
         memcpy(place + RECORD_HEADER_SIZE + key_size, PyBytes_AS_STRING(encoded), value_size)
 
-    cdef inline int put(self, uint64_t offset, const void *data, size_t size) except -1:
+    cdef inline int write(self, uint64_t offset, const void *data, size_t size) except -1:
         """Store bytes, or plan to."""
         if self.plan is None:
             memcpy(self.base + offset, data, size)
@@ -735,6 +892,31 @@ cdef class FastPath:
         if slot <= 0:
             return ABSENT if slot else RARE
         return True if self.delete_(slot, text, size) else RARE
+
+    def pop(self, key):
+        """Delete a key and return its value as JSON; ABSENT (False) or RARE (None)."""
+        cdef uint64_t size = 0, key_hash, expires_at, now_ms
+        cdef const uint8_t *text = text_of(key, &size)
+        cdef int64_t slot
+        cdef bytes value
+        if text is NULL:
+            return RARE
+        key_hash = xxh3(text, size, self.seed)
+        now_ms = self.now_ms()
+        if not self.may_change(key_hash):
+            return RARE
+        slot = self.find(key_hash, text, size)
+        if slot <= 0:
+            return ABSENT if slot else RARE
+        value = self.value_in(slot, key_hash, size)
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        if (
+            value is None
+            or (expires_at and expires_at <= now_ms)
+            or not self.delete_(slot, text, size)
+        ):
+            return RARE
+        return value
 
     def delete_slot(self, uint64_t slot, bytes key not None):
         """Delete the key that is in a live slot; True or RARE (None). The caller holds its stripe."""
@@ -789,39 +971,103 @@ cdef class FastPath:
         cdef uint64_t entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
         cdef uint64_t entry = load(base + entry_offset), taken = ENTRY_LIVE_ONE
         cdef uint8_t control = CONTROL_TOMBSTONE
-        cdef uint64_t slab_offset = map_entry_of(record >> EXTENT_SHIFT), slab, after, link
+        cdef uint64_t slab = 0, after = 0
+        cdef bint has_older
         if memchr(base + (slot & ~(BUCKET_SIZE - 1)) + CONTROL_OFFSET, CONTROL_EMPTY, SLOT_COUNT):
             control, taken = CONTROL_EMPTY, ENTRY_LIVE_ONE + ENTRY_USED_ONE
-        if (
-            entry < taken
-            or not self.contains_record_of(tail, key, key_size)
-            or not self.may_free(record, &after)
-        ):
+        if entry < taken or not self.contains_record_of(tail, key, key_size):
             return False
-        slab = load(base + slab_offset)
-        link = FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
+        has_older = tail & SLOT_FLAGS and self.may_have_older(tail, key, key_size)
+        if has_older:
+            if not self.may_mark(slot, record, key, key_size):
+                return False
+        else:
+            slab = load(base + map_entry_of(record >> EXTENT_SHIFT))
+            if not self.may_free(record, slab, &after):
+                return False
         entry -= taken
-        self.put(control_of(slot), &control, 1)
-        self.put(entry_offset, &entry, 8)
-        self.free_(record, slab, after, link)
+        self.write(control_of(slot), &control, 1)
+        self.write(entry_offset, &entry, 8)
+        if has_older:
+            self.retire(record, MARKED_MAGIC)
+        else:
+            self.free_(record, slab, after)
         return True
+
+    cdef bint may_have_older(self, uint64_t tail, const uint8_t *key, uint64_t key_size) noexcept:
+        """As `Versions.may_have_older`, of a slot with flags whose record is there."""
+        cdef uint64_t stamp = load(self.base + (tail & SLOT_RECORD_MASK) + RECORD_STAMP_OFFSET)
+        cdef uint64_t stripe = xxh3(key, key_size, self.seed) >> STRIPE_SHIFT
+        return tail & SLOT_OLDER_UNDATED or stamp > self.versions[SETTLED_STAMPS + stripe]
+
+    cdef bint may_mark(
+        self, uint64_t slot, uint64_t record, const uint8_t *key, uint64_t key_size
+    ) except -1:
+        """Return whether a record can be marked here: it outranks older ones only if it is whole."""
+        return (
+            self.plan is None
+            and self.may_retire(record)
+            and self.value_in(slot, xxh3(key, key_size, self.seed), key_size) is not None
+        )
 
     def free(self, uint64_t record):
         """Free the block of a record that no slot points to; True or RARE (None)."""
-        cdef uint64_t after, slab, link
+        cdef uint64_t after, slab
         if (
             not self.is_open
             or not self.live[1]
             or self.space._owner
             or record < first_record
             or record > self.live[0] - RECORD_HEADER_SIZE
-            or not self.may_free(record, &after)
         ):
             return RARE
         slab = load(self.base + map_entry_of(record >> EXTENT_SHIFT))
-        link = FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
-        self.free_(record, slab, after, link)
+        if not self.may_free(record, slab, &after):
+            return RARE
+        self.free_(record, slab, after)
         return True
+
+    def sweep(self, uint64_t extent, uint64_t magic, uint64_t generation):
+        """Free the blocks of an extent that were retired, or marked, in another generation.
+
+        The caller holds a stripe, so that the map stays, and not the space lock.
+
+        Returns:
+            How many; or RARE where one of them cannot be freed here: those before it were.
+        """
+        cdef uint64_t entry_offset, entry, after, size, place, end, word, start
+        cdef long freed = 0
+        if (
+            not self.is_open
+            or not self.live[1]
+            or self.space._owner
+            or not self.is_extent(extent)
+        ):
+            return RARE
+        entry_offset = map_entry_of(extent)
+        entry = load(self.base + entry_offset)
+        if entry & ENTRY_KIND_MASK != KIND_SLAB or entry >> ENTRY_CLASS_SHIFT & 0xFF >= CLASS_COUNT:
+            return RARE
+        size = BLOCK_SIZES[entry >> ENTRY_CLASS_SHIFT & 0xFF]
+        start = place = extent << EXTENT_SHIFT
+        end = start + min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
+        while place < end:
+            word = load(self.base + place)
+            if (
+                <uint32_t>word == magic
+                and word >> GENERATION_SHIFT
+                and word >> GENERATION_SHIFT != generation
+            ):
+                if not self.may_free(place, entry, &after):
+                    return RARE
+                self.free_(place, entry, after)
+                self.versions[RETIRED_SIZE_WORD] -= min(size, self.versions[RETIRED_SIZE_WORD])
+                if magic == MARKED_MAGIC and self.versions[MARKS_WORD]:
+                    self.versions[MARKS_WORD] -= 1
+                entry = after
+                freed += 1
+            place += size
+        return freed
 
     cdef bint contains_record_of(self, uint64_t tail, const uint8_t *key, uint64_t size) noexcept:
         """As `Slab.contains_record_of`."""
@@ -839,10 +1085,42 @@ cdef class FastPath:
             and memcmp(self.base + offset + RECORD_HEADER_SIZE, key, size) == 0
         )
 
-    cdef bint may_free(self, uint64_t record, uint64_t *after) noexcept:
-        """Return whether a block can be freed here; set its extent's entry as it is then."""
+    cdef inline bint may_retire(self, uint64_t record) noexcept:
+        """Return whether a block that `contains_record_of` was true of can be retired here."""
+        cdef const uint8_t *place = self.base + map_entry_of(record >> EXTENT_SHIFT)
+        cdef uint64_t entry = load(place)
+        cdef uint64_t size = BLOCK_SIZES[entry >> ENTRY_CLASS_SHIFT & 0xFF]
+        return (
+            record & EXTENT_SIZE - 1 < (entry >> ENTRY_FRESH_SHIFT) * size
+            and load_short(place + SLAB_RETIRED_OFFSET) < (entry >> ENTRY_LIVE_SHIFT & 0xFFFF)
+        )
+
+    cdef inline int retire(self, uint64_t record, uint64_t magic) except -1:
+        """Have a record, with this magic from now on, stay in its block until it is reclaimed."""
+        cdef uint64_t entry_offset = map_entry_of(record >> EXTENT_SHIFT)
+        cdef uint64_t word = load(self.base + record) ^ RECORD_MAGIC ^ magic
+        word |= self.versions[GENERATION_WORD] << GENERATION_SHIFT
+        self.versions[RETIRED_SIZE_WORD] += (
+            BLOCK_SIZES[load(self.base + entry_offset) >> ENTRY_CLASS_SHIFT & 0xFF]
+        )
+        self.versions[MARKS_WORD] += magic == MARKED_MAGIC
+        self.write(record, &word, 8)
+        return self.count_retired(entry_offset, 1)
+
+    cdef inline int count_retired(self, uint64_t entry_offset, int difference) except -1:
+        """As `Slab._count_retired`, not below 0."""
+        cdef uint64_t place = entry_offset + SLAB_RETIRED_OFFSET
+        cdef int count = <int>load_short(self.base + place) + difference
+        store_short(self.base + place, <uint64_t>max(count, 0))
+        keep_order()
+        return 0
+
+    cdef bint may_free(self, uint64_t record, uint64_t entry, uint64_t *after) noexcept:
+        """Return whether a block can be freed here; set its extent's entry as it is then.
+
+        `entry` is the first word of that before it.
+        """
         cdef uint64_t extent = record >> EXTENT_SHIFT
-        cdef uint64_t entry = load(self.base + map_entry_of(extent))
         cdef uint64_t size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
         cdef uint64_t live = entry >> ENTRY_LIVE_SHIFT & 0xFFFF
         cdef uint64_t block, head
@@ -877,23 +1155,29 @@ cdef class FastPath:
         cdef uint64_t end = min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
         cdef uint64_t place = 0
         while place < end:
-            if <uint32_t>load(start + place) == RECORD_MAGIC and place != block * size:
+            if is_magic(load(start + place)) and place != block * size:
                 return False
             place += size
         return True
 
-    cdef int free_(self, uint64_t record, uint64_t slab, uint64_t after, uint64_t link) except -1:
+    cdef int free_(self, uint64_t record, uint64_t slab, uint64_t after) except -1:
         """Free a block of which `may_free` was true."""
         cdef uint64_t extent = record >> EXTENT_SHIFT
+        cdef uint64_t head = load(self.base + record)
+        cdef uint64_t link = (
+            FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
+        )
         cdef uint64_t size_class = slab >> ENTRY_CLASS_SHIFT & 0xFF
         if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self.spare[0] = extent
-        self.put(map_entry_of(extent), &after, 8)
+        self.write(map_entry_of(extent), &after, 8)
         if slab >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
             self.link(extent, size_class)
             keep_order()
+        if head >> GENERATION_SHIFT and is_magic(head):
+            self.count_retired(map_entry_of(extent), -1)
         # Last: it ends the record.
-        self.put(record, &link, 8)
+        self.write(record, &link, 8)
         return 0
 
     def has_magic(self, uint64_t extent):
@@ -903,7 +1187,7 @@ cdef class FastPath:
         if not self.is_open or not self.is_extent(extent):
             return RARE
         start = self.base + (extent << EXTENT_SHIFT)
-        while place < EXTENT_SIZE and <uint32_t>load(start + place) != RECORD_MAGIC:
+        while place < EXTENT_SIZE and not is_magic(load(start + place)):
             place += BLOCK_ALIGNMENT
         return place < EXTENT_SIZE
 
