@@ -107,7 +107,7 @@ class AllKeys:
     def _rebuild(self) -> None:
         from .recovery.rebuild import rebuild  # as in opening
 
-        rebuild(self._file, self._extents, self._slab, clock.now_ms())
+        rebuild(self._file, self._extents, clock.now_ms())
         self._slab.index_rebuilt()
         self._segments.index_rebuilt()
         self._found_at = 0

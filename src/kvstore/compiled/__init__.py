@@ -127,6 +127,9 @@ class FastPath(Protocol):
     def has_magic(self, extent: int) -> bool | None:
         """Return whether an extent has a magic where a record can begin."""
 
+    def use_shape(self, shape: int) -> None:
+        """Go on with an index that was built anew: see `buckets.wanted_shape`."""
+
     def begin(self) -> None:
         """Allow changes: the disk knows that the index is in flux."""
 

@@ -343,6 +343,10 @@ cdef class FastPath:
         """Allow changes: the disk knows that the index is in flux."""
         self.is_begun = True
 
+    def use_shape(self, uint64_t shape):
+        """Go on with an index that was built anew: `shape` as for the constructor."""
+        self.shape = shape
+
     cdef inline bint may_read(self, uint64_t key_hash) noexcept:
         """Return whether a key may be looked up now. Until Python runs, it stays so."""
         return (
