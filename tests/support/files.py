@@ -1,4 +1,4 @@
-"""What is in a file, and how large it is."""
+"""What is in a file, how large it is, and one byte of it changed."""
 
 import hashlib
 from pathlib import Path
@@ -13,3 +13,12 @@ def digest(path: Path) -> str:
 def size(path: Path) -> int:
     """Return the file's length in bytes."""
     return path.stat().st_size
+
+
+def change_byte(path: Path, offset: int, mask: int = 0xFF) -> None:
+    """Flip the bits of `mask` in one byte of a closed file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ mask]))

@@ -1,9 +1,13 @@
-"""The type of the fixture `open_store`."""
+"""The type of the fixture `open_store`; what the death of a process leaves of a store."""
 
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvstore import KVStore
+
+from .consistency import assert_consistent
+from .values import Value
 
 
 class OpenStore(Protocol):
@@ -12,3 +16,15 @@ class OpenStore(Protocol):
     def __call__(
         self, path: str | Path | None = None, *, check: bool = True, **options: Any
     ) -> KVStore: ...
+
+
+def after_death(store: KVStore) -> dict[str, Value]:
+    """Return what is in a copy of the open store's file: what the process, killed now, leaves."""
+    path = Path(shutil.copyfile(store.path, store.path.with_suffix(".killed")))
+    with KVStore(path) as copy:
+        contents = dict(copy)
+        assert len(copy) == len(contents)
+        assert {key: copy.ttl(key) for key in copy} == {key: store.ttl(key) for key in contents}
+    assert_consistent(path)
+    path.unlink()
+    return contents
