@@ -73,6 +73,12 @@ def test_a_mock_of_a_store_takes_what_a_store_takes() -> None:
         lambda: store.create("key", {}, lifetime=1),
         lambda: store.read("key", None),
         store.delete,
+        lambda: store.put("key"),
+        lambda: store.put("key", {}, lifetime=1),
+        lambda: store.touch("key"),
+        lambda: store.pop("key", None, None),
+        lambda: store.popitem("key"),
+        lambda: store.clear("key"),
     ):
         with pytest.raises(TypeError):
             wrong()

@@ -37,6 +37,10 @@ values = st.one_of(
 ttls = st.one_of(
     st.none(), st.none(), st.integers(1, 30), st.integers(1, 10**10), st.sampled_from([1, 10**10])
 )
+# Keys that only their records tell apart.
+key_of_same_slot = st.builds(
+    "".join, st.tuples(st.just("🐍" * 8), st.sampled_from(["", "1", "2", "é\0", "🐍" * 24]))
+)
 # Whole milliseconds, as the file keeps them.
 steps_ms = st.one_of(st.integers(0, 2_000), st.integers(0, 60_000), st.integers(0, 10**13))
 
@@ -93,6 +97,10 @@ class StoreMachine(RuleBasedStateMachine):
             if entry.expires_at is None or now < entry.expires_at
         }
 
+    def entry(self, value: Value, ttl: int | None) -> Entry:
+        """What is stored now, for so many seconds."""
+        return Entry(value, None if ttl is None else self.clock.now_ms + 1000 * ttl)
+
     # --- operations ---
 
     @rule(key=contended_key, value=values, ttl=ttls)
@@ -102,8 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.create(key, value, ttl)
         else:
             self.store.create(key, value, ttl)
-            expires_at = None if ttl is None else self.clock.now_ms + 1000 * ttl
-            self.entries[key] = Entry(value, expires_at)
+            self.entries[key] = self.entry(value, ttl)
 
     @precondition(lambda self: self.model())
     @rule(data=st.data(), value=values)
@@ -111,6 +118,46 @@ class StoreMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.model())), "key")
         with pytest.raises(KeyExistsError):
             self.store.create(key, value)
+
+    @rule(key=contended_key, value=values, ttl=ttls)
+    def put(self, key: str, value: Value, ttl: int | None) -> None:
+        self.store.put(key, value, ttl)
+        self.entries[key] = self.entry(value, ttl)
+
+    @precondition(lambda self: self.model())
+    @rule(data=st.data(), value=values, ttl=ttls)
+    def put_existing(self, data: st.DataObject, value: Value, ttl: int | None) -> None:
+        self.put(data.draw(st.sampled_from(sorted(self.model())), "key"), value, ttl)
+
+    @rule(key=key_of_same_slot, value=values)
+    def assign(self, key: str, value: Value) -> None:
+        self.store[key] = value
+        self.entries[key] = self.entry(value, None)
+
+    @rule(key=contended_key, value=values, ttl=ttls)
+    def setdefault(self, key: str, value: Value, ttl: int | None) -> None:
+        if key not in self.model():
+            self.entries[key] = self.entry(value, ttl)
+        assert identical(self.store.setdefault(key, value, ttl), self.entries[key].value)
+
+    @rule(key=contended_key, ttl=ttls)
+    def touch(self, key: str, ttl: int | None) -> None:
+        if key in self.model():
+            self.store.touch(key, ttl)
+            self.entries[key] = self.entry(self.entries[key].value, ttl)
+        else:
+            with pytest.raises(KeyNotFoundError):
+                self.store.touch(key, ttl)
+
+    @precondition(lambda self: self.model())
+    @rule(data=st.data(), ttl=ttls)
+    def touch_existing(self, data: st.DataObject, ttl: int | None) -> None:
+        self.touch(data.draw(st.sampled_from(sorted(self.model())), "key"), ttl)
+
+    @rule(changes=st.dictionaries(contended_key, values, max_size=4))
+    def update(self, changes: dict[str, Value]) -> None:
+        self.store.update(changes)
+        self.entries.update({key: self.entry(value, None) for key, value in changes.items()})
 
     @rule(key=contended_key)
     def read(self, key: str) -> None:
@@ -148,6 +195,40 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.delete(key)
         del self.entries[key]
 
+    @rule(key=contended_key)
+    def pop(self, key: str) -> None:
+        expected = self.model().get(key)
+        if expected is None:
+            assert self.store.pop(key, None) is None
+            with pytest.raises(KeyNotFoundError):
+                self.store.pop(key)
+        else:
+            assert identical(self.store.pop(key), expected)
+            del self.entries[key]
+
+    @rule(count=st.integers(1, 5))
+    def popitem(self, count: int) -> None:
+        for _ in range(min(count, len(self.model()))):
+            key, value = self.store.popitem()
+            assert identical(value, self.model()[key])
+            del self.entries[key]
+        if not self.model():
+            with pytest.raises(KeyError):
+                self.store.popitem()
+
+    @rule(really=st.integers(0, 4))
+    def clear(self, really: int) -> None:
+        if not really:  # else there would rarely be much
+            self.store.clear()
+            self.entries.clear()
+            assert self.store.purge_expired() == 0
+
+    @rule(name=st.sampled_from("pq"), count=st.integers(1, 60), value=values)
+    def put_many(self, name: str, count: int, value: Value) -> None:
+        """Some of them twice: the first is promised to nobody, unless there is a flush."""
+        for number in (*range(count), *range(0, count, 3)):
+            self.put(f"{name}{number}", {"n": number, "v": value.get("n")}, None)
+
     @rule(name=st.sampled_from("pq"), count=st.integers(1, 60), ttl=ttls, value=values)
     def create_many(self, name: str, count: int, ttl: int | None, value: Value) -> None:
         for number in range(count):
@@ -166,6 +247,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(items) == len(model)
         assert identical(dict(items), model)
         assert sorted(self.store) == sorted(self.store.keys()) == sorted(model)
+        for key in model:
+            assert self.store.ttl(key) == self.entries[key].left(self.clock.now_ms)
 
     @rule()
     def purge(self) -> None:
@@ -182,6 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
     def the_count_is_right(self) -> None:
         if hasattr(self, "store"):
             assert len(self.store) == len(self.model())
+            assert bool(self.store) == bool(self.model())
 
     # --- the clock ---
 

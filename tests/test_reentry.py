@@ -69,6 +69,15 @@ UNDER_A_STRIPE: dict[str, Callable[[KVStore], object]] = {
     "create": lambda store: store.create("other", {}),
     "read": lambda store: store.read("key"),
     "delete": lambda store: store.delete("key"),
+    "put": lambda store: store.put("key", {"n": 3}),
+    "assignment": lambda store: store.__setitem__("key", {"n": 3}),
+    "touch": lambda store: store.touch("key", 10),
+    "pop": lambda store: store.pop("key"),
+    "setdefault": lambda store: store.setdefault("key", {}),
+    "update": lambda store: store.update(key={"n": 3}),
+    "popitem": KVStore.popitem,
+    "clear": KVStore.clear,
+    "bool": bool,
     "ttl": lambda store: store.ttl("key"),
     "in": lambda store: "key" in store,
     "len": len,
@@ -93,6 +102,40 @@ def test_a_member_called_amid_an_operation_is_refused_at_once(
     assert [type(outcome) for outcome in outcomes] == [StoreBusyError]
     assert "inside an operation" in str(outcomes[0])
     assert dict(store) == {"key": {"n": 1}, "new": {"n": 2}}
+    assert not reentry.waiting
+
+
+REPLACING: dict[str, Callable[[KVStore], object]] = {
+    "put": lambda store: store.put("key", {"n": 2}, 100),
+    "touch": lambda store: store.touch("key", 100),
+    "pop": lambda store: store.pop("key"),
+    "setdefault": lambda store: store.setdefault("other", {"n": 2}, 100),
+    "clear": KVStore.clear,
+}
+AFTER: dict[str, dict[str, Any]] = {
+    "put": {"key": {"n": 2}},
+    "touch": {"key": {"n": 1}},
+    "pop": {},
+    "setdefault": {"key": {"n": 1}, "other": {"n": 2}},
+    "clear": {},
+}
+
+
+@pytest.mark.parametrize("nested", ["read", "put", "delete", "clear", "len"])
+@pytest.mark.parametrize("member", REPLACING)
+def test_what_replaces_and_removes_is_not_disturbed_by_what_is_refused_amid_it(
+    open_store: Callable[..., KVStore],
+    monkeypatch: pytest.MonkeyPatch,
+    member: str,
+    nested: str,
+) -> None:
+    store = open_store()
+    store.create("key", {"n": 1})
+    store.sync()
+    outcomes = amid(monkeypatch, kvstore.clock, "time_ns", partial(UNDER_A_STRIPE[nested], store))
+    REPLACING[member](store)
+    assert all(isinstance(outcome, StoreBusyError) for outcome in outcomes)
+    assert dict(store) == AFTER[member]
     assert not reentry.waiting
 
 

@@ -8,8 +8,9 @@ import pytest
 from support import MIN_MAX_BYTES, scaled, seeded_random
 from support.clock import START_SECONDS, FakeClock
 from support.keys import TRICKY
-from support.stores import OpenStore
+from support.stores import OpenStore, after_death
 from support.threads import run_together
+from support.values import sized_value
 
 from kvstore import InvalidTTLError, KeyExistsError, KeyNotFoundError, KVStore
 from kvstore.format.layout import IDENTITY, STRIPE_SHIFT, key_hash
@@ -105,6 +106,47 @@ def test_every_create_of_an_expired_key_counts_from_its_own_moment(
     assert store.purge_expired() <= 1
 
 
+@pytest.mark.parametrize("sizes", [(12, 12), (12, 5_000), (16_384, 2)])
+def test_a_key_created_over_an_expired_one_is_counted_purged_and_iterated_as_one(
+    store: KVStore, clock: FakeClock, open_store: OpenStore, sizes: tuple[int, int]
+) -> None:
+    keys = {key: {"n": number} for number, key in enumerate(TRICKY)}
+    for key in keys:
+        store.create(key, sized_value(sizes[0]), ttl=10)
+    store.sync()
+    clock.advance(10)
+    for key in keys:
+        store.create(key, sized_value(sizes[1], 1))
+    expected = dict.fromkeys(keys, sized_value(sizes[1], 1))
+    assert dict(store) == after_death(store) == expected
+    assert len(store) == len(list(store)) == store.stats().records == len(keys)
+    assert store.purge_expired() == 0
+    clock.advance(-10)
+    assert dict(store) == after_death(store) == expected
+    store.close()
+    assert dict(open_store()) == expected
+
+
+def test_what_a_create_over_an_expired_key_replaced_does_not_come_back(
+    store: KVStore, clock: FakeClock
+) -> None:
+    """Neither once it has expired itself, nor once it was deleted, nor with a clock set back."""
+    for key in ("expired", "deleted"):
+        store.create(key, {"n": 1}, ttl=100)
+    store.sync()
+    clock.advance(100)
+    store.create("expired", {"n": 2}, ttl=10)
+    store.create("deleted", {"n": 2})
+    store.delete("deleted")
+    clock.advance(-50)
+    assert dict(store) == after_death(store) == {"expired": {"n": 2}}
+    clock.advance(60)
+    assert dict(store) == after_death(store) == {}
+    assert store.purge_expired() == 1
+    clock.advance(-60)
+    assert dict(store) == after_death(store) == {}
+
+
 def test_a_delete_takes_the_ttl_with_it(store: KVStore, clock: FakeClock) -> None:
     store.create("k", {"n": 1}, ttl=5)
     store.delete("k")
@@ -182,6 +224,24 @@ def test_purged_and_deleted_keys_are_not_purged_again(store: KVStore, clock: Fak
     store.create("replaced", {"n": 2})
     assert store.purge_expired() == 1
     assert dict(store) == {"replaced": {"n": 2}}
+
+
+def test_a_purge_takes_back_what_was_put_and_touched_by_its_last_time_to_live(
+    store: KVStore, clock: FakeClock
+) -> None:
+    for number in range(300):
+        store.create(f"k{number}", {"n": number}, ttl=10)
+    for number in range(100):
+        store.put(f"k{number}", {"n": -number}, ttl=20)
+        store.touch(f"k{100 + number}", 30 if number % 2 else None)
+    for passed, purged in [(9, 0), (1, 100), (10, 100), (10, 50), (10**9, 0)]:
+        clock.advance(passed)
+        assert store.purge_expired() == purged
+    assert len(store) == 50
+    store.put("k100", {}, ttl=1)
+    clock.advance(1)
+    assert len(store) == 49
+    assert store.purge_expired() == 1
 
 
 def test_what_has_expired_is_purged_after_opening_again(
