@@ -194,7 +194,7 @@ def test_update_takes_what_that_of_a_dict_takes(store: KVStore) -> None:
         ((), {}),
     ):
         expected.update(*arguments, **named)
-        store.update(*arguments, **named)  # type: ignore[arg-type]
+        store.update(*arguments, **named)
         assert dict(store) == expected
     store.update((f"k{number}", {"n": number}) for number in range(3))
     assert len(store) == len(expected) + 3

@@ -42,8 +42,11 @@ class Operation:
     What `kind` it is, and what came of it:
 
     create: of the value that `mark` tells, for `ttl` seconds; not `done` where the key was there
+    put: likewise, whatever was there; not `done` where there was no room
+    touch: for `ttl` seconds from now on; not `done` where the key was absent
     full: a create that found the key absent, and no room
     delete: not `done` where the key was absent
+    pop: of the value that `mark` tells; not `done` where the key was absent
     read: of the value that `mark` tells; None where the key was absent
     look: `done` where the key was there
     ttl: as look, with the seconds that it told
@@ -108,20 +111,38 @@ def _apply(operation: Operation, state: State) -> Sequence[State]:
             # What has expired may have been taken back before the clock was set.
             return (kept, absent._replace(now=operation.mark)) if expired else (kept,)
         case "create" if operation.done:
-            lifetime = operation.ttl
-            ends = None if lifetime is None else now + 1000 * lifetime
-            return () if is_there else (State(operation.mark, ends, now),)
+            return () if is_there else (State(operation.mark, _ends(operation, now), now),)
+        case "put" if operation.done:
+            return (State(operation.mark, _ends(operation, now), now),)
+        case "put":
+            return (state, absent) if expired else (state,)
+        case "touch" if operation.done:
+            return (State(mark, _ends(operation, now), now),) if is_there else ()
         case "create":
             return (state,) if is_there else ()
         case "full":
             return () if is_there else (absent, state)
+        case "pop" if operation.done:
+            return (absent,) if is_there and operation.mark == mark else ()
         case "delete" if operation.done:
             return (absent,) if is_there else ()
-        case "delete":
+        case "delete" | "pop" | "touch":
             return () if is_there else (state,)
+    return (state,) if _tells(operation, state, is_there) else ()
+
+
+def _tells(operation: Operation, state: State, is_there: bool) -> bool:
+    """Return whether an operation that only looks has told the truth."""
+    mark, expires_at, now = state
+    match operation.kind:
         case "read":
-            return (state,) if operation.mark == (mark if is_there else None) else ()
+            return operation.mark == (mark if is_there else None)
         case "look":
-            return (state,) if operation.done == is_there else ()
+            return operation.done == is_there
     left = None if expires_at is None or not is_there else -((now - expires_at) // 1000)
-    return (state,) if (operation.done, operation.ttl) == (is_there, left) else ()
+    return (operation.done, operation.ttl) == (is_there, left)
+
+
+def _ends(operation: Operation, now: int) -> int | None:
+    """Return when what is stored at `now` expires, in ms."""
+    return None if operation.ttl is None else now + 1000 * operation.ttl
