@@ -1,10 +1,10 @@
-"""Creates and deletes that are on stable storage when they return, by 1 and 8 threads.
+"""Creates, puts and deletes that are on stable storage when they return, by 1 and 8 threads.
 
-In each round each engine that can do it, in a new process: one thread creates for a while, then
-deletes what was created; then eight threads do the same on the same store. Each operation is timed
-by itself. `written` is what the kernel counts as written by the process, for each create of one
-thread: whole pages. The figures are those of the disk and of who shares flushes; on tmpfs they mean
-nothing.
+In each round each engine that can do it, in a new process: one thread creates for a while, puts
+other values to what was created, deletes it; then eight threads do the same on the same store. Each
+operation is timed by itself. `written` is what the kernel counts as written by the process, for
+each create of one thread: whole pages. The figures are those of the disk and of who shares flushes;
+on tmpfs they mean nothing.
 """
 
 import gc
@@ -20,14 +20,14 @@ from time import perf_counter_ns
 from typing import Any, Final
 
 from engines import OpenEngine
-from operations import TTL, time_creates
+from operations import TTL, time_writes
 from records import make_keys, make_values
 from workers import Job, Say, rounds_in_turns
 
 from harness import Column, Plan, engine_table, file_system, show_spread, spread, with_failures
 
 THREADS: Final = (1, 8)
-OPERATIONS: Final = ("create", "delete")
+OPERATIONS: Final = ("create", "put", "delete")
 PERCENTILES: Final = ("p50", "p99", "max")
 VALUE_SIZE: Final = 100
 RECORDS: Final = 10_000  # that are there before
@@ -47,13 +47,16 @@ def run_round(
     """Task: return what each case took, and the bytes written for each create of one thread."""
     values = make_values(VALUE_SIZE)
     with closing(open_engine(folder)) as store:
-        time_creates(store, make_keys(records), values)
+        time_writes(store.create, make_keys(records), values)
     took: Took = {}
     written = 0.0
     with closing(open_engine(folder, durable=True)) as store:
 
         def create(key: str) -> None:
             store.create(key, values[int(key, 16) % len(values)], TTL)
+
+        def put(key: str) -> None:
+            store.put(key, values[int(key, 16) % len(values) - 1], TTL)
 
         for threads in THREADS:
             say(f"{threads} threads, round {number + 1}")
@@ -66,6 +69,8 @@ def run_round(
                 blocks = getrusage(RUSAGE_SELF).ru_oublock - before
                 written = blocks * 512 / len(created[1][0])
             parts = [part[: len(each)] for part, each in zip(parts, created[1], strict=True)]
+            # More often than once, so that all threads go on until the time is over.
+            took["put", threads] = run_together(seconds, put, [part * 4 for part in parts])
             took["delete", threads] = run_together(seconds, store.delete, parts)
     return took, written
 

@@ -10,7 +10,9 @@ time allows, is measured again, and is killed by SIGKILL. In each round a copy o
 the page cache and written to disk, is opened in a new process. Then one opens the files themselves,
 counts what came back of what was acknowledged, creates what did not, and closes: that store is
 opened in each round of the second kind. Opening lasts until the first read has been answered, for
-some engines put work off until then; after a kill it includes the recovery.
+some engines put work off until then; after a kill it includes the recovery. In a kvstore of 100,000
+synced records each is also put ten times, touched, deleted and put again: what is told is the most
+memory that it had after any of these.
 
 Bytes of file are what the file system has allocated for a store that was closed, opened and closed,
 under keys of 20 bytes. kvstore is also filled until it refuses, with one of its implementations,
@@ -56,6 +58,7 @@ FIRST_RECORDS: Final = 1000
 RECORDS: Final = 1_000_000
 SECONDS: Final = (25.0, 4.0)  # that kvstore has to create them, and others, who may have fewer
 ROUNDS: Final = (5, 2)  # of imports and openings of kvstore, and of openings of others
+UPDATED: Final = 100_000  # records, a tenth of the puts
 LARGER_VALUES: Final = {1000: 50_000, 16_000: 5000}  # size, and how many of these
 FULL_SIZE: Final = 1_000_000_000  # bytes
 OWN_LIBRARIES: Final = ("mmap", "orjson", "portalocker", "xxhash")
@@ -102,6 +105,29 @@ def load(
     early = read_anonymous()
     rest = known.fill(store, range(first, records), seconds, say)
     return {"records": first + rest, "early_bytes": early, "late_bytes": read_anonymous()}
+
+
+def update(_open_engine: OpenEngine, say: Say, path: Path, records: int) -> dict[str, int]:
+    """Task: put, touch and delete what a kvstore holds; return the memory before, and the most."""
+    from kvstore import KVStore
+
+    known = Records(VALUE_SIZE)
+    with KVStore(path) as store:
+        known.fill(store, range(FIRST_RECORDS), inf, say)
+        early = late = read_anonymous()
+        known.fill(store, range(FIRST_RECORDS, records), inf, say)
+        store.sync()
+        for operation in ("put",) * 10 + ("touch", "delete", "put"):
+            say(operation)
+            for index in range(records):
+                if operation == "put":
+                    store.put(*known.record(index))
+                elif operation == "touch":
+                    store.touch(key_of(index), None)
+                else:
+                    store.delete(key_of(index))
+            late = max(late, read_anonymous())
+    return {"puts": records * 11, "early_bytes": early, "late_bytes": late}
 
 
 def read_anonymous() -> int:
@@ -174,6 +200,12 @@ def measure(plan: Plan) -> dict[str, Any]:
             seconds = SECONDS[not plan.engines[engine].is_own]
             row.update(worker.call(load, plan.place / engine, records, seconds))
             worker.kill()
+        if plan.engines[engine].is_own:
+            what = f"{engine}, updating,"
+            with noting_failure(failures, what), Worker(plan, engine) as worker:
+                path = plan.place / "updated.kvs"
+                row["updated"] = worker.call(update, path, plan.pick(UPDATED, 2000))
+                path.unlink()
     files = {engine: rows[engine] for engine in plan.with_file() if "records" in rows[engine]}
     _open_in_turns(plan, files, "killed", failures)
     for engine, row in files.items():
@@ -314,6 +346,7 @@ def format_result(result: Mapping[str, Any]) -> str:
         (f"with {result['first_records']:,} records", show_mebibytes, ("early_bytes",)),
         ("with more", show_mebibytes, ("late_bytes",)),
         ("records then", number, ("records",)),
+        ("with all updated", show_mebibytes, ("updated", "late_bytes")),
     ]
     opening: list[Column] = [
         ("after close", show_milliseconds, ("closed",)),

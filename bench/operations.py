@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from engines import Engine, OpenEngine
-from engines.own import COMPILED
+from engines.own import COMPILED, IMPLEMENTATIONS
 from records import TEXT, WORDS, make_keys, make_values
 from workers import Job, Say, rounds_in_turns
 
@@ -32,6 +32,7 @@ SECONDS: Final = 9.0  # for the rounds of a case, beyond the least number of the
 CHUNK: Final = 10_000  # creates between two looks at the clock
 
 Micros = dict[str, float]  # that one of each operation took
+Round = Callable[[OpenEngine, Say, Path, int, "Case"], Micros]
 
 
 class Case(NamedTuple):
@@ -45,8 +46,8 @@ class Case(NamedTuple):
     """One in so many is read, missed and deleted."""
     least: int = 2
     """Rounds that every engine does."""
-    own_only: bool = False
-    """Whether it is for kvstore alone."""
+    engines: tuple[str, ...] = ()
+    """That alone do it, if any are named."""
     patience: float = 30.0
     """Seconds to create all records."""
 
@@ -60,7 +61,7 @@ FULL: Final = (
     Case(100, 10_000),
     Case(100, 100_000),
     Case(100, 1_000_000, share=10, least=1),
-    Case(100, 3_000_000, share=30, least=1, own_only=True, patience=90),
+    Case(100, 3_000_000, share=30, least=1, engines=(*IMPLEMENTATIONS,), patience=90),
     Case(1000, 100_000),
     Case(16_000, 10_000),
     Case(16_000, 10_000, TEXT),
@@ -68,7 +69,7 @@ FULL: Final = (
 QUICK: Final = tuple(each._replace(records=each.records // 100, least=1) for each in FULL)
 TINY: Final = (
     Case(100, 500, share=5, least=1),
-    Case(100, 600, least=1, own_only=True),
+    Case(100, 400, least=1, engines=(*IMPLEMENTATIONS,)),
     Case(16_000, 20, TEXT, least=1),
 )
 
@@ -89,7 +90,7 @@ def run_round(open_engine: OpenEngine, say: Say, folder: Path, number: int, case
     micros = {}
     with closing(open_engine(folder)) as store:
         gc.collect()
-        micros["create"] = time_creates(store, keys, values, case.patience)
+        micros["create"] = time_writes(store.create, keys, values, case.patience)
         gc.collect()
         micros["read"] = time_calls(store.read, wanted)
         gc.collect()
@@ -103,18 +104,20 @@ def run_round(open_engine: OpenEngine, say: Say, folder: Path, number: int, case
     return micros
 
 
-def time_creates(
-    store: Engine, keys: list[str], values: list[dict[str, Any]], patience: float = inf
+def time_writes(
+    write: Callable[[str, dict[str, Any], int | None], None],
+    keys: list[str],
+    values: list[dict[str, Any]],
+    patience: float = inf,
 ) -> float:
-    """Create these keys; return the microseconds that each took."""
-    create = store.create
+    """Create or put these keys; return the microseconds that each took."""
     value_of = cycle(values)
     begin = perf_counter()
     for first in range(0, len(keys), CHUNK):
         if perf_counter() - begin > patience:
             raise TimeoutError(f"{first:,} of {len(keys):,} records when its time was used up")
         for key, value in zip(keys[first : first + CHUNK], value_of, strict=False):
-            create(key, value, TTL)
+            write(key, value, TTL)
     return (perf_counter() - begin) / len(keys) * 1e6
 
 
@@ -145,10 +148,13 @@ def time_misses(store: Engine, keys: list[str]) -> float:
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return the figures of each case."""
-    return measure_cases(plan, plan.pick(FULL, QUICK, TINY), plan.pick(ROUNDS, 1), SECONDS)
+    cases, rounds = plan.pick(FULL, QUICK, TINY), plan.pick(ROUNDS, 1)
+    return measure_cases(plan, run_round, cases, rounds, SECONDS)
 
 
-def measure_cases(plan: Plan, cases: Iterable[Case], rounds: int, seconds: float) -> dict[str, Any]:
+def measure_cases(
+    plan: Plan, task: Round, cases: Iterable[Case], rounds: int, seconds: float
+) -> dict[str, Any]:
     """Run all rounds of some cases; return microseconds by operation and engine of each."""
     jobs = {
         (case, engine): Job(
@@ -160,26 +166,23 @@ def measure_cases(plan: Plan, cases: Iterable[Case], rounds: int, seconds: float
             seconds,
         )
         for case in cases
-        for engine, kind in plan.engines.items()
-        if kind.is_own or not case.own_only
+        for engine in plan.engines
+        if engine in case.engines or not case.engines
     }
-    results, failures = rounds_in_turns(plan, run_round, jobs.values())
+    results, failures = rounds_in_turns(plan, task, jobs.values())
     rows: dict[Case, dict[str, Any]] = {}
     for (case, engine), job in jobs.items():
         row = rows.setdefault(case, {**case._asdict(), "name": case.name, "microseconds": {}})
-        for operation in OPERATIONS:
-            if micros := [each[operation] for each in results[job.name]]:
-                row["microseconds"].setdefault(operation, {})[engine] = spread(micros)
+        done = results[job.name]
+        for operation in done[0] if done else ():
+            micros = spread([each[operation] for each in done])
+            row["microseconds"].setdefault(operation, {})[engine] = micros
     return {"ttl": TTL, "failures": failures, "cases": list(rows.values())}
 
 
 def typical_case(result: Mapping[str, Any], size: int, shape: str = WORDS) -> Mapping[str, Any]:
     """Return the figures of values like this, by operation and engine: of about 100,000 records."""
-    cases = [
-        each
-        for each in result["cases"]
-        if (each["size"], each["shape"], each["own_only"]) == (size, shape, False)
-    ]
+    cases = [each for each in result["cases"] if (each["size"], each["shape"]) == (size, shape)]
     if not cases:
         return {}
     nearest = min(cases, key=lambda each: abs(each["records"] - 100_000))
@@ -195,7 +198,7 @@ def format_result(result: Mapping[str, Any]) -> str:
 
 def _format_case(case: Mapping[str, Any]) -> str:
     micros = case["microseconds"]
-    engines = micros[OPERATIONS[0]]
+    first, engines = next(iter(micros.items()))
     own = next(engine for engine in (COMPILED, *engines) if engine in engines)
     rows = {
         engine: {
@@ -205,7 +208,7 @@ def _format_case(case: Mapping[str, Any]) -> str:
         for engine in engines
     }
     columns: list[Column] = [
-        ("rounds", str, (OPERATIONS[0], "rounds")),
+        ("rounds", str, (first, "rounds")),
         *((name, show_spread, (name,)) for name in micros),
         *((f"{name} / {own}", "{:.2f}".format, ("ratio", name)) for name in micros),
     ]

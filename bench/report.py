@@ -19,7 +19,8 @@ from charts import draw_all
 from engines.own import COMPILED, PLAIN
 from operations import OPERATIONS, typical_case
 from run import EXPERIMENTS
-from targets import PEERS, Target, judge
+from targets import PEERS, Target, judge, targets_table
+from updates import OPERATIONS as UPDATES
 
 from harness import (
     RESULT_FORMAT,
@@ -36,6 +37,8 @@ END: Final = "<!-- figures: end -->"
 RESULTS: Final = "bench/results"
 PAGE: Final = "bench/README.md"
 TABLES: Final = "tables.md"
+SHOWN: Final = (*OPERATIONS, *UPDATES)
+SIZES: Final = (100, 1000, 16_000)  # of values, in bytes
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -75,8 +78,7 @@ def make_page(results: Results, missing: Mapping[str, str], charts: Mapping[str,
 
 def make_summary(results: Results) -> str:
     """Return a table with a line for each engine, of figures of all experiments."""
-    operations = results.get("operations", {"cases": []})
-    small, large = typical_case(operations, 100), typical_case(operations, 16_000)
+    small, large = _typical(results, 100), _typical(results, 16_000)
     latency = results.get("latency", {}).get("engines", {})
     durable = {row["engine"]: row for row in results.get("durable", {}).get("rows", ())[::-1]}
     stores = results.get("footprint", {}).get("engines", {})
@@ -90,11 +92,14 @@ def make_summary(results: Results) -> str:
         }
         for name in _first_machine(results)["engines"]
     }
-    tail = ("latency", "microseconds", "create", "p99.9", "median")
+    tail = ("p99.9", "median")
     columns: list[Column] = [
-        *((f"{name}, µs", "{:.2f}".format, ("small", name, "median")) for name in OPERATIONS),
+        *((f"{name}, µs", "{:.2f}".format, ("small", name, "median")) for name in SHOWN),
         ("create 16,000 B, µs", "{:.1f}".format, ("large", "create", "median")),
-        ("p99.9 of create, µs", "{:,.0f}".format, tail),
+        *(
+            (f"p99.9 of {name}, µs", "{:,.0f}".format, ("latency", "microseconds", name, *tail))
+            for name in ("create", "put")
+        ),
         ("durable creates a second", "{:,.0f}".format, ("durable", "per_second", "1", "median")),
         ("bytes a record", "{:,.0f}".format, ("store", "bytes_per_record", "100")),
         ("memory, MiB", show_mebibytes, ("store", "late_bytes")),
@@ -103,31 +108,17 @@ def make_summary(results: Results) -> str:
     return engine_table("100 B, where no size is said", rows, columns)
 
 
+def _typical(results: Results, size: int) -> Mapping[str, Any]:
+    """Return the figures of values of a size in a store that is neither small nor large."""
+    both = (results.get(name, {"cases": []}) for name in ("operations", "updates"))
+    return {name: each for result in both for name, each in typical_case(result, size).items()}
+
+
 def _missed(targets: Sequence[Target]) -> str:
     now = [target for target in targets if not target.is_next]
     missed = [target for target in now if not target.met]
     text = f"{len(now) - len(missed)} of {len(now)} [targets](results/{TABLES}#targets) are met"
-    return f"{text}; missed are:\n\n{_targets_table(missed)}" if missed else f"{text}."
-
-
-def _targets_table(targets: Iterable[Target]) -> str:
-    return markdown_table(
-        ["target", "of", "wanted", "measured", "met"],
-        [
-            [
-                each.what,
-                each.engine,
-                f"at {'least' if each.at_least else 'most'} {_number(each.bound)}{each.unit}",
-                f"{_number(each.measured)}{each.unit}",
-                "yes" if each.met else "**no**",
-            ]
-            for each in targets
-        ],
-    )
-
-
-def _number(figure: float) -> str:
-    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+    return f"{text}; missed are:\n\n{targets_table(missed)}" if missed else f"{text}."
 
 
 def _first_machine(results: Results) -> Mapping[str, Any]:
@@ -150,7 +141,7 @@ def make_tables(results: Results) -> str:
     for heading, is_next in (("Targets", False), ("Next targets", True)):
         if chosen := [target for target in targets if target.is_next is is_next]:
             text = "Speeds are ratios of medians, the worst of all sizes and numbers of records."
-            parts += [f"## {heading}", text, _targets_table(chosen)]
+            parts += [f"## {heading}", text, targets_table(chosen)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,7 +154,7 @@ def _how_measured(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]
 
 
 def make_short(results: Results) -> str:
-    """Return the part of the project's README: three rows of figures."""
+    """Return the part of the project's README: a row of figures for each operation."""
     parts = []
     if rows := list(_short_rows(results)):
         machine = _first_machine(results)
@@ -173,27 +164,30 @@ def make_short(results: Results) -> str:
             f"implementation ({machine['cpu']}, {machine['cpu_count']} CPUs, "
             f"{machine['file_system']}, {machine['python']}):"
         )
-        parts += [text, markdown_table(["values of", *OPERATIONS], rows)]
+        parts += [text, markdown_table(["values of", *(f"{size:,} B" for size in SIZES)], rows)]
     parts.append(f"Method, charts, targets and what misses them, caveats: [{PAGE}]({PAGE}).")
     return "\n\n".join(parts)
 
 
 def _short_rows(results: Results) -> Iterable[list[str]]:
-    for size in (100, 1000, 16_000):
-        cells = []
-        for operation in OPERATIONS:
-            figures = typical_case(results.get("operations", {"cases": []}), size)
-            medians = {name: each["median"] for name, each in figures.get(operation, {}).items()}
-            if COMPILED in medians:
-                own = medians[COMPILED]
-                peers = {medians[peer]: peer for peer in PEERS if peer in medians}
-                told = [f"{min(peers) / own:.1f}× {peers[min(peers)]}"] if peers else []
-                for other, name in (("sqlite3", "SQLite"), (PLAIN, "plain")):
-                    if other in medians:
-                        told.append(f"{medians[other] / own:.1f}× {name}")
-                cells.append(f"**{own:.1f}**; {', '.join(told)}")
-        if cells:
-            yield [f"{size:,} B", *cells]
+    figures = [_typical(results, size) for size in SIZES]
+    for operation in SHOWN:
+        cells = [_short_cell(each.get(operation, {})) for each in figures]
+        if any(cells):
+            yield [operation, *cells]
+
+
+def _short_cell(figures: Mapping[str, Any]) -> str:
+    medians = {name: each["median"] for name, each in figures.items()}
+    if COMPILED not in medians:
+        return ""
+    own = medians[COMPILED]
+    peers = {medians[peer]: peer for peer in PEERS if peer in medians}
+    told = [f"{min(peers) / own:.1f}× {peers[min(peers)]}"] if peers else []
+    for other, name in (("sqlite3", "SQLite"), (PLAIN, "plain")):
+        if other in medians:
+            told.append(f"{medians[other] / own:.1f}× {name}")
+    return f"**{own:.1f}**; {', '.join(told)}"
 
 
 def put_between_markers(path: Path, part: str) -> None:

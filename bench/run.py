@@ -1,9 +1,10 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
-    python bench/run.py                     all of it, in 25 minutes at most
+    python bench/run.py                     all of it, in half an hour at most
     python bench/run.py --quick             all of it, small, in two
     python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
+    python bench/run.py --only updates,latency,durable --engines kvstore,lmdb,tkrzw --rounds 3
     python bench/run.py --compare OLD NEW   two builds of kvstore, each that of a Python
 
 Each experiment is a module beside this one; what it measured goes to `bench/results/NAME.json`, but
@@ -18,10 +19,11 @@ import time
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import compare
 from engines import ENGINES, importable
+from targets import judge, targets_table
 
 from harness import (
     RESULT_FORMAT,
@@ -34,7 +36,9 @@ from harness import (
     to_json,
 )
 
-EXPERIMENTS: Final = ("operations", "latency", "durable", "footprint", "failures", "microbench")
+EXPERIMENTS: Final = (
+    *("operations", "updates", "latency", "durable", "footprint", "failures", "microbench"),
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,8 +82,8 @@ def _names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     return names
 
 
-def run(name: str, plan: Plan, results: Path | None) -> None:
-    """Do one experiment, print its figures and save them."""
+def run(name: str, plan: Plan, results: Path | None) -> dict[str, Any]:
+    """Do one experiment, print its figures and save them; return them as they read back."""
     experiment = import_module(name)
     started = time.monotonic()
     machine = describe_machine(plan.place, plan.engines)
@@ -87,17 +91,19 @@ def run(name: str, plan: Plan, results: Path | None) -> None:
         result = experiment.measure(plan)
     except Skipped as reason:
         print(f"## {name}\n\nskipped: {reason}\n", flush=True)
-        return
+        return {}
     seconds = round(time.monotonic() - started)
     header = {"format": RESULT_FORMAT, "machine": machine, "scale": plan.scale, "seconds": seconds}
     text = to_json({**header, **result})
     plan.progress.show("")
     print(f"## {name} ({seconds} s)\n\n{machine_line(machine)}\n")
     # As it reads back, numbers that were keys being strings then: so will the report have it.
-    print(experiment.format_result(json.loads(text)), end="\n\n", flush=True)
+    kept: dict[str, Any] = json.loads(text)
+    print(experiment.format_result(kept), end="\n\n", flush=True)
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         (results / f"{name}.json").write_text(text)
+    return kept
 
 
 def main() -> None:
@@ -116,6 +122,7 @@ def main() -> None:
     default = None if arguments.scale != "full" or arguments.engines else RESULTS
     progress = Progress()
     names = arguments.only or (compare.EXPERIMENTS if arguments.compare else EXPERIMENTS)
+    measured: dict[str, Any] = {}
     for number, name in enumerate(names, start=1):
         progress.heading = f"{name} ({number} of {len(names)}): "
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
@@ -126,7 +133,9 @@ def main() -> None:
                 machine = machine_line(describe_machine(plan.place, engines))
                 print(f"## {name}\n\n{machine}\n\n{tables}\n", flush=True)
             else:
-                run(name, plan, arguments.results or default)
+                measured[name] = run(name, plan, arguments.results or default)
+    if targets := judge(measured):
+        print(f"## targets\n\n{targets_table(targets)}")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 Factors are ratios of the medians that the tables show; all cases of one run took turns.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+import updates
 from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
 from operations import OPERATIONS
 from records import TEXT, WORDS
+from updates import NEW
 
-from harness import ratio
+from harness import markdown_table, ratio
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -44,9 +46,10 @@ class Speed(NamedTuple):
     """Of values, in bytes."""
     records: tuple[int, ...]
     least: tuple[float, ...]
-    """Of each operation."""
+    """Of each of `operations`."""
     shapes: tuple[str, ...] = (WORDS,)
     is_next: bool = False
+    operations: tuple[str, ...] = OPERATIONS
 
     @property
     def name(self) -> str:
@@ -59,6 +62,7 @@ class Speed(NamedTuple):
 _BOTH: Final = (100, 1000)
 _COUNT: Final = (100_000,)
 _COUNTS: Final = (100_000, 1_000_000)
+_UPDATED: Final = tuple({case.records for case in updates.FULL})
 _USUAL: Final = (1.3, 1.3, 1.0, 1.3)
 _SHAPES: Final = (WORDS, TEXT)
 PEERS: Final = (
@@ -79,6 +83,14 @@ SPEEDS: Final = (
         Speed(PLAIN, (peer,), _BOTH, _COUNT, (1.3, 1.3, 1.3, 1.3))
         for peer in ("sqlite3", "diskcache", "unqlite")
     ),
+    *(
+        Speed(COMPILED, (peer,), _BOTH, _UPDATED, (least,), _SHAPES, operations=("put",))
+        for peer, least in {"dict": 0.9, **dict.fromkeys(updates.PEERS, 1.2)}.items()
+    ),
+    *(
+        Speed(COMPILED, (peer,), (1000,), _UPDATED, (1.3,), _SHAPES, operations=("touch",))
+        for peer in ("lmdb", "diskcache")
+    ),
     Speed(PLAIN, ("lmdb",), (100,), _COUNT, (0.4, 0.7, 0.7, 0.8)),
     Speed(PLAIN, ("lmdb",), (1000,), _COUNT, (0.8, 0.7, 0.7, 0.8)),
     Speed(COMPILED, PEERS, (100,), _COUNTS, (1.3, 1.3, 1.3, 1.3), is_next=True),
@@ -90,7 +102,7 @@ SPEEDS: Final = (
 
 def judge(results: Results) -> list[Target]:
     """Return all targets of which something was measured, those of the compiled one first."""
-    found = [*_speeds(results)]
+    found = [*_speeds(results), *_new(results.get("updates", {}).get("cases", ()))]
     for engine in IMPLEMENTATIONS:
         found += _own_cost(engine, results.get("operations", {}).get("cases", ()))
         found += _latency(engine, results.get("latency", {}))
@@ -99,8 +111,33 @@ def judge(results: Results) -> list[Target]:
     return sorted(found, key=lambda target: (target.is_next, target.engine))  # "kvstore" first
 
 
+def targets_table(targets: Iterable[Target]) -> str:
+    """Return a table with a row for each target."""
+    return markdown_table(
+        ["target", "of", "wanted", "measured", "met"],
+        [
+            [
+                each.what,
+                each.engine,
+                f"at {'least' if each.at_least else 'most'} {_number(each.bound)}{each.unit}",
+                f"{_number(each.measured)}{each.unit}",
+                "yes" if each.met else "**no**",
+            ]
+            for each in targets
+        ],
+    )
+
+
+def _number(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
 def _speeds(results: Results) -> Iterator[Target]:
-    cases = results.get("operations", {}).get("cases", ())
+    cases = [
+        case
+        for name in ("operations", "updates")
+        for case in results.get(name, {}).get("cases", ())
+    ]
     for speed in SPEEDS:
         wanted = [
             case["microseconds"]
@@ -109,7 +146,7 @@ def _speeds(results: Results) -> Iterator[Target]:
             and case["records"] in speed.records
             and case["shape"] in speed.shapes
         ]
-        for operation, least in zip(OPERATIONS, speed.least, strict=True):
+        for operation, least in zip(speed.operations, speed.least, strict=True):
             factors = [
                 ratio(micros[operation][peer], micros[operation][speed.own])
                 for micros in wanted
@@ -119,6 +156,13 @@ def _speeds(results: Results) -> Iterator[Target]:
             if factors:
                 what = f"{operation} {speed.name}"
                 yield Target(speed.own, what, min(factors), least, "×", True, speed.is_next)
+
+
+def _new(cases: Any) -> Iterator[Target]:
+    of_own = [[case["microseconds"].get(name, {}).get(COMPILED) for name in NEW] for case in cases]
+    if factors := [ratio(create, put) for create, put in of_own if create and put]:
+        what = "put to an absent key beside create"
+        yield Target(COMPILED, what, min(factors), 0.97, "×", True)
 
 
 def _own_cost(engine: str, cases: Any) -> Iterator[Target]:
@@ -133,6 +177,11 @@ def _own_cost(engine: str, cases: Any) -> Iterator[Target]:
 
 
 def _latency(engine: str, result: Mapping[str, Any]) -> Iterator[Target]:
+    if engine == COMPILED and (row := result.get("engines", {}).get(engine)):
+        figures = row["microseconds"].get("put", {}).get("p99.9")
+        if figures and row["puts"] == result["puts"]:
+            what = f"p99.9 of {row['puts']:,} puts over synced records"
+            yield Target(engine, what, figures["median"], 60, " µs")
     # Those of kvstore where it got to all records, those of another as far as it got.
     creates = {
         name: each["microseconds"]["create"]
@@ -162,6 +211,12 @@ def _durable(engine: str, rows: Any) -> Iterator[Target]:
             pace, least = (each["per_second"]["1"]["median"] for each in (own, creates[peer]))
             what = f"durable creates of 1 thread, as many as {peer}"
             yield Target(engine, what, pace, least, " a second", True, is_next)
+    puts = {row["engine"]: row["per_second"] for row in rows if row["operation"] == "put"}
+    if is_next and engine in puts:
+        for threads, pace in puts[engine].items():
+            what = f"durable puts beside creates, threads: {threads}"
+            beside = ratio(pace, own["per_second"][threads])
+            yield Target(engine, what, beside, 0.9, "×", True)
     if is_next:
         what = "written for a durable create of 100 B"
         yield Target(engine, what, own["written_bytes"] / 1024, 16, " KiB", is_next=True)
@@ -180,6 +235,10 @@ def _footprint(engine: str, row: Mapping[str, Any]) -> Iterator[Target]:
     if row.get("records") == 1_000_000:
         grown = (row["late_bytes"] - row["early_bytes"]) / (1 << 20)
         yield Target(engine, "growth of private memory to 1,000,000 records", grown, 2, " MiB")
+    if is_compiled and "updated" in row:
+        grown = (row["updated"]["late_bytes"] - row["updated"]["early_bytes"]) / (1 << 20)
+        what = f"growth of private memory in {row['updated']['puts']:,} puts, touches, deletes"
+        yield Target(engine, what, grown, 2, " MiB")
     if "killed" in row:
         micros = row["killed"]["median"] / row["records"] * 1e3
         what = f"recovery of {row['records']:,} records after SIGKILL, for each"

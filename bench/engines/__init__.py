@@ -1,9 +1,10 @@
 """The stores that are compared, each made to do the same work.
 
 `create` fails where the key is there and has not expired, `read` checks the expiry and parses,
-`delete` fails where the key is absent; JSON is made and parsed by orjson. Each may be used by
-several threads, and is used as its documentation recommends for speed. None waits for the disk,
-unless it is asked to be durable.
+`put` stores whatever was there, `touch` gives a value that is there another expiry, `delete` fails
+where the key is absent; JSON is made and parsed by orjson. Each may be used by several threads, and
+is used as its documentation recommends for speed. None waits for the disk, unless it is asked to be
+durable.
 """
 
 import platform
@@ -41,6 +42,8 @@ class Engine(Protocol):
 
     def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...
     def read(self, key: str) -> dict[str, Any]: ...
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None: ...
+    def touch(self, key: str, ttl: int | None) -> None: ...
     def delete(self, key: str) -> None: ...
     def close(self) -> None: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from engines.record import BytesEngine, decode, encode, has_expired
+from engines.record import BytesEngine, decode, encode, has_expired, renew
 
 # As many as the largest experiment stores. A table of hashes needs to be told when it is made.
 _RECORDS: Final = 3_000_000
@@ -47,6 +47,16 @@ class LmdbEngine:
         with self._begin(buffers=True) as transaction:
             return decode(key, transaction.get(key.encode()))
 
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        stored = encode(value, ttl)
+        with self._begin(write=True) as transaction:
+            transaction.put(key.encode(), stored)
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        name = key.encode()
+        with self._begin(write=True) as transaction:
+            transaction.put(name, renew(key, transaction.get(name), ttl))
+
     def delete(self, key: str) -> None:
         """Delete the record; an expired one is taken away too, but was absent."""
         with self._begin(write=True) as transaction:
@@ -63,6 +73,7 @@ class SwappingEngine(BytesEngine):
 
     Args:
         add: put a record, or return False where there is one.
+        put: put a record, whatever there is.
         get: return the record, None where there is none.
         swap: put a record in place of the one given, or return False if there is another.
         pop: remove a record and return it, None where there is none.
@@ -72,6 +83,7 @@ class SwappingEngine(BytesEngine):
     def __init__(
         self,
         add: Callable[[bytes, bytes], bool],
+        put: Callable[[bytes, bytes], object],
         get: Callable[[bytes], bytes | None],
         swap: Callable[[bytes, bytes, bytes], bool],
         pop: Callable[[bytes], bytes | None],
@@ -79,6 +91,7 @@ class SwappingEngine(BytesEngine):
     ) -> None:
         super().__init__(get, close)
         self._add = add
+        self._put = put
         self._swap = swap
         self._pop = pop
 
@@ -94,6 +107,16 @@ class SwappingEngine(BytesEngine):
                 raise ValueError(f"{key!r} exists")
             if self._swap(name, found, stored):
                 return
+
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        self._put(key.encode(), encode(value, ttl))
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        name = key.encode()
+        while (found := self._get(name)) is not None:
+            if self._swap(name, found, renew(key, found, ttl)):
+                return
+        raise KeyError(key)
 
     def delete(self, key: str) -> None:
         """Remove the record; an expired one is taken away too, but was absent."""
@@ -125,6 +148,9 @@ def open_tkrzw(directory: Path, *, durable: bool = False) -> SwappingEngine:
     def add(name: bytes, stored: bytes) -> bool:
         return succeeded(store.Set(name, stored, False), found)
 
+    def put(name: bytes, stored: bytes) -> None:
+        store.Set(name, stored).OrDie()
+
     def swap(name: bytes, old: bytes, new: bytes) -> bool:
         return succeeded(store.CompareExchange(name, old, new), other)
 
@@ -146,7 +172,7 @@ def open_tkrzw(directory: Path, *, durable: bool = False) -> SwappingEngine:
             status.OrDie()
         return False
 
-    return SwappingEngine(add, get, swap, pop, lambda: store.Close().OrDie())
+    return SwappingEngine(add, put, get, swap, pop, lambda: store.Close().OrDie())
 
 
 def open_kyotocabinet(directory: Path, *, durable: bool = False) -> SwappingEngine:
@@ -164,7 +190,7 @@ def open_kyotocabinet(directory: Path, *, durable: bool = False) -> SwappingEngi
     mode = library.DB.OWRITER | library.DB.OCREATE
     if not store.open(f"{path}#bnum={_RECORDS * 2}#opts=l#msiz={1 << 30}", mode):
         raise store.error()
-    return SwappingEngine(store.add, store.get, store.cas, store.seize, store.close)
+    return SwappingEngine(store.add, store.set, store.get, store.cas, store.seize, store.close)
 
 
 def find_extension(name: str) -> ModuleSpec | None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, now
+from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, now, renew
 
 _CACHE_MIB: Final = 64
 
@@ -36,6 +36,20 @@ class DictEngine:
             if found is not None and not self._expired(found):
                 raise ValueError(f"{key!r} exists")
             self._records[key] = expires_at, encoded
+
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        encoded = bytes(memoryview(orjson.dumps(value)))
+        expires_at = expiry_of(ttl)
+        with self._lock:
+            self._records[key] = expires_at, encoded
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        expires_at = expiry_of(ttl)
+        with self._lock:
+            found = self._records.get(key)
+            if found is None or self._expired(found):
+                raise KeyError(key)
+            self._records[key] = expires_at, found[1]
 
     def read(self, key: str) -> dict[str, Any]:
         with self._lock:
@@ -83,6 +97,16 @@ class LockedEngine(BytesEngine):
             if found is not None and not has_expired(found):
                 raise ValueError(f"{key!r} exists")
             self._put(name, stored)
+
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        stored = encode(value, ttl)
+        with self._lock:
+            self._put(key.encode(), stored)
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        name = key.encode()
+        with self._lock:
+            self._put(name, renew(key, self._get(name), ttl))
 
     def delete(self, key: str) -> None:
         """Remove the record; an expired one is taken away too, but was absent."""

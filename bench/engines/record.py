@@ -29,6 +29,17 @@ def encode(value: dict[str, Any], ttl: int | None) -> bytes:
     return _EXPIRY.pack(now() + ttl * 1000 if ttl else 0) + orjson.dumps(value)
 
 
+def renew(key: str, stored: bytes | None, ttl: int | None) -> bytes:
+    """Return what `encode` returned with another expiry.
+
+    Raises:
+        KeyError: it has expired, or there is nothing: `stored` is None.
+    """
+    if stored is None or has_expired(stored):
+        raise KeyError(key)
+    return _EXPIRY.pack(expiry_of(ttl)) + stored[_EXPIRY.size :]
+
+
 def has_expired(stored: Any) -> bool:
     """Say whether what `encode` returned has expired."""
     expires_at: int = _EXPIRY.unpack_from(stored)[0]

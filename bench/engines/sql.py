@@ -58,6 +58,25 @@ class SqliteEngine:
                 if not changed:
                     raise ValueError(f"{key!r} exists") from None
 
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        record = (key, orjson.dumps(value), expiry_of(ttl))
+        with self._lock:
+            self._execute(
+                "INSERT INTO record VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
+                "SET value = excluded.value, expires_at = excluded.expires_at",
+                record,
+            )
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        with self._lock:
+            changed = self._execute(
+                "UPDATE record SET expires_at = ? "
+                "WHERE key = ? AND (expires_at = 0 OR expires_at > ?)",
+                (expiry_of(ttl), key, now()),
+            ).rowcount
+        if not changed:
+            raise KeyError(key)
+
     def read(self, key: str) -> dict[str, Any]:
         with self._lock:
             row = self._execute(
@@ -104,6 +123,13 @@ class DiskcacheEngine:
         """Add the record; an expired one is as absent."""
         if not self._cache.add(key, orjson.dumps(value), expire=ttl):
             raise ValueError(f"{key!r} exists")
+
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        self._cache.set(key, orjson.dumps(value), expire=ttl)
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        if not self._cache.touch(key, expire=ttl):
+            raise KeyError(key)
 
     def read(self, key: str) -> dict[str, Any]:
         encoded = self._cache.get(key)

@@ -87,7 +87,7 @@ def test_what_was_created_is_read_until_deleted(engine: Engine) -> None:
 
 def test_absent_key_is_a_key_error(engine: Engine) -> None:
     engine.create("key", VALUE, None)
-    for operation in (engine.read, engine.delete):
+    for operation in (engine.read, engine.delete, partial(engine.touch, ttl=60)):
         with pytest.raises(KeyError):
             operation("other")
 
@@ -98,6 +98,44 @@ def test_create_of_a_live_key_fails_and_changes_nothing(engine: Engine, ttl: int
     with pytest.raises(Exists):
         engine.create("key", OTHER, None)
     assert engine.read("key") == VALUE
+
+
+@pytest.mark.parametrize("ttl", [None, 60])
+def test_put_stores_whatever_was_there(
+    engine: Engine, engine_clock: FakeClock, ttl: int | None
+) -> None:
+    for before in (VALUE, OTHER, VALUE):
+        engine.put("key", before, 30)
+    assert engine.read("key") == VALUE
+    engine.put("key", OTHER, ttl)
+    engine_clock.advance(59)
+    assert engine.read("key") == OTHER
+    engine_clock.advance(1)
+    if ttl is None:
+        assert engine.read("key") == OTHER
+        return
+    with pytest.raises(KeyError):
+        engine.read("key")
+    engine.put("key", VALUE, None)
+    assert engine.read("key") == VALUE
+
+
+def test_touch_gives_another_expiry_and_revives_nothing(
+    engine: Engine, engine_clock: FakeClock
+) -> None:
+    for key in ("longer", "for ever", "shorter"):
+        engine.create(key, VALUE, 60)
+    engine.touch("longer", 120)
+    engine.touch("for ever", None)
+    engine.touch("shorter", 30)
+    engine_clock.advance(60)
+    with pytest.raises(KeyError):
+        engine.touch("shorter", None)
+    assert engine.read("longer") == engine.read("for ever") == VALUE
+    engine_clock.advance(60)
+    with pytest.raises(KeyError):
+        engine.read("longer")
+    assert engine.read("for ever") == VALUE
 
 
 def test_expired_key_is_absent(engine: Engine, engine_clock: FakeClock) -> None:
@@ -153,7 +191,8 @@ def test_durable_engine_does_the_same(kind: Kind, tmp_path: Path) -> None:
     for _ in range(2):
         engine = kind.open(tmp_path, durable=True)
         engine.create("key", VALUE, None)
-        assert engine.read("key") == VALUE
+        engine.put("key", OTHER, None)
+        assert engine.read("key") == OTHER
         engine.delete("key")
         with pytest.raises(KeyError):
             engine.delete("key")

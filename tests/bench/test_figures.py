@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import failures
 import pytest
+import updates
 from engines import ENGINES
 from engines.locked import DictEngine
 from failures import flip_byte, how_it_ended, show, verdict_of
@@ -96,6 +97,42 @@ def test_round_works_on_every_key_and_on_none_that_is_absent(tmp_path: Path) -> 
     for calls in seen.values():
         assert Counter(calls).keys() == keys
     assert seen["create"] != seen["read"][:50] != seen["delete"]
+
+
+def test_round_of_updates_works_on_live_keys_and_on_as_many_new_ones(tmp_path: Path) -> None:
+    live: set[str] = set()
+    seen: dict[str, list[str]] = {"live": [], "new": []}
+
+    class Recorder(DictEngine):
+        def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+            super().create(key, value, ttl)
+            live.add(key)
+
+        def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+            seen["live" if key in live else "new"].append(key)
+            super().put(key, value, ttl)
+
+    micros = updates.run_round(Recorder, lambda _: None, tmp_path, 0, Case(100, 200))
+    keys = {key_of(index) for index in range(200)}
+    assert list(micros) == [*updates.OPERATIONS, *updates.NEW]
+    assert Counter(seen["live"]) == Counter(keys)
+    assert len(seen["new"]) == len(live - keys) == 100
+    assert not keys.intersection(seen["new"])
+
+
+def test_put_is_judged_beside_each_peer_and_beside_create() -> None:
+    row = {"kvstore": spread([1.0]), "lmdb": spread([1.1]), "dict": spread([0.95])}
+    create, put = updates.NEW
+    new = {create: {"kvstore": spread([1.0])}, put: {"kvstore": spread([1.25])}}
+    micros = {**dict.fromkeys(updates.OPERATIONS, row), **new}
+    case = {**Case(1000, 600_000, TEXT)._asdict(), "microseconds": micros}
+    found = judge({"updates": {"cases": [case]}})
+    assert {each.what: (each.measured, each.met) for each in found} == {
+        "put beside lmdb, 100 and 1,000 B": (1.1, False),
+        "put beside dict, 100 and 1,000 B": (0.95, True),
+        "touch beside lmdb, 1,000 B": (1.1, False),
+        "put to an absent key beside create": (0.8, False),
+    }
 
 
 def test_targets_are_judged_by_the_worst_ratio_of_medians() -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import report
+import updates
 from engines import importable
 from engines.own import COMPILED, PLAIN
 from operations import OPERATIONS
@@ -88,16 +89,19 @@ def test_page_has_a_summary_five_charts_and_targets_between_its_markers(project:
     assert page.startswith("Before.")
     assert page.endswith("After.\n")
     assert "old" not in page.split()
-    for figures in result_of(project, "operations")["cases"][0]["microseconds"].values():
-        assert f"{figures[PLAIN]['median']:.2f}" in page
+    for name, shown in (("operations", OPERATIONS), ("updates", updates.OPERATIONS)):
+        micros = result_of(project, name)["cases"][0]["microseconds"]
+        for operation in shown:
+            assert f"{micros[operation][PLAIN]['median']:.2f}" in page
     assert page.count("![") == 5
     assert f"[targets](results/{report.TABLES}#targets)" in page
 
 
-def test_readme_has_a_row_for_each_size_of_value(project: Path) -> None:
+def test_readme_has_a_row_for_each_operation(project: Path) -> None:
     readme = (project / "README.md").read_text()
     if importable([COMPILED]):
-        assert [line[:8] for line in readme.splitlines() if " B" in line[:8]] == ["| 100 B "]
+        rows = [line.split()[1] for line in readme.splitlines() if "**" in line]
+        assert rows == [*OPERATIONS, *updates.OPERATIONS]
     assert f"[{report.PAGE}]({report.PAGE})" in readme
 
 
