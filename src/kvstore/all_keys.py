@@ -131,7 +131,7 @@ class AllKeys:
                     key, following, found = self._segments.any_key(position, clock.now_ms())
                 if key is not None:
                     self._found_at = position
-                    return key.decode()
+                    return key
                 position, damage = following, damage or found
         if damage:
             raise CorruptStoreError(damage)

@@ -156,7 +156,7 @@ class Changes:
         taken: list[int] = []
         try:
             record = self._slab.allocate(new.size, taken)
-            self._write(record, new, older_than=None)
+            self._write(record, new, supersedes=None)
             self._slots.insert(
                 slot, new.key_hash, new.encoded_key, record, len(new.encoded), new.expires_at
             )
@@ -167,12 +167,12 @@ class Changes:
             raise
         return record
 
-    def _write(self, record: int, new: NewRecord, older_than: int | None) -> None:
-        """Write a record to its block, with a stamp that is later than this one."""
+    def _write(self, record: int, new: NewRecord, supersedes: int | None) -> None:
+        """Write a record to its block, which supersedes the one with this stamp."""
         if new.created_at is None:
-            stamp = self._versions.next_stamp(new.stripe, new.now_ms, older_than or 0)
+            stamp = self._versions.next_stamp(new.stripe, new.now_ms)
         else:
-            stamp = self._versions.stamp_of(new.stripe, new.created_at, older_than)
+            stamp = self._versions.stamp_of(new.stripe, new.created_at, supersedes)
         self._records.write_record(
             record, new.encoded_key, new.encoded, new.key_hash, stamp, new.expires_at
         )
@@ -180,11 +180,11 @@ class Changes:
     def _supersede(self, slot: int, new: NewRecord) -> int:
         """Store a record in the place of the one that the live `slot` of its key has."""
         file = self._file
-        old = self._in_slot(slot, new.encoded_key)
+        old = self._in_slot(slot, new.encoded_key, new.stripe)
         taken: list[int] = []
         try:
             record = self._slab.allocate(new.size, taken)
-            self._write(record, new, older_than=old.stamp)
+            self._write(record, new, supersedes=old.stamp)
             with self._slab.lock:
                 is_fresh = self._is_fresh(old, new.stripe)
                 flags = old.tail & SLOT_FLAGS
@@ -202,13 +202,15 @@ class Changes:
             raise
         return record
 
-    def _in_slot(self, slot: int, encoded_key: bytes) -> Superseded:
+    def _in_slot(self, slot: int, encoded_key: bytes, stripe: int) -> Superseded:
         """Return what a live slot has at the moment."""
         expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
         tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
-        is_known = self._records.contains_record_of(tail, encoded_key)
-        stamp = self._records.stamp_at(tail & SLOT_RECORD_MASK) if is_known else 0
-        return Superseded(expires_at, tail, stamp, is_known)
+        stamp = self._records.stamp_at(tail & SLOT_RECORD_MASK)
+        is_known = stamp <= self._versions.last_stamp(stripe) and self._records.contains_record_of(
+            tail, encoded_key
+        )
+        return Superseded(expires_at, tail, stamp if is_known else 0, is_known)
 
     def _is_fresh(self, old: Superseded, stripe: int) -> bool:
         return old.is_known and self._versions.is_fresh(stripe, old.stamp, old.tail)
@@ -349,7 +351,7 @@ class Changes:
                     return 0
                 slot, record, changes = planned
                 if self._slots.is_live(slot):
-                    old = self._in_slot(slot, new.encoded_key)
+                    old = self._in_slot(slot, new.encoded_key, new.stripe)
                 try:
                     self._file.write_all(changes)
                 except BaseException:
@@ -407,7 +409,7 @@ class Changes:
 
 def exists_error(key: str) -> KeyExistsError:
     """Return the error for a key that is there already."""
-    return KeyExistsError(f"key {key!r}: exists already; delete it first")
+    return KeyExistsError(f"key {key!r}: exists already; delete it first, or put the value")
 
 
 def damaged_error(key: str, slot: int, record: int) -> CorruptStoreError:

@@ -128,6 +128,7 @@ class _NotOpened:
     """In place of all parts of a store that was not opened: whatever they are to do, it says so."""
 
     closed = never_opened = True
+    wants_reclaiming = False
     inside: Final[set[int]] = set()
 
     def raise_closed(self, *_: object, **__: object) -> NoReturn:

@@ -10,6 +10,7 @@ import operator
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
+from enum import Enum
 from math import isfinite
 from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
@@ -55,7 +56,15 @@ from .views import StoreItems, StoreValues
 Default = TypeVar("Default")
 Result = TypeVar("Result")
 
-_MISSING: Final = object()  # as a default: there is none
+
+class _Missing(Enum):
+    """What stands for a default that was not given."""
+
+    MISSING = "no default"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
 
 _RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 
@@ -99,6 +108,7 @@ class KVStore(MutableMapping[str, Value]):
     # What is asked for before a store is opened, and where it never is.
     _fast: FastPath | None = None
     _locks: StoreLocks = NOT_OPENED
+    _slab: Slab = NOT_OPENED
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
     _was_initialized: bool = False
@@ -320,6 +330,7 @@ class KVStore(MutableMapping[str, Value]):
                 return self.read(key)
             with suppress(KeyExistsError):  # another thread was faster
                 self.create(key, value, ttl)
+                return decode_value(key, encode_value(key, value))
 
     def _restore(
         self,
@@ -414,7 +425,7 @@ class KVStore(MutableMapping[str, Value]):
     def pop(self, key: str) -> Value: ...
     @overload
     def pop(self, key: str, default: Default) -> Value | Default: ...
-    def pop(self, key: str, default: object = _MISSING) -> object:
+    def pop(self, key: str, default: object = _Missing.MISSING) -> object:
         """Remove `key` and return its value, in one step: of several threads one gets it.
 
         `default` stands for an absent key only, not for what cannot be a key. Nothing is removed
@@ -431,7 +442,7 @@ class KVStore(MutableMapping[str, Value]):
                 raise KeyNotFoundError(key)
             return self._pop(key, encode_key(key))
         except KeyNotFoundError:
-            if default is _MISSING:
+            if default is _Missing.MISSING:
                 raise
             return default
 
@@ -652,7 +663,7 @@ class KVStore(MutableMapping[str, Value]):
 
     def _close_file(self) -> None:
         try:
-            if not self._file.pristine:
+            if not (self._file.pristine or self._file.closed):
                 self._reclaimer.finish()
         finally:
             self._file.latest_stamp = self._versions.latest_stamp

@@ -45,7 +45,11 @@ BASE: Final = 9 * EXTENT_SIZE
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 200), st.sampled_from([b"\xff\xfeKR", b"\xff\xfeKD", b"\xff", b"\xfeKR"]))),
+    st.lists(
+        st.tuples(
+            st.integers(0, 200), st.sampled_from([b"\xff\xfeKR", b"\xff\xfeKD", b"\xff", b"\xfeKR"])
+        )
+    ),
     st.integers(0, 3),
 )
 def test_magics_are_counted(pieces: list[tuple[int, bytes]], rest: int) -> None:

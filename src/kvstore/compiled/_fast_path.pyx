@@ -774,6 +774,8 @@ cdef class FastPath:
             return False
         extent = old.record >> EXTENT_SHIFT
         old.stamp = load(self.base + old.record + RECORD_STAMP_OFFSET)
+        if old.stamp > self.versions[LAST_STAMPS + stripe]:
+            return False  # damaged
         old.is_fresh = (
             self.plan is None
             and old.stamp > self.versions[PROMISED_STAMPS + stripe]

@@ -3,6 +3,7 @@
 A record belongs to whoever holds the stripe of its key.
 """
 
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
@@ -17,8 +18,8 @@ from kvstore.format.layout import (
     EXTENT_SIZE,
     FIXED_EXTENTS,
     KIND_SLAB,
+    NEVER,
     RECORD,
-    RECORD_CHECKSUM_OFFSET,
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
@@ -35,6 +36,7 @@ from kvstore.format.layout import (
 if TYPE_CHECKING:
     from kvstore.file.datafile import DataFile
 
+_SEAL: Final = Struct("<QQQ")  # a header from its stamp on
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 
 
@@ -82,12 +84,11 @@ class Records:
         """Set the magic that `write_record` left out."""
         self._file.write(offset, RECORD_MAGIC_BYTES)
 
-    def seal(self, offset: int, slot_tail: int, key: bytes) -> None:
-        """Give a record, whatever bytes it has, the checksum of these."""
-        (_, stamp, expires_at, _), value = self.read_record(slot_tail)
-        hash_of_key = key_hash(key, self._file.hash_seed)
-        checksum = record_checksum(value, hash_of_key, stamp, expires_at, offset)
-        self._file.write_word(offset + RECORD_CHECKSUM_OFFSET >> 3, checksum)
+    def seal(self, offset: int, slot_tail: int, key: bytes, stamp: int) -> None:
+        """Give a damaged record, whatever value it has, this stamp, no expiry and a checksum."""
+        _, value = self.read_record(slot_tail)
+        checksum = record_checksum(value, key_hash(key, self._file.hash_seed), stamp, NEVER, offset)
+        self._file.write(offset + RECORD_STAMP_OFFSET, _SEAL.pack(stamp, NEVER, checksum))
 
     def read_record(self, slot_tail: int) -> tuple[tuple[int, int, int, int], bytes]:
         """Copy the record that a slot's last word tells of: its header as four words, its value.

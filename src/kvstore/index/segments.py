@@ -5,6 +5,7 @@ the caller of these functions holds the stripe of the segment.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from kvstore.compiled import Implementation
@@ -266,15 +267,16 @@ class Segments:
         keys = [key for key, damage in found if not damage]
         return keys, following, [damage for _, damage in found if damage]
 
-    def any_key(self, position: int, now_ms: int) -> tuple[bytes | None, int, str]:
-        """As `segment_keys`, but one key or None, and what is wrong first."""
+    def any_key(self, position: int, now_ms: int) -> tuple[str | None, int, str]:
+        """As `segment_keys`, but one key that a lookup finds, or None, and what is wrong first."""
         following, first_damage = self._next_position(position)
         entry = self._words[map_entry_offset(self._directory[position]) >> 3]
         if not first_damage and entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK:
             for key, damage in self._keys(position, now_ms):
-                if not damage:
-                    return key, following, ""
-                first_damage = first_damage or damage
+                if not damage and self._slots.find(key_hash(key, self._file.hash_seed), key) > 0:
+                    with suppress(UnicodeDecodeError):
+                        return key.decode(), following, ""
+                first_damage = first_damage or damage or _astray(self._file, key)
         return None, following, first_damage
 
     def _next_position(self, position: int) -> tuple[int, str]:
@@ -411,3 +413,8 @@ class Segments:
         )
         self._file.write(entry_offset + SEGMENT_EARLIEST_OFFSET, U64.pack(earliest))
         return purged
+
+
+def _astray(file: DataFile, key: bytes) -> str:
+    """Return what is wrong where a slot has a key that a lookup does not find."""
+    return f"{file.path}: the slot of key {key!r} is where no lookup finds it; {advice(file)}"

@@ -257,7 +257,7 @@ class Slots:
         self._slab.retire(record, MARKED_MAGIC)
         if is_damaged:
             # Only what is whole outranks others; and only now, for nobody must read this value.
-            self._records.seal(record, tail, key)
+            self._records.seal(record, tail, key, self._versions.next_stamp(stripe, 0))
 
     def put_back_unless_freed(self, slot: int, key: bytes) -> None:
         """Put a slot back that was removed and whose record was neither freed nor marked.

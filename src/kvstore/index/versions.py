@@ -71,14 +71,17 @@ class Versions:
         first = max(latest_stamp, (now_ms << STAMP_SHIFT) - 1, 0)
         self.words[: 3 * STRIPE_COUNT] = array("Q", [first]) * (3 * STRIPE_COUNT)
 
-    def next_stamp(self, stripe: int, now_ms: int, older_than: int = 0) -> int:
+    def last_stamp(self, stripe: int) -> int:
+        """Return the latest stamp of a stripe: a record that has a later one is damaged."""
+        return self.words[LAST_STAMPS + stripe]
+
+    def next_stamp(self, stripe: int, now_ms: int) -> int:
         """Return the stamp of a record that is about to be written. The caller holds the stripe.
 
         Raises:
             CorruptStoreError: there is none; a record's stamp was forged.
         """
-        last = self.words[LAST_STAMPS + stripe]
-        return self._take(stripe, max(now_ms << STAMP_SHIFT, last + 1, older_than + 1))
+        return self._take(stripe, max(now_ms << STAMP_SHIFT, self.last_stamp(stripe) + 1))
 
     def _take(self, stripe: int, stamp: int) -> int:
         if stamp >= STAMP_LIMIT:
@@ -90,15 +93,15 @@ class Versions:
         self.words[LAST_STAMPS + stripe] = max(stamp, self.words[LAST_STAMPS + stripe])
         return stamp
 
-    def stamp_of(self, stripe: int, created_at: int, older_than: int | None) -> int:
+    def stamp_of(self, stripe: int, created_at: int, supersedes: int | None) -> int:
         """Return the stamp of a record that is carried over with its time, if that is possible.
 
-        It has to be later than that of the record that it supersedes, if there is one; else than
-        all of its stripe, if one that is marked might outrank it. The caller holds the stripe.
+        It has to be later than the stamp of the record that it supersedes, if there is one; else
+        than all of its stripe, if one that is marked might outrank it. The caller holds the stripe.
         """
         stamp = created_at << STAMP_SHIFT
-        if older_than is not None:
-            stamp = max(stamp, older_than + 1)
+        if supersedes is not None:
+            stamp = max(stamp, supersedes + 1)
         elif self.words[MARKS_WORD] or self.leaks:
             stamp = max(stamp, self.words[LAST_STAMPS + stripe] + 1)
         return self._take(stripe, stamp)
