@@ -102,6 +102,7 @@ FORGERIES: dict[str, Callable[[Corruption], None]] = {
     "more live blocks than there are": change_slab(live=65_535),
     "fresh block past the extent's end": change_slab(fresh=65_535, live=1, first_free=0xFFFF),
     "free list past the fresh block": change_slab(first_free=65_534),
+    "a retired block": change_slab(retired=1),
     "a kind that there is not": change_slab(kind=9),
     "a fixed extent where none is": change_slab(kind=1),
     "a slab said to be free": change_slab(kind=KIND_FREE),

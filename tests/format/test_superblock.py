@@ -29,7 +29,7 @@ from kvstore.format.superblock import (
 SEED = 2**64 - 3
 NOW_MS = START_SECONDS * 1000
 IDENTITY_BYTES = pack_identity(bytes(range(16)), SEED, NOW_MS)
-STATE_HERE = State(True, 40, 32, 7, 2**63 + 1)
+STATE_HERE = State(True, 40, 32, 7, 2**63 + 1, 2**63 + 2)
 
 
 def with_bit_flipped(packed: bytes, offset: int) -> bytes:
@@ -80,7 +80,7 @@ def test_state_with_any_byte_changed_is_not_intact_and_says_what_it_says(offset:
     state = unpack_state(changed, SEED)
     assert not state.intact
     assert not is_state(changed, SEED)
-    assert (state[1:5] == STATE_HERE[1:5]) == (offset < 4 or offset >= STATE.size - 8)
+    assert (state[1:6] == STATE_HERE[1:6]) == (offset < 4 or offset >= STATE.size - 8)
 
 
 def test_state_of_a_file_with_another_seed_is_not_intact() -> None:

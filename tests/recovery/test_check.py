@@ -215,8 +215,7 @@ def test_damaged_state(plant: Corruption, offset: int) -> None:
 
 
 def test_state_that_is_not_clean(plant: Corruption) -> None:
-    _, *fields, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
-    count, durable, records, checksum = fields
+    _, count, durable, records, checksum, *_ = STATE.unpack_from(plant.image, STATE_OFFSET)
     plant.put(STATE_OFFSET, pack_state(False, count, durable, records, checksum, plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "not clean")
 
@@ -228,8 +227,8 @@ def test_impossible_counts_of_extents(plant: Corruption, count: int, durable: in
 
 
 def test_wrong_index_checksum(plant: Corruption) -> None:
-    _, count, durable, records, checksum, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
-    plant.put(STATE_OFFSET, pack_state(True, count, durable, records, checksum ^ 1, plant.seed))
+    *fields, checksum, stamp, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    plant.put(STATE_OFFSET, pack_state(*fields, checksum ^ 1, plant.seed, stamp))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "index checksum is wrong")
 
 

@@ -22,15 +22,19 @@ from kvstore.format.layout import (
     FIXED_EXTENTS,
     IDENTITY,
     KIND_SLAB,
+    MARKED_MAGIC,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
+    STAMP_LIMIT,
+    STAMP_SHIFT,
     STATE,
     STATE_OFFSET,
     TIME_LIMIT,
 )
+from kvstore.format.superblock import unpack_state
 from kvstore.index.extents import Extents
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
@@ -39,6 +43,8 @@ if COMPILED is None:
     pytest.skip("the compiled implementation is not built or not wanted", allow_module_level=True)
 
 BOTH = (PLAIN, COMPILED)
+STAMP = NOW_MS << STAMP_SHIFT
+VOID = STAMP - 1
 
 Hash = Callable[[bytes, int], int]
 
@@ -67,22 +73,28 @@ class Image:
         offset: int,
         key: bytes,
         value: bytes,
-        created_at: int = NOW_MS,
+        stamp: int = STAMP,
         expires_at: int = 0,
-        flags: int = 0,
+        generation: int = 0,
+        magic: int = RECORD_MAGIC,
     ) -> None:
         """Put a record at `offset`, with a true checksum whatever else is wrong with it."""
-        seed = self.digest(key, self.seed) ^ created_at ^ expires_at << 16 ^ offset
+        seed = self.digest(key, self.seed) ^ stamp ^ expires_at << 16 ^ offset
         record = RECORD.pack(
-            RECORD_MAGIC,
+            magic,
             len(value),
             len(key),
-            flags,
-            created_at,
+            generation,
+            stamp,
             expires_at,
             self.digest(value, seed & 2**64 - 1),
         )
         self.put(offset, record + key + value)
+
+    def set_void_stamp(self, stamp: int) -> None:
+        """Say that all records up to this stamp are void."""
+        state = unpack_state(bytes(self.contents[STATE_OFFSET:][: STATE.size]), self.seed)
+        self.put(STATE_OFFSET, state._replace(stamp=stamp).pack(self.seed))
 
     def put(self, offset: int, data: bytes) -> None:
         """Overwrite what is at `offset`, no further than the end of the file."""
@@ -125,9 +137,10 @@ def forge_some(image: Image, rng: random.Random) -> None:
             extent + position,
             rng.choice((key, key, key, key, b"", key + b"k" * 129)[: rng.choice((4, 6))])[:255],
             value if rng.random() < 0.95 else b"1",
-            NOW_MS + rng.randrange(3),
+            rng.choice((STAMP, STAMP + 1, VOID, STAMP_LIMIT, STAMP_LIMIT - 1)),
             rng.choice((0, 0, NOW_MS - 1, NOW_MS + 10**6, TIME_LIMIT - 1, TIME_LIMIT, 2**64 - 1)),
-            0 if rng.random() < 0.9 else rng.randrange(256),
+            0 if rng.random() < 0.7 else rng.randrange(256),
+            RECORD_MAGIC if rng.random() < 0.8 else MARKED_MAGIC,
         )
     for _ in range(rng.randrange(20)):
         extent = rng.choice(places)
@@ -196,13 +209,14 @@ def test_file_with_forged_and_damaged_records_is_recovered_the_same(
 ) -> None:
     rng = random.Random(f"{seeded_random().random()} {number}")
     image = crashed(path, rng, clock, rng.choice((0, 1, 30, 300, 1_500)))
+    image.set_void_stamp(rng.choice((0, 0, VOID)))
     forge_some(image, rng)
     assert_same(path, image, clock.now_ms, monkeypatch, caplog)
 
 
 @pytest.mark.parametrize(
-    ("key_size", "value_size", "flags"),
-    [(0, 60, 0), (129, 60, 0), (60, 1, 0), (60, 0, 0), (4, 60, 1)],
+    ("key_size", "value_size", "stamp"),
+    [(0, 60, 1), (129, 60, 1), (60, 1, 1), (60, 0, 1), (4, 60, STAMP_LIMIT)],
 )
 def test_record_that_nobody_can_have_written_is_dropped_though_its_checksum_is_right(
     path: Path,
@@ -210,7 +224,7 @@ def test_record_that_nobody_can_have_written_is_dropped_though_its_checksum_is_r
     caplog: pytest.LogCaptureFixture,
     key_size: int,
     value_size: int,
-    flags: int,
+    stamp: int,
 ) -> None:
     """It is in a block of its class, after others that are sound."""
     steps = (RECORD_HEADER_SIZE + key_size + value_size + 31) // 32
@@ -221,7 +235,7 @@ def test_record_that_nobody_can_have_written_is_dropped_though_its_checksum_is_r
     extent = image.extents()[-1]
     for block in range(3):
         image.forge(extent + block * size, b"key %d" % block, b"v" * (size - 40))
-    image.forge(extent + 3 * size, b"k" * key_size, b"v" * value_size, flags=flags)
+    image.forge(extent + 3 * size, b"k" * key_size, b"v" * value_size, stamp)
     assert_same(path, image, NOW_MS, monkeypatch, caplog)
     assert "of 3 records" in caplog.text
     assert "1 damaged" in caplog.text
@@ -274,7 +288,12 @@ def test_records_whose_hashes_collide_are_given_the_same_slots(
         # Every tenth is of one of three keys.
         key = b"k" * 20 + b"%d" % (number if number % 10 else number % 30)
         image.forge(
-            offset, key, b'"' + b"v" * 50 + b'"', NOW_MS + number % 7, rng.choice((0, 2**45))
+            offset,
+            key,
+            b'"' + b"v" * 50 + b'"',
+            STAMP + number % 7,
+            rng.choice((0, 2**45)),
+            magic=MARKED_MAGIC if number % 19 == 0 else RECORD_MAGIC,
         )
     assert image.digest(b"k", seed) >> DIRECTORY_SHIFT == same >> DIRECTORY_SHIFT or bits < 15
     # What hashes by itself is the plain one in both: the compiled one has hashes of its own.

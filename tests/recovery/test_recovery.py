@@ -481,11 +481,14 @@ class Flushes:
         self.images.append(self._path.read_bytes())
 
 
-def create_until_full(store: KVStore, name: str, value: Value, most: int = 10**6) -> list[str]:
-    """Create so many records, or as many as there is room for."""
+def create_until_full(
+    store: KVStore, clock: FakeClock, name: str, value: Value, most: int = 10**6
+) -> list[str]:
+    """Create so many records, one each millisecond, or as many as there is room for."""
     keys: list[str] = []
     with suppress(StoreFullError):
         while len(keys) < most:
+            clock.advance(0.001)
             store.create(f"{name} {len(keys)}", value)
             keys.append(f"{name} {len(keys)}")
     return keys
@@ -512,7 +515,9 @@ def with_old(extents: set[int], old: bytes, new: bytes) -> bytes:
 LARGE: Final[Value] = {"text": "x" * 16_000}
 
 
-def test_records_that_power_loss_brings_back_leave_the_table_its_extents(path: Path) -> None:
+def test_records_that_power_loss_brings_back_leave_the_table_its_extents(
+    path: Path, clock: FakeClock
+) -> None:
     """What large records had been in became segments; the old ones were whole there once more.
 
     And no extent was left for the table of all the small ones: the file could not be opened. So
@@ -520,12 +525,12 @@ def test_records_that_power_loss_brings_back_leave_the_table_its_extents(path: P
     """
     flushes = Flushes(path)
     with KVStore(path, max_bytes=4 * MIB) as store, before_each_flush(flushes):
-        large = create_until_full(store, "large", LARGE)
+        large = create_until_full(store, clock, "large", LARGE)
         store.sync()
         del flushes.images[:-1]
         for key in large[1:]:
             store.delete(key)
-        small = set(create_until_full(store, "small", {}))
+        small = set(create_until_full(store, clock, "small", {}))
         assert len(small) > 25_000
         images = [*flushes.images, path.read_bytes()]
     assert 2 < len(images) < 10
@@ -541,16 +546,16 @@ def test_records_that_power_loss_brings_back_leave_the_table_its_extents(path: P
 
 
 def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
-    path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The extents of the table are lost to what came back: the newest of the small ones go."""
     with KVStore(path, max_bytes=4 * MIB) as store:
-        large = create_until_full(store, "large", LARGE)
+        large = create_until_full(store, clock, "large", LARGE)
         store.sync()
         old = path.read_bytes()
         for key in large[1:]:
             store.delete(key)
-        small = create_until_full(store, "small", {})
+        small = create_until_full(store, clock, "small", {})
         new = path.read_bytes()
     image = with_old(slabs_of(old) & segments_of(new), old, new)
     with KVStore(write_image(path, image), max_bytes=4 * MIB) as store:
@@ -563,18 +568,18 @@ def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
 
 
 def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds(
-    path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All creations had reached the disk, and none of the deletes before. The newest give way."""
     flushes = Flushes(path)
     with KVStore(path, max_bytes=4 * MIB) as store, before_each_flush(flushes):
-        large = create_until_full(store, "large", LARGE)
+        large = create_until_full(store, clock, "large", LARGE)
         for key in large[::2]:
             store.delete(key)
         for key in large[1 : len(large) // 2 : 2]:
             store.delete(key)
         store.sync()
-        old_ones = create_until_full(store, "old", {})
+        old_ones = create_until_full(store, clock, "old", {})
         store.sync()
         flushed = len(flushes.images)
         old = flushes.images[-1]
@@ -582,7 +587,7 @@ def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds
         for key in (*old_ones, *sorted(set(large) & set(store))):
             if key not in kept:
                 store.delete(key)
-        new_ones = create_until_full(store, "new", {}, 18_000)
+        new_ones = create_until_full(store, clock, "new", {}, 18_000)
         assert len(flushes.images) == flushed, "else the deletes are on the disk"
         new = path.read_bytes()
     tiny_ones_were_in = {

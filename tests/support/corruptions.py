@@ -18,6 +18,7 @@ from kvstore.format.layout import (
     SLAB_ENTRY,
     SLOT,
     SLOT_COUNT,
+    SLOT_RECORD_MASK,
     STATE,
     STATE_OFFSET,
     U16,
@@ -65,7 +66,7 @@ class Corruption:
 
     def record(self, key: bytes) -> int:
         record: int = SLOT.unpack_from(self.image, self.slot(key))[2]
-        return record
+        return record & SLOT_RECORD_MASK
 
     def slab_of(self, key: bytes) -> int:
         return self.record(key) >> EXTENT_SHIFT
@@ -80,8 +81,8 @@ class Corruption:
 
     def slab_entry(self, extent: int) -> dict[str, int]:
         fields = SLAB_ENTRY.unpack_from(self.image, map_entry_offset(extent))
-        names = ("kind", "class", "live", "first_free", "fresh", "previous", "next", "zero")
-        return dict(zip(names, fields, strict=True))
+        names = ("kind", "class", "live", "first_free", "fresh", "previous", "next")
+        return dict(zip((*names, "retired", "zero"), fields, strict=True))
 
     # --- changing them
 
@@ -110,7 +111,7 @@ class Corruption:
 
         It tells of so many records, by default of as many as before.
         """
-        clean, count, durable, _, _, _ = STATE.unpack_from(self.image, STATE_OFFSET)
+        clean, count, durable, *_ = STATE.unpack_from(self.image, STATE_OFFSET)
         return self.sign_state(clean, count, durable, records)
 
     def records(self) -> int:
@@ -123,15 +124,21 @@ class Corruption:
         return body + U64.pack(xxh3_64_intdigest(body))
 
     def sign_state(self, clean: int, count: int, durable: int, records: int | None = None) -> bytes:
-        """As `sign`, with these fields in the state; with as many records as there were."""
+        """As `sign`, with these fields in the state; with as many records as there were.
+
+        Where it is clean, also with the latest stamp that there was; else nothing is void.
+        """
+        _, _, _, had_records, _, stamp, _ = STATE.unpack_from(self.image, STATE_OFFSET)
         if records is None:
-            records = STATE.unpack_from(self.image, STATE_OFFSET)[3]
+            records = had_records
         index = (
             self.image[DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE]
             + self.image[EXTENT_MAP_OFFSET : map_entry_offset(min(count, EXTENT_MAP_ENTRIES))]
             + self.image[ALLOCATOR_OFFSET : ALLOCATOR_OFFSET + ALLOCATOR_SIZE]
         )
         checksum = xxh3_64_intdigest(bytes(index), self.seed)
-        body = STATE.pack(clean, count, durable, records, checksum, 0)[: -U64.size]
+        body = STATE.pack(clean, count, durable, records, checksum, stamp if clean else 0, 0)[
+            : -U64.size
+        ]
         self.put(STATE_OFFSET, body + U64.pack(xxh3_64_intdigest(body, self.seed)))
         return bytes(self.image)

@@ -37,6 +37,7 @@ from kvstore.format.layout import (
     NO_BLOCK,
     SLOT,
     SLOT_COUNT,
+    SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
     STATE,
@@ -114,7 +115,9 @@ class Forge:
         self.slabs = [extent for extent, kind in enumerate(kinds) if kind == KIND_SLAB]
         self.free = plant.free_extents()
         self.slots = list(self._live_slots())
-        self.records = [SLOT.unpack_from(contents, slot)[2] for slot in self.slots]
+        self.records = [
+            SLOT.unpack_from(contents, slot)[2] & SLOT_RECORD_MASK for slot in self.slots
+        ]
         self.free_blocks = list(self._free_blocks(plant))
 
     def _live_slots(self) -> Iterator[int]:
@@ -220,7 +223,7 @@ class Forge:
     @cached_property
     def record_headers(self) -> list[Field]:
         names = (
-            ("magic", 4), ("value size", 2), ("key size", 1), ("flags", 1), ("created_at", 8),
+            ("magic", 4), ("value size", 2), ("key size", 1), ("generation", 1), ("stamp", 8),
             ("expires_at", 8), ("checksum", 8),
         )  # fmt: skip
         return [

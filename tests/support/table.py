@@ -46,7 +46,7 @@ class Reader:
         return -1
 
     def _is(self, slot: int, key: bytes) -> bool:
-        record = self._number(slot + 40, 4)
+        record = self._number(slot + 40, 4) & ~31
         size = self._number(slot + 46, 1)
         start = self._image[slot : slot + 32]
         whole = self._image[record + 32 : record + 32 + size]
@@ -57,14 +57,14 @@ class Reader:
         slot = self.find(key)
         if slot < 0:
             return None
-        record = self._number(slot + 40, 4)
+        record = self._number(slot + 40, 4) & ~31
         value_size = self._number(slot + 44, 2)
         start = record + 32 + len(key)
         value = self._image[start : start + value_size]
-        created_at, expires_at = self._number(record + 8, 8), self._number(record + 16, 8)
+        stamp, expires_at = self._number(record + 8, 8), self._number(record + 16, 8)
         assert self._number(slot + 32, 8) == expires_at
         hash_of_key = xxh3_64_intdigest(key, self._seed)
-        seed = (hash_of_key ^ created_at ^ expires_at << 16 ^ record) % 2**64
+        seed = (hash_of_key ^ stamp ^ expires_at << 16 ^ record) % 2**64
         assert self._number(record + 24, 8) == xxh3_64_intdigest(value, seed)
         return value
 
