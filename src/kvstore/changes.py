@@ -324,7 +324,9 @@ class Changes:
     def _ask(self, fast: FastPath, new: NewRecord, replace: bool) -> int | Plan | None:
         stamp = 0  # the next one
         if new.created_at is not None:
-            # Fits an absent key only; for others it is done in Python.
+            # Fits an absent key that nothing outranks; all else is done in Python.
+            if not new.created_at or self._versions.marks or self._versions.leaks:
+                return None
             stamp = self._versions.stamp_of(new.stripe, new.created_at, None)
             replace = False
         return fast.create_under_locks(
