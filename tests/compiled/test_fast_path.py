@@ -30,8 +30,10 @@ from kvstore.file.reentry import thread
 from kvstore.format.layout import (
     EXTENT_SHIFT,
     MAX_VALUE_SIZE,
+    RECORD_MAGIC,
     SLOT_RECORD_MASK,
     STRIPE_SHIFT,
+    VERSION_WORDS,
     key_hash,
 )
 from kvstore.index.buckets import wanted_shape
@@ -67,26 +69,33 @@ def test_the_common_case_is_done(fast: FastPath) -> None:
     assert fast.read_bytes("other") == b'{"n":2}'
     assert fast.expiry("key") is True
     assert type(fast.expiry("other")) is tuple
-    assert fast.delete("other") is True
+    assert type(fast.touch("other", None)) is type(fast.put("new", {}, None)) is int
+    assert fast.expiry("other") is True
+    assert type(fast.put("other", {"n": 3}, 9)) is int
+    assert fast.pop("other") == b'{"n":3}'
+    assert fast.pop("other") is fast.touch("other", 1) is False
+    assert fast.delete("new") is True
     assert fast.delete("other") is fast.read_bytes("other") is fast.expiry("other") is False
 
 
 @pytest.mark.parametrize("key", ["", "x" * 33, "\ud800", 1, None, type("Text", (str,), {})("key")])
 def test_what_is_no_ordinary_key_is_left_alone(fast: FastPath, key: object) -> None:
     answers = [fast.create(key, {}, None), fast.read_bytes(key), fast.expiry(key), fast.delete(key)]
-    assert answers == [None] * 4
+    answers += [fast.put(key, {}, None), fast.touch(key, None), fast.pop(key)]
+    assert answers == [None] * 7
 
 
 @pytest.mark.parametrize(
     "value", [[], {"x": {1}}, {1: 2}, {"x": float("nan")}, {"x": "y" * 17_000}]
 )
 def test_what_is_no_ordinary_value_is_left_alone(fast: FastPath, value: object) -> None:
-    assert fast.create("other", value, None) is None
+    assert fast.create("other", value, None) is fast.put("key", value, None) is None
 
 
 @pytest.mark.parametrize("ttl", [0, -1, True, 1.5, 10**10 + 1, 2**70])
 def test_what_is_no_ordinary_ttl_is_left_alone(fast: FastPath, ttl: object) -> None:
-    assert fast.create("other", {}, ttl) is None
+    assert fast.create("other", {}, ttl) is fast.put("key", {}, ttl) is None
+    assert fast.touch("key", ttl) is None
 
 
 def test_nothing_is_done_before_changes_have_begun(path: Path) -> None:
@@ -94,17 +103,20 @@ def test_nothing_is_done_before_changes_have_begun(path: Path) -> None:
     KVStore(path).close()
     with KVStore(path) as store:
         assert store._fast is not None
-        assert store._fast.create("key", {}, None) == b"{}"
-        assert store._fast.delete("key") is None
+        assert store._fast.create("key", {}, None) == store._fast.put("key", {}, None) == b"{}"
+        assert store._fast.delete("key") is store._fast.pop("key") is None
+        assert store._fast.touch("key", None) is None
         assert "key" not in store
 
 
 def test_nothing_is_done_once_the_store_is_closed(store: KVStore, fast: FastPath) -> None:
     store.close()
     answers = [fast.create("k", {}, None), fast.read_bytes("key"), fast.expiry("key")]
-    assert answers == [None] * 3
+    answers += [fast.put("key", {}, None), fast.touch("key", None), fast.pop("key")]
+    assert answers == [None] * 6
     assert fast.delete("key") is fast.delete_under_locks(b"key", 0) is None
-    assert fast.create_under_locks(b"k", b"{}", 0, 0, 0) is fast.free(2**20) is None
+    assert fast.sweep(16, RECORD_MAGIC, 1) is None
+    assert fast.create_under_locks(b"k", b"{}", 0, 0, 0, False) is fast.free(2**20) is None
     with pytest.raises(StoreClosedError):
         store.read("key")
 
@@ -117,6 +129,7 @@ def test_a_clock_of_somebody_else_is_asked(
     assert fast.expiry("other") == (2_000, 1_000)
     monkeypatch.setattr(kvstore.clock, "time_ns", lambda: 2_000_000_000)
     assert fast.expiry("other") is fast.read_bytes("other") is fast.delete("other") is None
+    assert fast.pop("other") is fast.touch("other", None) is None
     assert "other" not in store
 
 
@@ -146,13 +159,15 @@ def test_what_another_thread_has_locked_is_not_touched(
 
     def look_and_change() -> None:
         answers.extend((fast.delete("key"), fast.create("key", {}, None), fast.read_bytes("key")))
+        answers.extend((fast.pop("key"), fast.put("key", {}, None), fast.touch("key", 1)))
 
     for lock in (stripe, store._locks.space):
         with lock:
             thread_of_another = threading.Thread(target=look_and_change)
             thread_of_another.start()
             thread_of_another.join()
-    assert answers == [None, b"{}", None, None, b"{}", b'{"n":1}']
+    changes = [None, b"{}", None]
+    assert answers == [None, b"{}", None, *changes, None, b"{}", b'{"n":1}', *changes]
     assert dict(store) == {"key": {"n": 1}}
 
 
@@ -160,7 +175,8 @@ def test_a_thread_that_is_inside_is_left_to_the_rules(store: KVStore, fast: Fast
     """Those of `reentry`: a signal handler amid an operation, say."""
     with thread.inside:
         assert fast.read_bytes("key") is fast.delete("key") is None
-        assert fast.create("other", {}, None) == b"{}"
+        assert fast.pop("key") is fast.touch("key", 1) is None
+        assert fast.create("other", {}, None) == fast.put("key", {}, None) == b"{}"
         assert store.read("key") == {"n": 1}  # nobody holds anything
         with store._locks.stripes[key_hash(b"key", store._file.hash_seed) >> STRIPE_SHIFT]:
             for call in (store.read, store.delete, store.ttl):
@@ -249,7 +265,8 @@ def test_nothing_is_collected_amid_a_plan(
     gc.callbacks.append(note)
     gc.set_threshold(1)
     try:
-        planned = fast.create_under_locks(b"other", b"{}", 1, 0, 1)
+        planned = fast.create_under_locks(b"other", b"{}", 1, 0, 1, False)
+        replaced = fast.create_under_locks(b"key", b"{}", 0, 0, 1, True)
         during_create = len(collected)
         collected.clear()
         deleted = fast.delete_under_locks(b"key", 1)
@@ -257,7 +274,7 @@ def test_nothing_is_collected_amid_a_plan(
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(note)
-    assert type(planned) is type(deleted) is tuple
+    assert type(planned) is type(replaced) is type(deleted) is tuple
     assert (during_create, during_delete, len(kept)) == (0, 0, 3_000)
 
 
@@ -313,10 +330,17 @@ def test_hashing_a_long_value_lets_no_other_thread_in() -> None:
 def arguments(store: KVStore) -> Iterator[tuple[int, object]]:
     """Yield what a fast path is made of, and in its place what is not that."""
     for place, wrong in enumerate(
-        ((b"", None), ([], None), ([], b"1234567"), (bytearray(), None), ((), (None,) * 16, None))
+        (
+            (b"", None),
+            ([], None),
+            ([], b"1234567"),
+            (bytearray(), None),
+            (bytes(8 * VERSION_WORDS), bytearray(8 * VERSION_WORDS - 8), None),
+            ((), (None,) * 16, None),
+        )
     ):
         yield from ((place, each) for each in wrong)
-    yield from ((5, None), (8, None))
+    yield from ((6, None), (9, None))
 
 
 def test_it_is_made_of_the_parts_of_an_open_store_only(store: KVStore) -> None:
@@ -324,9 +348,11 @@ def test_it_is_made_of_the_parts_of_an_open_store_only(store: KVStore) -> None:
     assert make_fast_path is not None
     file, slab = store._file, store._slab
     right = (
-        file.map, file.live, slab.spare, slab.looked_at, store._locks.stripes, store._locks.space,
-        store._file.hash_seed, wanted_shape(file), vars(kvstore.clock),
+        file.map, file.live, slab.spare, slab.looked_at, store._versions.words,
+        store._locks.stripes, store._locks.space, store._file.hash_seed, wanted_shape(file),
+        vars(kvstore.clock),
     )  # fmt: skip
+    make_fast_path(*right).close()
     for place, wrong in arguments(store):
         with pytest.raises((TypeError, ValueError, BufferError)):
             make_fast_path(*(wrong if at == place else each for at, each in enumerate(right)))
@@ -344,14 +370,15 @@ def test_the_map_stays_as_long_as_it_is_needed(store: KVStore, fast: FastPath) -
 def test_no_offset_leads_out_of_the_map(fast: FastPath, place: int) -> None:
     assert fast.delete_slot(place, b"key") is fast.free(place) is None
     assert fast.has_magic(place or 2**15) is None
+    assert fast.sweep(place or 2**15, RECORD_MAGIC, 0) is None
 
 
 def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:
     nothing = cast(bytes, None)
     for call in (
         lambda: fast.delete_slot(2**20 + 256, nothing),
-        lambda: fast.create_under_locks(nothing, b"{}", 0, 0, 0),
-        lambda: fast.create_under_locks(b"k", nothing, 0, 0, 0),
+        lambda: fast.create_under_locks(nothing, b"{}", 0, 0, 0, False),
+        lambda: fast.create_under_locks(b"k", nothing, 0, 0, 0, False),
         lambda: fast.delete_under_locks(nothing, 0),
         lambda: fast.free(-1),
         lambda: copy.copy(fast),
@@ -360,8 +387,8 @@ def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:
     ):
         with pytest.raises((TypeError, OverflowError, RuntimeError)):
             call()
-    assert fast.create_under_locks(b"k" * 200, b"{}", 0, 0, 0) is None
-    assert fast.create_under_locks(b"k", b"x" * 17_000, 0, 0, 0) is None
+    assert fast.create_under_locks(b"k" * 200, b"{}", 0, 0, 0, False) is None
+    assert fast.create_under_locks(b"k", b"x" * 17_000, 0, 0, 0, False) is None
 
 
 def test_both_kinds_are_open_side_by_side(
