@@ -34,6 +34,8 @@ from .format.layout import (
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SPLIT_AT,
+    STAMP_LIMIT,
+    STAMP_SHIFT,
     STRIPE_SHIFT,
 )
 from .index.records import Records
@@ -325,7 +327,8 @@ class Changes:
         stamp = 0  # the next one
         if new.created_at is not None:
             # Fits an absent key that nothing outranks; all else is done in Python.
-            if not new.created_at or self._versions.marks or self._versions.leaks:
+            is_stamp = 0 < new.created_at << STAMP_SHIFT < STAMP_LIMIT
+            if not is_stamp or self._versions.marks or self._versions.leaks:
                 return None
             stamp = self._versions.stamp_of(new.stripe, new.created_at, None)
             replace = False
