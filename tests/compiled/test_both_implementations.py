@@ -94,13 +94,33 @@ steps = st.one_of(
     creates,
     creates,
     calls("create", contended_key, st.just({}), st.integers(1, 5)),
+    calls("put", keys, values, ttls),
+    calls("put", contended_key, st.just({"n": 1}), st.sampled_from((None, 1, 5))),
+    calls("put", contended_key, st.builds(sized_value, st.integers(12, 300))),
+    calls("__setitem__", keys, values),
+    calls("touch", keys, ttls),
+    calls("touch", contended_key, st.integers(1, 5)),
+    calls("setdefault", keys, values, ttls),
+    calls("pop", keys),
+    calls("pop", keys, st.just("another")),
+    calls("popitem"),
+    calls("__bool__"),
     calls("delete", keys),
+    calls("delete", contended_key),
     calls("__delitem__", keys),
     st.tuples(st.just("look"), keys),
     calls("get", keys, st.just("another")),
-    calls("_restore", contended_key, st.sampled_from((b"{}", b'{"a":1}', b"[")), times, times),
+    st.tuples(
+        st.just("restore"),
+        contended_key,
+        st.sampled_from((b"{}", b'{"a":1}', b"[")),
+        st.tuples(times, times),
+        st.booleans(),
+    ),
     calls("purge_expired"),
     calls("sync"),
+    calls("sync"),
+    st.just(("reclaim",)),
     calls("__len__"),
     st.sampled_from((("keys",), ("items",), ("stats",), ("close",), ("open",))),
     st.sampled_from((("reopen",), ("crash",))),
@@ -137,9 +157,12 @@ def test_both_take_and_refuse_the_same(pair: StorePair, in_place: bool) -> None:
     told += [("call", "create", f"m {n}", {"m": member}) for n, member in enumerate(MEMBERS)]
     told += [("call", "create", f"v {n}", value) for n, value in enumerate(VALUES)]
     told += [("call", "create", f"t {n}", {}, ttl) for n, ttl in enumerate(TTLS)]
+    told += [("call", "put", "key", value) for value in VALUES]
+    told += [("call", "touch", "key", ttl) for ttl in TTLS]
     for key in (*IMPOSSIBLE.values(), *MEMBERS, *VALUES[:20]):
         if type(key) is not object:
             told += [("call", "create", key, {}), ("look", key), ("call", "delete", key)]
+            told += [("call", "put", key, {}), ("call", "touch", key, 5), ("call", "pop", key)]
     for depth in (300, 5_000, 100_000):
         told += [("create_deep", "deep", depth, kind) for kind in (dict, list, tuple)]
     outcomes = pair.do(*told, ("items",), ("reopen",), ("items",), ("end",))
@@ -192,6 +215,24 @@ class Walk:
         for _ in range(round(share * len(self._live))):
             yield "call", "delete", self._live.pop(self._rng.randrange(len(self._live)))
 
+    def replace(self, count: int, sizes: tuple[int, ...]) -> Iterator[Step]:
+        for key in self._rng.choices(self._live or ["none"], k=count):
+            value = {"p": "x" * self._rng.randrange(self._rng.choice(sizes))}
+            ttl = self._rng.choice((None, 5, 60))
+            yield self._rng.choice(
+                (
+                    ("call", "put", key, value, ttl),
+                    ("call", "put", key, value),
+                    ("call", "touch", key, ttl),
+                    ("call", "pop", key, None),
+                )
+            )
+            if self._rng.random() < 0.05:
+                yield "call", "sync"
+
+    def reclaim(self) -> Iterator[Step]:
+        yield ("reclaim",)
+
     def meet_again(self, count: int) -> Iterator[Step]:
         for key in self._rng.choices(self._live or ["none"], k=count):
             yield self._rng.choice(
@@ -227,6 +268,9 @@ def test_both_go_the_same_way(pair: StorePair, in_place: bool) -> None:
             lambda: walk.fill(60, (40, 300, 3_000, 16_000)),
             lambda: walk.drop(rng.choice((0.3, 0.9))),
             lambda: walk.meet_again(80),
+            lambda: walk.replace(200, (20, 200, 600)),
+            lambda: walk.replace(60, (40, 300, 3_000, 16_000)),
+            walk.reclaim,
             walk.wait,
             walk.leave,
         ]
@@ -253,11 +297,17 @@ def test_both_write_the_same_in_the_same_order(pair: StorePair, in_place: bool) 
         *walk.fill(150, (20, 600, 16_000)),
         ("advance_clock", 20),
         *walk.meet_again(150),
+        *walk.replace(300, (20, 60, 600)),
+        *walk.reclaim(),
+        *walk.replace(100, (600, 16_000)),
+        *walk.drop(0.2),
         *walk.fill(100, (16_000,)),
         ("advance_clock", 60),
         ("call", "purge_expired"),
         *walk.crowd(50),
+        *walk.replace(50, (60,)),
         ("reopen",),
+        *walk.replace(50, (60,)),
         *walk.meet_again(50),
         *walk.drop(1.0),
         ("crash",),

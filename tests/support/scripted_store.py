@@ -182,6 +182,11 @@ class ScriptedStore:
         """Have the clock move on, or back."""
         self.clock.advance(seconds)
 
+    def reclaim(self) -> None:
+        """Reclaim all that is retired."""
+        assert self._store is not None
+        self._store._reclaimer.reclaim()
+
     # --- what is written
 
     def record(self) -> None:
@@ -217,6 +222,11 @@ class ScriptedStore:
         """Create a key with a value that is nested too deep to be told of."""
         assert self._store is not None
         self._store.create(key, nested(depth, kind))
+
+    def restore(self, key: str, encoded: bytes, times: tuple[int, int], replace: bool) -> None:
+        """Carry a record over, with the times that it had elsewhere."""
+        assert self._store is not None
+        self._store._restore(key, encoded, *times, replace=replace)
 
     def keys(self) -> list[str]:
         """Iterate the keys."""
@@ -313,9 +323,12 @@ def steps_on(keys: list[str], rng: random.Random) -> list[Step]:
         kind = rng.randrange(5)
         if kind < 3:
             size = rng.choice((0, 40, 200, 700, 3_000, 15_000))
-            steps.append(("call", "create", key, {"over": "x" * size}, rng.choice((None, 50))))
+            name = rng.choice(("create", "put", "put"))
+            steps.append(("call", name, key, {"over": "x" * size}, rng.choice((None, 50))))
+        if rng.random() < 0.3:
+            steps.append(rng.choice((("call", "touch", key, 50), ("call", "sync"), ("reclaim",))))
         if kind > 1:
-            steps.append(("call", "delete", key))
+            steps.append(("call", rng.choice(("delete", "delete", "pop")), key))
         if kind == 2:
             steps.append(("call", "create", key, {"again": "y" * rng.randrange(3_000)}))
         steps.append(("look", key))
