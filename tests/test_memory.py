@@ -6,11 +6,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from support import MIB
+from support import MIB, scaled
 from support.disks import quick_folder
+from support.files import size
 from support.processes import run_script
 
-from kvstore import KVStore
+from kvstore import IMPLEMENTATION, KVStore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc as on Linux")
 
@@ -55,6 +56,71 @@ with KVStore(sys.argv[1]) as store:
     )
     for grown in said.split():
         assert int(grown) <= 2 * MIB
+
+
+# Each makes `step(number)`, which is done for long; none needs more memory than its beginning.
+HABITS = {
+    "one hot key": """
+def step(number):
+    store.put("hot", {"n": number, "text": text[: number % 500]})
+""",
+    "rewriting": """
+def step(number):
+    store.put(f"key:{number % 5_000}", {"n": number, "text": text[: number % 500]}, ttl=1_000_000)
+    if number % 20_000 == 0:
+        store.sync()
+""",
+    "touching": """
+def step(number):
+    store.touch(f"key:{number % 5_000}", 1_000_000 + number)
+""",
+    "deleting and putting": """
+def step(number):
+    store.delete(f"key:{number % 5_000}")
+    store.put(f"key:{number % 5_000}", {"n": number, "text": text})
+    store.put(f"key:{number % 5_000}", {"n": -number})
+    if number % 20_000 == 0:
+        store.sync()
+""",
+    "popping and setting defaults": """
+def step(number):
+    store.pop(f"key:{number % 5_000}", None)
+    store.setdefault(f"key:{number % 5_000}", {"n": number})
+""",
+    "clearing": """
+def step(number):
+    store.put(f"key:{number % 5_000}", {"n": number, "text": text})
+    if number % 10_000 == 0:
+        store.clear()
+""",
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_heap_does_not_grow_however_often_keys_are_replaced(path: Path, habit: str) -> None:
+    """What is superseded, retired or marked is so in the file, and in no table in memory."""
+    said = run_script(
+        ANONYMOUS
+        + HABITS[habit]
+        + """
+text = "x" * 500
+with KVStore(sys.argv[1]) as store:
+    for number in range(5_000):
+        store.create(f"key:{number}", {"n": number, "text": text})
+    store.sync()
+    for number in range(1_000):
+        step(number)
+    few = anonymous_bytes()
+    for number in range(1_000, int(sys.argv[2])):
+        step(number)
+    say(anonymous_bytes() - few)
+    assert len(store) <= 5_001
+""",
+        path,
+        scaled(40_000 if IMPLEMENTATION == "plain" else 200_000),
+    )
+    assert int(said) <= 2 * MIB
+    assert size(path) <= 64 * MIB
 
 
 # What the test compares with: the third-party modules alone.
