@@ -209,6 +209,12 @@ def outcome(call: Callable[..., object], *arguments: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+def empty(store: KVStore) -> None:
+    """Remove all keys, for less than `clear` costs."""
+    while store:
+        store.popitem()
+
+
 def test_put_takes_and_refuses_exactly_what_create_does(store: KVStore) -> None:
     arguments: list[tuple[Any, ...]] = [
         *((key, {"n": 1}) for key in (*IMPOSSIBLE.values(), *TRICKY)),
@@ -220,13 +226,13 @@ def test_put_takes_and_refuses_exactly_what_create_does(store: KVStore) -> None:
     for each in arguments:
         told = outcome(store.create, *each)
         created = dict(store)
-        store.clear()
+        empty(store)
         assert outcome(store.put, *each) == told
         assert dict(store) == created
         taken += bool(created)
         store.put("k", {"old": True}, 100)
         assert outcome(store.put, *each) == told
-        store.clear()
+        empty(store)
     assert taken > len(TRICKY)
 
 

@@ -495,19 +495,16 @@ def test_a_child_forked_amid_a_create_over_an_expired_key_writes_nothing(path: P
     said = run_script(
         """
         import kvstore.clock
-        from kvstore.file.group_commit import GroupCommit
         store = KVStore(sys.argv[1])
         store.create("key", {"old": 1}, ttl=1)
-        now = kvstore.clock.time_ns() + 10**10
-        kvstore.clock.time_ns = lambda: now
-        real, children = GroupCommit.require_full, []
-        def fork(self):
-            GroupCommit.require_full = real
-            children.append(os.fork())
-            if children[0]:
-                os.waitpid(children[0], 0)
-            real(self)
-        GroupCommit.require_full = fork
+        now, children = kvstore.clock.time_ns() + 10**10, []
+        def fork():
+            if not children:
+                children.append(os.fork())
+                if children[0]:
+                    os.waitpid(children[0], 0)
+            return now
+        kvstore.clock.time_ns = fork
         try:
             store.create("key", {"new": 1})
         except StoreClosedError:
