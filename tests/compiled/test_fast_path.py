@@ -265,17 +265,22 @@ def test_nothing_is_collected_amid_a_plan(
     gc.callbacks.append(note)
     gc.set_threshold(1)
     try:
-        planned = fast.create_under_locks(b"other", b"{}", 1, 0, 1, False)
-        replaced = fast.create_under_locks(b"key", b"{}", 0, 0, 1, True)
-        during_create = len(collected)
-        collected.clear()
-        deleted = fast.delete_under_locks(b"key", 1)
-        during_delete = len(collected)
+        with store._locks.space:
+            collected.clear()
+            planned = fast.create_under_locks(b"other", b"{}", 1, 0, 1, False)
+            during_create = len(collected)
+            collected.clear()
+            replaced = fast.create_under_locks(b"key", b"{}", 0, 0, 1, True)
+            during_put = len(collected)
+            collected.clear()
+            deleted = fast.delete_under_locks(b"key", 1)
+            during_delete = len(collected)
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(note)
     assert type(planned) is type(replaced) is type(deleted) is tuple
-    assert (during_create, during_delete, len(kept)) == (0, 0, 3_000)
+    assert (during_create, during_put, during_delete, len(kept)) == (0, 0, 0, 3_000)
+    assert fast.create_under_locks(b"other", b"{}", 1, 0, 1, False) is None  # without the lock
 
 
 def test_nothing_is_collected_while_a_long_value_is_hashed(

@@ -632,11 +632,16 @@ cdef class FastPath:
                 PyGC_Enable()
 
     cdef bint begin_under_locks(self) except -1:
-        """Return whether changes may be stored here; plan them where they are written by calls."""
+        """Return whether changes may be stored here; plan them where they are written by calls.
+
+        A caller that does not hold the space lock cannot carry out a plan.
+        """
         if not self.is_open or not self.is_begun:
             return False
         if self.live[1]:
             return not self.space._owner
+        if self.space._owner != PyThread_get_thread_ident():
+            return False
         self.plan = []
         return True
 
