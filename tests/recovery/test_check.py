@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 import pytest
@@ -11,6 +12,7 @@ from support.corruptions import Corruption
 
 from kvstore import KVStore
 from kvstore.format.layout import (
+    BLOCK_ALIGNMENT,
     BLOCK_SIZES,
     BUCKET_SIZE,
     CONTROL_OFFSET,
@@ -25,10 +27,14 @@ from kvstore.format.layout import (
     KIND_FREE,
     KIND_SEGMENT,
     KIND_SLAB,
+    MARKED_MAGIC,
     RECORD,
+    RECORD_FIELDS,
+    RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SLOT,
+    STAMP_LIMIT,
     STATE,
     STATE_OFFSET,
     U16,
@@ -42,6 +48,7 @@ from kvstore.format.superblock import pack_identity, pack_state
 from kvstore.recovery.check import check_file, check_image
 from kvstore.recovery.problems import Breach, Problem
 
+U32: Final = Struct("<I")
 SIZES: Final = b"\2\0\1\0"  # what follows a record's magic
 SMALL: Final = b'{"b":1}'
 LARGE: Final = b'{"b":"' + b"x" * 5_000 + b'"}'
@@ -498,7 +505,7 @@ def test_slot_whose_record_is_in_no_slab_extent(plant: Corruption, record: int) 
     assert_among(plant.sign(), slot, "slot", "is in no slab extent")
 
 
-@pytest.mark.parametrize("shift", [1, 32, -8])
+@pytest.mark.parametrize("shift", [32, -32])
 def test_slot_whose_record_begins_at_no_block(plant: Corruption, shift: int) -> None:
     slot, record = plant.slot(b"small 1"), plant.record(b"small 1")
     plant.put(slot + 40, (record + shift).to_bytes(4, "little"))
@@ -553,14 +560,170 @@ def test_two_slots_of_one_key(plant: Corruption) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "size"), [(0, 1), (4, 1), (6, 1), (7, 1)], ids=["magic", "value", "key", "flags"]
+    "offset", [0, 3, 4, 6], ids=["first byte of magic", "last byte of magic", "value", "key"]
 )
-def test_record_whose_header_differs_from_its_slot(
-    plant: Corruption, offset: int, size: int
-) -> None:
+def test_record_whose_header_differs_from_its_slot(plant: Corruption, offset: int) -> None:
     record = plant.record(b"small 1")
     plant.image[record + offset] ^= 1
     assert_among(plant.sign(), record, "record", "magic or sizes differ from its slot")
+
+
+@pytest.mark.parametrize("flags", [4, 8, 16, 28, 31])
+def test_slot_with_a_flag_that_there_is_not(plant: Corruption, flags: int) -> None:
+    slot, record = plant.slot(b"small 1"), plant.record(b"small 1")
+    for known in (0, 1, 2, 3):
+        plant.put(slot + 40, (record + known).to_bytes(4, "little"))
+        assert problems(plant.sign()) == []
+    plant.put(slot + 40, (record + flags).to_bytes(4, "little"))
+    assert_only(plant.sign(), slot, "slot", f"has flags that there are not: 0x{flags:02X}")
+
+
+@pytest.mark.parametrize("stamp", [STAMP_LIMIT, 2**64 - 1])
+def test_record_with_a_stamp_past_the_limit(plant: Corruption, stamp: int) -> None:
+    record = plant.record(b"small 1")
+    forge_record(plant, record, stamp=stamp)
+    assert_only(plant.sign(), record, "record", f"its stamp is {stamp}, the limit {STAMP_LIMIT}")
+
+
+def test_state_with_an_earlier_stamp_than_a_record(plant: Corruption) -> None:
+    *_, stamp, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
+    record = plant.record(b"small 1")
+    forge_record(plant, record, stamp=stamp)
+    assert problems(plant.sign()) == []
+    forge_record(plant, record, stamp=stamp + 1)
+    assert_only(
+        plant.sign(),
+        STATE_OFFSET,
+        "state",
+        f"says stamp {stamp}, the record at byte {record:,} has {stamp + 1}",
+    )
+
+
+# --- records that follow each other --------------------------------------------------------------
+
+
+def forge_record(plant: Corruption, record: int, **fields: int) -> None:
+    """Change fields of the header of a whole record, and have its checksum be right again."""
+    header = dict(zip(RECORD_FIELDS, RECORD.unpack_from(plant.image, record), strict=True))
+    header |= fields
+    start = record + RECORD_HEADER_SIZE
+    middle = start + header["key_size"]
+    key = bytes(plant.image[start:middle])
+    value = bytes(plant.image[middle : middle + header["value_size"]])
+    header["checksum"] = record_checksum(
+        value, key_hash(key, plant.seed), header["stamp"], header["expires_at"], record
+    )
+    plant.put(record, RECORD.pack(*header.values()))
+
+
+@pytest.fixture
+def in_use(path: Path) -> Corruption:
+    """Return a file in use: a key that was superseded, and one that was deleted after that."""
+    with KVStore(path) as store:
+        for key in ("kept", "dropped", "other"):
+            store.create(key, {"mark": "old"})
+        store.sync()
+        for key in ("kept", "dropped"):
+            store[key] = {"mark": "new"}
+        store.delete("dropped")
+        image = path.read_bytes()
+    assert [problem.breach for problem in check_image(image)] == [Breach.NOT_CLOSED]
+    return Corruption(image)
+
+
+def record_at(plant: Corruption, key: bytes, mark: bytes, magic: int) -> int:
+    """Return the offset of the one record of these contents."""
+    text = key + b'{"mark":"%b"}' % mark
+    (offset,) = (
+        place
+        for place in range(0, len(plant.image), BLOCK_ALIGNMENT)
+        if plant.image[place : place + 4] == U32.pack(magic)
+        and plant.image[place + RECORD_HEADER_SIZE :].startswith(text)
+    )
+    return offset
+
+
+def breaches(plant: Corruption) -> list[tuple[int, Breach]]:
+    """Return what is wrong beside that the file is in use."""
+    return [
+        (problem.offset, problem.breach)
+        for problem in check_image(bytes(plant.image))
+        if problem.breach is not Breach.NOT_CLOSED
+    ]
+
+
+def test_retired_and_marked_records_are_nothing_wrong_while_the_file_is_open(
+    in_use: Corruption,
+) -> None:
+    retired = record_at(in_use, b"kept", b"old", RECORD_MAGIC)
+    marked = record_at(in_use, b"dropped", b"new", MARKED_MAGIC)
+    assert in_use.image[retired + 7] != 0
+    assert in_use.slab_entry(marked >> EXTENT_SHIFT)["retired"] == 3
+
+
+def test_retired_and_marked_records_are_wrong_in_a_file_that_was_closed(in_use: Corruption) -> None:
+    extent = in_use.slab_of(b"other")
+    _, count, durable, *_ = STATE.unpack_from(in_use.image, STATE_OFFSET)
+    in_use.sign_state(1, count, durable, in_use.slab_entry(extent)["live"])
+    *fields, _, _ = STATE.unpack_from(in_use.image, STATE_OFFSET)
+    in_use.put(STATE_OFFSET, pack_state(*fields, in_use.seed, STAMP_LIMIT - 1))
+    told = [
+        (record_at(in_use, key, mark, magic), Breach.RECORD_RETIRED)
+        for key, mark, magic in (
+            (b"kept", b"old", RECORD_MAGIC),
+            (b"dropped", b"old", RECORD_MAGIC),
+            (b"dropped", b"new", MARKED_MAGIC),
+        )
+    ]
+    assert sorted(breaches(in_use)) == sorted(told)
+
+
+def test_retired_record_without_a_later_one_of_its_key(in_use: Corruption) -> None:
+    retired = record_at(in_use, b"kept", b"old", RECORD_MAGIC)
+    forge_record(in_use, retired, stamp=STAMP_LIMIT - 1)
+    of_dropped = record_at(in_use, b"dropped", b"old", RECORD_MAGIC)
+    forge_record(in_use, of_dropped, stamp=STAMP_LIMIT - 2)
+    assert sorted(breaches(in_use)) == sorted(
+        [(retired, Breach.RECORD_LATEST), (of_dropped, Breach.RECORD_LATEST)]
+    )
+
+
+def test_marked_record_that_is_later_than_the_live_one_of_its_key(in_use: Corruption) -> None:
+    retired = record_at(in_use, b"kept", b"old", RECORD_MAGIC)
+    forge_record(in_use, retired, magic=MARKED_MAGIC)
+    assert breaches(in_use) == []
+    forge_record(in_use, retired, stamp=STAMP_LIMIT - 1)
+    assert breaches(in_use) == [(retired, Breach.RECORD_LATEST)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"generation": 1}, "retired"),
+        ({"magic": MARKED_MAGIC}, "marked as deleted"),
+        ({"magic": MARKED_MAGIC, "generation": 9}, "marked as deleted"),
+    ],
+)
+def test_slot_whose_record_is_retired_or_marked(
+    plant: Corruption, fields: dict[str, int], what: str
+) -> None:
+    slot, record = plant.slot(b"small 1"), plant.record(b"small 1")
+    forge_record(plant, record, **fields)
+    assert_among(plant.sign(), slot, "slot", f"its record at byte {record:,} is {what}")
+    plant.change_slab(record >> EXTENT_SHIFT, retired=1)
+    assert_only(plant.sign(), slot, "slot", f"its record at byte {record:,} is {what}")
+
+
+def test_slab_extent_with_a_wrong_count_of_retired_blocks(
+    plant: Corruption, in_use: Corruption
+) -> None:
+    slab = plant.slab_of(b"small 1")
+    plant.change_slab(slab, retired=1)
+    message = "says 1 retired blocks, has 0"
+    assert_only(plant.sign(), map_entry_offset(slab), f"extent {slab}", message)
+    slab = in_use.slab_of(b"other")
+    in_use.change_slab(slab, retired=2)
+    assert breaches(in_use) == [(map_entry_offset(slab), Breach.SLAB_RETIRED)]
 
 
 def test_record_whose_expiry_differs_from_its_slot(plant: Corruption) -> None:

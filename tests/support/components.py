@@ -81,6 +81,7 @@ def open_components(
         yield Components(file, extents, slab, records, slots, segments)
         if not file.closed:
             slab.free_spare()
+            file.latest_stamp = versions.latest_stamp
     finally:
         file.close()
 

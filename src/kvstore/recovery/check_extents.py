@@ -59,13 +59,14 @@ def check_superblock(file: CheckedFile) -> Iterator[Problem]:
 
 def _state(file: CheckedFile) -> Iterator[Problem]:
     state = unpack_state(file.read(STATE_OFFSET, STATE.size), file.hash_seed)
-    clean, count, durable, records, checksum, _, intact = state
+    clean, count, durable, records, checksum, stamp, intact = state
     if not intact:
         message = "checksum or a reserved field is wrong"
         yield Problem(STATE_OFFSET, "state", message, Breach.STATE_DAMAGED)
         file.extent_count = min(len(file) >> EXTENT_SHIFT, MAX_EXTENTS)
         return
     file.least_live = 1 if clean else 0
+    file.is_clean, file.latest_stamp = clean, stamp if clean else 0
     if not clean:
         message = "not clean: the next opening rebuilds the index"
         yield Problem(STATE_OFFSET, "state", message, Breach.NOT_CLOSED)

@@ -22,6 +22,7 @@ from kvstore.format.layout import (
     FINGERPRINT_SHIFT,
     KIND_SEGMENT,
     KIND_SLAB,
+    MARKED_MAGIC,
     MAX_DEPTH,
     MIN_DEPTH,
     REBUILDS_OFFSET,
@@ -31,7 +32,9 @@ from kvstore.format.layout import (
     SEGMENT_ENTRY,
     SIZE_CLASSES,
     SLOT,
+    SLOT_FLAGS,
     SLOT_KEY_SIZE,
+    SLOT_RECORD_MASK,
     bucket_marker,
     key_hash,
     map_entry_offset,
@@ -148,8 +151,9 @@ def _segment(file: CheckedFile, extent: int, depth: int, prefix: int) -> Iterato
                 key, hash_of_key = held
                 homes.append((hash_of_key & BUCKET_COUNT - 1, number, offset))
                 yield from _placed(offset, hash_of_key, depth, prefix, control[index])
-                record, first = keys.setdefault(key, (SLOT.unpack(slot)[2], offset))
-                if record != SLOT.unpack(slot)[2]:
+                place = SLOT.unpack(slot)[2] & SLOT_RECORD_MASK
+                record, first = keys.setdefault(key, (place, offset))
+                if record != place:
                     message = f"has the key of the slot at byte {first:,}"
                     yield Problem(offset, "slot", message, Breach.SLOT_SAME_KEY)
     if whole and (live, used) != (live_found, used_found):
@@ -166,7 +170,11 @@ def _slot(
     file: CheckedFile, offset: int, slot: bytes
 ) -> Generator[Problem, None, tuple[bytes, int] | None]:
     """Yield what is wrong between a slot and its record; return its key, and the hash of it."""
-    start, expires_at, record, value_size, key_size = SLOT.unpack(slot)
+    start, expires_at, place, value_size, key_size = SLOT.unpack(slot)
+    record = place & SLOT_RECORD_MASK
+    if place - record & ~SLOT_FLAGS:
+        message = f"has flags that there are not: 0x{place - record:02X}"
+        yield Problem(offset, "slot", message, Breach.SLOT_FLAGS)
     extent = record >> EXTENT_SHIFT
     if extent >= file.extent_count or file.kinds[extent] != KIND_SLAB:
         message = f"its record at byte {record:,} is in no slab extent"
@@ -184,11 +192,15 @@ def _slot(
         yield Problem(offset, "slot", message, Breach.SLOT_SHARED)
     file.point_to(record)
     contents = file.read(record, size)
-    magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
-    if (magic, values, keys, flags) != (RECORD_MAGIC, value_size, key_size, 0):
+    magic, values, keys, generation, stamp, expires, checksum = RECORD.unpack_from(contents)
+    if magic not in (RECORD_MAGIC, MARKED_MAGIC) or (values, keys) != (value_size, key_size):
         message = f"magic or sizes differ from its slot at {offset:,}"
         yield Problem(record, "record", message, Breach.RECORD_HEADER, offset)
         return None
+    if magic == MARKED_MAGIC or generation:
+        what = "marked as deleted" if magic == MARKED_MAGIC else "retired"
+        message = f"its record at byte {record:,} is {what}"
+        yield Problem(offset, "slot", message, Breach.SLOT_RETIRED)
     key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
     of_slot = start == key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
     if not of_slot or expires != expires_at:
@@ -196,7 +208,7 @@ def _slot(
         yield Problem(record, "record", message, Breach.RECORD_KEY, offset)
     hash_of_key = key_hash(key, file.hash_seed)
     value = contents[RECORD_HEADER_SIZE + key_size :]
-    if checksum != record_checksum(value, hash_of_key, created_at, expires, record):
+    if checksum != record_checksum(value, hash_of_key, stamp, expires, record):
         message = "fails its checksum"
         yield Problem(record, "record", message, Breach.RECORD_CHECKSUM, offset)
         if not of_slot:
@@ -205,6 +217,26 @@ def _slot(
         message = f"takes {size:,} bytes in a block of {block_size:,}"
         yield Problem(record, "record", message, Breach.RECORD_CLASS, offset)
     return key, hash_of_key
+
+
+def stamp_in_slot(file: CheckedFile, key: bytes) -> int | None:
+    """Return the stamp of the record that the slot of a key leads to; None where it has no slot."""
+    hash_of_key = key_hash(key, file.hash_seed)
+    extent = file.u16(DIRECTORY_OFFSET + 2 * (hash_of_key >> DIRECTORY_SHIFT))
+    if extent >= file.extent_count or file.kinds[extent] != KIND_SEGMENT:
+        return None
+    for step in range(BUCKET_COUNT):
+        number = (hash_of_key + step) % BUCKET_COUNT
+        page = file.read((extent << EXTENT_SHIFT) + number * BUCKET_SIZE, BUCKET_SIZE)
+        for _, _, slot in live_slots(page):
+            start, _, place, _, key_size = SLOT.unpack(slot)
+            if key_size == len(key) and key.startswith(start[:key_size]):
+                record = file.read(place & SLOT_RECORD_MASK, RECORD_HEADER_SIZE + key_size)
+                if record[RECORD_HEADER_SIZE:] == key:
+                    return int(RECORD.unpack_from(record)[4])
+        if CONTROL_EMPTY in BUCKET_WORDS.unpack_from(page)[3]:
+            return None
+    return None
 
 
 def _placed(

@@ -23,6 +23,9 @@ class CheckedFile:
         extent_count: how many extents there are to check; 0 where the superblock tells of none.
         hash_seed: of the identity.
         least_live: how many live blocks a slab has at least.
+        is_clean: the state says that the index can be trusted.
+        latest_stamp: where it does, that of the state.
+        latest_found: the latest of all records that were checked, and its offset.
         kinds: of each extent; -1 for a slab whose entry is impossible.
         size_classes: of each extent, as its entry says.
     """
@@ -34,6 +37,9 @@ class CheckedFile:
         self.hash_seed = 0
         # While a file is open, one extent that is empty may stay with its class.
         self.least_live = 0
+        self.is_clean = False
+        self.latest_stamp = 0
+        self.latest_found = (0, 0)
         self.kinds: list[int] = []
         self.size_classes: list[int] = []
         # A bit for each 32 bytes of the file.
