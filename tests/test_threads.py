@@ -269,15 +269,16 @@ def test_of_many_threads_that_set_a_default_all_get_the_same_value(store: KVStor
     assert len(store) == len(keys)
 
 
-def test_a_default_that_is_popped_at_once_is_stored_once_only(store: KVStore) -> None:
+def test_a_default_that_is_popped_at_once_is_stored_once_only(open_store: OpenStore) -> None:
     """It was stored again where another thread popped it before it could be read back."""
+    store = open_store(durable=True)  # there is time then
     popped: list[int] = []
     done = threading.Event()
 
     def set_default() -> None:
         try:
-            for number in range(scaled(2000)):
-                assert store.setdefault("job", {"n": number}) == {"n": number}
+            for number in range(scaled(200)):
+                assert store.setdefault("job", {"n": number})["n"] <= number
         finally:
             done.set()
 
