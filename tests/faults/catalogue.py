@@ -19,6 +19,7 @@ from . import (
     processes,
     reentry,
     refusals,
+    superseding_model,
     torn,
     writes,
 )
@@ -43,6 +44,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *flooding.EXPERIMENTS,
     *hostile.EXPERIMENTS,
     *inspector.EXPERIMENTS,
+    *superseding_model.EXPERIMENTS,
 )
 
 
