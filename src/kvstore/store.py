@@ -111,7 +111,7 @@ class KVStore(MutableMapping[str, Value]):
     _slab: Slab = NOT_OPENED
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
-    _was_initialized: bool = False
+    _was_initialized = _durable = False
 
     def __init__(
         self,
