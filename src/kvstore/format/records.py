@@ -221,21 +221,25 @@ def scan_blocks(
     # Local names, here and in `members_of_words`: these two loops are all that recovery costs.
     digest, header_size = xxh3_64_intdigest, RECORD_HEADER_SIZE
     hash_mask, offset_shift = FOUND_HASH_MASK, FOUND_OFFSET_SHIFT
-    heads = header[0::step].tolist()
+    heads, stamps = header[0::step].tolist(), header[1::step].tolist()
+    expiries = header[2::step].tolist()
+    if max(stamps) >= STAMP_LIMIT:
+        heads = [
+            head if stamp < STAMP_LIMIT else 0 for head, stamp in zip(heads, stamps, strict=True)
+        ]
     # Few different pairs of sizes occur: what follows from a header's first word is kept.
     spans = {head: _value_span(head, least, block_size) for head in set(heads)}
-    positions, words, doubtful = array("H"), array("Q"), array("Q")
-    latest = 0
+    positions, words = array("H"), array("Q")
     for position, offset, head, stamp, expires_at, checksum in zip(
         range(0, end_of_blocks, block_size),
         range(base, base + end_of_blocks, block_size),
         heads,
-        header[1::step].tolist(),
-        header[2::step].tolist(),
+        stamps,
+        expiries,
         header[3::step].tolist(),
         strict=True,
     ):
-        value_start, end, is_doubtful = spans[head]
+        value_start, end = spans[head]
         if end:
             value_start += position
             key_hash = digest(contents[position + header_size : value_start], hash_seed)
@@ -245,23 +249,36 @@ def scan_blocks(
                     continue
                 checksum_seed ^= expires_at << 16
             if checksum == digest(contents[value_start : position + end], checksum_seed):
-                if stamp > latest:
-                    if stamp >= STAMP_LIMIT:
-                        continue
-                    latest = stamp
-                word = key_hash & hash_mask | offset << offset_shift
                 positions.append(position)
-                words.append(word)
-                if is_doubtful or stamp <= void_stamp or 0 < expires_at <= now_ms:
-                    doubtful.append(word)
+                words.append(key_hash & hash_mask | offset << offset_shift)
+    found = [position // block_size for position in positions]
+    doubtful = array("Q")
+    # As a rule, nothing in an extent gives reason to look at each record again.
+    if (
+        any(map(_is_retired, spans))
+        or min(stamps) <= void_stamp
+        or any(0 < expires_at <= now_ms for expires_at in set(expiries))
+    ):
+        for block, word in zip(found, words, strict=True):
+            if (
+                _is_retired(heads[block])
+                or stamps[block] <= void_stamp
+                or 0 < expiries[block] <= now_ms
+            ):
+                doubtful.append(word)
+    latest = max(map(stamps.__getitem__, found), default=0)
     return FoundBlocks(positions, words, doubtful, latest)
 
 
-def _value_span(head: int, least: int, most: int) -> tuple[int, int, bool]:
-    """Return where the value of a record with this first word begins and ends; 0 and 0 if none.
+def _is_retired(head: int) -> bool:
+    """Return whether a record with this first word is marked or has a generation."""
+    return head & 0xFFFF_FFFF == MARKED_MAGIC or head >> GENERATION_SHIFT != 0
 
-    Also whether it is marked or has a generation. A record of its class takes more than `least`
-    bytes and `most` at the most.
+
+def _value_span(head: int, least: int, most: int) -> tuple[int, int]:
+    """Return where the value of a record with this first word begins and ends; (0, 0) if none.
+
+    A record of its class takes more than `least` bytes and `most` at the most.
     """
     magic = head & 0xFFFF_FFFF
     key_size = head >> SLOT_KEY_SIZE_SHIFT & 0xFF
@@ -273,9 +290,8 @@ def _value_span(head: int, least: int, most: int) -> tuple[int, int, bool]:
         and MIN_VALUE_SIZE <= value_size <= MAX_VALUE_SIZE
         and least < value_start + value_size <= most
     ):
-        is_doubtful = magic == MARKED_MAGIC or bool(head >> GENERATION_SHIFT)
-        return value_start, value_start + value_size, is_doubtful
-    return 0, 0, False
+        return value_start, value_start + value_size
+    return 0, 0
 
 
 def link_free_blocks(positions: "array[int]", block_size: int) -> tuple[int, list[tuple[int, int]]]:

@@ -97,7 +97,8 @@ class Contest:
                 for word in retired:
                     place = found_offset(word) >> 3
                     file.write_word(place, file.words[place] & ~_GENERATION)
-            words[end : end + len(live)] = live
+            if is_in_doubt or losers or gone:
+                words[end : end + len(live)] = live
             end += len(live)
         del words[end:]
         return losers, gone

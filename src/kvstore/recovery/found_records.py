@@ -12,7 +12,7 @@ from kvstore.compiled import Implementation
 from kvstore.format.layout import DIRECTORY_ENTRIES, DIRECTORY_SHIFT, FOUND_UPPER_SHIFT
 from kvstore.format.records import FoundBlocks
 
-_PART: Final = 512  # words that are looked at together: few enough that most parts are of no doubt
+_PART: Final = 2048  # words that are looked at together: few, for one in doubt delays all of them
 
 
 class FoundRecords:
