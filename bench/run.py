@@ -1,7 +1,7 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
-    python bench/run.py                     all of it, in half an hour at most
-    python bench/run.py --quick             all of it, small, in two
+    python bench/run.py                     all of it, in some 35 minutes
+    python bench/run.py --quick             all of it, small, in three
     python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
     python bench/run.py --only updates,latency,durable --engines kvstore,lmdb,tkrzw --rounds 3
