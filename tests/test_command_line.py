@@ -1,4 +1,4 @@
-"""`python -m kvstore create|read|delete`: JSON in, JSON out, and exit codes for scripts."""
+"""`python -m kvstore create|put|read|touch|delete`: JSON in, JSON out, exit codes for scripts."""
 
 import json
 import os
@@ -81,6 +81,29 @@ def test_delete_from_a_shell(filled: Path, open_store: OpenStore) -> None:
     assert len(open_store()) == 0
 
 
+def test_put_from_a_shell_replaces_value_and_ttl(path: Path, open_store: OpenStore) -> None:
+    """It makes key and file where they are missing, as `create` does."""
+    for arguments, left in (((), None), (("--ttl", 3600), 3600), ((), None)):
+        value = {"n": left, "tags": ["é", "🐍"]}
+        assert _done(_run("put", path, "user:1", json.dumps(value), *arguments)) == ""
+        with open_store() as store:
+            assert dict(store) == {"user:1": value}
+            assert store.ttl("user:1") == pytest.approx(left, abs=600)
+    _done(run_command("put", "--file", path, "user:1", stdin='{"from": "standard input"}'))
+    assert dict(open_store()) == {"user:1": {"from": "standard input"}}
+
+
+def test_touch_from_a_shell_changes_the_ttl_alone(filled: Path, open_store: OpenStore) -> None:
+    value = {"name": "Ada", "tags": ["é", "🐍"]}
+    for arguments, left in ((("--ttl", 3600), 3600), (("--ttl", 50_000), 50_000)):
+        assert _done(_run("touch", filled, "user:1", *arguments)) == ""
+        with open_store() as store:
+            assert store.ttl("user:1") == pytest.approx(left, abs=600)
+            assert dict(store) == {"user:1": value}
+    assert _done(run_command("touch", "--file", filled, "user:1", "--forever")) == ""
+    assert open_store().ttl("user:1") is None
+
+
 def test_create_with_a_ttl(path: Path, open_store: OpenStore) -> None:
     _done(_run("create", path, "k", "{}", "--ttl", 3600))
     left = open_store().ttl("k")
@@ -113,6 +136,12 @@ REFUSALS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "create of an existing key": ("create", ("user:1", "{}"), "user:1"),
     "read of an absent key": ("read", ("user:2",), "user:2"),
     "delete of an absent key": ("delete", ("user:2",), "user:2"),
+    "touch of an absent key": ("touch", ("user:2", "--forever"), "user:2"),
+    "touch with no ttl": ("touch", ("user:1", "--ttl", 0), "0"),
+    "touch with a long ttl": ("touch", ("user:1", "--ttl", 10**10 + 1), "10,000,000,00"),
+    "put of a list": ("put", ("user:1", "[1]"), "list"),
+    "put of a large value": ("put", ("user:1", json.dumps(sized_value(16_385))), "16,3"),
+    "put with no ttl": ("put", ("user:1", "{}", "--ttl", 0), "0"),
     "an empty key": ("create", ("", "{}"), "32"),
     "a long key": ("read", ("x" * 33,), "32"),
     "a list as value": ("create", ("k", "[1]"), "list"),
@@ -134,9 +163,10 @@ def test_what_is_refused_exits_with_1_and_changes_nothing(
     assert dict(open_store()) == {"user:1": {"name": "Ada", "tags": ["é", "🐍"]}}
 
 
+@pytest.mark.parametrize("command", ["create", "put"])
 @pytest.mark.parametrize("text", ["", "[" * 100_000, '{"v":' * 100_000, "9" * 10_000])
-def test_standard_input_that_is_no_value_is_refused(filled: Path, text: str) -> None:
-    result = run_here("create", "--file", filled, "k", stdin=text)
+def test_standard_input_that_is_no_value_is_refused(filled: Path, text: str, command: str) -> None:
+    result = run_here(command, "--file", filled, "k", stdin=text)
     _failed(result, REFUSED)
 
 
@@ -167,6 +197,14 @@ def test_trouble_with_the_path_is_refused(tmp_path: Path) -> None:
         ("create",),
         ("read", "k", "extra"),
         ("create", "k", "{}", "--ttl", "soon"),
+        ("put",),
+        ("put", "k", "{}", "--forever"),
+        ("touch",),
+        ("touch", "k"),
+        ("touch", "k", "--ttl"),
+        ("touch", "k", "--ttl", "soon"),
+        ("touch", "k", "--ttl", "5", "--forever"),
+        ("touch", "k", "{}", "--forever"),
         ("read", "k", "--unknown"),
         ("read", "k", "--wait", "long"),
         ("read", "k", "--wait", "-1"),
@@ -208,6 +246,11 @@ def test_messages_name_the_options_of_the_shell(path: Path) -> None:
         "kvstore: key 'k': --ttl is 0, allowed are 1 to 10,000,000,000 seconds; without --ttl the "
         "record does not expire\n"
     )
+    message = _failed(_run("touch", path, "k", "--ttl", 0), REFUSED)
+    assert message == (
+        "kvstore: key 'k': --ttl is 0, allowed are 1 to 10,000,000,000 seconds; --forever lets the "
+        "record never expire\n"
+    )
     message = _failed(_run("create", path, "k", "{}", "--max-bytes", 5), REFUSED)
     assert message == "kvstore: --max-bytes is 5, allowed are 4,194,304 to 1,000,000,000\n"
     named = path.with_name("max_bytes")
@@ -246,13 +289,16 @@ def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) 
 def test_help_is_printed_and_makes_no_file(tmp_path: Path) -> None:
     result = run_here("--help", KVSTORE_PATH=str(tmp_path / "default.kvs"))
     printed = _done(result)
-    assert all(word in printed for word in ("create", "read", "delete"))
+    assert "create|put|read|touch|delete" in printed
     assert os.listdir(tmp_path) == []
 
 
 def test_a_store_in_use_exits_with_3_and_names_its_holder(filled: Path) -> None:
     with KVStore(filled):
-        for command, arguments in (("read", ()), ("create", ("{}",)), ("delete", ())):
+        for command, arguments in (
+            ("read", ()), ("create", ("{}",)), ("put", ("{}",)), ("touch", ("--forever",)),
+            ("delete", ()),
+        ):  # fmt: skip
             result = run_command(command, "--file", filled, "k", *arguments)
             assert str(os.getpid()) in _failed(result, LOCKED)
         _failed(run_command("read", "--file", filled, "user:1", "--wait", "0.05"), LOCKED)
@@ -274,26 +320,36 @@ def test_wait_waits_until_the_store_is_free(filled: Path) -> None:
 # --- no file is made of a mistyped name ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["read", "delete"])
-def test_what_only_looks_into_a_file_never_makes_one(tmp_path: Path, command: str) -> None:
+# What takes a key that is there, with its arguments beside the key.
+_NEVER_CREATING: Final = pytest.mark.parametrize(
+    ("command", "rest"),
+    [("read", ()), ("delete", ()), ("touch", ("--forever",)), ("touch", ("--ttl", 5))],
+    ids=["read", "delete", "touch --forever", "touch --ttl"],
+)
+
+
+@_NEVER_CREATING
+def test_what_takes_a_key_that_is_there_never_makes_a_file(
+    tmp_path: Path, command: str, rest: tuple[object, ...]
+) -> None:
     """A mistyped name made a store of 2 MiB, and said of the key that it was not there."""
     typo = tmp_path / "typo.kvs"
-    message = _failed(_run(command, typo, "user:1"), REFUSED)
+    message = _failed(_run(command, typo, "user:1", *rest), REFUSED)
+    assert f"{typo}: the file does not exist; `create` or `put` makes it" in message
+    message = _failed(run_here(command, "k", *rest, KVSTORE_PATH=str(typo)), REFUSED)
     assert f"{typo}: the file does not exist" in message
-    message = _failed(run_here(command, "k", KVSTORE_PATH=str(typo)), REFUSED)
-    assert f"{typo}: the file does not exist" in message
-    message = _failed(_run(command, tmp_path / "folder" / "typo.kvs", "k"), REFUSED)
+    message = _failed(_run(command, tmp_path / "folder" / "typo.kvs", "k", *rest), REFUSED)
     assert "the folder of the file does not exist" in message
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("contents", [b"", bytes(100_000)], ids=["empty", "zeros"])
-@pytest.mark.parametrize("command", ["read", "delete"])
-def test_what_only_looks_into_a_file_makes_no_store_of_an_empty_one(
-    path: Path, command: str, contents: bytes
+@_NEVER_CREATING
+def test_what_takes_a_key_that_is_there_makes_no_store_of_an_empty_file(
+    path: Path, command: str, rest: tuple[object, ...], contents: bytes
 ) -> None:
     path.write_bytes(contents)
-    assert "no store is in the file" in _failed(_run(command, path, "k"), REFUSED)
+    assert "no store is in the file" in _failed(_run(command, path, "k", *rest), REFUSED)
     assert path.read_bytes() == contents
 
 
@@ -322,8 +378,11 @@ def test_a_file_removed_while_it_is_waited_for_is_not_made_anew(path: Path) -> N
     ],
     ids=" ".join,
 )
-def test_a_create_that_is_refused_makes_no_file(path: Path, arguments: tuple[str, ...]) -> None:
-    _failed(_run("create", path, *arguments), REFUSED)
+@pytest.mark.parametrize("command", ["create", "put"])
+def test_a_value_that_is_refused_makes_no_file(
+    path: Path, command: str, arguments: tuple[str, ...]
+) -> None:
+    _failed(_run(command, path, *arguments), REFUSED)
     assert not path.exists()
 
 

@@ -1,4 +1,4 @@
-"""The three operations from a shell: ``python -m kvstore create|read|delete``.
+"""Operations on one key from a shell: ``python -m kvstore create|put|read|touch|delete``.
 
 JSON in, JSON out. Exit status 0: done; 1: refused, with a message on standard error; 2: wrong
 usage; 3: another process has the file.
@@ -86,7 +86,7 @@ def _show_warning(message: Warning | str, *_where: object, **_more: object) -> N
 def _missing(error: FileNotFoundError) -> str:
     name = str(error.filename)
     if os.path.isdir(os.path.dirname(name)):
-        return f"{name}: the file does not exist; `create` makes it"
+        return f"{name}: the file does not exist; `create` or `put` makes it"
     return f"{name}: the folder of the file does not exist"
 
 
@@ -94,23 +94,35 @@ def _missing(error: FileNotFoundError) -> str:
 
 
 def _create(options: argparse.Namespace) -> None:
-    value = _value(options)
-    # Judged first: what is refused makes no file either.
-    encode_key(options.key)
-    encode_value(options.key, value)
-    if options.ttl is not None:
-        _check_ttl(options.key, options.ttl)
+    value = _checked_value(options)
     with _opened(KVStore, options) as store:
         store.create(options.key, value, ttl=options.ttl)
 
 
-def _check_ttl(key: str, seconds: int) -> None:
+def _put(options: argparse.Namespace) -> None:
+    value = _checked_value(options)
+    with _opened(KVStore, options) as store:
+        store.put(options.key, value, ttl=options.ttl)
+
+
+def _checked_value(options: argparse.Namespace) -> Any:
+    """Return the value, once all that is given is found valid: what is refused makes no file."""
+    value = _value(options)
+    encode_key(options.key)
+    encode_value(options.key, value)
+    _check_ttl(options, "without --ttl the record does not expire")
+    return value
+
+
+def _check_ttl(options: argparse.Namespace, otherwise: str) -> None:
+    if options.ttl is None:
+        return
     try:
-        check_ttl(key, seconds)
+        check_ttl(options.key, options.ttl)
     except InvalidTTLError as error:
         raise _Failure(
-            f"key {key!r}: --ttl is {seconds}, allowed are 1 to {MAX_TTL_SECONDS:,} seconds; "
-            f"without --ttl the record does not expire"
+            f"key {options.key!r}: --ttl is {options.ttl}, allowed are 1 to "
+            f"{MAX_TTL_SECONDS:,} seconds; {otherwise}"
         ) from error
 
 
@@ -121,6 +133,12 @@ def _read(options: argparse.Namespace) -> None:
     _write(value + b"\n", "the value ")
 
 
+def _touch(options: argparse.Namespace) -> None:
+    _check_ttl(options, "--forever lets the record never expire")
+    with _opened(_Existing, options) as store:
+        store.touch(options.key, options.ttl)  # None, where it is --forever
+
+
 def _delete(options: argparse.Namespace) -> None:
     with _opened(_Existing, options) as store:
         store.delete(options.key)
@@ -128,7 +146,9 @@ def _delete(options: argparse.Namespace) -> None:
 
 _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
     "create": _create,
+    "put": _put,
     "read": _read,
+    "touch": _touch,
     "delete": _delete,
 }
 
@@ -207,29 +227,50 @@ def _parser() -> argparse.ArgumentParser:
     """Return the parser, which takes the options of all commands before and after their names."""
     parser = _Parser(
         prog="python -m kvstore",
-        description="Create, read and delete records of a kvstore file.",
+        description="Create, replace, read and delete records of a kvstore file.",
         epilog="Exit status: 0 done, 1 refused, 2 wrong usage, 3 the file is in use.",
     )
     parser.add_argument("--version", action="version", version=f"kvstore {__version__}")
     _add_shared(parser, file=None, wait=0.0, max_bytes=MAX_FILE_SIZE)
     # Not set here, so that what was given before the command's name stands.
     absent = dict.fromkeys(("file", "wait", "max_bytes"), argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="create|read|delete")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(_COMMANDS))
     create = commands.add_parser(
         "create",
         help="store a JSON object under a new key; makes the file where it is missing",
         epilog="""example: python -m kvstore create user:1 '{"name": "Ada"}' --ttl 3600""",
     )
+    put = commands.add_parser(
+        "put",
+        help="store a JSON object under a key, in place of what is there; makes the file likewise",
+        epilog="""example: python -m kvstore put user:1 '{"name": "Ada"}'""",
+    )
     read = commands.add_parser("read", help="print the value of a key as JSON")
+    touch = commands.add_parser(
+        "touch",
+        help="give a key another time to live",
+        epilog="example: python -m kvstore touch user:1 --ttl 3600",
+    )
     delete = commands.add_parser("delete", help="remove a key")
-    for command in (create, read, delete):
+    for command in (create, put, read, touch, delete):
         _add_shared(command, **absent)
         command.add_argument("key", help="1 to 32 characters; after -- where it begins with a dash")
-    create.add_argument(
-        "value", nargs="?", default="-", help="a JSON object (default: read from standard input)"
-    )
-    create.add_argument("--ttl", type=_whole_number, metavar="SECONDS", help="time to live")
+    for command in (create, put):
+        command.add_argument(
+            "value",
+            nargs="?",
+            default="-",
+            help="a JSON object (default: read from standard input)",
+        )
+        _add_ttl(command)
+    ends = touch.add_mutually_exclusive_group(required=True)
+    _add_ttl(ends)
+    ends.add_argument("--forever", action="store_true", help="never to expire")
     return parser
+
+
+def _add_ttl(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--ttl", type=_whole_number, metavar="SECONDS", help="time to live")
 
 
 def _add_shared(parser: argparse.ArgumentParser, **defaults: Any) -> None:
