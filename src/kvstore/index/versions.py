@@ -99,7 +99,7 @@ class Versions:
         It has to be later than the stamp of the record that it supersedes, if there is one; else
         than all of its stripe, if one that is marked might outrank it. The caller holds the stripe.
         """
-        stamp = created_at << STAMP_SHIFT
+        stamp = max(created_at << STAMP_SHIFT, 1)  # for 0 is void in any file
         if supersedes is not None:
             stamp = max(stamp, supersedes + 1)
         elif self.words[MARKS_WORD] or self.leaks:
