@@ -39,7 +39,10 @@ KEYS = 300
 
 @pytest.fixture
 def filled(path: Path, clock: FakeClock) -> Path:
-    """A closed store of keys of all kinds, a third of which expire, created at many moments."""
+    """A closed store of keys of all kinds, a third of which expire, stored at many moments.
+
+    Every fifth of them replaces another value, and every seventh was touched.
+    """
     rng = random.Random(3)
     with KVStore(path) as store:
         for number in range(KEYS):
@@ -51,7 +54,13 @@ def filled(path: Path, clock: FakeClock) -> Path:
                 "text": "ä\u2028" * rng.randrange(200),
                 "deep": [[1.5, -(2**63), 2**64 - 1, None, True]],
             }
-            store.create(key, value, ttl=None if number % 3 else 1_000 + number)
+            ttl = None if number % 3 else 1_000 + number
+            if number % 5 == 0:
+                store.create(key, {"replaced": number}, ttl=5)
+            store.put(key, value, ttl)
+            if number % 7 == 0:
+                clock.advance(0.5)
+                store.touch(key, ttl)
             clock.advance(0.001 * number)
     return path
 
@@ -171,6 +180,7 @@ def test_load_reads_standard_input(filled: Path, tmp_path: Path, clock: FakeCloc
         ('{"key":"a","value":{"n":1e999}}', "a"),
         (json.dumps({"key": "a", "value": {"t": "x" * 17_000}}), "limit 16,384"),
         ('{"key":"a","value":{},"created_at":-1}', "created_at is -1"),
+        ('{"key":"a","value":{},"created_at":271474976710656}', "created_at is 271474976710656"),
         ('{"key":"a","value":{},"expires_at":0}', "expires_at is 0"),
         ('{"key":"a","value":{},"expires_at":1.5}', "expires_at is 1.5"),
         ('{"key":"a","value":{},"expires_at":281474976710656}', "expires_at is 281474976710656"),

@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from kvstore import KVStoreError
+from kvstore.clock import LAST_MS
 from kvstore.format.codec import encode_key, encode_value
 from kvstore.format.layout import TIME_LIMIT
 
@@ -19,6 +20,9 @@ from .records import Record
 
 LONGEST_LINE: Final = 1024 * 1024
 _FIELDS: Final = frozenset({"key", "value", "created_at", "expires_at"})
+# The least and the most that is allowed. What says that it was created later than any clock could
+# say would leave a store few stamps for what follows it.
+_LIMITS: Final = {"created_at": (0, LAST_MS), "expires_at": (1, TIME_LIMIT - 1)}
 # orjson makes a float of an integer out of its range, so the slower parser has to tell.
 _LONG_INTEGER: Final = re.compile(rb"\d{19}")
 
@@ -83,8 +87,10 @@ def _time(fields: dict[str, Any], name: str) -> int | None:
     time = fields.get(name)
     if time is None:
         return None
-    if type(time) is not int or not (name == "expires_at") <= time < TIME_LIMIT:
+    least, most = _LIMITS[name]
+    if type(time) is not int or not least <= time <= most:
         raise MalformedLineError(
-            f"{name} is {str(time)[:40]}, allowed are whole milliseconds since 1970, below 2**48"
+            f"{name} is {str(time)[:40]}, allowed are whole milliseconds since 1970, {least} to "
+            f"{most:,}"
         )
     return time

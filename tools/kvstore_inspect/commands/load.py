@@ -11,7 +11,7 @@ from typing import IO, Final
 
 import click
 
-from kvstore import CorruptStoreError, KeyExistsError, KVStore, StoreFullError
+from kvstore import KeyExistsError, KVStore, StoreFullError
 from kvstore.clock import now_ms
 from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
 from kvstore_inspect.jsonl import LONGEST_LINE, MalformedLineError, from_line
@@ -32,8 +32,9 @@ class _StopError(Exception):
     "load",
     epilog="Example: kvstore-inspect load copy.kvs data.jsonl --on-exists skip",
     help="Read what dump wrote, from INPUT or standard input, into FILE, which is created if it is "
-    "missing. Times are kept as they are. Loading stops at a line that is malformed, and where the "
-    "store is full; what came before it stays. The exit status is 1 where anything was not loaded.",
+    "missing. Times are kept as they are, but that a record which replaces a younger one is given "
+    "the time of that. Loading stops at a line that is malformed, and where the store is full; "
+    "what came before it stays. The exit status is 1 where anything was not loaded.",
 )
 @file_argument
 @click.argument("source", metavar="[INPUT]", type=click.File("rb"), default="-")
@@ -94,40 +95,27 @@ class _Loading:
             self._name("expired", record.key, "has expired")
             return
         try:
-            self._create(record)
+            self._store_record(record)
         except KeyExistsError as error:
             if self._on_exists == "error":
                 raise _StopError(str(error)) from None
             if self._on_exists == "skip":
                 self._name("exist already", record.key, "exists already")
                 return
-            self._replace(record)
+            self._store_record(record, replace=True)
+            self.counts["replaced"] += 1
         self.counts["loaded"] += 1
 
-    def _create(self, record: Record) -> None:
+    def _store_record(self, record: Record, *, replace: bool = False) -> None:
+        """Create the record's key, or replace what is there, which stays where there is no room."""
         try:
-            self._store._restore(*record[:4])
+            self._store._restore(*record[:4], replace=replace)
         except StoreFullError:
             self._store.purge_expired()
             try:
-                self._store._restore(*record[:4])
+                self._store._restore(*record[:4], replace=replace)
             except StoreFullError as error:
                 raise _StopError(str(error)) from error
-
-    def _replace(self, record: Record) -> None:
-        """Put a record in the place of what is there, which stays where there is no room."""
-        try:
-            old = self._store._whole(record.key)
-        except CorruptStoreError:
-            old = None
-        self._store.delete(record.key)
-        try:
-            self._create(record)
-        except _StopError:
-            if old is not None:
-                self._store._restore(record.key, *old)
-            raise
-        self.counts["replaced"] += 1
 
     def _name(self, what: str, key: str, message: str) -> None:
         self.counts[what] += 1
