@@ -193,6 +193,9 @@ with KVStore(sys.argv[1]) as store:
     number = 0
     while True:
         number += 1
+        store.put(f"hot:{number % 4}", {"n": number, "text": "x" * (number % 40)})
+        if number % 50 == 0:
+            store.sync()
         store.create(f"k{number}", {"n": number, "text": "x" * (number * 37 % 900)})
         if number > 3000:
             store.delete(f"k{number - 3000}")
@@ -239,6 +242,11 @@ def test_a_file_in_use_is_looked_at_only_without_its_lock(path: Path) -> None:
                 assert (result.status, json.loads(result.out)["value"]) == (DONE, KEYS[key])
                 result = look(("slots", "--key", key), path, "--unlocked")
                 assert (result.status, "is whole" in result.out) == (DONE, True)
+            result = look(("keys",), path, "--unlocked", "--json", "--prefix", "hot:")
+            assert (result.status, len(result.lines())) == (DONE, 4)
+            for number in range(4):
+                result = look(("get", f"hot:{number}"), path, "--unlocked", "--json")
+                assert (result.status, json.loads(result.out)["value"]["n"] % 4) == (DONE, number)
             result = look(("info",), path, "--unlocked", "--json")
             shown: dict[str, Any] = json.loads(result.out)
             assert (result.status, shown["state"]["holder"]) == (DONE, pid)
@@ -253,7 +261,7 @@ def test_a_file_that_grows_while_it_is_looked_at_is_followed(
     store = open_store()
     store.create("first", {})
     with open_view(path, unlocked=True) as view:
-        length, records = len(view), Records(view, 0)
+        length, records = len(view), Records(view)
         for number in range(100):
             store.create(str(number), {"text": "x" * 16_000})
         found = list(records)

@@ -421,7 +421,7 @@ def test_slots_of_a_key_that_its_home_had_no_room_for(path: Path, tmp_path: Path
     with open_view(path) as view:
         displaced = next(
             found.key
-            for found in Records(view, 0)
+            for found in Records(view)
             if isinstance(found, Record)
             and found.slot % EXTENT_SIZE // BUCKET_SIZE
             != key_hash(found.key.encode(), view.seed) % BUCKET_COUNT

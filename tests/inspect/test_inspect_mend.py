@@ -42,6 +42,7 @@ from kvstore.format.layout import (
     RECORD_HEADER_SIZE,
     RECORD_MAGIC_BYTES,
     SLOT_COUNT,
+    STAMP_SHIFT,
     STATE,
     STATE_OFFSET,
     U16,
@@ -59,7 +60,7 @@ from kvstore_inspect.records import Record, Records
 from kvstore_inspect.terminal import escaped
 
 KEYS: Final = 60
-COUNTS: Final = {"keys", "expiring", "orphaned", "expired", "outdated", "damaged"}
+COUNTS: Final = {"keys", "expiring", "orphaned", "expired", "outdated", "marked", "damaged"}
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +399,7 @@ def test_verify_as_a_process_and_into_a_pipe_that_ends(whole: Truth, path: Path)
 
 
 def test_verify_unlocked_takes_changes_under_way_for_no_damage(path: Path) -> None:
-    """One thread creates and deletes as fast as it can while the file is checked."""
+    """One thread creates, replaces and deletes as fast as it can while the file is checked."""
     with KVStore(path) as store:
         for number in range(300):
             store.create(f"still {number}", {"number": number})
@@ -409,6 +410,10 @@ def test_verify_unlocked_takes_changes_under_way_for_no_damage(path: Path) -> No
             while not stop.is_set():
                 key = f"busy {number % 50}"
                 store.create(key, {"text": "x" * (number % 3000)})
+                store.put(f"hot {number % 3}", {"number": number})
+                if number % 9 == 0:
+                    store.sync()
+                store.put(key, {"text": "y" * (number % 300)})
                 if number % 50 > 20:
                     busy.set()
                 store.delete(key)
@@ -462,7 +467,7 @@ def test_records_of_a_segment_with_a_damaged_page_are_all_found(whole: Truth, pa
         (extent,) = U16.unpack_from(contents, DIRECTORY_OFFSET + position)
         damaged(whole, path, ((extent << EXTENT_SHIFT) + 4 * 4_096, bytes(4_096)))
         with open_view(path) as view:
-            found = [each for each in Records(view, NOW_MS) if isinstance(each, Record)]
+            found = [each for each in Records(view) if isinstance(each, Record)]
         assert sorted(each.key for each in found) == sorted(whole.live)
 
 
@@ -473,7 +478,7 @@ def test_a_file_cut_off_within_a_directory_entry_is_read_to_its_end(
     """The walk over the directory stood still at the half of an entry."""
     path.write_bytes(whole.contents[:size])
     with open_view(path) as view:
-        records = Records(view, NOW_MS)
+        records = Records(view)
         assert all(damage is not None for *_, damage in records.segments())
         assert not any(isinstance(each, Record) for each in records)
 
@@ -491,7 +496,7 @@ def test_a_record_that_is_lost_without_a_trace_is_told_of(whole: Truth, path: Pa
     for other in ((DIRECTORY_OFFSET, bytes(2)), no_slots):
         damaged(whole, path, no_record, other)
         with open_view(path) as view:
-            found = list(Records(view, NOW_MS))
+            found = list(Records(view))
         keys = {each.key for each in found if isinstance(each, Record)}
         assert keys == whole.live.keys() - {"1"}
         assert len(found) == len(keys) + 1
@@ -663,7 +668,8 @@ def test_repair_drops_what_has_expired_and_settles_duplicates(path: Path) -> Non
         parts.store(b"old", b"{}", NOW_MS + 1)
         parts.store(b"twice", b'{"n":1}', now_ms=NOW_MS)
         newer = parts.slab.allocate(RECORD_HEADER_SIZE + 12)
-        parts.records.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), NOW_MS + 9, 0)
+        later = NOW_MS + 9 << STAMP_SHIFT
+        parts.records.write_record(newer, b"twice", b'{"n":2}', parts.hash(b"twice"), later, 0)
         parts.records.finish_record(newer)  # where changes go by pwrite, it is none until then
     outcome = inspect("repair", "--json", path).json()
     assert (outcome["counts"]["expired"], outcome["counts"]["outdated"]) == (1, 1)

@@ -78,6 +78,12 @@ def _on_space(view: FileView, survey: Survey) -> Iterator[str]:
             f"{survey.expired:,} expired records hold {size(survey.expired_size)}. `create` takes "
             f"that back when it needs room, `purge_expired()` at once."
         )
+    if survey.retired_size > max(_MUCH, survey.live_size // 4):
+        yield (
+            f"{survey.retired:,} records that were superseded or deleted hold "
+            f"{size(survey.retired_size)}. The store takes that back after its next flush; of a "
+            f"file that was not closed, the next opening does."
+        )
     if survey.free_size > max(_MUCH, len(view) // 2):
         yield (
             f"{survey.free_size / len(view):.0%} of the file is free, for records to come. If "

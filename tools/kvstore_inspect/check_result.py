@@ -5,7 +5,7 @@ for each block of 32 bytes, and what is lost up to `MOST_NAMED`.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +13,13 @@ from xxhash import xxh3_64_intdigest
 
 from kvstore.format.layout import (
     EXTENT_SIZE,
+    MARKED_MAGIC,
     MAX_EXTENTS,
     MAX_KEY_SIZE,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
-    SLOT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
 )
@@ -29,15 +29,16 @@ from kvstore.recovery.problems import Breach, Problem
 
 from .file_view import FileView
 from .records import (
-    BlockSet,
     DamagedRecord,
     Progress,
     Record,
     Records,
     records_at_close,
     slot_key,
+    unpack_slot,
 )
 from .survey import Survey
+from .versions import BlockSet, Retired, retired_blocks
 
 MOST_NAMED: Final = 100_000
 _PAUSE_SECONDS: Final = 0.02  # for several changes to be completed
@@ -51,10 +52,14 @@ _NO_RECORD: Final = frozenset(
     {Breach.SLOT_RECORD, Breach.RECORD_HEADER, Breach.RECORD_KEY, Breach.RECORD_CHECKSUM}
 )
 _OF_RECORDS: Final = frozenset(
-    _NO_RECORD - {Breach.SLOT_RECORD} | _UNSLOTTED | {Breach.RECORD_CLASS}
+    _NO_RECORD - {Breach.SLOT_RECORD}
+    | _UNSLOTTED
+    | {Breach.RECORD_CLASS, Breach.RECORD_STAMP, Breach.RECORD_RETIRED, Breach.RECORD_LATEST}
 )
 _OF_SLOTS: Final = frozenset(
-    _UNREACHED | {Breach.SLOT_RECORD, Breach.SLOT_SHARED, Breach.SLOT_SAME_KEY, Breach.SLOT_EXPIRY}
+    _UNREACHED
+    | {Breach.SLOT_RECORD, Breach.SLOT_SHARED, Breach.SLOT_SAME_KEY, Breach.SLOT_EXPIRY}
+    | {Breach.SLOT_FLAGS, Breach.SLOT_RETIRED}
 )
 
 
@@ -67,6 +72,7 @@ class Counts:
     orphaned: of them, those that no slot leads to.
     expired: those past their TTL.
     outdated: those that a newer record of the same key has replaced.
+    marked: those that are marked as deleted, and kept to outrank older ones.
     damaged: those that are not whole, as far as a trace of them is left.
     """
 
@@ -75,6 +81,7 @@ class Counts:
     orphaned: int = 0
     expired: int = 0
     outdated: int = 0
+    marked: int = 0
     damaged: int = 0
 
 
@@ -139,7 +146,7 @@ class CheckResult:
         if problem.breach in _UNSLOTTED or problem.breach is Breach.RECORD_KEY:
             self._orphans.add(problem.offset)
         elif problem.breach in _UNREACHED:
-            self._orphans.add(SLOT.unpack(self._slot(problem.offset))[2])
+            self._orphans.add(unpack_slot(self._slot(problem.offset)).record)
         if problem.breach in _NO_RECORD and self.view.state.clean:
             self._note_lost(problem)
 
@@ -154,7 +161,7 @@ class CheckResult:
             self._more_lost += 1
             return
         self.lost[problem.offset] = key_of(self.view, problem)
-        start, _, _, _, size = SLOT.unpack(self._slot(problem.slot or problem.offset))
+        start, _, _, _, size = unpack_slot(self._slot(problem.slot or problem.offset))
         self._waiting.setdefault((start, size), []).append(problem.offset)
 
     # --- records -------------------------------------------------------------------------------
@@ -164,18 +171,20 @@ class CheckResult:
         if self.view.in_use or (self.view.trusted and not self.breaches):
             return self._count_slots()
         counts = Counts()
-        records = Records(self.view, self._now_ms, progress)
+        records = Records(self.view, progress)
         records.by_index = False
         for found in records:
             if isinstance(found, Record):
                 self._count_record(found, counts)
             elif found.offset:
                 self._count_damage(found)
-        counts.outdated = records.outdated
+        _count_retired(records.retired, counts)
+        counts.outdated += records.strays
         counts.damaged = len(self.lost) + self._more_lost + self._count_astray()
         at_close = records_at_close(self.view)
         if at_close is not None:
-            missing = max(0, at_close - counts.keys - counts.expired - counts.outdated)
+            whole = counts.keys + counts.expired + counts.outdated + counts.marked
+            missing = max(0, at_close - whole)
             # What was not said at closing, but by the extent map alone, may be too few.
             counts.damaged = max(missing, 0 if self.view.state.clean else counts.damaged)
             if not missing:  # what looks lost are slots, whose records are all there
@@ -246,16 +255,24 @@ class CheckResult:
     def _count_slots(self) -> Counts:
         """Count the slots: all of them have records, or nobody can tell while the file changes."""
         slots = Survey(self.view, self._now_ms)
-        for _, extent, contents, damage in Records(self.view, self._now_ms).segments():
+        for _, extent, contents, damage in Records(self.view).segments():
             if damage is None:
                 slots.add_slots(extent, contents)
-        return Counts(
+        counts = Counts(
             keys=slots.records,
             expiring=slots.expiring,
             expired=slots.expired,
             orphaned=sum(self.breaches[breach] for breach in _UNSLOTTED),
             damaged=sum(self.breaches[breach] for breach in _NO_RECORD),
         )
+        _count_retired(retired_blocks(self.view), counts)
+        return counts
+
+
+def _count_retired(retired: Iterable[Retired], counts: Counts) -> None:
+    for each in retired:
+        counts.outdated += each.blocks - each.marked
+        counts.marked += each.marked
 
 
 def _mark(view: FileView, problem: Problem) -> int:
@@ -279,8 +296,7 @@ def key_of(view: FileView, problem: Problem) -> str | None:
 
 def _key_in_slot(view: FileView, offset: int) -> str | None:
     """Return the key in a slot; of a long one what the slot has of it, and an ellipsis."""
-    packed = view.exactly(offset, SLOT_SIZE)
-    start, _, _, _, size = SLOT.unpack(packed)
+    start, _, _, _, size = unpack_slot(view.exactly(offset, SLOT_SIZE))
     if size > SLOT_KEY_SIZE:
         return f"{start.decode(errors='ignore')}…"
     return _text(start[:size])
@@ -290,7 +306,7 @@ def _key_in_record(view: FileView, offset: int) -> str | None:
     size = RECORD_HEADER_SIZE + MAX_KEY_SIZE
     contents = view.exactly(offset, size)
     magic, _, size, *_ = RECORD.unpack_from(contents)
-    if magic != RECORD_MAGIC or size > MAX_KEY_SIZE:
+    if magic not in (RECORD_MAGIC, MARKED_MAGIC) or size > MAX_KEY_SIZE:
         return None
     return _text(contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + size])
 

@@ -30,12 +30,12 @@ from kvstore.format.layout import (
     IDENTITY_OFFSETS,
     KIND_SEGMENT,
     KIND_SLAB,
+    MARKED_MAGIC,
     NEVER,
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     SLAB_ENTRY,
-    SLOT,
     SLOT_COUNT,
     SLOT_KEY_SIZE,
     SLOT_SIZE,
@@ -48,6 +48,7 @@ from kvstore.format.layout import (
     slot_offset,
 )
 from kvstore.format.records import is_valid_record, size_class_at
+from kvstore.format.superblock import State
 
 from .fields import (
     BUCKET_STRUCTURE,
@@ -62,9 +63,10 @@ from .fields import (
     Field,
     control_meaning,
     hexadecimal,
+    stamp_meaning,
 )
 from .file_view import FileView
-from .records import bucket_counts, is_bucket, slot_key
+from .records import bucket_counts, is_bucket, slot_key, unpack_slot
 from .terminal import escaped, moment
 
 _POSITION: Final = EXTENT_SIZE - 1  # mask: where in its extent an offset is
@@ -168,7 +170,7 @@ def _candidate(
     """Yield a slot with the fingerprint of `key`, and its record; return whether they are its."""
     yield slot_section(view, slot)
     packed = view[slot : slot + SLOT_SIZE]
-    start, _, offset, _, key_size = SLOT.unpack(packed)
+    start, _, offset, _, key_size = unpack_slot(packed)
     if (start, key_size) != (slot_key(key), len(key)):
         yield Section("Not the key's slot", notes=["another key with the same fingerprint"])
         return False
@@ -184,11 +186,17 @@ def _candidate(
 
 def _compared(slot: bytes, header: bytes) -> Iterator[Section]:
     """Yield in what a slot and the record that it points to do not agree."""
-    if len(header) == RECORD.size:
-        _, slot_expires, _, *slot_sizes = SLOT.unpack(slot)
-        _, value_size, key_size, _, _, expires_at, _ = RECORD.unpack(header)
-        if (slot_expires, *slot_sizes) != (expires_at, value_size, key_size):
-            yield Section("The slot and its record", problems=["they differ in expiry or sizes"])
+    if len(header) < RECORD.size:
+        return
+    _, slot_expires, _, *slot_sizes = unpack_slot(slot)
+    magic, value_size, key_size, generation, _, expires_at, _ = RECORD.unpack(header)
+    section = Section("The slot and its record")
+    if (slot_expires, *slot_sizes) != (expires_at, value_size, key_size):
+        section.problems.append("they differ in expiry or sizes")
+    if generation or magic == MARKED_MAGIC:
+        section.problems.append("the record was superseded or deleted, and the slot leads to it")
+    if section.problems:
+        yield section
 
 
 # --- structures ----------------------------------------------------------------------------------
@@ -275,21 +283,33 @@ def record_sections(view: FileView, offset: int, now_ms: int) -> Iterator[Sectio
         f"The record at byte {offset:,}", list(RECORD_STRUCTURE.fields(header, offset))
     )
     yield section
-    if len(header) < RECORD.size or int.from_bytes(header[:4], "little") != RECORD_MAGIC:
+    magic = int.from_bytes(header[:4], "little")
+    if len(header) < RECORD.size or magic not in (RECORD_MAGIC, MARKED_MAGIC):
         section.problems.append("no record begins here")
         return
     if size_class < 0:
-        section.problems.append("its sizes or flags are not those of a record, or no block is here")
+        section.problems.append("its sizes are not those of a record, or no block is here")
         return
+    section.notes += _standing(header)
     yield from _contents(view, contents, offset, now_ms)
+
+
+def _standing(header: bytes) -> Iterator[str]:
+    """Yield why a record is no key's any more, where it is not."""
+    magic, _, _, generation, *_ = RECORD.unpack(header)
+    if magic == MARKED_MAGIC:
+        yield "it is marked: its key was deleted, and it outranks older records of the key"
+    elif generation:
+        yield "it is retired: a later record of its key has superseded it"
+    else:
+        return
+    yield "its block becomes free once a flush has made that safe"
 
 
 def _contents(view: FileView, contents: bytes, offset: int, now_ms: int) -> Iterator[Section]:
     """Yield key and value of the record at `offset`, whose sizes are sane; whether it is whole."""
     position = offset & _POSITION
-    _, value_size, key_size, _, created_at, expires_at, checksum = RECORD.unpack_from(
-        contents, position
-    )
+    _, value_size, key_size, _, stamp, expires_at, checksum = RECORD.unpack_from(contents, position)
     start = position + RECORD_HEADER_SIZE
     key = contents[start : start + key_size]
     value = contents[start + key_size : start + key_size + value_size]
@@ -298,11 +318,11 @@ def _contents(view: FileView, contents: bytes, offset: int, now_ms: int) -> Iter
     yield Section("Its key", notes=[shown], dump=(key_offset, key))
     yield Section(f"Its value, {value_size:,} bytes", dump=(key_offset + key_size, value))
     hash_of_key = key_hash(key, view.seed)
-    true = record_checksum(value, hash_of_key, created_at, expires_at, offset)
+    true = record_checksum(value, hash_of_key, stamp, expires_at, offset)
     block = BLOCK_SIZES[size_class_at(contents, position)]
     outcome = Section("Its checksum")
     outcome.notes.append(
-        f"xxh3_64(value, key_hash ^ created_at ^ expires_at << 16 ^ offset) = 0x{true:016X}"
+        f"xxh3_64(value, key_hash ^ stamp ^ expires_at << 16 ^ offset) = 0x{true:016X}"
     )
     if is_valid_record(contents, position, offset - position, view.seed):
         size = RECORD_HEADER_SIZE + key_size + value_size
@@ -320,9 +340,20 @@ def superblock(view: FileView) -> Iterator[Section]:
         raw = view[offset : offset + IDENTITY.size]
         yield Section(f"Identity at byte {offset:,}", list(IDENTITY_STRUCTURE.fields(raw, offset)))
     raw = view[STATE_OFFSET : STATE_OFFSET + STATE.size]
-    yield Section(
-        "State", list(STATE_STRUCTURE.fields(raw, STATE_OFFSET)), problems=list(view.problems)
-    )
+    section = Section("State", list(STATE_STRUCTURE.fields(raw, STATE_OFFSET)))
+    section.problems += view.problems
+    if view.state.intact:
+        section.notes.append(_stamp_note(view.state))
+    yield section
+
+
+def _stamp_note(state: State) -> str:
+    """Return what the stamp in a state says."""
+    if state.clean:
+        return f"no record is later than {stamp_meaning(state.stamp)}"
+    if state.stamp:
+        return f"all records up to {stamp_meaning(state.stamp)} are void: they were cleared at once"
+    return "no records are void"
 
 
 def blocks(view: FileView, extent: int) -> Iterator[tuple[int, str, bytes]]:
@@ -335,10 +366,11 @@ def blocks(view: FileView, extent: int) -> Iterator[tuple[int, str, bytes]]:
         magic = int.from_bytes(header[:4], "little")
         if len(header) < RECORD_HEADER_SIZE:
             what = "cut off"
-        elif magic == RECORD_MAGIC:
-            sizes = RECORD.unpack(header)
-            key = contents[position + len(header) : position + len(header) + sizes[2]]
-            what = f"record, {sizes[1]:,} B: {escaped(key.decode(errors='replace'))}"
+        elif magic in (RECORD_MAGIC, MARKED_MAGIC):
+            _, value_size, key_size, generation, *_ = RECORD.unpack(header)
+            key = contents[position + len(header) : position + len(header) + key_size]
+            kind = "marked " if magic == MARKED_MAGIC else "retired " if generation else ""
+            what = f"{kind}record, {value_size:,} B: {escaped(key.decode(errors='replace'))}"
         elif magic == FREE_MAGIC:
             what = "free block"
         else:

@@ -116,6 +116,10 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         "The state does not say how many records there were when the store was closed. No data is "
         "touched, but were the index damaged too, the store would not open.",
     ),
+    Breach.STATE_STAMP: Explanation(
+        "A record is later than the state says that any is. No data is touched yet; but a record "
+        "that is stored from now on could count as older than that one, after a crash.",
+    ),
     Breach.FRESH_EXTENT: Explanation(_MIXED),
     Breach.EXTENT_KIND: Explanation(_MIXED),
     Breach.FREE_EXTENTS_BROKEN: Explanation(_MIXED),
@@ -161,8 +165,18 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.SLOT_UNREACHED: Explanation(_UNREACHED),
     Breach.SLOT_SEGMENT: Explanation(_UNREACHED),
     Breach.SLOT_FINGERPRINT: Explanation(_UNREACHED),
+    Breach.SLOT_FLAGS: Explanation(
+        "Bits of the slot that mean nothing are set, so it is damaged, though what is known of its "
+        "record fits.",
+    ),
     Breach.SLOT_RECORD: Explanation(
         "The slot is damaged. If its record is whole elsewhere, repair brings it back.",
+        opened=_KEY_RAISES,
+    ),
+    Breach.SLOT_RETIRED: Explanation(
+        "The slot leads to a record that was superseded or deleted: one of the two is damaged. "
+        "Repair brings back the latest record of the key that is whole, unless that says that the "
+        "key was deleted.",
         opened=_KEY_RAISES,
     ),
     Breach.SLOT_SHARED: Explanation(
@@ -187,6 +201,11 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
         Remedy.DELETE,
         "Reading the key raises an error. That touches no other key.",
     ),
+    Breach.RECORD_STAMP: Explanation(
+        "The time of the record is later than any can be: it is damaged or forged, and no rebuild "
+        "of the index keeps it. Read the value, then delete the key and create it again.",
+        Remedy.DELETE,
+    ),
     Breach.RECORD_CLASS: Explanation(
         "The record is whole, but in a block of another size: a recovery could drop it. Read the "
         "value, then delete the key and create it again.",
@@ -194,6 +213,15 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.RECORD_UNSLOTTED: Explanation(
         "There is a record, or what is left of one, that no key leads to. " + _ORPHANED,
+    ),
+    Breach.RECORD_RETIRED: Explanation(
+        "There is a record that was superseded or deleted, and as the file was closed there was "
+        "none. It holds space until the index is rebuilt; where nothing later is left of its key, "
+        "repair brings back what was superseded.",
+    ),
+    Breach.RECORD_LATEST: Explanation(
+        "A record that counts as superseded or deleted is the latest of its key. After a crash, or "
+        "a repair, the key has its value, or none where it is marked as deleted.",
     ),
     Breach.RECORD_OUTSIDE: Explanation(
         "There is a record, or what is left of one, in an extent that is not marked as holding "
@@ -208,6 +236,9 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     Breach.SLAB_COUNT: Explanation(
         "Fewer or more records are in an extent than it counts. Which are missing, other problems "
         "tell; an extent may be given away too early.",
+    ),
+    Breach.SLAB_RETIRED: Explanation(
+        "An extent counts fewer or more records that are to be reclaimed than there are. " + _LEAKED
     ),
     Breach.BLOCK_LEAKED: Explanation(_LEAKED + " If it held a record, that is damaged."),
 }

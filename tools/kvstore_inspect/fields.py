@@ -24,6 +24,7 @@ from kvstore.format.layout import (
     KIND_FREE,
     KIND_SEGMENT,
     KIND_SLAB,
+    MARKED_MAGIC,
     MAX_DEPTH,
     NEVER,
     NO_BLOCK,
@@ -38,6 +39,11 @@ from kvstore.format.layout import (
     SLAB_ENTRY_FIELDS,
     SLOT,
     SLOT_FIELDS,
+    SLOT_FLAGS,
+    SLOT_OLDER,
+    SLOT_OLDER_UNDATED,
+    SLOT_RECORD_MASK,
+    STAMP_SHIFT,
     STATE,
     STATE_FIELDS,
     U16,
@@ -119,8 +125,9 @@ def _earliest(value: int, _offset: int) -> str:
     return "nothing in it expires" if value == NO_EXPIRY else f"nothing before {moment(value)}"
 
 
-def _magic(expected: int, name: str) -> Meaning:
-    return lambda value, _: f"of a {name}" if value == expected else f"NOT that of a {name}"
+def _magic(name: str, *known: tuple[int, str]) -> Meaning:
+    said = {magic: f"of a {kind}" for magic, kind in known}
+    return lambda value, _: said.get(value, f"NOT that of a {name}")
 
 
 def _marker(value: int, offset: int) -> str:
@@ -144,10 +151,37 @@ def _hexadecimal(value: int, _offset: int) -> str:
     return f"0x{value:016X}"
 
 
+def stamp_meaning(stamp: int, _offset: int = 0) -> str:
+    """Return the time of a stamp, and its counter, which tells those of one millisecond apart."""
+    if not stamp:
+        return "none"
+    counter = stamp & (1 << STAMP_SHIFT) - 1
+    return f"{moment(stamp >> STAMP_SHIFT, exact=True)}, counter {counter:,}"
+
+
+def _generation(value: int, _offset: int) -> str:
+    if not value:
+        return "neither superseded nor deleted"
+    return f"{value}: that in which it was superseded or deleted"
+
+
+def _record(value: int, _offset: int) -> str:
+    place = value & SLOT_RECORD_MASK
+    said = [f"at byte {place:,}, in extent {place >> EXTENT_SHIFT:,}"]
+    said += [f"{name}: {what}" for flag, (name, what) in _FLAG_MEANINGS.items() if value & flag]
+    if value & ~(SLOT_RECORD_MASK | SLOT_FLAGS):
+        said.append("bits 2 to 4 should be zero")
+    return "; ".join(said)
+
+
 def _numbered(thing: str, none: int) -> Meaning:
     return lambda value, _: "none" if value == none else f"{thing} {value:,}"
 
 
+_FLAG_MEANINGS: Final = {
+    SLOT_OLDER: ("SLOT_OLDER", "older records of the key may be on the disk"),
+    SLOT_OLDER_UNDATED: ("SLOT_OLDER_UNDATED", "they may be, whatever the stamp of this one"),
+}
 # By the fields' names, in all structures but those that say otherwise.
 _MEANINGS: Final[dict[str, Meaning]] = {
     **dict.fromkeys(("hash_seed", "checksum", "index_checksum"), _hexadecimal),
@@ -162,7 +196,10 @@ _MEANINGS: Final[dict[str, Meaning]] = {
     "fresh": lambda value, _: f"block {value:,}, and all after it, were never used",
     "marker": _marker,
     "depth": _depth,
-    "record": lambda value, _: f"at byte {value:,}, in extent {value >> EXTENT_SHIFT:,}",
+    "record": _record,
+    "generation": _generation,
+    "stamp": stamp_meaning,
+    "retired": lambda value, _: f"{value:,} of the live blocks: superseded or deleted records",
 }
 IDENTITY_STRUCTURE: Final = Structure(IDENTITY, IDENTITY_FIELDS)
 STATE_STRUCTURE: Final = Structure(STATE, STATE_FIELDS)
@@ -172,12 +209,21 @@ SLAB_ENTRY_STRUCTURE: Final = Structure(SLAB_ENTRY, SLAB_ENTRY_FIELDS)
 BUCKET_STRUCTURE: Final = Structure(BUCKET_HEADER, BUCKET_HEADER_FIELDS)
 SLOT_STRUCTURE: Final = Structure(SLOT, SLOT_FIELDS)
 RECORD_STRUCTURE: Final = Structure(
-    RECORD, RECORD_FIELDS, {"magic": _magic(RECORD_MAGIC, "record")}
+    RECORD,
+    RECORD_FIELDS,
+    {
+        "magic": _magic(
+            "record", (RECORD_MAGIC, "record"), (MARKED_MAGIC, "record that is marked as deleted")
+        )
+    },
 )
 FREE_BLOCK_STRUCTURE: Final = Structure(
     FREE_BLOCK,
     FREE_BLOCK_FIELDS,
-    {"magic": _magic(FREE_MAGIC, "free block"), "next": _numbered("block", NO_BLOCK)},
+    {
+        "magic": _magic("free block", (FREE_MAGIC, "free block")),
+        "next": _numbered("block", NO_BLOCK),
+    },
 )
 
 

@@ -186,6 +186,7 @@ def _classes(axes: Any, survey: Survey) -> None:
         ("records", "#2563eb", lambda each: each.record_size),
         ("padding", "#d97706", lambda each: each.padding_size),
         ("expired", "#7c3aed", lambda each: each.expired_size),
+        ("retired", "#0d9488", lambda each: each.retired_size),
         ("free", "#b8c0cc", lambda each: each.free_size),
     )
     heights = [[sum(map(measure, group)) for group in groups.values()] for _, _, measure in parts]
@@ -203,7 +204,9 @@ def _classes(axes: Any, survey: Survey) -> None:
     if groups:
         axes.set_ylabel(unit)
         _slant(axes)
-        axes.figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=8)
+        axes.figure.legend(
+            loc="outside upper right", ncols=len(parts), columnspacing=1, frameon=False, fontsize=8
+        )
     else:
         axes.set_xticks([])
 
@@ -268,8 +271,9 @@ _PICTURES: Final = (
     _Drawing(
         "Space by size class",
         "Each record lies in a block of the next larger size class. What it does not fill is "
-        "padding; blocks without a record are free for others of the same class. Classes are "
-        "shown together up to each doubling.",
+        "padding; what is retired was superseded or deleted, and is not yet free; blocks without a "
+        "record are free for others of the same class. Classes are shown together up to each "
+        "doubling.",
         _classes,
     ),
     _Drawing(

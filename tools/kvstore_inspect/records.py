@@ -2,25 +2,21 @@
 
 A file that was closed in order is read by its index; then whatever is whole and in no slot, which
 only damage can have led to. One that was not is read without the index, record by record, as the
-store's next opening would. One that is in use is read by the index as well, looking again at what
-does not fit, because it may just be changing.
+store's next opening would: of each key the record with the latest stamp counts, and none where that
+is marked as deleted. One that is in use is read by the index as well, looking again at what does
+not fit, because it may just be changing.
 
 Of the file no more than an extent is in memory at a time; beside it a bit for each block of 32
 bytes, or 8 bytes for each record of a file that was not closed.
 """
 
-from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
-from kvstore import compiled
-from kvstore.format.found_words import found_offset
 from kvstore.format.layout import (
-    BLOCK_ALIGNMENT,
     BUCKET_COUNT,
     BUCKET_HEADER,
     BUCKET_SHIFT,
@@ -38,9 +34,9 @@ from kvstore.format.layout import (
     FINGERPRINT_SHIFT,
     FINGERPRINTS,
     FIXED_EXTENTS,
-    FOUND_UPPER_SHIFT,
+    MARKED_MAGIC,
+    MARKED_MAGIC_BYTES,
     MAX_DEPTH,
-    MAX_KEY_SIZE,
     MIN_DEPTH,
     NEVER,
     RECORD,
@@ -50,6 +46,8 @@ from kvstore.format.layout import (
     SLOT,
     SLOT_COUNT,
     SLOT_KEY_SIZE,
+    SLOT_RECORD_MASK,
+    STAMP_SHIFT,
     U64,
     bucket_marker,
     key_hash,
@@ -63,6 +61,7 @@ from kvstore.format.records import classify, is_valid_record, magics, size_class
 from kvstore.format.segment import live_slots
 
 from .file_view import FileView
+from .versions import BlockSet, Retired, find_losers, slab_extents, stamp_at, void_stamp
 
 
 class Record(NamedTuple):
@@ -97,25 +96,11 @@ class DamagedRecord:
     message: str
 
 
-class BlockSet:
-    """Offsets of blocks in so many extents of a file, in a bit for each 32 bytes."""
-
-    def __init__(self, extent_count: int) -> None:
-        self._bits = bytearray(extent_count * EXTENT_SIZE // BLOCK_ALIGNMENT // 8)
-
-    def add(self, offset: int) -> None:
-        """Add an offset; what is past the extents is left out."""
-        place = offset // BLOCK_ALIGNMENT
-        if place >> 3 < len(self._bits):
-            self._bits[place >> 3] |= 1 << (place & 7)
-
-    def __contains__(self, offset: int) -> bool:
-        place = offset // BLOCK_ALIGNMENT
-        return place >> 3 < len(self._bits) and bool(self._bits[place >> 3] & 1 << (place & 7))
-
-
 Found = Record | DamagedRecord
 Progress = Callable[[int, int], object]
+
+# How often a record may be another one at each look before it is given up.
+_MOST_CHANGES: Final = 20
 
 
 def no_progress(_done: int, _whole: int) -> None:
@@ -127,23 +112,22 @@ class Records:
 
     Args:
         view: an open file.
-        now_ms: the time, for what is in use or was not closed: what has expired loses there.
         progress: called with how much of the way is done, and the whole of it.
 
     Attributes:
         by_index: whether the index is used; may be changed before the records are asked for.
-        outdated: without the index, how many were passed over that a newer one has replaced.
+        retired: without the index, what was passed over: superseded, void, or marked as deleted.
+        strays: likewise, whole records of another size class than their extent's.
     """
 
-    def __init__(self, view: FileView, now_ms: int, progress: Progress = no_progress) -> None:
+    def __init__(self, view: FileView, progress: Progress = no_progress) -> None:
         self._view = view
-        self._now_ms = now_ms
         self._progress = progress
         if view.in_use and not view.trusted:
             view.look_again()  # somebody may have begun to change it since
         self.by_index = view.trusted or (view.in_use and not view.state.clean)
-        self.outdated = 0
-        self._slab_extents = range(FIXED_EXTENTS, view.extent_count)
+        self.retired: list[Retired] = []
+        self.strays = 0
 
     def __iter__(self) -> Iterator[Found]:
         for problem in self._view.problems:
@@ -188,7 +172,7 @@ class Records:
                 if found is not None:
                     yield found
         if not view.in_use:
-            for extent in self._slab_extents:
+            for extent in slab_extents(view):
                 self._progress(DIRECTORY_ENTRIES + extent, whole_way)
                 yield from self._without_slot(extent, seen)
 
@@ -259,51 +243,71 @@ class Records:
         return None
 
     def _record_of(self, slot: int, packed: bytes) -> Found | None:
-        """Return the record that a slot points to, or what is wrong; None: it was just deleted."""
-        for look in self._view.looks():
-            if look:
-                bucket = slot & -BUCKET_SIZE
-                page = self._view[bucket : bucket + BUCKET_SIZE]
-                live = {slot_offset(bucket, index): each for index, _, each in live_slots(page)}
-                if slot not in live:
-                    return None
-                packed = live[slot]
-            found = self._record_at(slot, packed)
-            if isinstance(found, Record):
+        """Return the record that a slot points to, or what is wrong; None: it was just deleted.
+
+        A key that is replaced all the time may be amid that at each look. What does not fit is
+        damage only if the slot and its record are the same at two looks.
+        """
+        found: Found = DamagedRecord(slot, None, "its record is replaced too fast to be read")
+        for _ in range(_MOST_CHANGES):
+            seen = b""
+            for look in self._view.looks():
                 if look:
-                    self._view.hope_again()
+                    again = self._slot_again(slot)
+                    if again is None:
+                        return None
+                    packed = again
+                before, (found, contents) = seen, self._record_at(slot, packed)
+                seen = packed + contents
+                if isinstance(found, Record):
+                    if look:
+                        self._view.hope_again()
+                    return found
+            if not look or seen == before:
                 break
         return found
 
-    def _record_at(self, slot: int, packed: bytes) -> Found:
-        start, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
+    def _slot_again(self, slot: int) -> bytes | None:
+        """Return the bytes of a slot as it is by now; None where it is not live."""
+        bucket = slot & -BUCKET_SIZE
+        page = self._view[bucket : bucket + BUCKET_SIZE]
+        live = {slot_offset(bucket, index): packed for index, _, packed in live_slots(page)}
+        return live.get(slot)
+
+    def _record_at(self, slot: int, packed: bytes) -> tuple[Found, bytes]:
+        """Return the record that the bytes of a slot tell of, or what is wrong; and its bytes."""
+        start, expires_at, offset, value_size, key_size = unpack_slot(packed)
         size = RECORD_HEADER_SIZE + key_size + value_size
         contents = self._view.read(offset, size)
         if offset < FIXED_EXTENTS * EXTENT_SIZE or len(contents) < size or not key_size:
             message = f"its slot points to byte {offset:,}, which no record is at"
-            return DamagedRecord(slot, _legible(start, key_size, b""), message)
-        magic, values, keys, flags, created_at, expires, checksum = RECORD.unpack_from(contents)
+            return DamagedRecord(slot, _legible(start, key_size, b""), message), contents
+        magic, values, keys, generation, stamp, expires, checksum = RECORD.unpack_from(contents)
         key = contents[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + key_size]
         value = contents[RECORD_HEADER_SIZE + key_size :]
-        if magic != RECORD_MAGIC or values != value_size or keys != key_size or flags:
+        if magic not in (RECORD_MAGIC, MARKED_MAGIC) or values != value_size or keys != key_size:
             message = "its record's magic or sizes are damaged"
+        elif magic == MARKED_MAGIC or generation:
+            message = "its slot leads to a record that was superseded or deleted"
         elif slot_key(key) != start or expires != expires_at:
             message = "its slot and its record do not agree"
         elif checksum != record_checksum(
-            value, key_hash(key, self._view.seed), created_at, expires, offset
+            value, key_hash(key, self._view.seed), stamp, expires, offset
         ):
             message = "its record fails its checksum"
         else:
-            return _record(key, value, created_at, expires, offset, slot)
-        return DamagedRecord(offset, _legible(start, key_size, key), message)
+            return _record(key, value, stamp, expires, offset, slot), contents
+        return DamagedRecord(offset, _legible(start, key_size, key), message), contents
 
-    def _without_slot(self, extent: int, seen: "BlockSet") -> Iterator[Found]:
+    def _without_slot(self, extent: int, seen: BlockSet) -> Iterator[Found]:
         """Yield whole records of an extent that were not seen, but for older ones of a key."""
         base = extent << EXTENT_SHIFT
         contents = self._view.extent(extent)
         for position in magics(contents):
             if base + position in seen or size_class_at(contents, position) < 0:
                 continue
+            if contents.startswith(MARKED_MAGIC_BYTES, position):
+                continue  # its key was deleted
             if is_valid_record(contents, position, base, self._view.seed):
                 key, _ = _key_and_value(contents, position)
                 found = self._look_up(key)
@@ -331,16 +335,16 @@ class Records:
                 return _marker_error(bucket)
             control = BUCKET_HEADER.unpack_from(page)[-1]
             for index, _, packed in live_slots(page):
-                start, _, _, _, size = SLOT.unpack(packed)
+                start, _, _, _, size = unpack_slot(packed)
                 if (
                     control[index : index + 1] == fingerprint
                     and size == len(key)
                     and start == slot_key(key)
                 ):
-                    found = self._record_at(slot_offset(bucket, index), packed)
-                    if not isinstance(found, Record):
+                    found = self._record_of(slot_offset(bucket, index), packed)
+                    if isinstance(found, DamagedRecord):
                         damage = damage or found
-                    elif found.key.encode() == key:
+                    elif found is not None and found.key.encode() == key:
                         return found
             if CONTROL_EMPTY in control:
                 break
@@ -349,52 +353,29 @@ class Records:
     # --- without the index ---------------------------------------------------------------------
 
     def _without_index(self) -> Iterator[Found]:
-        losers = self._outdated()
-        self.outdated = len(losers)
-        count = self._view.extent_count
-        for extent in self._slab_extents:
+        view, count = self._view, self._view.extent_count
+        losers = find_losers(view, lambda extent: self._progress(extent, 2 * count))
+        void = void_stamp(view.state)
+        for extent in slab_extents(view):
             self._progress(count + extent, 2 * count)
             base = extent << EXTENT_SHIFT
-            contents = self._view.padded_extent(extent)
-            scan = classify(contents, base, self._view.seed)
-            self.outdated += len(scan.outdated)
+            contents = view.padded_extent(extent)
+            scan = classify(contents, base, view.seed)
+            self.strays += len(scan.outdated)
+            superseded = marked = 0
             for position in scan.whole:
-                if base + position not in losers:
+                if base + position in losers or stamp_at(contents, position) <= void:
+                    superseded += 1
+                elif contents.startswith(MARKED_MAGIC_BYTES, position):
+                    marked += 1
+                else:
                     yield _unpack(contents, position, base)
+            if superseded or marked:
+                self.retired.append(Retired(extent, scan.winner, superseded + marked, marked))
             for position in scan.damaged:
                 yield DamagedRecord(
                     base + position, None, "a record that is damaged, or half written"
                 )
-
-    def _outdated(self) -> set[int]:
-        """Return the offsets of the records that have a newer one of the same key."""
-        implementation, seed, now_ms = compiled.selected, self._view.seed, self._now_ms
-        found: list[array[int]] = []
-        for extent in self._slab_extents:
-            self._progress(extent, 2 * self._view.extent_count)
-            base = extent << EXTENT_SHIFT
-            contents = self._view.padded_extent(extent)
-            winner = classify(contents, base, seed).winner
-            if winner >= 0:
-                blocks = implementation.scan_blocks(contents, base, winner, seed, now_ms, 0)
-                found.append(blocks.words)
-        words = implementation.sort_words(found)
-        losers: set[int] = set()
-        for _, close in groupby(words, lambda word: word >> FOUND_UPPER_SHIFT):
-            offsets = [found_offset(word) for word in close]
-            if len(offsets) > 1:
-                losers |= self._older(offsets)
-        return losers
-
-    def _older(self, offsets: list[int]) -> set[int]:
-        """Return those of these records whose keys have newer ones among them."""
-        newest: dict[bytes, tuple[int, int]] = {}
-        for offset in offsets:
-            contents = self._view.exactly(offset, RECORD_HEADER_SIZE + MAX_KEY_SIZE)
-            key, _ = _key_and_value(contents, 0)
-            mine = (RECORD.unpack_from(contents)[4], offset)
-            newest[key] = max(mine, newest.get(key, mine))
-        return set(offsets) - {offset for _, offset in newest.values()}
 
 
 def records_at_close(view: FileView) -> int | None:
@@ -411,6 +392,22 @@ def records_at_close(view: FileView) -> int | None:
 def slot_key(key: bytes) -> bytes:
     """Return what a slot holds of a key: all of it and zeros, or its first 32 bytes."""
     return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
+
+
+class Slot(NamedTuple):
+    """What a slot tells: its part of the key, and of the record expiry, offset and sizes."""
+
+    start: bytes
+    expires_at: int
+    record: int
+    value_size: int
+    key_size: int
+
+
+def unpack_slot(packed: bytes) -> Slot:
+    """Return what the 48 bytes of a slot tell."""
+    slot = Slot(*SLOT.unpack(packed))
+    return slot._replace(record=slot.record & SLOT_RECORD_MASK)
 
 
 def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
@@ -469,15 +466,13 @@ def _key_and_value(contents: bytes, position: int) -> tuple[bytes, bytes]:
 
 def _unpack(contents: bytes, position: int, base: int) -> Found:
     """Return the whole record at `position` of the bytes that begin at file offset `base`."""
-    _, _, _, _, created_at, expires_at, _ = RECORD.unpack_from(contents, position)
+    _, _, _, _, stamp, expires_at, _ = RECORD.unpack_from(contents, position)
     key, value = _key_and_value(contents, position)
-    return _record(key, value, created_at, expires_at, base + position, 0)
+    return _record(key, value, stamp, expires_at, base + position, 0)
 
 
-def _record(
-    key: bytes, value: bytes, created_at: int, expires_at: int, offset: int, slot: int
-) -> Found:
+def _record(key: bytes, value: bytes, stamp: int, expires_at: int, offset: int, slot: int) -> Found:
     try:
-        return Record(key.decode(), value, created_at, expires_at, offset, slot)
+        return Record(key.decode(), value, stamp >> STAMP_SHIFT, expires_at, offset, slot)
     except UnicodeDecodeError as error:
         return DamagedRecord(offset, None, f"its key is no UTF-8: {error}")

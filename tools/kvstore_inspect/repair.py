@@ -33,13 +33,14 @@ from kvstore.format.layout import (
     STATE,
     STATE_OFFSET,
 )
-from kvstore.format.superblock import Identity, pack_state, unpack_identity, unpack_state
+from kvstore.format.superblock import Identity, State, unpack_identity, unpack_state
 from kvstore.index.extents import Extents
 from kvstore.recovery.evidence import gather
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
 
 from .file_view import FileView
+from .versions import void_stamp
 
 # linux/fs.h
 _FICLONE: Final = 0x4004_9409
@@ -132,7 +133,8 @@ def _fit(view: FileView, identity: Identity) -> tuple[bool, int, bool]:
 def prepare(view: FileView, fd: int) -> None:
     """Give the file a whole number of extents, and a state that has its index rebuilt.
 
-    All that is left of one that was cut off stays; zeros fill its last extent.
+    All that is left of one that was cut off stays; zeros fill its last extent. What was void stays
+    so: records that were all removed before they were cleared.
 
     Raises:
         OSError: the disk has no room for these zeros; the file is then as it was.
@@ -146,7 +148,8 @@ def prepare(view: FileView, fd: int) -> None:
             os.ftruncate(fd, size)
             raise
     # Zeros first: a crash between the two leaves lost records that the checker finds.
-    write_at(fd, STATE_OFFSET, pack_state(False, count, count, 0, 0, view.seed))
+    state = State(False, count, count, 0, 0, void_stamp(view.state))
+    write_at(fd, STATE_OFFSET, state.pack(view.seed))
     flush_file(fd)
 
 

@@ -35,12 +35,20 @@ from kvstore.format.layout import (
     SEGMENT_SLOTS,
     SIZE_CLASSES,
     SLAB_ENTRY,
-    SLOT,
     key_hash,
 )
 
 from .file_view import FileView
-from .records import DamagedRecord, Progress, Record, Records, bucket_counts, slots_of
+from .records import (
+    DamagedRecord,
+    Progress,
+    Record,
+    Records,
+    bucket_counts,
+    slots_of,
+    unpack_slot,
+)
+from .versions import Retired, retired_blocks
 
 # Seconds: none, a minute, an hour, a day, a week, 30 days, a year, any number.
 LIFETIMES: Final = (0, 60, 3_600, 86_400, 7 * 86_400, 30 * 86_400, 365 * 86_400, inf)
@@ -67,6 +75,8 @@ class SizeClass:
     """Headers, keys and values."""
     expired: int = 0
     """Records that have expired and whose blocks were not yet taken back."""
+    retired: int = 0
+    """Records that were superseded, or deleted and marked, and whose blocks are not yet free."""
     extents: int = 0
 
     @property
@@ -85,6 +95,11 @@ class SizeClass:
         return self.expired * self.block_size
 
     @property
+    def retired_size(self) -> int:
+        """Blocks of what is retired or marked."""
+        return self.retired * self.block_size
+
+    @property
     def padding_size(self) -> int:
         """What the records leave of their blocks."""
         return self.live_size - self.record_size
@@ -93,12 +108,13 @@ class SizeClass:
     def free_blocks(self) -> int:
         """Blocks of its extents without a record."""
         blocks = self.extents * BLOCKS_PER_EXTENT[self.size_class]
-        return max(0, blocks - self.records - self.expired)
+        return max(0, blocks - self.records - self.expired - self.retired)
 
     @property
     def free_size(self) -> int:
         """What of its extents is in no block that holds a record."""
-        return self.extents * EXTENT_SIZE - self.live_size - self.expired_size
+        used = self.live_size + self.expired_size + self.retired_size
+        return max(0, self.extents * EXTENT_SIZE - used)
 
 
 @dataclass
@@ -106,7 +122,9 @@ class Survey:
     """Counts over all of a file: of what can be read at `now_ms`. Sizes in bytes.
 
     What has expired and was not yet taken back is in `expired` and `expired_size`, and else only in
-    the lifetimes, by itself, in the load of the table and the fill of the extents.
+    the lifetimes, by itself, in the load of the table and the fill of the extents. What was
+    superseded or deleted, and not yet reclaimed, is in `retired` and `retired_size` only, and in
+    that fill.
     """
 
     view: FileView
@@ -125,6 +143,8 @@ class Survey:
     """Records by the pages of the table that finding them takes, where they were read."""
     orphans: int = 0
     """Records that no slot leads to, where they were read by the index."""
+    marked: int = 0
+    """Of the retired records, those that are marked as deleted."""
     damages: list[DamagedRecord] = field(default_factory=list)
     """The first hundred of what is damaged."""
     damaged: int = 0
@@ -141,7 +161,7 @@ class Survey:
     def add_slots(self, extent: int, contents: bytes) -> None:
         """Count the records that the slots of a segment point to."""
         for _, packed in slots_of(extent, contents):
-            _, expires_at, offset, value_size, key_size = SLOT.unpack(packed)
+            _, expires_at, offset, value_size, key_size = unpack_slot(packed)
             self._add(offset, key_size, value_size, expires_at)
 
     def add_record(self, record: Record) -> None:
@@ -181,6 +201,13 @@ class Survey:
         self.value_sizes[value_size] += 1
         return True
 
+    def add_retired(self, retired: Retired) -> None:
+        """Count records of an extent that are retired or marked."""
+        self.classes[retired.size_class].retired += retired.blocks
+        self.marked += retired.marked
+        if retired.extent not in self._classes_of_extents:
+            self._move_extent(retired.extent, retired.size_class)
+
     def _move_extent(self, extent: int, size_class: int) -> None:
         """Count an extent for the class of the record in it that was seen last."""
         former = self._classes_of_extents.get(extent)
@@ -202,6 +229,11 @@ class Survey:
         return self.lifetimes[0]
 
     @property
+    def retired(self) -> int:
+        """Records that were superseded, or deleted and marked, and were not yet reclaimed."""
+        return sum(each.retired for each in self.classes)
+
+    @property
     def expiring(self) -> int:
         """Records with a TTL that can be read."""
         return self.records - self.lifetimes[NO_TTL]
@@ -219,7 +251,7 @@ class Survey:
     @property
     def used_classes(self) -> list[SizeClass]:
         """The size classes that have records."""
-        return [each for each in self.classes if each.records or each.expired]
+        return [each for each in self.classes if each.records or each.expired or each.retired]
 
     @property
     def slabs(self) -> int:
@@ -243,6 +275,11 @@ class Survey:
         return sum(each.expired_size for each in self.classes)
 
     @property
+    def retired_size(self) -> int:
+        """Blocks of what is retired or marked."""
+        return sum(each.retired_size for each in self.classes)
+
+    @property
     def padding_size(self) -> int:
         """What the records leave of their blocks."""
         return sum(each.padding_size for each in self.classes)
@@ -263,7 +300,7 @@ def survey(
     view: FileView, now_ms: int, progress: Progress, *, every_record: bool = False
 ) -> Survey:
     """Count what is in a file; read every record where that is wanted, or the index is no use."""
-    records = Records(view, now_ms, progress)
+    records = Records(view, progress)
     result = Survey(view, now_ms, records.by_index)
     by_slots = records.by_index and not every_record
     if by_slots:
@@ -284,6 +321,8 @@ def survey(
             result.add_record(found)
         else:
             result.add_damage(found)
+    for retired in retired_blocks(view) if records.by_index else records.retired:
+        result.add_retired(retired)
     return result
 
 

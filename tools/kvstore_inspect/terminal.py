@@ -146,12 +146,17 @@ def _json_escape(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
-def moment(milliseconds: int) -> str:
-    """Return a time, given in milliseconds since 1970 UTC; as it is where no calendar has it."""
+def moment(milliseconds: int, *, exact: bool = False) -> str:
+    """Return a time, given in milliseconds since 1970 UTC; as it is where no calendar has it.
+
+    It is that to the second, or to the millisecond where it is to be `exact`.
+    """
+    seconds, rest = divmod(milliseconds, 1000)
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return f"{milliseconds:,} ms"
+    return f"{text}.{rest:03} UTC" if exact else f"{text} UTC"
 
 
 def duration(milliseconds: int) -> str:

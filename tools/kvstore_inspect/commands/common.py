@@ -73,7 +73,7 @@ def whole_records(
     view: FileView, now_ms: int, show: Progress, report: DamageReport, *, expired: bool = False
 ) -> Iterator[Record]:
     """Yield the records that are whole, by default those that have not expired; report others."""
-    for found in Records(view, now_ms, show):
+    for found in Records(view, show):
         if isinstance(found, DamagedRecord):
             report.add(found)
         elif expired or not found.has_expired(now_ms):

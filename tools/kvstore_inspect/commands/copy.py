@@ -98,7 +98,7 @@ def _compare(temporary: Path, count: int, digest: int, show: Progress) -> None:
     if problems:
         raise _DiffersError(f"{temporary}: the copy is damaged: {problems[0]}")
     with opened(temporary, 0, unlocked=False) as view:
-        for found in Records(view, 0, show):
+        for found in Records(view, show):
             if isinstance(found, DamagedRecord):
                 raise _DiffersError(f"{temporary}: the copy is damaged: {found.message}")
             count -= 1

@@ -47,7 +47,7 @@ def command(file: Path, key: str, wait: float, unlocked: bool, as_json: bool) ->
     """Print the record; exit 1 where it is absent, expired or damaged."""
     encode_key(key)  # what cannot be a key is wrong usage
     with opened(file, wait, unlocked) as view, progress("looking") as show:
-        found = Records(view, now_ms(), show).find(key)
+        found = Records(view, show).find(key)
         problems = view.problems
     for problem in problems:
         say(f"{file}: {problem}")

@@ -43,29 +43,33 @@ looks at each structure and each record, this only at what it counts.
             at with --unlocked), extent_count, durable_count (null where the state is damaged),
             holder (process id, or null)
   records   counted_by (index or records), count, of these expiring; key_size, value_size,
-            largest_value; expired: beside them, still there and no longer read
+            largest_value; beside them, still there and no longer read: expired, and retired
+            (superseded or deleted, not yet reclaimed), of these marked (deleted)
   table     segments, slots, load (0 to 1, by expired records too), tombstones
-  space     table_size, slab_size, live_size, padding_size, free_size, expired_size
+  space     table_size, slab_size, live_size, padding_size, free_size, expired_size,
+            retired_size
   classes   for each size class in use: size_class, block_size, extents, records, expired,
-            free_blocks, live_size, padding_size
+            retired, free_blocks, live_size, padding_size
   damage    count, first (up to 100, each offset, key and message)
   advice    sentences
   implementation  compiled or plain: the implementation that looked at the file
 """
-_SIZES: Final = ("live_size", "padding_size", "free_size", "expired_size")
+_SIZES: Final = ("live_size", "padding_size", "free_size", "expired_size", "retired_size")
 _CLASS_FIELDS: Final = (
     "size_class",
     "block_size",
     "extents",
     "records",
     "expired",
+    "retired",
     "free_blocks",
     "live_size",
     "padding_size",
 )
 # What each field is called for people, and at last the share of its blocks that is padding.
 _CLASS_COLUMNS: Final = (
-    *("class", "block", "extents", "records", "expired", "free blocks", "live", "padding", ""),
+    *("class", "block", "extents", "records", "expired", "retired", "free blocks"),
+    *("live", "padding", ""),
 )
 
 
@@ -133,6 +137,8 @@ def _of_contents(found: Survey) -> dict[str, object]:
             "count": found.records,
             "expiring": found.expiring,
             "expired": found.expired,
+            "retired": found.retired,
+            "marked": found.marked,
             "key_size": found.key_size,
             "value_size": found.value_size,
             "largest_value": found.largest_value,
@@ -163,7 +169,7 @@ def _of_contents(found: Survey) -> dict[str, object]:
 
 def _print(view: FileView, found: Survey) -> None:
     show_fields(_rows(view, found))
-    if found.records or found.expired:
+    if found.used_classes:
         out.print()
         show_table(_class_table(found))
     for sentence in advice(view, found):
@@ -193,6 +199,9 @@ def _rows(view: FileView, found: Survey) -> Iterator[tuple[str, str]]:
         largest = size(found.largest_value)
         yield "values", f"{size(found.value_size)} of JSON, {mean:,.1f} B each, largest {largest}"
     yield "expired", f"{found.expired:,} beside them, whose space was not yet taken back"
+    if found.retired:
+        marked = f"{found.marked:,} of them marked as deleted"
+        yield "retired", f"{found.retired:,} beside them, not yet reclaimed, {marked}"
     slots = f"{found.segments:,} segments, {found.segments * SEGMENT_SLOTS:,} slots"
     yield "table", f"{slots}, {found.load:.1%} full, {found.tombstones:,} tombstones"
     yield "", ""
@@ -200,6 +209,8 @@ def _rows(view: FileView, found: Survey) -> Iterator[tuple[str, str]]:
     padding = size(found.padding_size)
     yield "records space", f"{size_exactly(found.live_size)}, padding {padding} of it"
     yield "expired space", size_exactly(found.expired_size)
+    if found.retired:
+        yield "retired space", size_exactly(found.retired_size)
     free = f"{found.free_extents:,} whole extents in it"
     yield "free space", f"{size_exactly(found.free_size)}, {free}"
     yield "", ""
@@ -229,6 +240,7 @@ def _class_table(found: Survey) -> Table:
             f"{each.extents:,}",
             f"{each.records:,}",
             f"{each.expired:,}",
+            f"{each.retired:,}",
             f"{each.free_blocks:,}",
             size(each.live_size),
             size(each.padding_size),

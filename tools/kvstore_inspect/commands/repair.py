@@ -73,9 +73,9 @@ class Outcome:
     The fields of --json: file; changed; backup, its path or null; complete, whether nothing had to
     be given up; found, how often each kind of problem was; kept, the keys that there are now;
     counts, of the file as it was: keys, expiring, orphaned (brought back), expired, outdated (older
-    records of a key that has a newer one), damaged, the last three dropped; lost, what was dropped
-    as damaged, each with offset and key (null where unknown), at most 100,000; cut_off;
-    problems_left.
+    records of a key that has a newer one), marked (as deleted), damaged, the last four dropped;
+    lost, what was dropped as damaged, each with offset and key (null where unknown), at most
+    100,000; cut_off; problems_left.
     """,
 )
 @file_argument
@@ -197,6 +197,7 @@ def _print(outcome: Outcome) -> None:
         ("brought back", counts.orphaned, "of them, which their keys did not lead to"),
         ("expired", counts.expired, "dropped"),
         ("duplicates", counts.outdated, "dropped: older records of keys that have a newer one"),
+        ("deleted", counts.marked, "dropped: marked as deleted"),
         ("damaged", counts.damaged, "dropped"),
     ):
         show_line(f"{label:12} {number:10,}  {explained}")

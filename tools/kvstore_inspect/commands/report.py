@@ -103,6 +103,8 @@ def _numbers(view: FileView, found: Survey) -> list[tuple[str, str]]:
         ("file", size_exactly(len(view))),
         ("free in it", size_exactly(found.free_size)),
         ("held by what has expired", size_exactly(found.expired_size)),
+        ("superseded or deleted, not yet reclaimed", f"{found.retired:,}"),
+        ("held by that", size_exactly(found.retired_size)),
         ("padding of the records", size_exactly(found.padding_size)),
         ("segments of the table", f"{found.segments:,}"),
         ("mean load", f"{found.load:.0%}" if found.segments else "no table"),

@@ -236,7 +236,7 @@ def _list_segments(view: FileView) -> bool:
     """Print a line for each segment that the directory leads to."""
     _write("extent           byte  directory      depth  live  dead    load")
     report = DamageReport(view.path)
-    for position, extent, contents, damage in Records(view, now_ms()).segments():
+    for position, extent, contents, damage in Records(view).segments():
         if damage is not None:
             report.add(damage)
             continue

@@ -38,7 +38,8 @@ _LEFT_BY_CRASHES: Final = frozenset({Breach.NOT_CLOSED, Breach.GROWTH_LOST})
     The fields of --json: file; fine; closed, whether it was closed in order; index_trusted; in_use;
     problems, each with breach, offset, structure, message, key (null where unknown); kinds, each
     with breach, count, meaning, remedy (open, repair, delete, restore), advice; counts, with keys,
-    expiring, orphaned, expired, outdated, damaged.
+    expiring, orphaned, expired, outdated (older records of a key that has a newer one), marked (as
+    deleted, and kept to outrank older ones), damaged.
     """,
 )
 @reading
