@@ -371,8 +371,10 @@ def _use_on(store: KVStore, prepared: Prepared) -> None:
     assert found in (prepared.before, prepared.after), difference(found, prepared.after)
     assert len(store) == len(found)
     case = prepared.case
-    if (case.key is not None and case.value is not None and found == prepared.before) or (
-        case.key is not None and case.value is None and case.key in found
+    if (
+        (case.key is not None and case.value is not None and found == prepared.before)
+        or (case.key is not None and case.value is None and case.key in found)
+        or (case.empties and found)
     ):
         case.run(store)
     assert dict(store.items()) == prepared.after, "after the call was repeated"

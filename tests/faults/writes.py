@@ -104,7 +104,7 @@ def kill_amid_openings(folder: Path, rng: random.Random) -> int:
         tried = _kill_opening(folder, None, {}, True, "creation")
         prepared = Prepared(rng.choice(CASES), folder, clock)
         probes = prepared.case.probes
-        tried += _kill_opening(folder, prepared.contents, prepared.before, probes, "opening")
+        tried += _kill_opening(folder, prepared.contents, prepared.closed, probes, "opening")
         file = folder / "unclean.kvs"
         store = prepared.open(file)
         before = dict(prepared.before)

@@ -31,15 +31,21 @@ from .workload import Value, make_value
 
 State = dict[str, Value]
 Prepare = Callable[[KVStore], None]
+Act = Callable[[KVStore], object]
 
 HASH_SEED: Final = 0
 MAX_BYTES: Final = 4 * 1024 * 1024
 KEY: Final = "the key"
 LONG_KEY: Final = "é" * 31 + "k"
 VALUE: Final = make_value(KEY, 1, 30)
+OTHER: Final = make_value(KEY, 4, 40)
 LARGE: Final = make_value(KEY, 2, 15_000)
 HUGE: Final = make_value(KEY, 3, 16_200)
 _TTL_SECONDS: Final = 100
+
+
+def _nothing(_store: KVStore) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,26 @@ class Case:
 
     Attributes:
         name: for messages.
-        prepare: fills the store, which holds a few keys already.
+        prepare: fills the store, which holds a few keys already; then it is closed.
         act: the call.
         key: what it changes; None where it changes nothing that can be seen.
         value: what the key has after it; None where it is gone.
         later: seconds between the two.
-        pristine: the call is the store's first change since it was opened.
+        first: what is done in the same opening as the call, and so may not be on the disk.
+        empties: nothing is left after it.
+        pristine: the call, or `first`, is the store's first change since it was opened.
         probes: there is room for more, before and after.
         may_be_full: it is refused for want of room, and nothing has changed.
     """
 
     name: str
     prepare: Prepare
-    act: Callable[[KVStore], object]
+    act: Act
     key: str | None = None
     value: Value | None = None
     later: int = 0
+    first: Act = _nothing
+    empties: bool = False
     pristine: bool = False
     may_be_full: bool = False
     probes: bool = True
@@ -78,17 +88,23 @@ class Case:
 
     def after(self, before: State) -> State:
         """Return the contents once the call was done."""
-        after = dict(before)
+        after = {} if self.empties else dict(before)
         if self.key is not None and not self.may_be_full:
             if self.value is None:
-                del after[self.key]
+                after.pop(self.key, None)
             else:
                 after[self.key] = self.value
         return after
 
 
 class Prepared:
-    """A case with the file that it begins with, as closed; `before` is what that holds by then."""
+    """A case with the file that it begins with, as closed.
+
+    Attributes:
+        closed: what that holds.
+        before: what is there just before the call.
+        after: and after it.
+    """
 
     def __init__(self, case: Case, folder: Path, clock: FakeClock) -> None:
         self.case = case
@@ -107,6 +123,8 @@ class Prepared:
         # Read through a copy: to be opened is the one thing that a case may be about.
         self.contents = file.read_bytes()
         with KVStore(file, max_bytes=MAX_BYTES) as store:
+            self.closed = dict(store.items())
+            case.first(store)
             self.before = dict(store.items())
         self.after = case.after(self.before)
         file.unlink()
@@ -118,6 +136,7 @@ class Prepared:
         if not self.case.pristine:
             store.create("warm", {})
             store.delete("warm")
+        self.case.first(store)
         return store
 
 
@@ -138,10 +157,6 @@ def make_probes(store: KVStore) -> None:
 
 
 # --- what is there before the call -------------------------------------------------------------
-
-
-def _nothing(_store: KVStore) -> None:
-    pass
 
 
 def _keys_of_first_segment(count: int, buckets: int = BUCKET_COUNT) -> list[str]:
@@ -248,6 +263,42 @@ def _neighbours(store: KVStore) -> None:
     store.create("x1", VALUE)
 
 
+def _put_again(store: KVStore) -> None:
+    """Have a retired record of the key, and one that nobody was promised."""
+    store.put(KEY, LARGE)
+    store.put(KEY, VALUE)
+
+
+def _retire_and_mark(store: KVStore) -> None:
+    """Have retired and marked records, some of them all that their extents hold."""
+    for value in (LARGE, VALUE, OTHER):
+        store.put(KEY, value)
+        store.put("x0", value)
+        store.sync()
+    store.delete("x0")
+    store.put(LONG_KEY, LARGE, 50)
+    store.delete(LONG_KEY)
+
+
+def _retire_in_full_file(store: KVStore) -> None:
+    """Have the only room in a full file be in a retired record."""
+    store.delete("f0")
+    store.put("f1", HUGE)
+
+
+def _only_key(store: KVStore) -> None:
+    for key in list(store):
+        store.delete(key)
+    store.create(KEY, LARGE)
+
+
+def _marked_keys(store: KVStore) -> None:
+    """Have records that expire and took the places of others."""
+    _expired_keys(store)
+    for number in range(6):
+        store.put(f"e{number}", VALUE, _TTL_SECONDS)
+
+
 def _expired_key(store: KVStore) -> None:
     store.create(KEY, make_value(KEY, 3, 400), ttl=_TTL_SECONDS)
 
@@ -262,11 +313,31 @@ def _expired_keys(store: KVStore) -> None:
 # --- the cases ---------------------------------------------------------------------------------
 
 
-def _create(key: str, value: Value, ttl: int | None = None) -> Callable[[KVStore], object]:
+def _create(key: str, value: Value, ttl: int | None = None) -> Act:
     return lambda store: store.create(key, value, ttl)
 
 
-def _delete(key: str) -> Callable[[KVStore], object]:
+def _put(key: str, value: Value, ttl: int | None = None) -> Act:
+    return lambda store: store.put(key, value, ttl)
+
+
+def _touch(key: str, ttl: int | None) -> Act:
+    return lambda store: store.touch(key, ttl)
+
+
+def _pop(key: str) -> Act:
+    return lambda store: store.pop(key)
+
+
+def _setdefault(key: str, value: Value) -> Act:
+    return lambda store: store.setdefault(key, value)
+
+
+def _reclaim(store: KVStore) -> None:
+    store._reclaimer.reclaim()
+
+
+def _delete(key: str) -> Act:
     return lambda store: store.delete(key)
 
 
@@ -305,6 +376,58 @@ CASES: Final = (
         pristine=True,
         probes=False,
     ),
+    Case("put", _neighbours, _put(KEY, OTHER), KEY, OTHER),
+    Case("put first", _neighbours, _put(KEY, OTHER), KEY, OTHER, pristine=True),
+    Case("put an absent key", _nothing, _put(KEY, VALUE), KEY, VALUE),
+    Case("put a long key", _neighbours, _put(LONG_KEY, OTHER, 50), LONG_KEY, OTHER),
+    Case("put over a fresh one", _nothing, _put(KEY, OTHER), KEY, OTHER, first=_put(KEY, VALUE)),
+    Case("put over an expired one", _expired_key, _put(KEY, VALUE), KEY, VALUE, _LATER),
+    Case("put again", _neighbours, _put(KEY, OTHER), KEY, OTHER, first=_put_again),
+    Case("put a larger one", _neighbours, _put(KEY, LARGE), KEY, LARGE),
+    Case("put a smaller one", _extent_with_one_block, _put(KEY, VALUE, 50), KEY, VALUE),
+    Case("put and grow", _file_about_to_grow, _put("f0", LARGE), "f0", LARGE),
+    Case(
+        "put in a full file",
+        _file_without_room,
+        _put("f0", HUGE),
+        may_be_full=True,
+        pristine=True,
+        probes=False,
+    ),
+    Case(
+        "put in what was retired",
+        _file_without_room,
+        _put("f2", HUGE),
+        "f2",
+        HUGE,
+        first=_retire_in_full_file,
+        pristine=True,
+        probes=False,
+    ),
+    Case("touch", _neighbours, _touch(KEY, 50), KEY, VALUE),
+    Case("touch a long key", _neighbours, _touch(LONG_KEY, None), LONG_KEY, VALUE),
+    Case("set a default", _nothing, _setdefault(KEY, VALUE), KEY, VALUE),
+    Case("set no default", _neighbours, _setdefault(KEY, OTHER), KEY, VALUE),
+    Case("pop", _neighbours, _pop(KEY), KEY),
+    Case("pop what was put", _neighbours, _pop(KEY), KEY, first=_put(KEY, LARGE)),
+    Case("pop an item", _only_key, KVStore.popitem, KEY, empties=True),
+    Case("delete what was put", _neighbours, _delete(KEY), KEY, first=_put(KEY, OTHER)),
+    Case("delete what was put again", _neighbours, _delete(KEY), KEY, first=_put_again),
+    Case("delete a fresh replacement", _nothing, _delete(KEY), KEY, first=_put_again),
+    Case("clear", _neighbours, KVStore.clear, first=_retire_and_mark, empties=True),
+    Case("clear first", _neighbours, KVStore.clear, empties=True, pristine=True),
+    Case(
+        "clear and shrink",
+        _file_without_room,
+        KVStore.clear,
+        empties=True,
+        pristine=True,
+        probes=False,
+    ),
+    Case("reclaim", _neighbours, _reclaim, first=_retire_and_mark),
+    Case("sync what was put", _neighbours, KVStore.sync, first=_retire_and_mark),
+    Case("close with retired records", _neighbours, KVStore.close, first=_retire_and_mark),
+    Case("purge replacements", _marked_keys, KVStore.purge_expired, later=_LATER),
     Case("delete", _neighbours, _delete(KEY), KEY),
     Case("delete first", _neighbours, _delete(KEY), KEY, pristine=True),
     Case("delete long key", _neighbours, _delete(LONG_KEY), LONG_KEY),
