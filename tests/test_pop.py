@@ -16,6 +16,8 @@ from kvstore import (
     KeyNotFoundError,
     KVStore,
 )
+from kvstore.format.layout import BUCKET_SIZE, EXTENT_SIZE, SLOT_SIZE, key_hash
+from kvstore.index.slots import control_offset_of
 
 
 def test_pop_removes_the_key_and_returns_its_value(store: KVStore) -> None:
@@ -155,3 +157,27 @@ def test_popitem_does_not_remove_a_damaged_value(store: KVStore, open_store: Ope
         except CorruptStoreError as error:
             assert "unlucky" in str(error)  # noqa: PT017
     assert "unlucky" in store
+
+
+def test_popitem_comes_to_an_end_where_a_slot_is_not_in_its_place(
+    store: KVStore, open_store: OpenStore
+) -> None:
+    """It was listed, and not found, and listed again: for ever."""
+    store.create("astray", {"n": 1})
+    seed = store._file.hash_seed
+    slot = store._slots.find(key_hash(b"astray", seed), b"astray")
+    store.close()
+    contents = bytearray(store.path.read_bytes())
+    bucket = slot & -BUCKET_SIZE
+    extent = bucket & -EXTENT_SIZE
+    moved = extent + (bucket - extent + 5 * BUCKET_SIZE) % EXTENT_SIZE - bucket
+    for start, length in ((slot, SLOT_SIZE), (control_offset_of(slot), 1)):
+        contents[start + moved : start + moved + length] = contents[start : start + length]
+        contents[start : start + length] = bytes(length)
+    store.path.write_bytes(contents)
+    store = open_store(check=False)
+    assert "astray" not in store
+    with pytest.raises((KeyError, CorruptStoreError)):
+        store.popitem()
+    store.clear()
+    assert not store

@@ -462,6 +462,27 @@ def test_put_replaces_a_damaged_value(store: KVStore, open_store: OpenStore, par
     assert dict(open_store()) == {**expected, "unlucky": {"text": "newer"}}
 
 
+@pytest.mark.parametrize("stamp", [b"\xff" * 8, b"\0" * 7 + b"\xf0", b"\0" * 8])
+def test_a_damaged_stamp_is_no_reason_to_refuse_a_put_nor_moves_the_time_on(
+    clock: FakeClock, store: KVStore, open_store: OpenStore, stamp: bytes
+) -> None:
+    """`put` was refused for ever, or gave all that was stored later a time in the year 10,000."""
+    store.create("unlucky", {"text": "damaged"})
+    store.close()
+    record = store.path.read_bytes().index(b'unlucky{"text"') - RECORD_HEADER_SIZE
+    with store.path.open("r+b") as file:
+        file.seek(record + RECORD_STAMP_OFFSET)
+        file.write(stamp)
+    store = open_store()
+    clock.advance(1)
+    store.put("unlucky", {"text": "new"})
+    assert after_death(store) == {"unlucky": {"text": "new"}}
+    _, created_at, _ = store._whole("unlucky")
+    assert created_at == clock.now_ms
+    store.close()
+    assert dict(open_store()) == {"unlucky": {"text": "new"}}
+
+
 def test_a_put_key_is_gone_for_good_after_a_damaged_value_was_replaced_and_deleted(
     store: KVStore, open_store: OpenStore
 ) -> None:
