@@ -51,6 +51,7 @@ from kvstore.format import codec, layout
 include "layout_constants.pxi"
 include "words.pxi"
 include "locks.pxi"
+include "arguments.pxi"
 
 # Where Python can do without its lock, importing this module switches that on, unless forbidden.
 if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled():
@@ -175,78 +176,7 @@ cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
             PyGC_Enable()
 
 
-# --- keys and values -----------------------------------------------------------------------------
-
-cdef inline const uint8_t *text_of(object key, uint64_t *size) noexcept:
-    """Return the UTF-8 of a key and set its size in bytes; NULL for what `encode_key` must see."""
-    cdef Py_ssize_t length
-    cdef const char *text
-    if not PyUnicode_CheckExact(key) or not 0 < PyUnicode_GET_LENGTH(key) <= <Py_ssize_t>MAX_KEY_CHARACTERS:
-        return NULL
-    text = PyUnicode_AsUTF8AndSize(key, &length)
-    if text is NULL:
-        PyErr_Clear()  # a lone surrogate
-    size[0] = length
-    return <const uint8_t *>text
-
-
-cdef inline int64_t lifetime_of(object ttl) except -1:
-    """Return a time-to-live in ms, 0 for None; -2 for what `check_ttl` must see."""
-    cdef int overflow = 0
-    cdef long long seconds
-    if ttl is None:
-        return 0
-    if PyLong_CheckExact(ttl):
-        seconds = PyLong_AsLongLongAndOverflow(ttl, &overflow)
-        if not overflow and 1 <= seconds <= most_seconds:
-            return seconds * 1000
-    return -2
-
-
-cdef bytes json_of(object value):
-    """Return a value as JSON; None for one that `encode_value` must see."""
-    cdef bytes encoded
-    if PyDict_CheckExact(value) and is_plain_json(value, 1):
-        try:
-            encoded = dumps(value, None, json_options)
-        except (TypeError, RecursionError):
-            return None
-        if <uint64_t>PyBytes_GET_SIZE(encoded) <= MAX_VALUE_SIZE:
-            return encoded
-    return None
-
-
-cdef bint is_plain_json(object container, int depth) noexcept:
-    """Return whether `codec` would walk through a container's members without a halt."""
-    if PyDict_CheckExact(container):
-        for member in (<dict>container).values():
-            if not is_plain_member(member, depth):
-                return False
-    elif PyList_CheckExact(container):
-        for member in <list>container:
-            if not is_plain_member(member, depth):
-                return False
-    else:
-        for member in <tuple>container:
-            if not is_plain_member(member, depth):
-                return False
-    return True
-
-
-cdef inline bint is_plain_member(object member, int depth) noexcept:
-    if (
-        PyUnicode_CheckExact(member)
-        or PyLong_CheckExact(member)
-        or member is None
-        or member is True
-        or member is False
-    ):
-        return True
-    if PyFloat_CheckExact(member):
-        return isfinite(PyFloat_AS_DOUBLE(member)) != 0
-    if PyDict_CheckExact(member) or PyList_CheckExact(member) or PyTuple_CheckExact(member):
-        return depth < max_depth and is_plain_json(member, depth + 1)
-    return False
+include "blocks.pxi"
 
 
 # --- the operations ------------------------------------------------------------------------------
@@ -254,16 +184,11 @@ cdef inline bint is_plain_member(object member, int depth) noexcept:
 
 @cython.final
 @cython.no_gc
-cdef class FastPath:
+cdef class FastPath(Blocks):
     """The common case of the operations on one key of one open store.
 
     Args:
-        mapped: the mapped file. It cannot be unmapped before `close`.
-        live: of the data file, two words: how many of its bytes may be touched, and whether changes
-            are stored through the map.
-        spare: of the slab, one word: the extent that is its spare.
-        looked_at: of the slab, a byte for each extent: whether it was looked at.
-        versions: the words of the store's `Versions`.
+        mapped, live, spare, looked_at, versions: as for `Blocks`.
         stripes: the store's locks of keys.
         space: the space lock.
         hash_seed: of the file.
@@ -271,29 +196,18 @@ cdef class FastPath:
         clock: the names of `kvstore.clock`.
     """
 
-    cdef Py_buffer map_view, live_view, spare_view, looked_at_view, versions_view
-    cdef uint8_t *base
-    cdef const uint64_t *live
-    cdef uint64_t *spare
-    cdef const uint8_t *looked_at
-    cdef uint64_t *versions
     cdef tuple stripes
-    cdef Lock space
     cdef uint64_t seed, shape, last_ms
     cdef dict clock
     cdef bint is_begun
-    cdef bint is_open
     cdef bint awaits_extent  # nothing but an extent of its class was missing for a block
-    cdef bint awaits_spare  # nothing but the spare kept a block from being freed
-    # Where changes go that are not to be stored here: see `begin_under_locks`.
-    cdef list plan
 
     def __cinit__(
         self,
         mapped,
         live,
         spare,
-        bytearray looked_at not None,
+        looked_at,
         versions,
         tuple stripes not None,
         Lock space not None,
@@ -301,43 +215,10 @@ cdef class FastPath:
         uint64_t shape,
         dict clock not None,
     ):
-        cdef Py_buffer view
         if len(stripes) != STRIPE_COUNT or not all(type(stripe) is Lock for stripe in stripes):
             raise TypeError(f"not the {STRIPE_COUNT} locks of a store")
-        if len(looked_at) != EXTENT_MAP_ENTRIES:
-            raise ValueError(f"not a byte for each of {EXTENT_MAP_ENTRIES:,} extents")
         self.stripes, self.space, self.clock = stripes, space, clock
         self.seed, self.shape, self.last_ms = hash_seed, shape, clock["LAST_MS"]
-        PyObject_GetBuffer(mapped, &self.map_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(live, &self.live_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(spare, &self.spare_view, PyBUF_WRITABLE)
-        PyObject_GetBuffer(looked_at, &self.looked_at_view, PyBUF_SIMPLE)
-        PyObject_GetBuffer(versions, &self.versions_view, PyBUF_WRITABLE)
-        if self.live_view.len != 16 or self.spare_view.len != 8:
-            raise ValueError("not the words of a data file and its slab")
-        if <uint64_t>self.versions_view.len != 8 * VERSION_WORDS:
-            raise ValueError(f"{self.versions_view.len} bytes of versions, not {VERSION_WORDS} words")
-        self.live = <const uint64_t *>self.live_view.buf
-        self.spare = <uint64_t *>self.spare_view.buf
-        self.looked_at = <const uint8_t *>self.looked_at_view.buf
-        self.versions = <uint64_t *>self.versions_view.buf
-        if not first_record < self.live[0] <= <uint64_t>self.map_view.len:
-            raise ValueError(f"{self.live[0]:,} bytes of a map of {self.map_view.len:,}")
-        self.base = <uint8_t *>self.map_view.buf
-        self.is_open = True
-
-    def __dealloc__(self):
-        self.close()
-
-    def close(self):
-        """Answer RARE from now on, and let go of the map. A second call does nothing."""
-        self.is_open = False
-        self.base = NULL
-        PyBuffer_Release(&self.map_view)
-        PyBuffer_Release(&self.live_view)
-        PyBuffer_Release(&self.spare_view)
-        PyBuffer_Release(&self.looked_at_view)
-        PyBuffer_Release(&self.versions_view)
 
     def begin(self):
         """Allow changes: the disk knows that the index is in flux."""
@@ -555,7 +436,7 @@ cdef class FastPath:
         )
 
     def touch(self, key, ttl=None):
-        """Replace a record by one with the same value and another expiry; as `put`, or ABSENT (False)."""
+        """Replace a record by one of the same value and another expiry; as `put`, or ABSENT (False)."""
         cdef uint64_t size = 0, key_hash, expires_at, now_ms
         cdef const uint8_t *text = text_of(key, &size)
         cdef int64_t lifetime = lifetime_of(ttl), slot
@@ -674,7 +555,8 @@ cdef class FastPath:
                 earliest = load(self.base + slot + SLOT_EXPIRES_OFFSET)
                 return encoded if earliest and earliest <= now_ms else EXISTS
             tail = load(self.base + slot + SLOT_RECORD_OFFSET)
-            prefetch(self.base + map_entry_of((tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT))  # harmless
+            # Harmless, wherever it leads.
+            prefetch(self.base + map_entry_of((tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT))
         else:
             entry = load(self.base + entry_offset)
             if not found or (entry >> ENTRY_USED_SHIFT & 0xFFFF) >= SPLIT_AT:
@@ -768,7 +650,7 @@ cdef class FastPath:
         uint64_t record,
         uint64_t taken,
     ) noexcept:
-        """Return whether a key's record can be superseded by one at `record`; tell what becomes of it.
+        """Return whether a key's record can be superseded by one at `record`; set `old`.
 
         It is the one that `tail`, the last word of the key's slot, leads to. `taken` is the first
         word of the entry of the new record's extent once its block is taken.
@@ -798,52 +680,6 @@ cdef class FastPath:
             self.awaits_spare and self.spare[0] == record >> EXTENT_SHIFT
         )
 
-    cdef uint64_t next_block(self, uint64_t size_class, uint64_t *after) noexcept:
-        """Return the offset of the block that a class has next; 0 for RARE.
-
-        Sets the first word of its extent's entry as it is when the block is taken.
-        """
-        cdef const uint8_t *base = self.base
-        cdef uint64_t extent = load_short(base + CLASS_HEADS_OFFSET + 2 * size_class)
-        cdef uint64_t entry, block, fresh, offset, link, rest
-        if not self.is_extent(extent) or not self.looked_at[extent]:
-            return 0
-        entry = load(base + map_entry_of(extent))
-        block = entry >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF
-        fresh = entry >> ENTRY_FRESH_SHIFT
-        if block == NO_BLOCK:
-            block = fresh
-            after[0] = entry + ENTRY_LIVE_ONE + ENTRY_FRESH_ONE
-        elif block < fresh:
-            offset = (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
-            if (block + 1) * BLOCK_SIZES[size_class] > EXTENT_SIZE:
-                return 0
-            link = load(base + offset)
-            rest = link >> FREE_NEXT_SHIFT
-            if <uint32_t>link != FREE_MAGIC or (rest >= fresh and rest != NO_BLOCK):
-                return 0
-            after[0] = (
-                (entry & rest_mask) + ENTRY_LIVE_ONE + (rest << ENTRY_FIRST_FREE_SHIFT)
-            )
-        else:
-            return 0
-        if (block + 1) * BLOCK_SIZES[size_class] > EXTENT_SIZE:
-            return 0
-        return (extent << EXTENT_SHIFT) + block * BLOCK_SIZES[size_class]
-
-    cdef bint take_block(self, uint64_t extent, uint64_t size_class, uint64_t after) except -1:
-        """Store the entry of an extent of which a block is taken; False for RARE."""
-        cdef uint64_t entry_offset = map_entry_of(extent)
-        if after >> ENTRY_FIRST_FREE_SHIFT != full_entry(size_class):
-            self.write(entry_offset, &after, 8)
-            return True
-        if self.plan is not None or not self.has_neighbours(extent):
-            return False
-        store(self.base + entry_offset, after)
-        self.unlink(extent, size_class)
-        keep_order()
-        return True
-
     cdef inline void write_record(
         self,
         uint8_t *place,
@@ -864,19 +700,6 @@ cdef class FastPath:
         store(place + RECORD_CHECKSUM_OFFSET, checksum)
         memcpy(place + RECORD_HEADER_SIZE, key, key_size)
         memcpy(place + RECORD_HEADER_SIZE + key_size, PyBytes_AS_STRING(encoded), value_size)
-
-    cdef inline int write(self, uint64_t offset, const void *data, size_t size) except -1:
-        """Store bytes, or plan to."""
-        if self.plan is None:
-            memcpy(self.base + offset, data, size)
-            keep_order()
-        else:
-            self.plan.append((
-                offset,
-                PyBytes_FromStringAndSize(<const char *>data, size),
-                PyBytes_FromStringAndSize(<const char *>self.base + offset, size),
-            ))
-        return 0
 
     # --- deleting --------------------------------------------------------------------------------
 
@@ -1020,224 +843,6 @@ cdef class FastPath:
             and self.may_retire(record)
             and self.value_in(slot, xxh3(key, key_size, self.seed), key_size) is not None
         )
-
-    def free(self, uint64_t record):
-        """Free the block of a record that no slot points to; True or RARE (None)."""
-        cdef uint64_t after, slab
-        if (
-            not self.is_open
-            or not self.live[1]
-            or self.space._owner
-            or record < first_record
-            or record > self.live[0] - RECORD_HEADER_SIZE
-        ):
-            return RARE
-        slab = load(self.base + map_entry_of(record >> EXTENT_SHIFT))
-        if not self.may_free(record, slab, &after):
-            return RARE
-        self.free_(record, slab, after)
-        return True
-
-    def sweep(self, uint64_t extent, uint64_t magic, uint64_t generation):
-        """Free the blocks of an extent that were retired, or marked, in another generation.
-
-        The caller holds a stripe, so that the map stays, and not the space lock.
-
-        Returns:
-            How many; or RARE where one of them cannot be freed here: those before it were.
-        """
-        cdef uint64_t entry_offset, entry, after, size, place, end, word, start
-        cdef long freed = 0
-        if (
-            not self.is_open
-            or not self.live[1]
-            or self.space._owner
-            or not self.is_extent(extent)
-        ):
-            return RARE
-        entry_offset = map_entry_of(extent)
-        entry = load(self.base + entry_offset)
-        if entry & ENTRY_KIND_MASK != KIND_SLAB or entry >> ENTRY_CLASS_SHIFT & 0xFF >= CLASS_COUNT:
-            return RARE
-        size = BLOCK_SIZES[entry >> ENTRY_CLASS_SHIFT & 0xFF]
-        start = place = extent << EXTENT_SHIFT
-        end = start + min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
-        while place < end:
-            word = load(self.base + place)
-            if (
-                <uint32_t>word == magic
-                and word >> GENERATION_SHIFT
-                and word >> GENERATION_SHIFT != generation
-            ):
-                if not self.may_free(place, entry, &after):
-                    return RARE
-                self.free_(place, entry, after)
-                self.versions[RETIRED_SIZE_WORD] -= min(size, self.versions[RETIRED_SIZE_WORD])
-                if magic == MARKED_MAGIC and self.versions[MARKS_WORD]:
-                    self.versions[MARKS_WORD] -= 1
-                entry = after
-                freed += 1
-            place += size
-        return freed
-
-    cdef bint contains_record_of(self, uint64_t tail, const uint8_t *key, uint64_t size) noexcept:
-        """As `Slab.contains_record_of`."""
-        cdef uint64_t offset = tail & SLOT_RECORD_MASK
-        cdef uint64_t entry, size_class
-        if offset < first_record or offset + RECORD_HEADER_SIZE + size > self.live[0]:
-            return False
-        entry = load(self.base + map_entry_of(offset >> EXTENT_SHIFT))
-        size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
-        return (
-            entry & ENTRY_KIND_MASK == KIND_SLAB
-            and size_class < CLASS_COUNT
-            and (offset & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class] == 0
-            and load(self.base + offset) == (tail ^ offset | RECORD_MAGIC)
-            and memcmp(self.base + offset + RECORD_HEADER_SIZE, key, size) == 0
-        )
-
-    cdef inline bint may_retire(self, uint64_t record) noexcept:
-        """Return whether a block that `contains_record_of` was true of can be retired here."""
-        cdef const uint8_t *place = self.base + map_entry_of(record >> EXTENT_SHIFT)
-        cdef uint64_t entry = load(place)
-        cdef uint64_t size = BLOCK_SIZES[entry >> ENTRY_CLASS_SHIFT & 0xFF]
-        return (
-            record & EXTENT_SIZE - 1 < (entry >> ENTRY_FRESH_SHIFT) * size
-            and load_short(place + SLAB_RETIRED_OFFSET) < (entry >> ENTRY_LIVE_SHIFT & 0xFFFF)
-        )
-
-    cdef inline int retire(self, uint64_t record, uint64_t magic) except -1:
-        """Have a record, with this magic from now on, stay in its block until it is reclaimed."""
-        cdef uint64_t entry_offset = map_entry_of(record >> EXTENT_SHIFT)
-        cdef uint64_t word = load(self.base + record) ^ RECORD_MAGIC ^ magic
-        word |= self.versions[GENERATION_WORD] << GENERATION_SHIFT
-        self.versions[RETIRED_SIZE_WORD] += (
-            BLOCK_SIZES[load(self.base + entry_offset) >> ENTRY_CLASS_SHIFT & 0xFF]
-        )
-        self.versions[MARKS_WORD] += magic == MARKED_MAGIC
-        self.write(record, &word, 8)
-        return self.count_retired(entry_offset, 1)
-
-    cdef inline int count_retired(self, uint64_t entry_offset, int difference) except -1:
-        """As `Slab._count_retired`, not below 0."""
-        cdef uint64_t place = entry_offset + SLAB_RETIRED_OFFSET
-        cdef int count = <int>load_short(self.base + place) + difference
-        store_short(self.base + place, <uint64_t>max(count, 0))
-        keep_order()
-        return 0
-
-    cdef bint may_free(self, uint64_t record, uint64_t entry, uint64_t *after) noexcept:
-        """Return whether a block can be freed here; set its extent's entry as it is then.
-
-        `entry` is the first word of that before it.
-        """
-        cdef uint64_t extent = record >> EXTENT_SHIFT
-        cdef uint64_t size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
-        cdef uint64_t live = entry >> ENTRY_LIVE_SHIFT & 0xFFFF
-        cdef uint64_t block, head
-        if entry & ENTRY_KIND_MASK != KIND_SLAB or size_class >= CLASS_COUNT:
-            return False
-        block = (record & EXTENT_SIZE - 1) // BLOCK_SIZES[size_class]
-        after[0] = (entry & rest_mask) - ENTRY_LIVE_ONE + (block << ENTRY_FIRST_FREE_SHIFT)
-        if block >= entry >> ENTRY_FRESH_SHIFT or not live:
-            return False
-        if entry >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
-            head = load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
-            if self.plan is not None or (head != NO_EXTENT and not self.is_extent(head)):
-                return False
-        if live > 1:
-            return True
-        # The extent becomes empty, and so the spare. One that is that already must go first.
-        if self.plan is not None or not self.is_last(extent, block, size_class):
-            return False
-        self.awaits_spare = self.spare[0] != extent and self.has_empty_spare()
-        return not self.awaits_spare
-
-    cdef inline bint has_empty_spare(self) noexcept:
-        """Return whether an extent waits to be put on the list of free ones."""
-        cdef uint64_t entry = load(self.base + map_entry_of(self.spare[0]))
-        return entry & ENTRY_KIND_MASK == KIND_SLAB and not entry >> ENTRY_LIVE_SHIFT & 0xFFFF
-
-    cdef bint is_last(self, uint64_t extent, uint64_t block, uint64_t size_class) noexcept:
-        """Return whether `Slab._check_is_last` would let a block pass."""
-        cdef const uint8_t *start = self.base + (extent << EXTENT_SHIFT)
-        cdef uint64_t entry = load(self.base + map_entry_of(extent))
-        cdef uint64_t size = BLOCK_SIZES[size_class]
-        cdef uint64_t end = min((entry >> ENTRY_FRESH_SHIFT) * size, EXTENT_SIZE)
-        cdef uint64_t place = 0
-        while place < end:
-            if is_magic(load(start + place)) and place != block * size:
-                return False
-            place += size
-        return True
-
-    cdef int free_(self, uint64_t record, uint64_t slab, uint64_t after) except -1:
-        """Free a block of which `may_free` was true."""
-        cdef uint64_t extent = record >> EXTENT_SHIFT
-        cdef uint64_t head = load(self.base + record)
-        cdef uint64_t link = (
-            FREE_MAGIC | (slab >> ENTRY_FIRST_FREE_SHIFT & 0xFFFF) << FREE_NEXT_SHIFT
-        )
-        cdef uint64_t size_class = slab >> ENTRY_CLASS_SHIFT & 0xFF
-        if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
-            self.spare[0] = extent
-        self.write(map_entry_of(extent), &after, 8)
-        if slab >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
-            self.link(extent, size_class)
-            keep_order()
-        if head >> GENERATION_SHIFT and is_magic(head):
-            self.count_retired(map_entry_of(extent), -1)
-        # Last: it ends the record.
-        self.write(record, &link, 8)
-        return 0
-
-    def has_magic(self, uint64_t extent):
-        """Return whether an extent has a magic where a record can begin; RARE (None)."""
-        cdef const uint8_t *start
-        cdef uint64_t place = 0
-        if not self.is_open or not self.is_extent(extent):
-            return RARE
-        start = self.base + (extent << EXTENT_SHIFT)
-        while place < EXTENT_SIZE and not is_magic(load(start + place)):
-            place += BLOCK_ALIGNMENT
-        return place < EXTENT_SIZE
-
-    # --- lists of extents ------------------------------------------------------------------------
-
-    cdef inline bint is_extent(self, uint64_t extent) noexcept:
-        """Return whether `Extents.check` would let a number pass."""
-        return FIXED_EXTENTS <= extent < self.live[0] >> EXTENT_SHIFT
-
-    cdef inline bint has_neighbours(self, uint64_t extent) noexcept:
-        cdef const uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t before = load_short(entry + SLAB_PREVIOUS_OFFSET)
-        cdef uint64_t after = load_short(entry + SLAB_NEXT_OFFSET)
-        return (before == NO_EXTENT or self.is_extent(before)) and (
-            after == NO_EXTENT or self.is_extent(after)
-        )
-
-    cdef inline void link(self, uint64_t extent, uint64_t size_class) noexcept:
-        """As `Slab._link`."""
-        cdef uint8_t *head = self.base + CLASS_HEADS_OFFSET + 2 * size_class
-        cdef uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t after = load_short(head)
-        store_short(entry + SLAB_PREVIOUS_OFFSET, NO_EXTENT)
-        store_short(entry + SLAB_NEXT_OFFSET, after)
-        if after != NO_EXTENT:
-            store_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, extent)
-        store_short(head, extent)
-
-    cdef inline void unlink(self, uint64_t extent, uint64_t size_class) noexcept:
-        """As `Slab._unlink`."""
-        cdef uint8_t *entry = self.base + map_entry_of(extent)
-        cdef uint64_t before = load_short(entry + SLAB_PREVIOUS_OFFSET)
-        cdef uint64_t after = load_short(entry + SLAB_NEXT_OFFSET)
-        if before == NO_EXTENT:
-            store_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class, after)
-        else:
-            store_short(self.base + map_entry_of(before) + SLAB_NEXT_OFFSET, after)
-        if after != NO_EXTENT:
-            store_short(self.base + map_entry_of(after) + SLAB_PREVIOUS_OFFSET, before)
 
 
 cdef inline uint64_t seed_of(
