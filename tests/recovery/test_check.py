@@ -44,7 +44,7 @@ from kvstore.format.layout import (
     map_entry_offset,
     record_checksum,
 )
-from kvstore.format.superblock import pack_identity, pack_state
+from kvstore.format.superblock import pack_identity, pack_state, unpack_state
 from kvstore.recovery.check import check_file, check_image
 from kvstore.recovery.problems import Breach, Problem
 
@@ -234,8 +234,9 @@ def test_impossible_counts_of_extents(plant: Corruption, count: int, durable: in
 
 
 def test_wrong_index_checksum(plant: Corruption) -> None:
-    *fields, checksum, stamp, _ = STATE.unpack_from(plant.image, STATE_OFFSET)
-    plant.put(STATE_OFFSET, pack_state(*fields, checksum ^ 1, plant.seed, stamp))
+    state = unpack_state(bytes(plant.image[STATE_OFFSET:][: STATE.size]), plant.seed)
+    wrong = state._replace(index_checksum=state.index_checksum ^ 1)
+    plant.put(STATE_OFFSET, wrong.pack(plant.seed))
     assert_only(bytes(plant.image), STATE_OFFSET, "state", "index checksum is wrong")
 
 
@@ -665,8 +666,8 @@ def test_retired_and_marked_records_are_wrong_in_a_file_that_was_closed(in_use: 
     extent = in_use.slab_of(b"other")
     _, count, durable, *_ = STATE.unpack_from(in_use.image, STATE_OFFSET)
     in_use.sign_state(1, count, durable, in_use.slab_entry(extent)["live"])
-    *fields, _, _ = STATE.unpack_from(in_use.image, STATE_OFFSET)
-    in_use.put(STATE_OFFSET, pack_state(*fields, in_use.seed, STAMP_LIMIT - 1))
+    state = unpack_state(bytes(in_use.image[STATE_OFFSET:][: STATE.size]), in_use.seed)
+    in_use.put(STATE_OFFSET, state._replace(stamp=STAMP_LIMIT - 1).pack(in_use.seed))
     told = [
         (record_at(in_use, key, mark, magic), Breach.RECORD_RETIRED)
         for key, mark, magic in (
