@@ -628,11 +628,13 @@ class KVStore(MutableMapping[str, Value]):
             return
         try:
             self._reclaim_before_closing()
-            with thread.inside:
-                self._close()
         finally:
-            if waiting:
-                leave()
+            try:
+                with thread.inside:
+                    self._close()
+            finally:
+                if waiting:
+                    leave()
 
     def _reclaim_before_closing(self) -> None:
         """Reclaim what is retired while that is faster; what is left then is for `_close`."""
