@@ -70,19 +70,21 @@ class Flushing:
         try:
             with thread.inside:
                 self._underway.add(ident)
-                count = self._state.now.extent_count
+                cuts, count = self._state.cuts, self._state.now.extent_count
                 if self._group_commit(byte_range) and count > self._state.now.durable_count:
-                    self._count_as_durable(count)
+                    self._count_as_durable(count, cuts)
         finally:
             if is_outermost:
                 self._underway.discard(ident)
             if waiting:
                 leave()
 
-    def _count_as_durable(self, count: int) -> None:
-        with self._state.lock, suppress(StoreFullError):  # an old number is true as well
-            if not self._state.closed and count > self._state.now.durable_count:
-                self._state.set_durable_count(count)
+    def _count_as_durable(self, count: int, cuts: int) -> None:
+        """Note that so many extents are durable, unless the file was cut since."""
+        state = self._state
+        with state.lock, suppress(StoreFullError):  # an old number is true as well
+            if not state.closed and count > state.now.durable_count and cuts == state.cuts:
+                state.set_durable_count(count)
 
     def is_underway_here(self) -> bool:
         """Return whether this very thread leads or follows a flush."""

@@ -23,6 +23,7 @@ class DiskState:
         lock: covers all of this; no other lock is taken under it, but for that of a flush.
         now: the fields; those that a clean state has alone are zero meanwhile.
         closed: nothing more is written, but by whoever closes the file.
+        cuts: how often the file was made shorter.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class DiskState:
     ) -> None:
         self.lock = Lock()
         self.closed = False
+        self.cuts = 0
         was = found.state
         void_stamp = 0 if was.clean else was.stamp
         self.now = State(was.clean, extent_count, was.durable_count, 0, 0, void_stamp)
@@ -64,6 +66,7 @@ class DiskState:
 
     def set_shorter(self, count: int) -> None:
         """Say that the file is this long, and no longer for sure."""
+        self.cuts += 1
         self.write(self.now._replace(extent_count=count, durable_count=count))
 
     def set_durable_count(self, count: int) -> None:
