@@ -165,7 +165,7 @@ def test_popitem_comes_to_an_end_where_a_slot_is_not_in_its_place(
     """It was listed, and not found, and listed again: for ever."""
     store.create("astray", {"n": 1})
     seed = store._file.hash_seed
-    slot = store._slots.find(key_hash(b"astray", seed), b"astray")
+    slot = store._parts.slots.find(key_hash(b"astray", seed), b"astray")
     store.close()
     contents = bytearray(store.path.read_bytes())
     bucket = slot & -BUCKET_SIZE

@@ -31,6 +31,7 @@ from kvstore import (
 )
 from kvstore.file import reentry
 from kvstore.file.datafile import DataFile
+from kvstore.parts import Parts
 
 
 @pytest.fixture(autouse=True)
@@ -214,10 +215,10 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
 
     def call_the_other_amid(number: int) -> None:
         own, other = stores[number], stores[1 - number]
-        real = own._segments.segment_keys
+        real = own._parts.segments.segment_keys
 
         def and_call(position: int, now_ms: int) -> Any:
-            own._segments.segment_keys = real  # type: ignore[method-assign]
+            own._parts.segments.segment_keys = real  # type: ignore[method-assign]
             met.wait(60)
             try:
                 other.stats()
@@ -227,7 +228,7 @@ def test_two_threads_amid_two_stores_do_not_wait_for_each_other(tmp_path: Path) 
                 outcomes.append(None)
             return real(position, now_ms)
 
-        own._segments.segment_keys = and_call  # type: ignore[method-assign]
+        own._parts.segments.segment_keys = and_call  # type: ignore[method-assign]
         list(own)
 
     run_together(partial(call_the_other_amid, 0), partial(call_the_other_amid, 1))
@@ -398,7 +399,7 @@ def closing_elsewhere(
     """Have another thread be at closing `store` as `owner.name` is called, which closes it too."""
     thread = threading.Thread(target=store.close, daemon=True)
     is_closed = threading.Event()
-    set_closed = store._set_closed
+    set_closed = store._parts._set_closed
 
     def tell() -> None:
         set_closed()
@@ -409,7 +410,7 @@ def closing_elsewhere(
         assert is_closed.wait(60)
         store.close()
 
-    monkeypatch.setattr(store, "_set_closed", tell)
+    monkeypatch.setattr(store._parts, "_set_closed", tell)
 
     outcomes = amid(monkeypatch, owner, name, close)
     yield outcomes
@@ -460,11 +461,11 @@ def test_close_that_is_interrupted_once_more_is_not_forgotten(
     store = KVStore(path)
     amid(monkeypatch, kvstore.clock, "time_ns", store.close)
 
-    def interrupt(_self: KVStore) -> None:
+    def interrupt(_self: Parts) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KVStore, "_close", interrupt)
+    monkeypatch.setattr(Parts, "close", interrupt)
     with pytest.raises(KeyboardInterrupt):
         store.create("key", {})
     assert store.closed

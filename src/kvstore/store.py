@@ -1,4 +1,4 @@
-"""`KVStore`: what a program calls. It checks arguments, orders the steps, opens and closes.
+"""`KVStore`: what a program calls. It checks arguments and orders the steps.
 
 An operation on one key first asks the store's fast path, if it has one, which does the common case
 or says that it has done nothing (None): then `one_key` does all of it. `locks` has who may take
@@ -6,27 +6,23 @@ what, and in which order.
 """
 
 import atexit
-import operator
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from enum import Enum
-from math import isfinite
 from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
 from orjson import JSONDecodeError, loads
 
-from . import clock, compiled
 from .all_keys import AllKeys
-from .changes import Changes, exists_error
+from .changes import exists_error
 from .compiled import FastPath
 from .errors import (
     InvalidKeyError,
     KeyExistsError,
     KeyNotFoundError,
-    KVStoreError,
     StoreFullError,
 )
 from .file.reentry import close_at_end, close_reporting, is_inside, leave, thread, waiting
@@ -34,23 +30,15 @@ from .format.codec import Value, check_ttl, decode_value, encode_key, encode_val
 from .format.layout import (
     FREE_BLOCK,
     MAX_FILE_SIZE,
-    MIN_MAX_BYTES,
     RECORD_HEADER_SIZE,
     SLOT_RECORD_MASK,
     STAMP_SHIFT,
 )
-from .index.buckets import wanted_shape
-from .index.extents import Extents
-from .index.records import Records
-from .index.segments import Segments
 from .index.slab import Slab
-from .index.slots import Slots
 from .index.stats import StoreStats
-from .index.versions import Versions
 from .locks import NOT_OPENED, StoreLocks, operation
 from .one_key import OneKey
-from .reclaiming import Reclaimer
-from .recovery.opening import open_file
+from .parts import Parts, check_max_bytes, check_timeout, resolve
 from .views import StoreItems, StoreValues
 
 Default = TypeVar("Default")
@@ -89,7 +77,7 @@ class KVStore(MutableMapping[str, Value]):
         path: the file; a missing one, an empty one, and one of zeros becomes a new store. None: the
             default file, see `kvstore.location`.
         max_bytes: the file does not grow past this, 4 MiB to 1,000,000,000. Not stored in the file.
-        durable: True: `create` and `delete` return when the change is on stable storage. False: a
+        durable: True: what changes a key returns when the change is on stable storage. False: a
             change survives the death of the process at once, power loss after `sync` or `close`.
         timeout: seconds to wait for another process to let go of the file.
 
@@ -126,83 +114,28 @@ class KVStore(MutableMapping[str, Value]):
                 f"{self!r}: __init__ was called again; a store is opened once, make a new one"
             )
         self._was_initialized = True
-        max_bytes = _check_max_bytes(max_bytes)
-        timeout = _check_timeout(timeout)
-        self._path = _resolve(path)
+        max_bytes = check_max_bytes(max_bytes)
+        timeout = check_timeout(timeout)
+        self._path = resolve(path)
         self._durable = bool(durable)
-        self._file = open_file(
+        self._parts = parts = Parts(
             str(self._path),
-            max_bytes,
-            timeout,
-            clock.now_ms(),
+            max_bytes=max_bytes,
+            timeout=timeout,
             durable=self._durable,
             create=self._creates,
         )
-        fast: FastPath | None = None
         try:
-            extents = Extents(self._file)
-            self._versions = versions = Versions(self._file.path, durable=self._durable)
-            self._slab = slab = Slab(self._file, extents, versions)
-            if not self._file.trusted:
-                from .recovery.rebuild import rebuild  # after a crash only
-
-                rebuild(self._file, extents, clock.now_ms())
-            versions.start_after(self._file.latest_stamp, clock.now_ms())
-            self._file.before_flush = slab.note_promises
-            self._records = records = Records(self._file)
-            self._slots = slots = Slots(self._file, slab, records, versions)
-            self._segments = Segments(self._file, extents, slab, slots, versions, compiled.selected)
-            self._locks = locks = StoreLocks(self._file, extents.lock)
-            self._reclaimer = Reclaimer(locks, self._file, slab, versions)
-            fast = self._make_fast_path()
-            changes = Changes(self._file, slab, records, slots, self._segments, versions, fast)
-            self._one_key = OneKey(
-                locks, self._file, slots, records, changes, fast, durable=self._durable
-            )
-            self._all_keys = AllKeys(
-                locks,
-                self._file,
-                extents,
-                slab,
-                self._segments,
-                versions,
-                self._reclaimer,
-                max_bytes=max_bytes,
-                durable=self._durable,
-            )
+            self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
+            self._one_key, self._all_keys = parts.one_key, parts.all_keys
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
-            locks.closed = False  # in this one step it is open
+            self._locks.closed = False  # in this one step it is open
         except BaseException:
-            if self._locks.closed:
-                if fast is not None:
-                    fast.close()
-                self._file.give_up()
+            if parts.locks.closed:
+                parts.give_up()
             raise
-        self._fast = fast  # it does not ask whether the store is open, so not before that
-
-    def _make_fast_path(self) -> FastPath | None:
-        make = compiled.selected.make_fast_path
-        if make is None:
-            return None
-        fast = make(
-            self._file.map,
-            self._file.live,
-            self._slab.spare,
-            self._slab.looked_at,
-            self._versions.words,
-            self._locks.stripes,
-            self._locks.space,
-            self._file.hash_seed,
-            wanted_shape(self._file),
-            vars(clock),
-        )
-        self._slab.fast = self._slots.fast = fast
-        return fast
-
-    def _let_go_of_map(self) -> None:
-        if self._slab.fast is not None:
-            self._slab.fast.close()
+        self._fast = parts.fast  # it does not ask whether the store is open, so not before that
 
     # --- one key -------------------------------------------------------------------------------
 
@@ -288,7 +221,7 @@ class KVStore(MutableMapping[str, Value]):
                 raise
         finally:
             if self._slab.wants_reclaiming:
-                self._reclaimer.keep_up()
+                self._parts.reclaimer.keep_up()
         # Tried again even if another thread was the one to take something back.
         self._all_keys.purge_for_room()
         return store()
@@ -621,62 +554,24 @@ class KVStore(MutableMapping[str, Value]):
             # Here before `_detach_after_fork`: collected as garbage, or closed by a function that
             # the program had registered to run in forked children before it imported this package.
             self._detach_after_fork()
-        if self._has_let_go():
+        if self._parts.have_let_go():
             return
         if is_inside() and self._locks.is_busy_here():
             close_at_end(self)
             return
         try:
-            self._reclaim_before_closing()
+            self._parts.reclaim()
         finally:
             try:
                 with thread.inside:
-                    self._close()
+                    self._parts.close()
             finally:
                 if waiting:
                     leave()
 
-    def _reclaim_before_closing(self) -> None:
-        """Reclaim what is retired while that is faster; what is left then is for `_close`."""
-        if not self._locks.closed and self._versions.retired_size:
-            with suppress(KVStoreError, OSError):
-                self._reclaimer.reclaim()
-
-    def _has_let_go(self) -> bool:
-        return self._locks.closed and (self._file.released or self._file.owned_by_parent)
-
-    def _close(self) -> None:
-        with self._locks.closing:
-            # One that was interrupted on its way is ended by the next.
-            if self._has_let_go():
-                return
-            try:
-                self._locks.with_all_stripes(self._set_closed)
-            finally:
-                if self._locks.closed:
-                    self._let_go_of_map()  # as where a fork came in between
-                    self._close_file()
-
-    def _set_closed(self) -> None:
-        try:
-            self._let_go_of_map()
-        finally:
-            self._locks.set_closed()
-
-    def _close_file(self) -> None:
-        try:
-            if not (self._file.pristine or self._file.closed):
-                self._reclaimer.finish()
-        finally:
-            self._file.latest_stamp = self._versions.latest_stamp
-            self._file.close()
-
     def _detach_after_fork(self) -> None:
         """In a forked child: become a closed store without touching anything of the parent's."""
-        self._let_go_of_map()
-        self._locks.reset_after_fork()
-        self._locks.set_closed()
-        self._file.detach_after_fork()
+        self._parts.detach_after_fork()
 
     def __enter__(self) -> Self:
         if self._locks.closed:
@@ -705,34 +600,6 @@ class KVStore(MutableMapping[str, Value]):
     # A store is equal to itself only: comparing contents would read all of two files.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-
-def _check_max_bytes(max_bytes: SupportsIndex) -> int:
-    number = operator.index(max_bytes)
-    if not MIN_MAX_BYTES <= number <= MAX_FILE_SIZE:
-        raise ValueError(
-            f"max_bytes is {number:,}, allowed are {MIN_MAX_BYTES:,} to {MAX_FILE_SIZE:,}"
-        )
-    return number
-
-
-def _check_timeout(timeout: object) -> float:
-    if isinstance(timeout, int | float) and isfinite(timeout) and timeout >= 0:
-        return float(timeout)
-    raise ValueError(f"timeout is {timeout!r}, allowed is a finite number of seconds, 0 or more")
-
-
-def _resolve(path: str | os.PathLike[str] | None) -> Path:
-    if path is None:
-        from .location import default_path  # platformdirs is needed for this only
-
-        return default_path()
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path is {name!r}, allowed is a str or os.PathLike of str, or None")
-    if not name:
-        raise FileNotFoundError(2, "the path is empty", name)
-    return Path(os.path.abspath(name))
 
 
 @atexit.register

@@ -353,7 +353,7 @@ def test_it_is_made_of_the_parts_of_an_open_store_only(store: KVStore) -> None:
     assert make_fast_path is not None
     file, slab = store._file, store._slab
     right = (
-        file.map, file.live, slab.spare, slab.looked_at, store._versions.words,
+        file.map, file.live, slab.spare, slab.looked_at, store._parts.versions.words,
         store._locks.stripes, store._locks.space, store._file.hash_seed, wanted_shape(file),
         vars(kvstore.clock),
     )  # fmt: skip
@@ -429,7 +429,7 @@ def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: 
         store = KVStore(sys.argv[1])
         if sys.argv[2] == "split_or_compact":
             case.prepare(store)
-        parts = store._slab if sys.argv[2] == "_open_extent" else store._segments
+        parts = store._slab if sys.argv[2] == "_open_extent" else store._parts.segments
         real = getattr(parts, sys.argv[2])
         children = []
         def and_fork(*arguments):

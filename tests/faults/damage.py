@@ -97,8 +97,8 @@ def outlives_the_index(store: KVStore, key: str) -> bool:
     A read needs the one, and rebuilding the index the other.
     """
     encoded = key.encode()
-    slot = store._slots.find(key_hash(encoded, store._file.hash_seed), encoded)
-    return store._records.contains_record_of(
+    slot = store._parts.slots.find(key_hash(encoded, store._file.hash_seed), encoded)
+    return store._parts.records.contains_record_of(
         store._file.words[slot + SLOT_RECORD_OFFSET >> 3], encoded
     )
 

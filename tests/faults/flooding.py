@@ -90,7 +90,7 @@ class Cost:
         self.pages = 0
         for key in keys:
             key_hash = kvstore.format.layout.key_hash(key.encode(), file.hash_seed)
-            slot = store._slots.find(key_hash, key.encode())
+            slot = store._parts.slots.find(key_hash, key.encode())
             assert slot > 0
             passed = (slot >> BUCKET_SHIFT) - (key_hash & BUCKET_COUNT - 1)
             self.pages += passed % BUCKET_COUNT + 1

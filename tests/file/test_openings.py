@@ -299,7 +299,7 @@ def test_durable_store_without_a_way_to_flush_pages_flushes_everything(
         "kvstore.file.flushing.GroupCommit",
         "kvstore.file.lock.FileLock.open_again",
         "kvstore.recovery.rebuild.rebuild",
-        "kvstore.store.Segments",
+        "kvstore.parts.Segments",
     ],
 )
 @pytest.mark.parametrize("before", [None, b""], ids=["missing", "empty"])
@@ -331,7 +331,7 @@ def test_first_opening_that_fails_leaves_what_was_there_before(
     [
         "kvstore.file.platform.map_file",
         "kvstore.recovery.opening.index_checksum",
-        "kvstore.store.Segments",
+        "kvstore.parts.Segments",
     ],
 )
 def test_later_opening_that_fails_leaves_the_store_as_it_is(

@@ -548,7 +548,9 @@ def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full
         with monkeypatch.context() as patch:
             patch.setattr(store._slab, "free", give_some)
             with pytest.raises(StoreFullError):
-                store._segments.split_or_compact(key_hash(keys[0].encode(), seed), clock.now_ms)
+                store._parts.segments.split_or_compact(
+                    key_hash(keys[0].encode(), seed), clock.now_ms
+                )
         assert store.stats().live_size == (SPLIT_AT - 2) * 64
         store._all_keys.purge_for_room()
         assert store.stats().live_size == store.stats().records * 64 == SPLIT_AT // 2 * 64

@@ -140,7 +140,7 @@ def test_page_shows_keys_and_names_as_text_and_never_as_markup(tmp_path: Path) -
     path = tmp_path / "<b>&\x1b.kvs"
     with KVStore(path) as store:
         store.create("<script>alert(1)</script>", {})
-        offset = store._file.words[store._slots.find(*_found(store)) + 40 >> 3] & 0xFFFF_FFFF
+        offset = store._file.words[store._parts.slots.find(*_found(store)) + 40 >> 3] & 0xFFFF_FFFF
     with path.open("r+b") as file:
         file.seek(offset + 24)
         file.write(b"damaged!")

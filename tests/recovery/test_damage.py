@@ -293,7 +293,7 @@ def test_damage_to_a_slot_makes_no_key_that_was_never_created_and_shows_none_twi
 def copy_slot(store: KVStore, key: str, index: int, bucket: int = 0) -> int:
     """Copy the slot of `key` to that place, in the bucket so many before; return its own offset."""
     contents = store._file.map
-    slot = store._slots.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
+    slot = store._parts.slots.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
     home = slot & -BUCKET_SIZE
     other = slot_offset(home - bucket * BUCKET_SIZE, index)
     assert other >> EXTENT_SHIFT == slot >> EXTENT_SHIFT
@@ -323,7 +323,7 @@ def test_expired_key_that_has_two_slots_may_be_created_anew(
 
 def change_slot(store: KVStore, key: str, offset: int, data: bytes) -> None:
     """Write over a part of the slot of `key`, in the open file."""
-    slot = store._slots.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
+    slot = store._parts.slots.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
     store._file.map[slot + offset : slot + offset + len(data)] = data
 
 

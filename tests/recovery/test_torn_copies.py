@@ -131,7 +131,7 @@ def test_segment_that_was_rewritten_in_place_while_it_was_copied(path: Path) -> 
             store.delete(name)
         hash_of_one = key_hash(next(iter(still)).encode(), store._file.hash_seed)
         segment = store._file.directory[hash_of_one >> 49] << EXTENT_SHIFT
-        assert store._segments.split_or_compact(hash_of_one, 0)
+        assert store._parts.segments.split_or_compact(hash_of_one, 0)
         after = path.read_bytes()
     pages = [segment // BUCKET_SIZE + number for number in range(BUCKET_COUNT + 1)]
     torn = 0
@@ -178,7 +178,9 @@ def test_each_rewrite_split_and_rebuild_gives_all_pages_a_shape_that_none_had(pa
         note(extent)
         for name in others:
             store.delete(name)
-        assert store._segments.split_or_compact(key_hash(first.encode(), store._file.hash_seed), 0)
+        assert store._parts.segments.split_or_compact(
+            key_hash(first.encode(), store._file.hash_seed), 0
+        )
         note(extent)
         for name in islice(names, SPLIT_AT):
             store.create(name, {})

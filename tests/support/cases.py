@@ -198,7 +198,7 @@ def _fill_first_segment(store: KVStore) -> None:
     """Use up empty slots, until the next key makes the segment be rewritten."""
     extent = store._file.directory[0]
     number = 0
-    while store._slots.used_slot_count(extent << EXTENT_SHIFT) < SPLIT_AT:
+    while store._parts.slots.used_slot_count(extent << EXTENT_SHIFT) < SPLIT_AT:
         key = f"fill{number}"
         number += 1
         if key_hash(key.encode(), HASH_SEED) >> STRIPE_SHIFT == 0:
@@ -334,7 +334,7 @@ def _setdefault(key: str, value: Value) -> Act:
 
 
 def _reclaim(store: KVStore) -> None:
-    store._reclaimer.reclaim()
+    store._parts.reclaimer.reclaim()
 
 
 def _delete(key: str) -> Act:

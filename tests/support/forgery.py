@@ -90,7 +90,7 @@ def build_deep(path: Path, rng: random.Random) -> State:
             store.create(key, value)
         hash_of_one = _hash(next(iter(deep)), seed)
         # As when it is 7/8 full, which would take longer to make and to read.
-        assert store._segments.split_or_compact(hash_of_one, 0)
+        assert store._parts.segments.split_or_compact(hash_of_one, 0)
         return {**live, **deep, **{key: store[key] for key in ("large 28", "large 29")}}
 
 

@@ -185,7 +185,7 @@ class ScriptedStore:
     def reclaim(self) -> None:
         """Reclaim all that is retired."""
         assert self._store is not None
-        self._store._reclaimer.reclaim()
+        self._store._parts.reclaimer.reclaim()
 
     # --- what is written
 

@@ -136,7 +136,7 @@ class History:
             if key in self._store:
                 self._store.delete(key)
         hash_of_one = key_hash(self._rng.choice(sorted(self.still)).encode(), self._seed)
-        self._store._segments.split_or_compact(hash_of_one, self._clock.now_ms)
+        self._store._parts.segments.split_or_compact(hash_of_one, self._clock.now_ms)
         self._see()
         self._close()
 
