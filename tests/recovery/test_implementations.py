@@ -1,7 +1,6 @@
 """Both implementations recover the same file in the same way, write by write."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from support.clock import FakeClock
 from support.components import NOW_MS, replace_writes
 from support.consistency import assert_consistent
 from support.images import write_image
+from support.record_images import STAMP, Image
 from xxhash import xxh3_64_intdigest
 
 from kvstore import KVStore, compiled
@@ -17,24 +17,19 @@ from kvstore.compiled import COMPILED, PLAIN, Implementation
 from kvstore.format.layout import (
     BLOCK_SIZES,
     DIRECTORY_SHIFT,
-    EXTENT_MAP_OFFSET,
     EXTENT_SIZE,
-    FIXED_EXTENTS,
     IDENTITY,
     KIND_SLAB,
     MARKED_MAGIC,
-    RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
     STAMP_LIMIT,
-    STAMP_SHIFT,
     STATE,
     STATE_OFFSET,
     TIME_LIMIT,
 )
-from kvstore.format.superblock import unpack_state
 from kvstore.index.extents import Extents
 from kvstore.recovery.opening import open_file
 from kvstore.recovery.rebuild import rebuild
@@ -43,62 +38,10 @@ if COMPILED is None:
     pytest.skip("the compiled implementation is not built or not wanted", allow_module_level=True)
 
 BOTH = (PLAIN, COMPILED)
-STAMP = NOW_MS << STAMP_SHIFT
 VOID = STAMP - 1
-
-Hash = Callable[[bytes, int], int]
 
 
 # --- files -------------------------------------------------------------------------------------
-
-
-class Image:
-    """The bytes of a file that was not closed, to forge records in."""
-
-    def __init__(self, contents: bytes, digest: Hash = xxh3_64_intdigest) -> None:
-        self.contents = bytearray(contents)
-        self.seed = IDENTITY.unpack_from(contents)[4]
-        self.digest = digest
-
-    def extents(self, kind: int | None = None) -> list[int]:
-        """Return where the extents begin that can hold records, all or those of one kind."""
-        return [
-            extent * EXTENT_SIZE
-            for extent in range(FIXED_EXTENTS, len(self.contents) // EXTENT_SIZE)
-            if kind in (None, self.contents[EXTENT_MAP_OFFSET + 16 * extent])
-        ]
-
-    def forge(
-        self,
-        offset: int,
-        key: bytes,
-        value: bytes,
-        stamp: int = STAMP,
-        expires_at: int = 0,
-        generation: int = 0,
-        magic: int = RECORD_MAGIC,
-    ) -> None:
-        """Put a record at `offset`, with a true checksum whatever else is wrong with it."""
-        seed = self.digest(key, self.seed) ^ stamp ^ expires_at << 16 ^ offset
-        record = RECORD.pack(
-            magic,
-            len(value),
-            len(key),
-            generation,
-            stamp,
-            expires_at,
-            self.digest(value, seed & 2**64 - 1),
-        )
-        self.put(offset, record + key + value)
-
-    def set_void_stamp(self, stamp: int) -> None:
-        """Say that all records up to this stamp are void."""
-        state = unpack_state(bytes(self.contents[STATE_OFFSET:][: STATE.size]), self.seed)
-        self.put(STATE_OFFSET, state._replace(stamp=stamp).pack(self.seed))
-
-    def put(self, offset: int, data: bytes) -> None:
-        """Overwrite what is at `offset`, no further than the end of the file."""
-        self.contents[offset : offset + len(data)] = data[: len(self.contents) - offset]
 
 
 def some_key(rng: random.Random) -> str:
