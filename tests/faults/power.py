@@ -13,7 +13,8 @@ operation gets its flush, those of other threads may come and go: here they do.
 
 A trial is a row of lives of one file. In each the file is opened, worked on and closed, all of it
 recorded. Images of moments of that life must open and keep every promise; the next life begins with
-one of them. So recovery is cut off as well, and the recovery of what that leaves.
+one of them. So recovery is cut off as well, and the recovery of what that leaves. Some lives are
+ended by a kill: then the next one finds what no disk has yet.
 """
 
 import os
@@ -21,7 +22,7 @@ import random
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ import pytest
 from support import MIB
 from support.consistency import assert_consistent
 from support.images import PAGE, SECTOR, write_image
+from support.threads import run_together
 from support.workload import Value, make_value, random_size
 from support.writing import telling_of_changes
 
@@ -53,6 +55,7 @@ from .laboratory import Experiment
 MAX_BYTES: Final = 4 * MIB
 ROOM_AFTERWARDS: Final = 16 * MIB
 
+FEW_KEYS: Final = 8
 LIVES: Final = 3
 IMAGES: Final = 3  # of each life
 
@@ -146,12 +149,23 @@ class Disk:
         contents: of the file, as processes see it.
         epochs: from flush to flush, the last of them under way.
         acknowledged: what keys are since operations that returned in the last epoch.
+        amid_flush: what others do before whoever flushes hears that it is done.
     """
 
     def __init__(self, contents: bytes, possible: Possible) -> None:
         self.epochs = [Epoch(contents, possible)]
         self.contents = bytearray(contents)
         self.acknowledged: Possible = {}
+        self.amid_flush: Callable[[], object] | None = None
+        self._under_way: dict[str, State | None] = {}
+
+    def after_kill(self) -> "Disk":
+        """Return a disk that has what this one has, and is told the same at first."""
+        disk = Disk(b"", {})
+        disk.epochs = self.epochs[-1:]
+        disk.contents = self.contents
+        disk.acknowledged = self.acknowledged
+        return disk
 
     def write(self, offset: int, data: bytes) -> None:
         self.epochs[-1].changes.append((offset, bytes(data)))
@@ -173,6 +187,8 @@ class Disk:
         last = self.epochs[-1]
         possible = last.allowed(len(last.changes) + 1) | self.acknowledged
         self.acknowledged = {}
+        for key, state in self._under_way.items():
+            possible[key] = (*possible.get(key, (ABSENT,)), state)
         self.epochs.append(Epoch(bytes(self.contents), possible))
 
     def flush_pages(self, start: int, end: int) -> None:
@@ -182,11 +198,17 @@ class Disk:
 
     def intend(self, key: str, state: State | None) -> None:
         """An operation begins."""
+        self._under_way[key] = state
         self._note(key, (state,), certain=False)
 
     def acknowledge(self, key: str, state: State | None) -> None:
         """It has returned: the next flush makes it certain."""
+        self.has_ended(key)
         self.acknowledged[key] = (state,)
+
+    def has_ended(self, key: str) -> None:
+        """No operation on the key is under way."""
+        self._under_way.pop(key, None)
 
     def promise(self) -> None:
         """Whoever calls says that all which was acknowledged is on stable storage."""
@@ -226,11 +248,16 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
         ftruncate(fd, length)
         disk.resize(length)
 
+    def flush_file(*_: object) -> None:
+        disk.flush()
+        if disk.amid_flush is not None:
+            disk.amid_flush()
+
     with pytest.MonkeyPatch.context() as patch, telling_of_changes(before=disk.write):
         patch.setattr(kvstore.file.platform, "reserve", record_reserve)
         patch.setattr(kvstore.file.platform, "write_at", record_write_at)
         patch.setattr(os, "ftruncate", record_ftruncate)
-        patch.setattr(kvstore.file.platform, "flush_file", lambda *_: disk.flush())
+        patch.setattr(kvstore.file.platform, "flush_file", flush_file)
         patch.setattr(
             kvstore.file.platform, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
         )
@@ -364,9 +391,14 @@ def assert_survives(
                 assert room < ROOM_AFTERWARDS, "there was room"
             else:
                 created[key] = value
-        for key in list(contents)[::2][:40]:
-            store.delete(key)
-            del contents[key]
+        for number, key in enumerate(list(contents)[:60]):
+            if number % 3:
+                contents[key] = make_value(key, number, rng.randrange(100))
+                with suppress(StoreFullError):
+                    store.put(key, contents[key])
+            if number % 3 < 2:
+                store.delete(key)
+                del contents[key]
         for key, value in (created | contents).items():
             assert store.read(key) == value
         assert len(store) == len(contents) + len(created)
@@ -398,6 +430,9 @@ def _shown(value: Value | None) -> str:
 
 
 # --- lives of a file ---------------------------------------------------------------------------
+
+
+Store = Callable[[KVStore, str, Value, int | None], None]
 
 
 class Life:
@@ -438,19 +473,38 @@ class Life:
 
     def create(self, key: str, size: int) -> bool:
         """Create a key; tell whether there was room."""
+        return self._store(KVStore.create, key, size)
+
+    def put(self, key: str, size: int) -> bool:
+        """Put a key, whether it is there or not; tell whether there was room."""
+        return self._store(KVStore.put, key, size)
+
+    def _store(self, store: Store, key: str, size: int) -> bool:
         self._marks += 1
-        ttl = self.rng.choice(LIFETIMES)
-        expires = ttl and self._clock.seconds + ttl
         value = make_value(key, self._marks, size) if size else {"mark": self._marks}
-        state = State(value, expires)
+        ttl = self.rng.choice(LIFETIMES)
+        return self._change(key, value, ttl, lambda: store(self.store, key, value, ttl))
+
+    def touch(self, key: str) -> bool:
+        """Give a key that is there another time-to-live; tell whether there was room."""
+        value, ttl = self.live[key].value, self.rng.choice(LIFETIMES)
+        return self._change(key, value, ttl, lambda: self.store.touch(key, ttl))
+
+    def _change(self, key: str, value: Value, ttl: int | None, act: Callable[[], object]) -> bool:
+        state = State(value, ttl and self._clock.seconds + ttl)
         self._disk.intend(key, state)
         self._key = key
+        before = self.live.get(key)
         self.live[key] = state
         try:
-            self.store.create(key, state.value, ttl)
+            act()
         except StoreFullError:
-            self._disk.expired(key)
-            del self.live[key]
+            self._disk.has_ended(key)
+            if before is None:
+                self._disk.expired(key)
+                del self.live[key]
+            else:
+                self.live[key] = before
             return False
         # Unless another operation has come in between, and has returned already.
         if self.live.get(key) is state:
@@ -459,13 +513,33 @@ class Life:
         return True
 
     def delete(self, key: str) -> None:
+        """Delete a key, or pop it."""
         self._disk.intend(key, ABSENT)
         self._key = key
-        del self.live[key]
-        self.store.delete(key)
+        value = self.live.pop(key).value
+        if self.rng.random() < 0.3:
+            assert self.store.pop(key) == value
+        else:
+            self.store.delete(key)
         if key not in self.live:
             self._disk.acknowledge(key, ABSENT)
         self._promise_if_durable()
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        for key in self.live:
+            self._disk.intend(key, ABSENT)
+        amid_flush, self._disk.amid_flush = self._disk.amid_flush, None  # all others wait
+        self.store.clear()
+        self._disk.amid_flush = amid_flush
+        for key in self.live:
+            self._disk.acknowledge(key, ABSENT)
+        self._disk.promise()
+        self.live = {}
+
+    def reclaim(self) -> None:
+        """Reclaim what was retired, as a thread of the store's own does now and then."""
+        self.store._reclaimer.reclaim()
 
     def _promise_if_durable(self) -> None:
         if self.store._durable:
@@ -474,6 +548,22 @@ class Life:
     def sync(self) -> None:
         self.store.sync()
         self._disk.promise()
+
+    @contextmanager
+    def others_amid_flushes(self) -> Iterator[None]:
+        """Have another thread do something while everything is being flushed."""
+
+        def work() -> None:
+            if self.rng.random() < 0.5:
+                self._disk.amid_flush = None
+                run_together(lambda: self.work(self.rng.randrange(1, 5), FEW_KEYS, 500))
+                self._disk.amid_flush = work
+
+        self._disk.amid_flush = None if self.store._durable else work  # that would wait for it
+        try:
+            yield
+        finally:
+            self._disk.amid_flush = None
 
     def let_time_pass(self, seconds: int) -> None:
         """Turn the clock forward; some values expire."""
@@ -495,15 +585,21 @@ class Life:
         self._clock.stands_still = False
 
     def work(self, count: int, population: int = 120, largest: int = 16_000) -> None:
-        """Create and delete at random, the same keys again and again."""
+        """Create, put, touch and delete at random, the same keys again and again."""
         for _ in range(count):
             self._work_on(_key(self.rng.randrange(population)), largest)
 
     def _work_on(self, key: str, largest: int) -> None:
-        if key in self.live:
+        size, chance = min(random_size(self.rng), largest), self.rng.random()
+        if key not in self.live:
+            store = self.create if chance < 0.6 else self.put
+            store(key, size)
+        elif chance < 0.5:
             self.delete(key)
+        elif chance < 0.9:
+            self.put(key, size)
         else:
-            self.create(key, min(random_size(self.rng), largest))
+            self.touch(key)
 
 
 def _key(number: int) -> str:
@@ -561,6 +657,45 @@ def change_classes_durably(life: Life) -> None:
         for key in keys:
             if key in life.live:
                 life.delete(key)
+
+
+def replace_few_keys(life: Life) -> None:
+    """Put, delete, sync and reclaim in any order, while others do so; and let replacements expire.
+
+    Now and then the clock is set back, and keys that were purged are deleted again.
+    """
+    rng = life.rng
+    life.work(rng.randrange(30), FEW_KEYS, 3_000)
+    with life.others_amid_flushes():
+        for _ in range(rng.choice((3, 10, 30))):
+            life.disturb_clock()
+            life.work(rng.choice((1, 2, 10)), FEW_KEYS, rng.choice((100, 3_000)))
+            chance = rng.random()
+            if chance < 0.3:
+                life.sync()
+            elif chance < 0.6:
+                life.reclaim()
+            elif chance < 0.7:
+                life.let_time_pass(2_000)
+                if rng.random() < 0.5:
+                    life.store.purge_expired()
+            elif chance < 0.72:
+                life.clear()
+
+
+def clear_all(life: Life) -> None:
+    """Remove all keys, and store others, of the same names and larger."""
+    rng = life.rng
+    for _ in range(rng.choice((1, 2, 3))):
+        life.disturb_clock()
+        life.work(rng.choice((0, 10, 60)), 40)
+        for number in range(rng.choice((0, 0, 60))):
+            life.put(_key(number), 16_000)
+        if rng.random() < 0.5:
+            life.sync()
+        life.work(rng.randrange(10), FEW_KEYS, 3_000)
+        life.clear()
+        life.work(rng.choice((0, 3, 30)), 40)
 
 
 def grow_durably(life: Life) -> None:
@@ -670,14 +805,16 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
     """Lead a file through its lives, and try images of each."""
     clock = Clock()
     contents, possible = b"", Possible()
+    killed: Disk | None = None
     tried = 0
     for number in range(plan.lives):
         path = write_image(folder / f"life {number}", contents)
-        disk = Disk(contents, possible)
+        disk = killed or Disk(contents, possible)
         for key, states in possible.items():
             if any(state and state.at(clock.seconds) is None for state in states):
                 disk.expired(key)  # recovery takes it back
-        opened = live(plan, path, disk, clock, rng)
+        is_killed = rng.random() < 0.3
+        opened = live(plan, path, disk, clock, rng, is_killed=is_killed)
         outages: dict[int, Outage] = {}
         now_ns = clock.now_ns
         for image_number in range(plan.images + 1):
@@ -686,11 +823,13 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                 outages[epoch] = Outage(disk.epochs[epoch], unit)
             contents = outages[epoch].image(moment, rng, plan.whole_extents)
             possible = disk.epochs[epoch].allowed(moment)
+            killed = None
             clock.now_ns = now_ns
             clock.jump(rng.choice(JUMPS))
             if image_number == plan.images:
-                # The next life begins with this one, or with the file as it was closed.
+                # The next life begins with this one, or with the file as it was left.
                 if rng.random() < 0.5:
+                    killed = disk.after_kill() if is_killed else None
                     last = disk.epochs[-1]
                     contents = bytes(disk.contents)
                     possible = last.allowed(len(last.changes) + 1)
@@ -713,16 +852,20 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
     return tried
 
 
-def live(plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random) -> tuple[int, int]:
-    """Open, work and close; return the epoch and the moment at which it was open."""
+def live(
+    plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random, *, is_killed: bool
+) -> tuple[int, int]:
+    """Open, work and close or die; return the epoch and the moment at which it was open."""
     with recording(disk, clock, in_place=rng.random() < 0.7):
         store = KVStore(path, max_bytes=MAX_BYTES, durable=plan.durable)
         opened = len(disk.epochs) - 1, len(disk.epochs[-1].changes)
         life = Life(store, disk, clock, rng)
         rng.choice(plan.deeds)(life)
-        life.close()
+        if not is_killed:
+            life.close()
+        assert bytes(disk.contents) == path.read_bytes(), "a change went past the write path"
+    store.close()
     assert_consistent(path)
-    assert bytes(disk.contents) == path.read_bytes(), "a change went past the write path"
     return opened
 
 
@@ -753,6 +896,15 @@ PLANS: Final = {
         Plan((work_durably, work_durably, change_classes_durably, grow_durably), durable=True),
         "... amid operations that are durable",
     ),
+    "replacing": (
+        Plan((replace_few_keys,), lives=4),
+        "... amid keys replaced, deleted and reclaimed, with flushes under way",
+    ),
+    "replacing-durably": (
+        Plan((replace_few_keys,), durable=True, lives=4),
+        "... likewise, where each operation is durable",
+    ),
+    "clearing": (Plan((clear_all,), lives=4), "... amid clear and what follows it"),
     "growth": (Plan((grow,)), "... while the file grows, or is full"),
     "classes": (Plan((change_classes,)), "... while extents pass between size classes"),
     "limit": (
