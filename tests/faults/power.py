@@ -150,6 +150,7 @@ class Disk:
         epochs: from flush to flush, the last of them under way.
         acknowledged: what keys are since operations that returned in the last epoch.
         amid_flush: what others do before whoever flushes hears that it is done.
+        is_told: the process lives.
     """
 
     def __init__(self, contents: bytes, possible: Possible) -> None:
@@ -157,6 +158,7 @@ class Disk:
         self.contents = bytearray(contents)
         self.acknowledged: Possible = {}
         self.amid_flush: Callable[[], object] | None = None
+        self.is_told = True
         self._under_way: dict[str, State | None] = {}
 
     def after_kill(self) -> "Disk":
@@ -168,6 +170,8 @@ class Disk:
         return disk
 
     def write(self, offset: int, data: bytes) -> None:
+        if not self.is_told:
+            return
         self.epochs[-1].changes.append((offset, bytes(data)))
         end = offset + len(data)
         assert end <= len(self.contents), "a write behind the end of the file"
@@ -210,11 +214,12 @@ class Disk:
         """No operation on the key is under way."""
         self._under_way.pop(key, None)
 
-    def promise(self) -> None:
-        """Whoever calls says that all which was acknowledged is on stable storage."""
-        for key, states in self.acknowledged.items():
-            self._note(key, states, certain=True)
-        self.acknowledged = {}
+    def promise(self, promised: Possible | None = None) -> None:
+        """Whoever calls says that what was acknowledged, or this of it, is on stable storage."""
+        for key, states in list(self.acknowledged.items()):
+            if promised is None or promised.get(key) is states:
+                self._note(key, states, certain=True)
+                del self.acknowledged[key]
 
     def learn(self, key: str, states: tuple[State | None, ...]) -> None:
         """The file was found to hold this, and has been flushed since it was in doubt."""
@@ -546,8 +551,9 @@ class Life:
             self._disk.promise()
 
     def sync(self) -> None:
+        acknowledged = dict(self._disk.acknowledged)
         self.store.sync()
-        self._disk.promise()
+        self._disk.promise(acknowledged)
 
     @contextmanager
     def others_amid_flushes(self) -> Iterator[None]:
@@ -864,6 +870,7 @@ def live(
         if not is_killed:
             life.close()
         assert bytes(disk.contents) == path.read_bytes(), "a change went past the write path"
+    disk.is_told = False
     store.close()
     assert_consistent(path)
     return opened
