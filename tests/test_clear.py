@@ -1,5 +1,7 @@
 """`clear` empties a store at one stroke and gives its room back."""
 
+import mmap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from support import MIN_MAX_BYTES, scaled
 from support.clock import FakeClock
 from support.files import change_byte, size
 from support.stores import OpenStore, after_death
-from support.threads import run_together
+from support.threads import PATIENCE_SECONDS, run_together
 from support.values import sized_value
 from support.workload import make_value
 
+import kvstore.file.platform
 from kvstore import CorruptStoreError, KeyNotFoundError, KVStore, StoreClosedError, StoreFullError
+from kvstore.file.state import DiskState
 
 
 def fill(store: KVStore, value_size: int) -> int:
@@ -193,6 +197,32 @@ def test_threads_work_on_while_another_one_clears(store: KVStore) -> None:
     store.clear()
     run_together(*(lambda name=name: work(name) for name in range(4)))
     assert {f"last of {name}" for name in range(4)} <= set(store)
+
+
+def test_a_flush_under_way_as_the_store_is_cleared_does_not_vouch_for_its_former_length(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after that, the file was "shorter than its contents", and not opened again."""
+    for number in range(500):
+        store.create(f"k{number}", sized_value(10_000, number))
+    flush_file, set_shorter = kvstore.file.platform.flush_file, DiskState.set_shorter
+    clearing, is_shorter = threading.Thread(target=store.clear), threading.Event()
+
+    def clear_meanwhile(fd: int, mapped: mmap.mmap) -> None:
+        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        flush_file(fd, mapped)
+        clearing.start()
+        assert is_shorter.wait(PATIENCE_SECONDS)
+
+    def say_so(state: DiskState, count: int) -> None:
+        set_shorter(state, count)
+        is_shorter.set()
+
+    monkeypatch.setattr(kvstore.file.platform, "flush_file", clear_meanwhile)
+    monkeypatch.setattr(DiskState, "set_shorter", say_so)
+    store.sync()
+    clearing.join(PATIENCE_SECONDS)
+    assert after_death(store) == {}
 
 
 def test_a_store_that_is_closed_cannot_be_cleared(store: KVStore, open_store: OpenStore) -> None:
