@@ -327,10 +327,9 @@ class Changes:
         stamp = 0  # the next one
         if new.created_at is not None:
             # Fits an absent key that nothing outranks; all else is done in Python.
-            is_stamp = 0 < new.created_at << STAMP_SHIFT < STAMP_LIMIT
-            if not is_stamp or self._versions.marks or self._versions.leaks:
+            stamp = new.created_at << STAMP_SHIFT
+            if not 0 < stamp < STAMP_LIMIT or self._versions.marks or self._versions.leaks:
                 return None
-            stamp = self._versions.stamp_of(new.stripe, new.created_at, None)
             replace = False
         return fast.create_under_locks(
             new.encoded_key, new.encoded, stamp, new.expires_at, new.now_ms, replace
