@@ -6,9 +6,10 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from struct import Struct
+from typing import Any, Final, cast
 
 import pytest
 from support.processes import run_script
@@ -28,15 +29,29 @@ from kvstore import (
 from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
 from kvstore.file.reentry import thread
 from kvstore.format.layout import (
+    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
+    FREE_MAGIC,
+    LAST_STAMPS,
+    MARKED_MAGIC,
+    MARKED_MAGIC_BYTES,
     MAX_VALUE_SIZE,
+    RECORD_HEADER_SIZE,
     RECORD_MAGIC,
+    RECORD_MAGIC_BYTES,
+    RECORD_MAGIC_SIZE,
+    SLOT_EXPIRES_OFFSET,
+    SLOT_OLDER,
     SLOT_RECORD_MASK,
+    STAMP_LIMIT,
     STRIPE_SHIFT,
+    U64,
     VERSION_WORDS,
     key_hash,
 )
 from kvstore.index.buckets import wanted_shape
+
+U32: Final = Struct("<I")
 
 pytestmark = pytest.mark.skipif(
     IMPLEMENTATION != "compiled", reason="the compiled code is not built, or not in use"
@@ -141,6 +156,124 @@ def test_an_empty_value_is_damage_and_not_absence(store: KVStore) -> None:
             read("key")
     assert "key" in store
     store.delete("key")
+
+
+# --- records that follow each other --------------------------------------------------------------
+
+
+def put(fast: FastPath, key: str = "key") -> int:
+    """Put a key, or replace it, and return where its record is."""
+    record = fast.put(key, {"n": 1}, None)
+    assert type(record) is int
+    return record & SLOT_RECORD_MASK
+
+
+def first_word(store: KVStore, record: int) -> tuple[bytes, int]:
+    """Return the magic of a block and its generation."""
+    word = store._file.map[record : record + 8]
+    return word[:4], word[7]
+
+
+def test_a_record_that_nobody_was_promised_is_freed_at_once(store: KVStore, fast: FastPath) -> None:
+    first = put(fast)
+    second = put(fast)
+    assert first_word(store, first) == (U32.pack(FREE_MAGIC), 0)
+    assert put(fast) == first
+    assert first_word(store, second) == (U32.pack(FREE_MAGIC), 0)
+    assert (store._versions.retired_size, store._versions.marks) == (0, 0)
+
+
+@pytest.mark.parametrize("replace", [put, lambda fast: fast.touch("key", None)])
+def test_a_record_that_was_synced_is_retired(
+    store: KVStore, fast: FastPath, replace: Callable[[FastPath], object]
+) -> None:
+    record = put(fast)
+    store.sync()
+    replace(fast)
+    assert first_word(store, record) == (RECORD_MAGIC_BYTES, store._versions.generation)
+    assert (store._versions.retired_size, store._versions.marks) == (64, 0)
+    assert store.read("key") == {"n": 1}
+
+
+@pytest.mark.parametrize("remove", ["delete", "pop"])
+def test_what_may_have_older_records_is_marked(store: KVStore, fast: FastPath, remove: str) -> None:
+    put(fast)
+    store.sync()
+    record = put(fast)
+    assert getattr(fast, remove)("key")
+    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._versions.generation)
+    assert (store._versions.retired_size, store._versions.marks) == (128, 1)
+    assert "key" not in store
+
+
+def test_what_is_damaged_is_not_marked_as_it_is(store: KVStore, fast: FastPath) -> None:
+    """Recovery would not take the mark for a record, and an older one would come back."""
+    put(fast)
+    store.sync()
+    record = put(fast)
+    store._file.write(record + RECORD_HEADER_SIZE + len("key") + 1, b"?")
+    assert fast.pop("key") is fast.touch("key", None) is fast.delete("key") is None
+    assert first_word(store, record) == (RECORD_MAGIC_BYTES, 0)
+    store.delete("key")
+    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._versions.generation)
+
+
+def test_only_what_was_retired_in_other_generations_is_swept(
+    store: KVStore, fast: FastPath
+) -> None:
+    records = [put(fast, f"key {n}") for n in range(3)]
+    store.sync()
+    put(fast, "key 0")
+    put(fast, "key 1")
+    fast.delete("key 1")
+    extent = records[0] >> EXTENT_SHIFT
+    generation = store._versions.generation
+    with store._locks.space:
+        assert fast.sweep(extent, RECORD_MAGIC, 0) is None
+    assert fast.sweep(extent, RECORD_MAGIC, generation) == 0
+    assert fast.sweep(extent, RECORD_MAGIC, generation + 1) == 2
+    assert (store._versions.retired_size, store._versions.marks) == (64, 1)
+    assert fast.sweep(extent, MARKED_MAGIC, generation + 1) == 1
+    assert (store._versions.retired_size, store._versions.marks) == (0, 0)
+    assert fast.sweep(extent, MARKED_MAGIC, generation + 1) == 0
+    assert [first_word(store, record)[1] for record in records] == [0] * 3
+    assert set(store) == {"key", "key 0", "key 2"}
+
+
+@pytest.mark.parametrize("latest", [STAMP_LIMIT - 1, 2**64 - 1])
+def test_no_record_has_a_stamp_at_the_limit(store: KVStore, fast: FastPath, latest: int) -> None:
+    """It would be no record for the next opening."""
+    stripe = key_hash(b"key", store._file.hash_seed) >> STRIPE_SHIFT
+    store._versions.words[LAST_STAMPS + stripe] = latest
+    assert fast.put("key", {}, None) == b"{}"
+    assert fast.touch("key", None) is None
+    assert fast.create_under_locks(b"key", b"{}", 0, 0, 1, True) is None
+    with pytest.raises(CorruptStoreError):
+        store.put("key", {})
+    assert store.read("key") == {"n": 1}
+
+
+def test_a_replacement_is_planned_where_files_are_written_by_calls(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the slot is switched to says that there may be older records; the magic comes last."""
+    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    store = open_store()
+    store.create("key", {"n": 1})
+    store.create("beside", {"n": 1})
+    assert store._fast is not None
+    with store._locks.space:
+        plan = store._fast.create_under_locks(b"key", b"{}", 0, 9, 1, True)
+        assert store._fast.create_under_locks(b"key", b"{}", 1, 9, 1, True) is None  # its own stamp
+    assert type(plan) is tuple
+    slot, record, changes = plan
+    (entry, _, _), (body, _, _), (ending, data, _), *earliest, magic = changes
+    assert entry >> EXTENT_SHIFT == EXTENT_MAP_OFFSET >> EXTENT_SHIFT
+    assert (body, ending) == (record + RECORD_MAGIC_SIZE, slot + SLOT_EXPIRES_OFFSET)
+    assert data[:12] == U64.pack(9) + U32.pack(record | SLOT_OLDER)
+    assert [old for _, _, old in earliest] == [U64.pack(2**64 - 1)] * 2
+    assert magic == (record, RECORD_MAGIC_BYTES, b"")
+    assert store.read("key") == {"n": 1}
 
 
 # --- locks ---------------------------------------------------------------------------------------
