@@ -36,6 +36,7 @@ from kvstore.format.layout import (
     MAX_RECORD_SIZE,
     NO_BLOCK,
     NO_EXTENT,
+    RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     SIZE_CLASSES,
     SLAB_ENTRY,
@@ -115,6 +116,19 @@ def test_block_given_back_holds_no_record_any_more(parts: Components) -> None:
     parts.slab.free(record)
     assert not parts.records.is_record(record)
     assert FREE_BLOCK.unpack_from(parts.file.map, record) == (FREE_MAGIC, NO_BLOCK, 0)
+
+
+def test_block_given_back_without_a_record_leaves_the_count_of_retired_ones(
+    parts: Components,
+) -> None:
+    """Its extent was used for something else before, and the record could not be written."""
+    record, other = take_written(parts), take_written(parts)
+    parts.slab.retire(record)
+    parts.file.write(other, b"\xff" * 8)
+    parts.slab.free(other)
+    assert parts.slab.count_retired() == [record >> EXTENT_SHIFT]
+    parts.slab.sweep(record >> EXTENT_SHIFT, RECORD_MAGIC, 0)
+    assert parts.slab.count_retired() == []
 
 
 def test_full_extent_leaves_the_list_of_its_class_and_comes_back_with_room(

@@ -225,17 +225,19 @@ class Slab:
         if entry >> ENTRY_LIVE_SHIFT & 0xFFFF <= 1:
             self._check_is_last(extent, block, entry)
         head = self._words[offset >> 3]
+        # A block whose record was never written begins with whatever was there.
+        is_retired = head >> GENERATION_SHIFT and head & _MAGIC in (RECORD_MAGIC, MARKED_MAGIC)
         link = FREE_MAGIC | was_first << FREE_NEXT_SHIFT
         # The link last: it ends the record. A disk that refuses a write before it, and then
         # the undoing too, has not taken the record away.
         if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self._make_spare(extent)
-        if was_full or head >> GENERATION_SHIFT:
+        if was_full or is_retired:
             with Rollback(self._file) as rollback:
                 rollback.write(entry_offset, U64.pack(after))
                 if was_full:
                     self._link(extent, size_class, rollback)
-                if head >> GENERATION_SHIFT:
+                if is_retired:
                     self._count_retired(extent, -1, rollback)
                 rollback.write(offset, U64.pack(link))
             return
