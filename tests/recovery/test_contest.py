@@ -20,6 +20,7 @@ from kvstore.compiled import Implementation
 from kvstore.format.found_words import found_offset, found_word
 from kvstore.format.layout import (
     BLOCK_SIZES,
+    DIRECTORY_OFFSET,
     EXTENT_SIZE,
     FIXED_EXTENTS,
     FREE_MAGIC,
@@ -311,6 +312,21 @@ def test_power_lost_between_any_two_flushes_of_a_recovery_brings_back_nothing(
     assert recovered(path, images[-1]) == expected
 
 
+def test_record_of_the_wrong_class_for_its_extent_is_gone_before_what_outranks_it(
+    path: Path, crashed: Crashed
+) -> None:
+    """The extent was for larger records before, and the disk has one of these still."""
+    for number in range(20):
+        crashed.add(f"small {number}", OLD, STAMP)
+    extent = crashed.add("key", NEW, STAMP + 1, magic=MARKED_MAGIC) & -EXTENT_SIZE
+    value = b'{"mark":0,"rest":"%b"}' % (b"x" * 500)
+    crashed.forge(extent + 60 * 576, b"key", value, STAMP)
+    images = images_of_recovery(path, bytes(crashed.contents))
+    for before, after in pairwise(images):
+        for image in subsets(before, after):
+            assert recovered(path, image) == {f"small {n}": OLD for n in range(20)}
+
+
 def test_power_lost_in_the_recovery_after_a_kill_loses_no_key(path: Path, crashed: Crashed) -> None:
     """No disk may have what the process had written; so that is flushed before a loser goes."""
     crashed.add("key", OLD, STAMP, generation=1)
@@ -351,6 +367,55 @@ def test_recovery_flushes_no_more_often_than_there_is_a_reason(
     plain = len(images_of_recovery(path, bytes(crashed.contents)))
     add(crashed)
     assert len(images_of_recovery(path, bytes(crashed.contents))) == plain + flushes
+
+
+# --- whether it may be recovered at all ----------------------------------------------------------
+
+
+def make_in_use(path: Path) -> bytes:
+    """Return a file in use, with a record that is retired and one that is marked."""
+    with KVStore(path) as store:
+        for key in ("kept", "dropped"):
+            store.create(key, OLD)
+        store.sync()
+        for key in ("kept", "dropped"):
+            store[key] = NEW
+        store.delete("dropped")
+        return path.read_bytes()
+
+
+def test_retired_and_marked_records_are_expected_where_the_state_is_damaged(
+    path: Path, implementation: Implementation
+) -> None:
+    """The extent map counts them too; so none is missing, and the file opens."""
+    contents = bytearray(make_in_use(path))
+    contents[STATE_OFFSET] ^= 2
+    assert recovered(path, bytes(contents)) == {"kept": NEW}
+
+
+def test_marked_record_too_many_in_a_closed_file_with_a_damaged_index_is_left_to_a_repair(
+    path: Path, clock: FakeClock, implementation: Implementation
+) -> None:
+    with KVStore(path) as store:
+        store.create("key", OLD)
+    image = Crashed(path.read_bytes())
+    image.add("key", OLD, STAMP + 1, magic=MARKED_MAGIC)
+    image.contents[DIRECTORY_OFFSET] ^= 1
+    with pytest.raises(CorruptStoreError, match="2 whole records, where there should be 1"):
+        KVStore(write_image(path, bytes(image.contents)))
+
+
+@pytest.mark.parametrize("magic", [RECORD_MAGIC, MARKED_MAGIC])
+@pytest.mark.parametrize("field", ["stamp", "expires_at"])
+def test_times_that_look_like_magics_are_not_taken_for_records_that_were_moved(
+    path: Path, crashed: Crashed, magic: int, field: str
+) -> None:
+    """Two milliseconds in 49.7 days look so. Most records then were astray, and none was opened."""
+    moment = (NOW_MS >> 32) + 1 << 32 | magic
+    stamp, expires_at = (moment << 16, 2**44 + 5) if field == "stamp" else (STAMP, moment)
+    for number in range(10):
+        crashed.add(f"key {number}", OLD, stamp + number, expires_at=expires_at)
+    assert recovered(path, crashed) == {f"key {number}": OLD for number in range(10)}
 
 
 # --- a file at its limit -------------------------------------------------------------------------
