@@ -364,6 +364,7 @@ class Changes:
                         taken.append(record)
                     raise
                 if old is not None:
+                    taken.append(record)
                     self._done_with(slot, old, self._is_fresh(old, new.stripe))
         except BaseException:
             if old is not None:
