@@ -180,7 +180,7 @@ def test_a_record_that_nobody_was_promised_is_freed_at_once(store: KVStore, fast
     assert first_word(store, first) == (U32.pack(FREE_MAGIC), 0)
     assert put(fast) == first
     assert first_word(store, second) == (U32.pack(FREE_MAGIC), 0)
-    assert (store._versions.retired_size, store._versions.marks) == (0, 0)
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (0, 0)
 
 
 @pytest.mark.parametrize("replace", [put, lambda fast: fast.touch("key", None)])
@@ -190,8 +190,8 @@ def test_a_record_that_was_synced_is_retired(
     record = put(fast)
     store.sync()
     replace(fast)
-    assert first_word(store, record) == (RECORD_MAGIC_BYTES, store._versions.generation)
-    assert (store._versions.retired_size, store._versions.marks) == (64, 0)
+    assert first_word(store, record) == (RECORD_MAGIC_BYTES, store._parts.versions.generation)
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (64, 0)
     assert store.read("key") == {"n": 1}
 
 
@@ -201,8 +201,8 @@ def test_what_may_have_older_records_is_marked(store: KVStore, fast: FastPath, r
     store.sync()
     record = put(fast)
     assert getattr(fast, remove)("key")
-    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._versions.generation)
-    assert (store._versions.retired_size, store._versions.marks) == (128, 1)
+    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._parts.versions.generation)
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (128, 1)
     assert "key" not in store
 
 
@@ -215,7 +215,7 @@ def test_what_is_damaged_is_not_marked_as_it_is(store: KVStore, fast: FastPath) 
     assert fast.pop("key") is fast.touch("key", None) is fast.delete("key") is None
     assert first_word(store, record) == (RECORD_MAGIC_BYTES, 0)
     store.delete("key")
-    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._versions.generation)
+    assert first_word(store, record) == (MARKED_MAGIC_BYTES, store._parts.versions.generation)
 
 
 def test_only_what_was_retired_in_other_generations_is_swept(
@@ -227,14 +227,14 @@ def test_only_what_was_retired_in_other_generations_is_swept(
     put(fast, "key 1")
     fast.delete("key 1")
     extent = records[0] >> EXTENT_SHIFT
-    generation = store._versions.generation
+    generation = store._parts.versions.generation
     with store._locks.space:
         assert fast.sweep(extent, RECORD_MAGIC, 0) is None
     assert fast.sweep(extent, RECORD_MAGIC, generation) == 0
     assert fast.sweep(extent, RECORD_MAGIC, generation + 1) == 2
-    assert (store._versions.retired_size, store._versions.marks) == (64, 1)
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (64, 1)
     assert fast.sweep(extent, MARKED_MAGIC, generation + 1) == 1
-    assert (store._versions.retired_size, store._versions.marks) == (0, 0)
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (0, 0)
     assert fast.sweep(extent, MARKED_MAGIC, generation + 1) == 0
     assert [first_word(store, record)[1] for record in records] == [0] * 3
     assert set(store) == {"key", "key 0", "key 2"}
@@ -244,7 +244,7 @@ def test_only_what_was_retired_in_other_generations_is_swept(
 def test_no_record_has_a_stamp_at_the_limit(store: KVStore, fast: FastPath, latest: int) -> None:
     """It would be no record for the next opening."""
     stripe = key_hash(b"key", store._file.hash_seed) >> STRIPE_SHIFT
-    store._versions.words[LAST_STAMPS + stripe] = latest
+    store._parts.versions.words[LAST_STAMPS + stripe] = latest
     assert fast.put("key", {}, None) == b"{}"
     assert fast.touch("key", None) is None
     assert fast.create_under_locks(b"key", b"{}", 0, 0, 1, True) is None

@@ -544,7 +544,7 @@ class Life:
 
     def reclaim(self) -> None:
         """Reclaim what was retired, as a thread of the store's own does now and then."""
-        self.store._reclaimer.reclaim()
+        self.store._parts.reclaimer.reclaim()
 
     def _promise_if_durable(self) -> None:
         if self.store._durable:
