@@ -62,8 +62,8 @@ def clean_state(start: bytes, extent_count: int, hash_seed: int) -> State | None
 def count_by_map(start: bytes, extent_count: int) -> int:
     """Return how many records the extent map tells of, or -1 where it is damaged for sure.
 
-    Asked where nothing vouches for it, as the state is damaged; `start` is as in
-    `index_is_consistent`.
+    Those that are retired or marked count too. Asked where nothing vouches for it, as the state is
+    damaged; `start` is as in `index_is_consistent`.
     """
     index = _Index(start, extent_count)
     return index.count_records() if index.has_possible_entries() else -1
