@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 from support import MIB
@@ -33,7 +33,36 @@ from kvstore.format.layout import EXTENT_SIZE, FIXED_EXTENTS, SPLIT_AT
 from .laboratory import Experiment
 
 State = dict[str, Value]
-Step = tuple[str, Value | None]  # a key, with the value to create; None: to delete
+
+
+class Step(NamedTuple):
+    """A call, and what it makes of a key: a value, or None where that is gone."""
+
+    act: Callable[[KVStore], object]
+    key: str | None = None
+    value: Value | None = None
+
+    def apply(self, state: State) -> State:
+        """Return the state after it."""
+        after = dict(state)
+        if self.key is not None:
+            after.pop(self.key, None)
+            if self.value is not None:
+                after[self.key] = self.value
+        return after
+
+
+def create(key: str, value: Value) -> Step:
+    return Step(lambda store: store.create(key, value), key, value)
+
+
+def put(key: str, value: Value) -> Step:
+    return Step(lambda store: store.put(key, value), key, value)
+
+
+def delete(key: str) -> Step:
+    return Step(lambda store: store.delete(key), key)
+
 
 PAGE: Final = 4096
 NUMBERS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -179,20 +208,62 @@ def nothing(_store: KVStore, _keys: list[str]) -> None:
     pass
 
 
-def create(value: Value, key: str = "") -> Callable[[KVStore, list[str]], Step]:
-    return lambda store, keys: (key or new_key(store, keys), value)
+def create_new(value: Value, key: str = "") -> Callable[[KVStore, list[str]], Step]:
+    return lambda store, keys: create(key or new_key(store, keys), value)
 
 
 def create_over_an_expired_one(_store: KVStore, keys: list[str]) -> Step:
-    return keys[3], {"again": 1}
+    return create(keys[3], {"again": 1})
 
 
-def delete(index: int) -> Callable[[KVStore, list[str]], Step]:
-    return lambda _store, keys: (keys[index], None)
+def delete_one(index: int) -> Callable[[KVStore, list[str]], Step]:
+    return lambda _store, keys: delete(keys[index])
 
 
-def delete_a_long_key(_store: KVStore, keys: list[str]) -> Step:
-    return next(key for key in keys if len(key) > 16), None
+def put_over(index: int, value: Value) -> Callable[[KVStore, list[str]], Step]:
+    return lambda _store, keys: put(keys[index], value)
+
+
+def long_key(keys: list[str]) -> str:
+    return next(key for key in keys if len(key) > 16)
+
+
+def touch_one(store: KVStore, keys: list[str]) -> Step:
+    return Step(lambda store: store.touch(keys[0], 50), keys[0], store.read(keys[0]))
+
+
+def purge(_store: KVStore, _keys: list[str]) -> Step:
+    return Step(KVStore.purge_expired)
+
+
+def reclaim(_store: KVStore, _keys: list[str]) -> Step:
+    return Step(lambda store: store._reclaimer.reclaim())
+
+
+def replace_first(store: KVStore, keys: list[str]) -> None:
+    """Have a retired record."""
+    store.put(keys[0], {"replaced": 1})
+
+
+def replace_first_twice(store: KVStore, keys: list[str]) -> None:
+    """Have a retired record, and one that nobody was promised."""
+    store.put(keys[0], LARGE)
+    store.put(keys[0], {"replaced": 2})
+
+
+def create_first_anew(store: KVStore, keys: list[str]) -> None:
+    """Have nothing but a record that nobody was promised."""
+    store.delete(keys[0])
+    store.create(keys[0], {"anew": 1})
+
+
+def retire_and_mark(store: KVStore, keys: list[str]) -> None:
+    for number, key in enumerate(keys[:8]):
+        for value in ({"replaced": 3}, LARGE)[: number % 3]:
+            store.put(key, value)
+            store.sync()
+        if number % 2:
+            store.delete(key)
 
 
 @dataclass(frozen=True)
@@ -202,43 +273,67 @@ class Shape:
     Attributes:
         slots: of the segment of its key that are used.
         prepare: what else is done to the store before it is closed.
-        step: what is cut short; None: a purge.
+        step: what is cut short.
         wait: seconds that go by before that.
         homes: how many buckets of the segment the keys are in.
+        first: what is done in the same opening as that.
     """
 
     slots: int
     prepare: Callable[[KVStore, list[str]], None]
-    step: Callable[[KVStore, list[str]], Step] | None
+    step: Callable[[KVStore, list[str]], Step]
     wait: int = 0
     homes: int = 16
+    first: Callable[[KVStore, list[str]], None] = nothing
 
 
 LARGE: Final = make_value("new", 1, 16_200)
 SHAPES: Final[dict[str, dict[str, Shape]]] = {
     "create": {
-        "the first": Shape(0, nothing, create({"new": "x" * 5_000})),
-        "beside others": Shape(40, nothing, create({"n": 0})),
-        "of a long key": Shape(40, nothing, create({"n": 0}, "🙂" * 32)),
-        "into a freed block": Shape(40, free_a_block, create({"n": 0})),
-        "into the last block": Shape(0, leave_one_block, create(LARGE)),
+        "the first": Shape(0, nothing, create_new({"new": "x" * 5_000})),
+        "beside others": Shape(40, nothing, create_new({"n": 0})),
+        "of a long key": Shape(40, nothing, create_new({"n": 0}, "🙂" * 32)),
+        "into a freed block": Shape(40, free_a_block, create_new({"n": 0})),
+        "into the last block": Shape(0, leave_one_block, create_new(LARGE)),
         "over an expired one": Shape(40, nothing, create_over_an_expired_one, 2_000),
     },
     "delete": {
-        "the only one": Shape(1, nothing, delete(0)),
-        "one of many": Shape(40, nothing, delete(0)),
-        "a long key": Shape(40, nothing, delete_a_long_key),
-        "from a full extent": Shape(0, leave_none, lambda _store, _keys: ("large 1", None)),
+        "the only one": Shape(1, nothing, delete_one(0)),
+        "one of many": Shape(40, nothing, delete_one(0)),
+        "a long key": Shape(40, nothing, lambda _store, keys: delete(long_key(keys))),
+        "from a full extent": Shape(0, leave_none, lambda _store, _keys: delete("large 1")),
     },
-    "purge": {"of expired ones": Shape(8, nothing, None, 2_000)},
+    "put": {
+        "over one on the disk": Shape(40, nothing, put_over(0, {"n": -1})),
+        "of another size": Shape(40, nothing, put_over(0, LARGE)),
+        "over an expired one": Shape(40, nothing, put_over(3, {"again": 1}), 2_000),
+        "over one that replaced another": Shape(
+            40, nothing, put_over(0, {"n": -1}), first=replace_first
+        ),
+        "over a fresh replacement": Shape(
+            40, nothing, put_over(0, {"n": -1}), first=replace_first_twice
+        ),
+        "over a fresh one": Shape(40, nothing, put_over(0, {"n": -1}), first=create_first_anew),
+        "of a long key": Shape(
+            40, nothing, lambda _store, keys: put(long_key(keys), {"n": -1}), first=replace_first
+        ),
+        "with the same value": Shape(40, nothing, touch_one),
+    },
+    "mark": {
+        "of a replacement": Shape(40, nothing, delete_one(0), first=replace_first),
+        "of a fresh replacement": Shape(40, nothing, delete_one(0), first=replace_first_twice),
+        "of the only one": Shape(1, nothing, delete_one(0), first=replace_first),
+    },
+    "reclaiming": {"of all kinds": Shape(40, nothing, reclaim, first=retire_and_mark)},
+    "purge": {"of expired ones": Shape(8, nothing, purge, 2_000)},
     "split": {
-        "into free extents": Shape(SPLIT_AT, nothing, create({"n": 0})),
-        "that drops expired ones": Shape(SPLIT_AT, nothing, create({"n": 0}), 2_000),
-        "that is not needed": Shape(SPLIT_AT, leave_tombstones, create({"n": 0}), homes=14),
+        "into free extents": Shape(SPLIT_AT, nothing, create_new({"n": 0})),
+        "that drops expired ones": Shape(SPLIT_AT, nothing, create_new({"n": 0}), 2_000),
+        "that is not needed": Shape(SPLIT_AT, leave_tombstones, create_new({"n": 0}), homes=14),
     },
     "growth": {
-        "for a record": Shape(1, use_up_extents, create(LARGE)),
-        "for a split": Shape(SPLIT_AT, use_up_extents, create(LARGE)),
+        "for a record": Shape(1, use_up_extents, create_new(LARGE)),
+        "for a split": Shape(SPLIT_AT, use_up_extents, create_new(LARGE)),
     },
 }
 
@@ -283,18 +378,16 @@ class Original:
             self._keys = [key for key in self._keys if key in store]
         self._bytes = original.read_bytes()
         self._clock.advance(shape.wait)
-        path.write_bytes(self._bytes)
-        with KVStore(path) as store:
-            self._contents = dict(store.items())
 
     def refuse(self, fail_at: int, number: int, *, lasting: bool, rng: random.Random) -> bool:
         """Refuse one write of the operation, and look at everything; False: it has not so many."""
         self._path.write_bytes(self._bytes)
         with KVStore(self._path) as store:
             store._file.mark_dirty()
-            before = self._contents
-            step = self._shape.step(store, self._keys) if self._shape.step else None
-            after = apply(before, step)
+            self._shape.first(store, self._keys)
+            before = dict(store.items())
+            step = self._shape.step(store, self._keys)
+            after = step.apply(before)
             reached, raised = self._act(
                 store, step, Refusals(fail_at, number, lasting=lasting, rng=rng)
             )
@@ -313,7 +406,7 @@ class Original:
         return reached
 
     def _act(
-        self, store: KVStore, step: Step | None, refusals: Refusals
+        self, store: KVStore, step: Step, refusals: Refusals
     ) -> tuple[bool, BaseException | None]:
         """Run the operation with a write refused; return whether one was, and what it raised."""
         write = store._file.write
@@ -321,7 +414,7 @@ class Original:
             faulty = FaultyWrites(store._file, refusals.fail_at, OSError(errno.EIO, "refused"))
         try:
             with refusals.of((os, "pwrite")):
-                perform(store, step)
+                step.act(store)
         except (KVStoreError, OSError) as error:
             raised: BaseException | None = error
         else:
@@ -348,45 +441,62 @@ class Original:
             self._assert_holds(store, state)
 
 
-def perform(store: KVStore, step: Step | None) -> None:
-    if step is None:
-        store.purge_expired()
-        return
-    key, value = step
-    if value is None:
-        store.delete(key)
-    else:
-        store.create(key, value)
-
-
-def apply(state: State, step: Step | None) -> State:
-    """Return the state after the step."""
-    after = dict(state)
-    if step is not None:
-        after.pop(step[0], None)
-        if step[1] is not None:
-            after[step[0]] = step[1]
-    return after
-
-
-def go_on(store: KVStore, state: State, step: Step | None, rng: random.Random) -> State:
+def go_on(store: KVStore, state: State, step: Step, rng: random.Random) -> State:
     """Work on, on a disk that has room again, with the key that was refused; return the state.
 
     Where a change could not be undone, nothing is written until the next opening, and this says so.
     """
-    key = step[0] if step is not None else "another"
+    key = step.key or "another"
     if store._file.read_only:
         for _ in range(2):
             with suppress(KVStoreError), pytest.raises(CorruptStoreError, match="be undone"):
                 store.delete(key) if key in store else store.create(key, {})
         return state
-    steps: list[Step] = [(key, None)] if key in state else [(key, {"late": 1}), (key, None)]
-    steps += [(key, LARGE), ("another one", {})]
+    steps = [delete(key)] if key in state else [create(key, {"late": 1}), delete(key)]
+    if rng.random() < 0.5:
+        steps = [put(key, {"late": 2}), put(key, {"late": 3}), delete(key)]
+    steps += [Step(lambda store: store._reclaimer.reclaim())] * rng.randrange(2)
+    steps += [create(key, LARGE), create("another one", {}), put(key, {"late": 4}), delete(key)]
     for each in steps[: rng.randrange(len(steps) + 1)]:
-        perform(store, each)
-        state = apply(state, each)
+        each.act(store)
+        state = each.apply(state)
     store.sync()
     return state
+
+
+def refuse_writes_of_clear(folder: Path, rng: random.Random) -> int:
+    """Refuse each write of a clear: who opens the file next finds all that there was, or nothing.
+
+    What can be read of the store meanwhile is right; nothing is written by it any more.
+    """
+    through("pwrite")
+    stop_clock()
+    path = folder / "test.kvs"
+    with KVStore(path) as store:
+        keys = fill(store, 40)
+    closed = path.read_bytes()
+    for fail_at in itertools.count(1):
+        path.write_bytes(closed)
+        refusals = Refusals(fail_at, rng.choice(NUMBERS), lasting=rng.random() < 0.5, rng=rng)
+        with suppress(KVStoreError, OSError), KVStore(path) as store:
+            retire_and_mark(store, keys)
+            before = dict(store.items())
+            with refusals.of((os, "pwrite")), suppress(KVStoreError, OSError):
+                store.clear()
+                before = {}
+            for key, value in before.items():
+                with suppress(CorruptStoreError):
+                    assert store.get(key, value) == value
+            if refusals.reached and not store._file.read_only:
+                assert dict(store.items()) == before, difference(dict(store.items()), before)
+        with KVStore(path) as store:
+            found = dict(store.items())
+            assert found in (before, {}), f"write {fail_at}: {difference(found, before)}"
+            store.create("late", {})
+        assert_consistent(path)
+        if not refusals.reached:
+            return fail_at - 1
+    raise AssertionError
 
 
 # --- opening, recovery and closing -------------------------------------------------------------
@@ -437,9 +547,15 @@ def make_killed_file(path: Path) -> tuple[bytes, State]:
             store.create(key, value, ttl=1_000 if number % 7 == 0 else None)
             if number % 7:
                 live[key] = value
-        for key in list(live)[::4]:
-            store.delete(key)
-            del live[key]
+        for number, key in enumerate(list(live)):
+            if number % 3 == 0:
+                live[key] = make_value(key, -number, 10 * number)
+                store.put(key, live[key])
+            if number % 4 == 0:
+                store.delete(key)
+                del live[key]
+            if number == 20:
+                store.sync()
         return path.read_bytes(), live
 
 
@@ -453,6 +569,10 @@ def open_and_change(path: Path, live: State, *, allow_io_errors: bool) -> None:
     with suppress(OSError), store:
         assert dict(store.items()) == live, difference(dict(store.items()), live)
         assert len(store) == len(live)
+        for key in [key for key in live if key != "new"][:2]:
+            with suppress(KVStoreError, OSError):
+                store.put(key, {"put": 1})
+                live[key] = {"put": 1}
         with suppress(KVStoreError, OSError):
             store.create("new", {})
             live["new"] = {}
@@ -522,10 +642,17 @@ def live_a_life(path: Path, live: State, prefix: str) -> None:
             with suppress(KVStoreError, OSError):
                 store.create(key, value)
                 live[key] = value
-        for key in list(live)[::3]:
-            with suppress(KVStoreError, OSError):
-                store.delete(key)
-                del live[key]
+        for number, key in enumerate(list(live)):
+            if number % 3 < 2:
+                with suppress(KVStoreError, OSError):
+                    store.put(key, value := make_value(key, number, 8_000 * (number % 2)))
+                    live[key] = value
+            if number % 3 == 0:
+                with suppress(KVStoreError, OSError):
+                    store.delete(key)
+                    del live[key]
+        with suppress(KVStoreError, OSError):
+            store._reclaimer.reclaim()
         with suppress(OSError):
             store.sync()
         assert dict(store.items()) == live, difference(dict(store.items()), live)
@@ -579,7 +706,8 @@ class Witness:
         self._durable = durable
         self._number = 0
         self.live: State = {}
-        self.on_disk: State = {}  # acknowledged as durable, and not touched since
+        # What was acknowledged as durable, and has taken its place since.
+        self.on_disk: dict[str, list[Value]] = {}
 
     def use(self) -> None:
         """Open the file, create, delete, sync and close; raise where anything claims too much."""
@@ -591,7 +719,10 @@ class Witness:
         for _ in range(3):
             for _ in range(2):
                 self._create(store)
+            self._put(store)
             self._claim(store.sync)
+        self._put(store)
+        self._put(store)
         self._delete(store)
         self._claim(store.close)
 
@@ -604,6 +735,23 @@ class Witness:
             # The record is there; that it is on the disk was not said.
             if key in store:
                 self.live[key] = value
+            return
+        self.live[key] = value
+        if self._durable:
+            self._take_down()
+
+    def _put(self, store: KVStore) -> None:
+        key = next(iter(self.live), None)
+        if key is None:
+            return
+        self._number += 1
+        value = {"n": self._number}
+        if key in self.on_disk:
+            self.on_disk[key] = [*self.on_disk[key], value]
+        try:
+            store.put(key, value)
+        except OSError:
+            self.live[key] = store.read(key)
             return
         self.live[key] = value
         if self._durable:
@@ -633,7 +781,7 @@ class Witness:
 
     def _take_down(self) -> None:
         assert not self._platter.failed, "claims to be durable after a flush that failed"
-        self.on_disk = dict(self.live)
+        self.on_disk = {key: [value] for key, value in self.live.items()}
 
 
 def fail_flushes(folder: Path, rng: random.Random) -> int:
@@ -670,13 +818,13 @@ def fail_flushes(folder: Path, rng: random.Random) -> int:
     return tried
 
 
-def check_after_power_loss(path: Path, image: bytes, on_disk: State) -> None:
+def check_after_power_loss(path: Path, image: bytes, on_disk: dict[str, list[Value]]) -> None:
     if not image and not on_disk:
         return
     path.write_bytes(image)
     with KVStore(path) as store:
         found = dict(store.items())
-    lost = [key for key, value in on_disk.items() if found.get(key) != value]
+    lost = [key for key, values in on_disk.items() if found.get(key) not in values]
     assert not lost, f"acknowledged as durable and lost: {lost}"
 
 
@@ -730,6 +878,13 @@ EXPERIMENTS = (
             unavailable=_needs_pwrite,
         )
         for group in SHAPES
+    ),
+    Experiment(
+        "refused-writes-clear",
+        "each write of a clear refused, once or permanently",
+        "refusals",
+        refuse_writes_of_clear,
+        unavailable=_needs_pwrite,
     ),
     Experiment(
         "refused-writes-opening",
