@@ -90,17 +90,25 @@ class AllKeys:
     def _clear(self) -> None:
         if self._locks.closed:
             self._locks.raise_closed()
+        try:
+            self._empty()
+        except (KVStoreError, OSError):
+            raise
+        except BaseException:
+            self._empty()  # what was begun is ended
+            raise
+
+    def _empty(self) -> None:
         versions, file = self._versions, self._file
         # In this one step no record counts any more: see `layout`, "Superblock".
-        file.set_void_stamp(versions.latest_stamp)
+        file.cut(FIRST_FILE_SIZE >> EXTENT_SHIFT, void_stamp=versions.latest_stamp)
         try:
-            file.cut(FIRST_FILE_SIZE >> EXTENT_SHIFT)
             first = FIXED_EXTENTS << EXTENT_SHIFT
             file.write(first, bytes(file.size - first))
             self._rebuild()
             versions.start_after(versions.latest_stamp, clock.now_ms())
             file.set_void_stamp(0)
-        except BaseException as error:
+        except (KVStoreError, OSError) as error:
             file.make_read_only(error)
             raise
 

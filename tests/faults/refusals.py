@@ -237,7 +237,7 @@ def purge(_store: KVStore, _keys: list[str]) -> Step:
 
 
 def reclaim(_store: KVStore, _keys: list[str]) -> Step:
-    return Step(lambda store: store._reclaimer.reclaim())
+    return Step(lambda store: store._parts.reclaimer.reclaim())
 
 
 def replace_first(store: KVStore, keys: list[str]) -> None:
@@ -455,7 +455,7 @@ def go_on(store: KVStore, state: State, step: Step, rng: random.Random) -> State
     steps = [delete(key)] if key in state else [create(key, {"late": 1}), delete(key)]
     if rng.random() < 0.5:
         steps = [put(key, {"late": 2}), put(key, {"late": 3}), delete(key)]
-    steps += [Step(lambda store: store._reclaimer.reclaim())] * rng.randrange(2)
+    steps += [Step(lambda store: store._parts.reclaimer.reclaim())] * rng.randrange(2)
     steps += [create(key, LARGE), create("another one", {}), put(key, {"late": 4}), delete(key)]
     for each in steps[: rng.randrange(len(steps) + 1)]:
         each.act(store)
@@ -652,7 +652,7 @@ def live_a_life(path: Path, live: State, prefix: str) -> None:
                     store.delete(key)
                     del live[key]
         with suppress(KVStoreError, OSError):
-            store._reclaimer.reclaim()
+            store._parts.reclaimer.reclaim()
         with suppress(OSError):
             store.sync()
         assert dict(store.items()) == live, difference(dict(store.items()), live)

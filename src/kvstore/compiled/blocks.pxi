@@ -252,8 +252,9 @@ cdef class Blocks:
             BLOCK_SIZES[load(self.base + entry_offset) >> ENTRY_CLASS_SHIFT & 0xFF]
         )
         self.versions[MARKS_WORD] += magic == MARKED_MAGIC
-        self.write(record, &word, 8)
-        return self.count_retired(entry_offset, 1)
+        self.count_retired(entry_offset, 1)
+        # Last: a mark takes the record away.
+        return self.write(record, &word, 8)
 
     @cython.final
     cdef inline int count_retired(self, uint64_t entry_offset, int difference) except -1:

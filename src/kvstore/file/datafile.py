@@ -31,6 +31,7 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     HOLDER_OFFSET,
+    STATE_OFFSET,
     map_entry_offset,
 )
 from kvstore.format.quick_check import clean_state
@@ -230,6 +231,8 @@ class DataFile:
         The map must be private. `make_read_only` follows when the index is whole.
         """
         self.in_memory = True
+        # It may be so since the disk refused to take back a change.
+        self.read_only, self._by_pwrite.refusing = False, None
         self._use(writers.ThroughMap(self.map, self.words))
 
     # --- growing and flushing ------------------------------------------------------------------
@@ -248,19 +251,27 @@ class DataFile:
         self.require_full_flush()
         self.live[0] = self.size = count << EXTENT_SHIFT
 
-    def cut(self, count: int) -> None:
-        """Shorten the file to `count` extents, in which is all that counts of it. Flushes.
+    def cut(self, count: int, void_stamp: int) -> None:
+        """Shorten the file to `count` extents; records with stamps up to this are void. Flushes.
 
-        The caller has made sure that nobody else is in the file. Where it raises, nothing more must
-        be written.
+        The caller has made sure that nobody else is in the file. What interrupts it leaves it as it
+        was or as it is to be, or in between; then it is to be done again.
 
         Raises:
-            OSError: the disk did not take it.
+            StoreFullError, OSError: the disk did not take it; the file is as it was.
         """
-        # First: a file that is shorter than its state says is refused.
-        with self._state.lock:
-            self._state.set_shorter(count)
-        self._flushing.flush_contents()
+        state = self._state
+        with state.lock:
+            before = state.now
+            state.set_shorter(count, void_stamp)
+        try:
+            # First: a file that is shorter than its state says is refused.
+            self._flushing.flush_contents()
+        except OSError:
+            with state.lock:
+                self.restore(STATE_OFFSET, before.pack(self.hash_seed))
+                state.now = before
+            raise
         self.live[0] = self.size = count << EXTENT_SHIFT
         os.ftruncate(self._held.fd, self.size)
 

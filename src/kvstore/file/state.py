@@ -64,10 +64,10 @@ class DiskState:
         """Say how long the file is by now."""
         self.write(self.now._replace(extent_count=count))
 
-    def set_shorter(self, count: int) -> None:
-        """Say that the file is this long, and no longer for sure."""
+    def set_shorter(self, count: int, void_stamp: int) -> None:
+        """Say that the file is this long, and no longer for sure, and which records are void."""
         self.cuts += 1
-        self.write(self.now._replace(extent_count=count, durable_count=count))
+        self.write(self.now._replace(extent_count=count, durable_count=count, stamp=void_stamp))
 
     def set_durable_count(self, count: int) -> None:
         """Say how long it is at least on stable storage. Where that fails, it is said later."""

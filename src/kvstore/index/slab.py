@@ -275,8 +275,9 @@ class Slab:
         self._versions.words[RETIRED_SIZE_WORD] += BLOCK_SIZES[size_class]
         self._versions.words[MARKS_WORD] += magic == MARKED_MAGIC
         with Rollback(self._file) as rollback:
-            rollback.write(offset, U64.pack(head))
             self._count_retired(offset >> EXTENT_SHIFT, 1, rollback)
+            # Last: a mark takes the record away, and a disk may refuse the undoing too.
+            rollback.write(offset, U64.pack(head))
 
     def _count_retired(self, extent: int, difference: int, rollback: Rollback) -> None:
         place = map_entry_offset(extent) + SLAB_RETIRED_OFFSET
