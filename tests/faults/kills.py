@@ -25,14 +25,13 @@ from typing import Any, Final, NoReturn
 from unittest import mock
 
 from support.consistency import assert_consistent
-from support.workload import Value, Workload, difference, make_value
+from support.workload import Operation, Value, Workload, difference, make_value
 
 from kvstore import KVStore
 
 from .laboratory import Experiment, Trial
 
 State = dict[str, Value]
-Operation = tuple[str, Value | None]
 Acknowledge = Callable[[int], object]
 Work = Callable[[Acknowledge], None]
 
@@ -105,8 +104,8 @@ def kill_amid_rewrites(folder: Path, rng: random.Random) -> int:
 def kill_during_creation(folder: Path, rng: random.Random) -> int:
     """Kill workers while they create the file."""
     file = folder / "test.kvs"
-    value = {"first": True}
-    work = partial(_work_and_wait, file, [("key", value)])
+    value = make_value("key", 1, 10)
+    work = partial(_work_and_wait, file, [Operation("key", value, is_there=False)])
     whole = _time_of(work)
     for number in range(ROUNDS):
         file.unlink(missing_ok=True)
@@ -211,7 +210,7 @@ def _operate_until_killed(
 
     def operate(thread: int) -> None:
         for operation in workloads[thread]:
-            _do(store, operation)
+            operation.do(store)
             acknowledge(thread)
 
     def run(thread: int) -> None:
@@ -231,7 +230,7 @@ def _work_and_wait(file: Path, operations: list[Operation], acknowledge: Acknowl
     """Open the file, work, acknowledge, and wait for the kill with the store open."""
     with KVStore(file) as store:
         for operation in operations:
-            _do(store, operation)
+            operation.do(store)
         acknowledge(0)
         _wait_for_the_end()
 
@@ -240,7 +239,7 @@ def _work_and_close(file: Path, operations: list[Operation], acknowledge: Acknow
     """Open the file, work, acknowledge, close, acknowledge that, and wait for the kill."""
     store = KVStore(file)
     for operation in operations:
-        _do(store, operation)
+        operation.do(store)
     acknowledge(0)
     store.close()
     acknowledge(1)
@@ -268,18 +267,10 @@ def _die_at_a_flush(
     for number, operation in enumerate(operations):
         if number == len(operations) // 2:
             store.sync()
-        _do(store, operation)
+        operation.do(store)
         acknowledge(0)
     store.close()
     acknowledge(1)
-
-
-def _do(store: KVStore, operation: Operation) -> None:
-    key, value = operation
-    if value is None:
-        store.delete(key)
-    else:
-        store.create(key, value)
 
 
 def _wait_for_the_end() -> NoReturn:
@@ -363,7 +354,7 @@ def _operations(rng: random.Random, state: State, count: int) -> list[Operation]
 
 
 def _replay(state: State, operation: Operation) -> None:
-    key, value = operation
+    key, value, _ = operation
     if value is None:
         del state[key]
     else:
@@ -387,12 +378,12 @@ def _settle(
         operations = iter(workloads[thread])
         for operation in islice(operations, done[thread]):
             _replay(expected, operation)
-        key, value = next(operations)
+        under_way = next(operations)
         if part != expected:
-            _replay(expected, (key, value))
+            _replay(expected, under_way)
         assert part == expected, (
-            f"thread {thread}, under way: {'delete' if value is None else 'create'} {key!r}: "
-            + difference(part, expected)
+            f"thread {thread}, under way: {'delete' if under_way.value is None else 'store'} "
+            f"{under_way.key!r}: " + difference(part, expected)
         )
         after.append(part)
     assert sum(map(len, after)) == len(found), "a key that no thread has written"
@@ -458,22 +449,22 @@ def _experiment(name: str, what: str, trial: Trial, short: int = 1) -> Experimen
 EXPERIMENTS = (
     _experiment(
         "of-a-thread",
-        "of creates and deletes in one thread",
+        "of creates, puts and deletes in one thread",
         partial(kill_during_operations, rounds=12, threads=1),
     ),
     _experiment(
         "of-threads",
-        "of creates and deletes in four threads",
+        "of creates, puts and deletes in four threads",
         partial(kill_during_operations, rounds=12, threads=4),
     ),
     _experiment(
         "of-a-durable-thread",
-        "of durable creates and deletes in one thread",
+        "of durable creates, puts and deletes in one thread",
         partial(kill_during_operations, rounds=10, threads=1, durable=True, most_operations=200),
     ),
     _experiment(
         "of-durable-threads",
-        "of durable creates and deletes in four threads",
+        "of durable creates, puts and deletes in four threads",
         partial(kill_during_operations, rounds=10, threads=4, durable=True, most_operations=200),
     ),
     _experiment("amid-rewrites", "of rewriting segments", kill_amid_rewrites),

@@ -843,12 +843,12 @@ def refuse_at_random(folder: Path, rng: random.Random) -> int:
         refusals = Refusals(fail_at, rng.choice(NUMBERS), lasting=rng.random() < 0.1, rng=rng)
         with refusals.of((os, "pwrite")):
             try:
-                if key in live:
+                if key in live and rng.random() < 0.5:
                     store.delete(key)
                     del live[key]
                 else:
                     value = make_value(key, number, random_size(rng))
-                    store.create(key, value)
+                    (store.put if key in live or number % 2 else store.create)(key, value)
                     live[key] = value
             except (KVStoreError, OSError):
                 refused += 1

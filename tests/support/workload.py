@@ -1,4 +1,4 @@
-"""Random creates and deletes that repeat from their seed, with values that cannot be mixed up.
+"""Random changes of keys that repeat from their seed, with values that cannot be mixed up.
 
 Every value says which key it belongs to and which operation wrote it, all through its length: a
 sector of another value in it, or of an older one of the same key, makes it a value never written.
@@ -6,7 +6,9 @@ sector of another value in it, or of an older one of the same key, makes it a va
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
+
+from kvstore import KVStore
 
 Value = dict[str, Any]
 
@@ -31,6 +33,24 @@ def random_size(rng: random.Random) -> int:
     return rng.randrange(rng.choice((60, 60, 200, 200, 600, 2_000, 15_000)))
 
 
+class Operation(NamedTuple):
+    """What becomes of a key: a value, or None where it is to be gone; and how, as it is there."""
+
+    key: str
+    value: Value | None
+    is_there: bool
+
+    def do(self, store: KVStore) -> None:
+        """Do it, now by this member, now by that one."""
+        key, value, is_there = self
+        if value is None:
+            store.delete(key)
+        elif is_there or value["mark"] % 2:
+            store.put(key, value)
+        else:
+            store.create(key, value)
+
+
 class Workload:
     """An endless row of operations on a set of keys, the same for the same `rng` and `live`.
 
@@ -39,7 +59,7 @@ class Workload:
         live: the values that are there at the beginning. It is not changed.
         prefix: what all the keys begin with.
         population: how many different keys there are.
-        grow: the chance of creating where a delete would do as well.
+        grow: the chance of creating where a change of what is there would do as well.
     """
 
     def __init__(
@@ -60,20 +80,23 @@ class Workload:
         self._grow = grow
         self._largest = largest
 
-    def __iter__(self) -> Iterator[tuple[str, Value | None]]:
-        """Yield keys with the value to create; with None where the key is to be deleted."""
+    def __iter__(self) -> Iterator[Operation]:
+        """Yield operations, each as is fit after those before it."""
         rng = self._rng
         while True:
             key = self._key(rng.randrange(self._population))
             if key in self._live:
                 if rng.random() < self._grow and len(self._live) < self._population:
                     continue
-                self._live.remove(key)
-                yield key, None
-            else:
-                self._live.add(key)
-                self._marks += 1
-                yield key, make_value(key, self._marks, min(random_size(rng), self._largest))
+                if rng.random() < 0.5:
+                    self._live.remove(key)
+                    yield Operation(key, None, is_there=True)
+                    continue
+            is_there = key in self._live
+            self._live.add(key)
+            self._marks += 1
+            value = make_value(key, self._marks, min(random_size(rng), self._largest))
+            yield Operation(key, value, is_there)
 
     def _key(self, number: int) -> str:
         # One in five is longer than the 32 bytes of a slot, and agrees with others in these.
