@@ -214,8 +214,8 @@ def test_a_flush_under_way_as_the_store_is_cleared_does_not_vouch_for_its_former
         clearing.start()
         assert is_shorter.wait(PATIENCE_SECONDS)
 
-    def say_so(state: DiskState, count: int) -> None:
-        set_shorter(state, count)
+    def say_so(state: DiskState, count: int, void_stamp: int) -> None:
+        set_shorter(state, count, void_stamp)
         is_shorter.set()
 
     monkeypatch.setattr(kvstore.file.platform, "flush_file", clear_meanwhile)

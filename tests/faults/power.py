@@ -398,9 +398,10 @@ def assert_survives(
                 created[key] = value
         for number, key in enumerate(list(contents)[:60]):
             if number % 3:
-                contents[key] = make_value(key, number, rng.randrange(100))
+                value = make_value(key, number, rng.randrange(100))
                 with suppress(StoreFullError):
-                    store.put(key, contents[key])
+                    store.put(key, value)
+                    contents[key] = value
             if number % 3 < 2:
                 store.delete(key)
                 del contents[key]
