@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import scaled, seeded_random
+from support.disks import quick_folder
 from support.images import PAGE, SECTOR, write_image
 from support.stores import after_death
 from support.workload import Value
@@ -64,22 +65,25 @@ class Scene:
         And what is left where power is lost in that, recovered with the clock as it was.
         """
         start_ns = self.clock.now_ns
-        for image in self._images(self.disk, since, scaled(20)):
+        for image in self._images(self.disk, since, scaled(8)):
             recovery = Disk(image, {})
             found = self._recover(recovery, start_ns + later * 10**9)
             assert is_right(found), f"found {found}"
-            for number, left in enumerate(self._images(recovery, (0, 0), 3)):
+            for number, left in enumerate(self._images(recovery, (0, 0), 2)):
                 found = self._recover(Disk(left, {}), start_ns + number % 2 * later * 10**9)
                 assert is_right(found), f"found {found} after power loss in recovery"
         self.clock.now_ns = start_ns
 
     def _images(self, disk: Disk, since: tuple[int, int], count: int) -> Iterator[bytes]:
         rng = self._rng
-        for number in range(count):
-            epoch = rng.randrange(since[0], len(disk.epochs))
+        outages: dict[tuple[int, int], Outage] = {}
+        for _ in range(count):
+            epoch, unit = rng.randrange(since[0], len(disk.epochs)), rng.choice((SECTOR, PAGE))
+            if (epoch, unit) not in outages:
+                outages[epoch, unit] = Outage(disk.epochs[epoch], unit)
             first = since[1] if epoch == since[0] else 0
             moment = rng.randint(first, len(disk.epochs[epoch].changes))
-            yield Outage(disk.epochs[epoch], (SECTOR, PAGE)[number % 2]).image(moment, rng, 0.1)
+            yield outages[epoch, unit].image(moment, rng, 0.1)
 
     def _recover(self, disk: Disk, now_ns: int) -> Seen:
         """Open the file that a disk has; return what is in it."""
@@ -93,8 +97,9 @@ class Scene:
 
 
 @pytest.fixture(params=[True, False], ids=["through the map", "by pwrite"])
-def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Scene:
-    return Scene(tmp_path, in_place=request.param)
+def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    with quick_folder(tmp_path) as folder:
+        yield Scene(folder, in_place=request.param)
 
 
 def test_a_durable_delete_after_a_durable_put_does_not_bring_the_old_value_back(
