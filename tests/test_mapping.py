@@ -20,6 +20,7 @@ from kvstore import (
     StoreClosedError,
 )
 from kvstore.all_keys import AllKeys
+from kvstore.index.segments import Segments
 
 # Enough for several splits of segments after a store of some hundred keys.
 MANY = 20_000
@@ -257,6 +258,26 @@ def test_no_key_is_counted_to_tell_whether_there_is_any(
     assert bool(store) is True
     with pytest.raises(AssertionError, match="counted"):
         len(store)
+
+
+def test_one_segment_is_looked_at_where_a_key_was_found_before(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a store that was all but emptied, whose other segments hold nothing."""
+    looked_at: list[int] = []
+    any_key = Segments.any_key
+
+    def look(segments: Segments, position: int, now_ms: int) -> tuple[str | None, int, str]:
+        looked_at.append(position)
+        return any_key(segments, position, now_ms)
+
+    _fill(store, 3000)
+    for number in range(2999):
+        store.delete(f"k{number}")
+    assert store
+    monkeypatch.setattr(Segments, "any_key", look)
+    assert store
+    assert len(looked_at) == 1
 
 
 def test_whether_a_closed_store_holds_a_key_cannot_be_told(store: KVStore) -> None:

@@ -265,6 +265,11 @@ class StoreMachine(RuleBasedStateMachine):
     def sync(self) -> None:
         self.store.sync()
 
+    @rule()
+    def reclaim(self) -> None:
+        """As a store does by itself where much of the file is retired, or it is full."""
+        self.store._parts.reclaimer.reclaim()
+
     @invariant()
     def the_count_is_right(self) -> None:
         if hasattr(self, "store"):
