@@ -192,8 +192,8 @@ their extent. They are reclaimed in this order: flush; clear what was retired be
 what was marked before that. So a file that is clean has none. `kvstore.index.versions` tells what a
 store keeps in memory for that. What is left of a store that was not closed is settled by recovery:
 
-1. Of the whole records of a key the one with the latest stamp wins; of equal stamps a marked one.
-   All others are cleared. Flush.
+1. Flush: a process that died has left changes that no disk has. Of the whole records of a key the
+   one with the latest stamp wins; of equal stamps a marked one. All others are cleared. Flush.
 2. Winners that are marked, or have expired, are cleared. Flush.
 
 Under one flush the disk could keep a loser and lose the mark that outranks it.
