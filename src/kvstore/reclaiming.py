@@ -86,6 +86,9 @@ class Reclaimer:
         if self._running._is_owned():
             raise StoreBusyError(f"{self._file.path}: this thread is reclaiming space already")
         with self._running:
+            # Asked here: whoever closes the store waits for this lock before the file is unmapped.
+            if self._locks.closed:
+                self._locks.raise_closed()
             if self._slab.count_retired():
                 self._reclaim()
 

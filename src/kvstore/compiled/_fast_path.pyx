@@ -479,7 +479,7 @@ cdef class FastPath(Blocks):
             the bytes to be there and those that are there (none for a record's). First comes the
             block's entry, then the record but for its magic, ..., and last the magic. Between them,
             of a new key: the slot, earliest expiries, entry and control byte of the segment; of one
-            that is there: the last 16 bytes of its slot, earliest expiries. What becomes of the
+            that is there: earliest expiries, the last 16 bytes of its slot. What becomes of the
             record before is left to the caller.
         """
         cdef uint64_t size = PyBytes_GET_SIZE(key), key_hash
@@ -598,13 +598,7 @@ cdef class FastPath(Blocks):
             | value_size << SLOT_VALUE_SIZE_SHIFT
             | key_size << SLOT_KEY_SIZE_SHIFT,
         )
-        if found > 0:
-            self.write(
-                slot + SLOT_EXPIRES_OFFSET,
-                image + SLOT_EXPIRES_OFFSET,
-                SLOT_SIZE - SLOT_EXPIRES_OFFSET,
-            )
-        else:
+        if found < 0:
             memset(image, 0, SLOT_KEY_SIZE)
             memcpy(image, key, min(key_size, SLOT_KEY_SIZE))
             self.write(slot, image, SLOT_SIZE)
@@ -615,7 +609,13 @@ cdef class FastPath(Blocks):
             earliest = entry_offset + SEGMENT_EARLIEST_OFFSET
             if expires_at < load(self.base + earliest):
                 self.write(earliest, &expires_at, 8)
-        if found < 0:
+        if found > 0:
+            self.write(
+                slot + SLOT_EXPIRES_OFFSET,
+                image + SLOT_EXPIRES_OFFSET,
+                SLOT_SIZE - SLOT_EXPIRES_OFFSET,
+            )
+        else:
             control = self.base[control_of(slot)]
             entry += ENTRY_LIVE_ONE + (0 if control else ENTRY_USED_ONE)
             self.write(entry_offset, &entry, 8)

@@ -208,9 +208,9 @@ class Slots:
         tail = (
             record_and_flags | value_size << SLOT_VALUE_SIZE_SHIFT | key_size << SLOT_KEY_SIZE_SHIFT
         )
-        self._file.write(slot + SLOT_EXPIRES_OFFSET, SLOT_ENDING.pack(expires_at, tail))
         if expires_at:
             self._note_expiry(slot, expires_at)
+        self._file.write(slot + SLOT_EXPIRES_OFFSET, SLOT_ENDING.pack(expires_at, tail))
 
     def add_flags(self, slot: int, flags: int) -> None:
         """Set flags of a live slot; where the disk refuses, as `DataFile.restore` does."""
