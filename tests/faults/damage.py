@@ -144,28 +144,47 @@ def iterate(store: KVStore, live: State, before: dict[str, str]) -> None:
 
 
 def change(store: KVStore, live: State, before: dict[str, str], rng: random.Random) -> None:
-    """Delete and create: it works, or raises a `KVStoreError`; what worked can be seen."""
+    """Delete, put and create: it works, or raises a `KVStoreError`; what worked can be seen."""
     harmed = [key for key in sorted(live) if before[key] == "error"]
     for key in harmed[:40] + rng.sample(sorted(live), 40):
-        if before[key] == "right":
+        if before[key] in ("right", "error") and rng.random() < 0.4:
+            before[key] = _put(store, key, rng) or before[key]
+        elif before[key] == "right":
             if _or_error(lambda: store.delete(key)) is None and key not in store:  # noqa: B023
                 before[key] = "deleted"
         elif before[key] == "error":
-            try:
-                store.create(key, {"over": "damage"})
-            except KeyExistsError:
-                if _or_error(lambda: store.delete(key)) is None:  # noqa: B023
-                    _or_error(lambda: store.create(key, live[key]))  # noqa: B023
-            except KVStoreError:
-                pass
-            else:
-                before[key] = "created"
+            before[key] = _create_over(store, key, live[key]) or "error"
     # Of the sizes that `build` deleted some of: these take their blocks.
     for number in range(500, 580):
         key = str(number)
         value = make_value(key, number, rng.choice(SIZES))
         if _or_error(lambda: store.create(key, value)) is None:  # noqa: B023
             assert look_at(store, key, value) == "right", f"{key!r} was created just now"
+
+
+def _put(store: KVStore, key: str, rng: random.Random) -> str | None:
+    """Put a key, and now and then delete it; return "put", or None where that raised an error."""
+    value = {"put": "over it", "x": "x" * rng.choice(SIZES)}
+    if isinstance(_or_error(lambda: store.put(key, value)), KVStoreError):
+        return None
+    assert look_at(store, key, value) == "right", f"{key!r} was put just now"
+    if rng.random() < 0.3:
+        _or_error(lambda: store.delete(key))
+    return "put"
+
+
+def _create_over(store: KVStore, key: str, value: Value) -> str | None:
+    """Create a damaged key: as a rule it has to be deleted first."""
+    try:
+        store.create(key, {"over": "damage"})
+    except KeyExistsError:
+        if _or_error(lambda: store.delete(key)) is None:
+            _or_error(lambda: store.create(key, value))
+    except KVStoreError:
+        pass
+    else:
+        return "created"
+    return None
 
 
 def _or_error(act: Callable[[], Any]) -> Any:

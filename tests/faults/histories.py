@@ -125,6 +125,24 @@ class Recorder:
         else:
             self.note(key, "create", start, mark, ttl=ttl)
 
+    def put(self, key: str, ttl: int | None) -> None:
+        mark, start = next(self.marks), next(self.moments)
+        try:
+            self.store.put(key, self.value(key, mark), ttl)
+        except StoreFullError:
+            self.note(key, "put", start, done=False)
+        else:
+            self.note(key, "put", start, mark, ttl=ttl)
+
+    def pop(self, key: str) -> None:
+        start = next(self.moments)
+        try:
+            value = self.store.pop(key)
+        except KeyNotFoundError:
+            self.note(key, "pop", start, done=False)
+        else:
+            self.note(key, "pop", start, self.mark_of(key, value))
+
     def delete(self, key: str) -> None:
         start = next(self.moments)
         try:
@@ -226,10 +244,12 @@ class Round:
     def _call(self, recorder: Recorder, dice: random.Random, ttls: Sequence[int | None]) -> None:
         for _ in range(CALLS):
             key, chance = dice.choice(CONTENDED), dice.random()
-            if chance < 0.4:
+            if chance < 0.25:
                 recorder.create(key, dice.choice(ttls))
+            elif chance < 0.45:
+                recorder.put(key, dice.choice(ttls))
             elif chance < 0.65:
-                recorder.delete(key)
+                dice.choice((recorder.delete, recorder.pop))(key)
             else:
                 dice.choice((recorder.read, recorder.read, recorder.look, recorder.ttl))(key)
 
@@ -240,6 +260,7 @@ class Round:
     def _purge(self) -> None:
         for _ in range(3):
             self._store.purge_expired()
+            self._store._parts.reclaimer.reclaim()
 
     def _set_clock(self, settings: list[Operation]) -> None:
         dice = random.Random(self._rng.random())
@@ -376,8 +397,10 @@ class Owner:
         number = rng.randrange(200)
         key = f"{self.name}{'é' * 16 if number % 5 == 0 else ''}{number}"
         chance = rng.random()
-        if chance < 0.45:
+        if chance < 0.3:
             self._create(store, key)
+        elif chance < 0.5:
+            self._put(store, key)
         elif chance < 0.65:
             self._delete(store, key)
         elif chance < 0.97:
@@ -408,9 +431,18 @@ class Owner:
             assert key not in live, f"{key!r} was created again while it was there"
             live[key] = value
 
+    def _put(self, store: KVStore, key: str) -> None:
+        value = make_value(key, self.calls, self._rng.choice(self._sizes))
+        with suppress(StoreFullError):
+            store.put(key, value, self._rng.choice((None, None, 10**6)))
+            self.live[key] = value
+
     def _delete(self, store: KVStore, key: str) -> None:
         try:
-            store.delete(key)
+            if self.calls % 2:
+                assert store.pop(key) == self.live[key], f"{key!r} had another's value"
+            else:
+                store.delete(key)
         except KeyNotFoundError:
             assert key not in self.live, f"{key!r} was lost"
         else:

@@ -359,7 +359,10 @@ class Crowd:
                 case 0 | 1 | 2 | 3 if len(own) < 200:
                     self.store.create(key, value, self._rng.choice((None, 10**6)))
                     self.live[key] = value
-                case 4 | 5 | 6 if own:
+                case 4 if own:
+                    self.store.put(own[0], value, self._rng.choice((None, 10**6)))
+                    self.live[own[0]] = value
+                case 5 | 6 if own:
                     self.store.delete(own[0])
                     del self.live[own[0]]
                 case 7 if own:
