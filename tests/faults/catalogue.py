@@ -11,6 +11,7 @@ from . import (
     full_disks,
     histories,
     hostile,
+    hot_keys,
     inspector,
     interrupts,
     kills,
@@ -43,6 +44,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *clocks.EXPERIMENTS,
     *flooding.EXPERIMENTS,
     *hostile.EXPERIMENTS,
+    *hot_keys.EXPERIMENTS,
     *inspector.EXPERIMENTS,
     *superseding_model.EXPERIMENTS,
 )

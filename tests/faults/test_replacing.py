@@ -16,9 +16,9 @@ from support.images import PAGE, SECTOR, write_image
 from support.stores import after_death
 from support.workload import Value
 
+from faults.hot_keys import count_retired
 from faults.power import MAX_BYTES, Clock, Disk, Outage, recording
 from kvstore import KVStore
-from kvstore.format.layout import EXTENT_MAP_OFFSET, FIXED_EXTENTS, KIND_SLAB, SLAB_ENTRY
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="changes are recorded on Linux only"
@@ -201,13 +201,6 @@ def test_keys_that_share_their_first_32_bytes_have_their_own_older_records(
         return {key: found[key] for key in LONG_KEYS if key in found} == expected
 
     scene.assert_after_power_loss(was_synced, is_right)
-
-
-def count_retired(store: KVStore) -> int:
-    """Count what the extent map says is retired."""
-    end = EXTENT_MAP_OFFSET + SLAB_ENTRY.size * store._file.extent_count
-    entries = list(SLAB_ENTRY.iter_unpack(store._file.map[EXTENT_MAP_OFFSET:end]))
-    return sum(retired for kind, *_, retired, _ in entries[FIXED_EXTENTS:] if kind == KIND_SLAB)
 
 
 def test_a_hot_key_holds_one_retired_record_however_often_it_is_written(store: KVStore) -> None:

@@ -80,6 +80,7 @@ class History:
         acts = (
             *(self._fill, self._fill, self._empty, self._expire),
             *(self._rewrite, self._close, self._close, self._be_killed),
+            *(self._replace, self._replace),
         )
         self._store = KVStore(self._path, max_bytes=MAX_BYTES)
         with self._seen_at_rewrites():
@@ -122,6 +123,20 @@ class History:
 
     def _fill(self) -> None:
         self._create(self._store, self._rng.randrange(1, SEGMENT_SLOTS // 2))
+
+    def _replace(self) -> None:
+        """Put some keys, and delete some of these; reclaim what was retired for that."""
+        for key in self._rng.sample(sorted(self._moving), len(self._moving) // 3):
+            for mark in range(2, self._rng.randrange(3, 6)):
+                size = self._rng.choice((0, 60, 300, 5_000))
+                self._store.put(key, make_value(key, mark, size), self._rng.choice((None, 50)))
+            if self._rng.random() < 0.3:
+                self._moving.remove(key)
+                self._store.delete(key)
+        self._see()
+        if self._rng.random() < 0.5:
+            with before_each_flush(self._see):
+                self._store._parts.reclaimer.reclaim()
 
     def _empty(self) -> None:
         for key in self._rng.sample(sorted(self._moving), len(self._moving) // 2):
