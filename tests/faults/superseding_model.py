@@ -336,10 +336,12 @@ def recover(disk: Disk, now: int, without: str | None) -> None:
     ]
     if without == "recovered void":
         disk.write(disk.void, 0)
-    if losers and without != "winners are flushed":
+    # What is void may have been cleared already, and no disk know it.
+    is_unsettled = bool(losers or disk.void.now)
+    if is_unsettled and without != "winners are flushed":
         disk.flush()
     clear(losers)
-    if losers and without != "losers before marks":
+    if is_unsettled and without != "losers before marks":
         disk.flush()
     if disk.void.now:
         disk.write(disk.void, 0)
