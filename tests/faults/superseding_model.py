@@ -341,7 +341,8 @@ def recover(disk: Disk, now: int, without: str | None) -> None:
     if is_unsettled and without != "winners are flushed":
         disk.flush()
     clear(losers)
-    if is_unsettled and without != "losers before marks":
+    # Nor may one know of the losers that a recovery before this one has cleared.
+    if (is_unsettled or gone) and without != "losers before marks":
         disk.flush()
     if disk.void.now:
         disk.write(disk.void, 0)
