@@ -465,6 +465,7 @@ class Life:
         self._marks = rng.getrandbits(32) << 20
         self._key = ""  # of the operation under way
         self._is_between = False
+        self.has_others = False  # which do something while everything is flushed
         self._flush_record = store._file.flush_record
         setattr(store._file, "flush_record", self._flush_after_others)  # noqa: B010 - typing
 
@@ -535,9 +536,7 @@ class Life:
         """Remove all keys."""
         for key in self.live:
             self._disk.intend(key, ABSENT)
-        amid_flush, self._disk.amid_flush = self._disk.amid_flush, None  # all others wait
         self.store.clear()
-        self._disk.amid_flush = amid_flush
         for key in self.live:
             self._disk.acknowledge(key, ABSENT)
         self._disk.promise()
@@ -545,7 +544,8 @@ class Life:
 
     def reclaim(self) -> None:
         """Reclaim what was retired, as a thread of the store's own does now and then."""
-        self.store._parts.reclaimer.reclaim()
+        with self._others_amid_flushes():
+            self.store._parts.reclaimer.reclaim()
 
     def _promise_if_durable(self) -> None:
         if self.store._durable:
@@ -553,12 +553,16 @@ class Life:
 
     def sync(self) -> None:
         acknowledged = dict(self._disk.acknowledged)
-        self.store.sync()
+        with self._others_amid_flushes():
+            self.store.sync()
         self._disk.promise(acknowledged)
 
     @contextmanager
-    def others_amid_flushes(self) -> Iterator[None]:
-        """Have another thread do something while everything is being flushed."""
+    def _others_amid_flushes(self) -> Iterator[None]:
+        """Have another thread do something while everything is flushed, if it is to be so.
+
+        What would wait for that flush is not done: durable operations, and a store's first change.
+        """
 
         def work() -> None:
             if self.rng.random() < 0.5:
@@ -566,7 +570,8 @@ class Life:
                 run_together(lambda: self.work(self.rng.randrange(1, 5), FEW_KEYS, 500))
                 self._disk.amid_flush = work
 
-        self._disk.amid_flush = None if self.store._durable else work  # that would wait for it
+        if self.has_others and not (self.store._durable or self.store._file.pristine):
+            self._disk.amid_flush = work
         try:
             yield
         finally:
@@ -673,21 +678,21 @@ def replace_few_keys(life: Life) -> None:
     """
     rng = life.rng
     life.work(rng.randrange(30), FEW_KEYS, 3_000)
-    with life.others_amid_flushes():
-        for _ in range(rng.choice((3, 10, 30))):
-            life.disturb_clock()
-            life.work(rng.choice((1, 2, 10)), FEW_KEYS, rng.choice((100, 3_000)))
-            chance = rng.random()
-            if chance < 0.3:
-                life.sync()
-            elif chance < 0.6:
-                life.reclaim()
-            elif chance < 0.7:
-                life.let_time_pass(2_000)
-                if rng.random() < 0.5:
-                    life.store.purge_expired()
-            elif chance < 0.72:
-                life.clear()
+    life.has_others = True
+    for _ in range(rng.choice((3, 10, 30))):
+        life.disturb_clock()
+        life.work(rng.choice((1, 2, 10)), FEW_KEYS, rng.choice((100, 3_000)))
+        chance = rng.random()
+        if chance < 0.3:
+            life.sync()
+        elif chance < 0.6:
+            life.reclaim()
+        elif chance < 0.7:
+            life.let_time_pass(2_000)
+            if rng.random() < 0.5:
+                life.store.purge_expired()
+        elif chance < 0.72:
+            life.clear()
 
 
 def clear_all(life: Life) -> None:
