@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from time import sleep
 from typing import Final
 
 from . import clock
@@ -151,7 +152,7 @@ class AllKeys:
         Raises:
             CorruptStoreError: after all keys that can be told, where damage hides others.
         """
-        # A segment only ever splits, so the end of its run is the start of another's permanently.
+        # Segments split and merge meanwhile. Those before the position have been told of.
         position = 0
         damage: list[str] = []
         while position < DIRECTORY_ENTRIES:
@@ -201,23 +202,69 @@ class AllKeys:
                 with self._locks.stripes[number]:
                     if self._locks.closed:
                         self._locks.raise_closed()
-                    extent, position, due = self._segments.segment_expiry(position, clock.now_ms())
+                    _, following, due = self._segments.segment_expiry(position, clock.now_ms())
                 if due:
                     if self._file.pristine:
                         self._locks.mark_dirty()
-                    purged += self._purge_segment(number, extent)
+                    purged += self._purge_segment(number, position)
+                position = following
         if purged and self._durable:
             self._file.flush()
         return purged
 
-    def _purge_segment(self, stripe: int, extent: int) -> int:
+    def _purge_segment(self, stripe: int, position: int) -> int:
         with self._locks.stripes[stripe]:
             if self._locks.closed:
                 self._locks.raise_closed()
             try:
                 # The time anew: what was created after the clock was set back has not expired by
                 # an earlier reading of it.
-                return self._segments.purge(extent, clock.now_ms())
+                return self._segments.purge(self._file.directory[position], clock.now_ms())
+            except KVStoreError:
+                raise
+            except BaseException:
+                self._file.require_rebuild()
+                raise
+
+    @operation(flushes=True)
+    def merge_segments(self) -> int:
+        """Merge what can be of the table's segments; return how many extents became free.
+
+        Damaged segments stay as they are.
+
+        Raises:
+            StoreFullError, OSError: the disk refused a write.
+        """
+        return self._merge()
+
+    def _merge(self) -> int:
+        merged = 0
+        for number in range(STRIPE_COUNT):
+            position = number * _DIRECTORY_PER_STRIPE
+            while position < (number + 1) * _DIRECTORY_PER_STRIPE:
+                # One segment, or two, under the stripe at a time: others get their turn in between.
+                with self._locks.stripes[number]:
+                    if self._locks.closed:
+                        self._locks.raise_closed()
+                    is_mergeable, following = self._segments.is_mergeable(position)
+                if is_mergeable:
+                    if self._file.pristine:
+                        self._locks.mark_dirty()
+                    if self._merge_segment(number, position):
+                        merged += 1
+                        following = position  # what they became may have a buddy now
+                position = following
+                sleep(0)
+        return merged
+
+    def _merge_segment(self, stripe: int, position: int) -> bool:
+        with self._locks.stripes[stripe]:
+            if self._locks.closed:
+                self._locks.raise_closed()
+            try:
+                return self._segments.merge(position, clock.now_ms())
+            except CorruptStoreError:
+                return False
             except KVStoreError:
                 raise
             except BaseException:

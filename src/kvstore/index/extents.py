@@ -23,6 +23,7 @@ from kvstore.format.layout import (
     KIND_FREE,
     NO_EXTENT,
     SLAB_ENTRY,
+    SLAB_NEXT_OFFSET,
     U16,
     map_entry_offset,
 )
@@ -53,14 +54,7 @@ class Extents:
         file = self._file
         extent = file.shorts[FREE_EXTENTS_OFFSET >> 1]
         if extent != NO_EXTENT and not (for_segment and file.freed_may_come_back):
-            self.check(extent)
-            entry = SLAB_ENTRY.unpack_from(file.map, map_entry_offset(extent))
-            if entry[0] != KIND_FREE:
-                raise CorruptStoreError(
-                    f"{file.path}: extent {extent} is on the list of free extents, but its entry "
-                    f"at byte {map_entry_offset(extent):,} says kind {entry[0]}"
-                )
-            rollback.write(FREE_EXTENTS_OFFSET, U16.pack(entry[6]))
+            rollback.write(FREE_EXTENTS_OFFSET, U16.pack(self._after_free(extent)))
             return extent
         extent = file.shorts[FRESH_EXTENT_OFFSET >> 1]
         while extent >= file.extent_count:
@@ -68,6 +62,37 @@ class Extents:
         file.prefault(extent)
         rollback.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
         return extent
+
+    def allocate_before(self, limit: int, rollback: Rollback) -> int:
+        """As `allocate` for a segment, but of the free extents before that number.
+
+        Returns:
+            `NO_EXTENT` where there is none, or those there are wait for a flush.
+        """
+        file, link = self._file, FREE_EXTENTS_OFFSET
+        if file.freed_may_come_back:
+            return NO_EXTENT
+        for _ in range(file.extent_count):
+            extent = file.shorts[link >> 1]
+            if extent == NO_EXTENT:
+                return NO_EXTENT
+            following = self._after_free(extent)
+            if extent < limit:
+                rollback.write(link, U16.pack(following))
+                return extent
+            link = map_entry_offset(extent) + SLAB_NEXT_OFFSET
+        raise CorruptStoreError(f"{file.path}: the list of free extents does not end")
+
+    def _after_free(self, extent: int) -> int:
+        """Return what follows `extent` on the list of free ones; raise where it cannot be there."""
+        self.check(extent)
+        entry = SLAB_ENTRY.unpack_from(self._file.map, map_entry_offset(extent))
+        if entry[0] != KIND_FREE:
+            raise CorruptStoreError(
+                f"{self._file.path}: extent {extent} is on the list of free extents, but its "
+                f"entry at byte {map_entry_offset(extent):,} says kind {entry[0]}"
+            )
+        return int(entry[6])
 
     def free(self, extent: int, rollback: Rollback) -> None:
         """Put `extent` on the list of free ones. The caller holds `lock`; nothing points to it."""

@@ -1,11 +1,14 @@
-"""The segments of the table, an extendible hash: split, compacted, counted and gone through.
+"""The segments of the table, an extendible hash: split, merged, counted and gone through.
 
 What an operation does with one slot is in `slots`, with the invariants. Unless they say otherwise,
 the caller of these functions holds the stripe of the segment.
+
+A position in the directory names the segment that covers it, however segments are split, merged and
+moved meanwhile; an extent does so only while the stripe is held.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from kvstore.compiled import Implementation
@@ -30,7 +33,9 @@ from kvstore.format.layout import (
     FINGERPRINT_SHIFT,
     KIND_SEGMENT,
     MAX_DEPTH,
+    MIN_DEPTH,
     NO_EXPIRY,
+    NO_EXTENT,
     REBUILDS_OFFSET,
     RECORD_EXPIRES_OFFSET,
     RECORD_HEADER_SIZE,
@@ -77,7 +82,7 @@ _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
 
 
 class Segments:
-    """Splits, compacts and goes through the segments of `file`, by one implementation.
+    """Splits, merges and goes through the segments of `file`, by one implementation.
 
     Made once the index of the file is there: it keeps how often that was rebuilt.
     """
@@ -124,7 +129,11 @@ class Segments:
         depth, prefix = depth_and_prefix(self._file, extent, position)
         if depth == MAX_DEPTH and not self._has_any_to_drop(extent, now_ms):
             return False
-        lower, upper, expired = self._partition_slots(extent, depth, prefix, now_ms)
+        lower, upper, expired, lost = self._partition_slots(extent, depth, prefix, now_ms)
+        if lost:
+            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
+            # when the index is next rebuilt.
+            self._file.require_rebuild()
         count = (len(lower) + len(upper)) // MEMBER.size
         if count > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
             try:
@@ -148,21 +157,15 @@ class Segments:
 
     def _partition_slots(
         self, extent: int, depth: int, prefix: int, now_ms: int
-    ) -> tuple[bytes, bytes, list[bytes]]:
-        """Return a segment's members by the half of its hashes that they are in, and what expired.
+    ) -> tuple[bytes, bytes, list[bytes], int]:
+        """As `segment.partition_slots`, of a segment whose pages are checked first.
 
         This loop is what the slowest creates take their time for.
         """
-        file = self._file
-        check_buckets(file, extent)
-        lower, upper, expired, lost = self._implementation.partition_slots(
-            self._map, file.size, extent, depth, prefix, now_ms, file.hash_seed
+        check_buckets(self._file, extent)
+        return self._implementation.partition_slots(
+            self._map, self._file.size, extent, depth, prefix, now_ms, self._file.hash_seed
         )
-        if lost:
-            # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
-            # when the index is next rebuilt.
-            file.require_rebuild()
-        return lower, upper, expired
 
     def _has_any_to_drop(self, extent: int, now_ms: int) -> bool:
         """Return whether by its entry a segment has tombstones, or may hold expired slots."""
@@ -201,6 +204,123 @@ class Segments:
                 with self._extents.lock, Rollback(self._file) as rollback:
                     self._extents.free(upper_extent, rollback)
             raise
+
+    # --- merged and moved ----------------------------------------------------------------------
+
+    def is_mergeable(self, position: int) -> tuple[bool, int]:
+        """Look whether the segment at a directory position and its buddy can be one.
+
+        Returns:
+            Whether `merge` would go about it; the position of the next segment.
+        """
+        following, damage = self._next_position(position)
+        try:
+            return not damage and self._find_buddies(position) is not None, following
+        except CorruptStoreError:
+            return False, following
+
+    def merge(self, position: int, now_ms: int) -> bool:
+        """Have the segment at a directory position and its buddy become one, in the lower's extent.
+
+        Only where they are of one depth, and have at most half a segment's live slots together. The
+        upper's extent becomes free. Expired slots are dropped, as by a rewrite; where others are
+        damaged, nothing is done. Takes the space lock.
+
+        Returns:
+            Whether they did.
+
+        Raises:
+            CorruptStoreError: a page of them is damaged; nothing has changed.
+            StoreFullError, OSError: the disk refused a write; nothing has changed.
+        """
+        buddies = self._find_buddies(position)
+        if buddies is None:
+            return False
+        depth, prefix, extents = buddies
+        members, expired = b"", []
+        for extent, first in zip(extents, (prefix, prefix + segment_run(depth)), strict=True):
+            lower, upper, due, lost = self._partition_slots(extent, depth, first, now_ms)
+            if lost:
+                return False
+            members += lower + upper
+            expired += due
+        if len(members) > SEGMENT_SLOTS // 2 * MEMBER.size:
+            return False  # their entries say fewer
+        rewrites = max(rewrites_after(self._file, extent, self._undone) for extent in extents)
+        with self._counting_undone(), self._extents.lock, Rollback(self._file) as rollback:
+            lower_extent, upper_extent = extents
+            self._write_segment(lower_extent, depth - 1, prefix, rewrites, members, rollback)
+            self._lead_to(lower_extent, depth - 1, prefix, upper_extent, rollback)
+        self._free_records(expired)
+        return True
+
+    def _find_buddies(self, position: int) -> tuple[int, int, tuple[int, int]] | None:
+        """Return depth, prefix and extents, lower first, of two segments that `merge` is for."""
+        depth, prefix = depth_and_prefix(self._file, self._directory[position], position)
+        if depth == MIN_DEPTH:
+            return None
+        run = segment_run(depth)
+        prefix &= ~run
+        extents = self._directory[prefix], self._directory[prefix + run]
+        for extent, first in zip(extents, (prefix, prefix + run), strict=True):
+            if depth_and_prefix(self._file, extent, first) != (depth, first):
+                return None
+        live = sum(
+            self._words[map_entry_offset(extent) >> 3] >> ENTRY_LIVE_SHIFT & _COUNT_MASK
+            for extent in extents
+        )
+        return (depth, prefix, extents) if live <= SEGMENT_SLOTS // 2 else None
+
+    def relocate(self, position: int, before: int, now_ms: int) -> bool:
+        """Move the segment at a directory position to a free extent before extent `before`.
+
+        The one that it was in becomes free. Expired slots are dropped, as by a rewrite; where
+        others are damaged, nothing is done. Takes the space lock.
+
+        Returns:
+            Whether it was moved.
+
+        Raises:
+            CorruptStoreError: a page of it is damaged; nothing has changed.
+            StoreFullError, OSError: the disk refused a write; nothing has changed.
+        """
+        extent = self._directory[position]
+        depth, prefix = depth_and_prefix(self._file, extent, position)
+        lower, upper, expired, lost = self._partition_slots(extent, depth, prefix, now_ms)
+        if lost:
+            return False
+        rewrites = rewrites_after(self._file, extent, self._undone)
+        with self._counting_undone(), self._extents.lock, Rollback(self._file) as rollback:
+            target = self._extents.allocate_before(before, rollback)
+            if target == NO_EXTENT:
+                return False
+            self._write_segment(target, depth, prefix, rewrites, lower + upper, rollback)
+            self._lead_to(target, depth, prefix, extent, rollback)
+        self._free_records(expired)
+        return True
+
+    @contextmanager
+    def _counting_undone(self) -> Iterator[None]:
+        """Count a rewrite that is taken back: pages may show it in a copy."""
+        try:
+            yield
+        except BaseException:
+            self._undone += 1
+            raise
+
+    def _lead_to(
+        self, extent: int, depth: int, prefix: int, given_up: int, rollback: Rollback
+    ) -> None:
+        """Have the directory name `extent`, written whole, for all that `given_up` had; free that.
+
+        The caller holds the space lock, from before the first write through `rollback` on: nobody
+        takes an extent that may be taken back.
+        """
+        run = segment_run(depth)
+        rollback.write(DIRECTORY_OFFSET + 2 * prefix, U16.pack(extent) * run)
+        # No page of it must be taken for a bucket once more.
+        rollback.write(given_up << EXTENT_SHIFT, bytes(EXTENT_SIZE))
+        self._extents.free(given_up, rollback)
 
     def _write_segment(
         self,
@@ -254,7 +374,9 @@ class Segments:
             position += segment_run(depth_and_prefix(self._file, extent, position)[0])
 
     def segment_keys(self, position: int, now_ms: int) -> tuple[list[bytes], int, list[str]]:
-        """Copy the keys of the segment that directory entry `position` leads to.
+        """Copy the keys from directory entry `position` to the end of the segment it leads to.
+
+        That may begin before, for segments merge: what is there was another call's.
 
         Returns:
             The keys that have not expired; the position of the next segment; what is wrong where
@@ -288,7 +410,10 @@ class Segments:
         return prefix + segment_run(depth), ""
 
     def _keys(self, position: int, now_ms: int) -> Iterator[tuple[bytes, str]]:
-        """Yield the keys of a segment that have not expired; or what keeps one from being told."""
+        """Yield the keys of a segment from a position on; or what keeps one from being told.
+
+        Those that have not expired.
+        """
         extent = self._directory[position]
         depth, prefix = depth_and_prefix(self._file, extent, position)
         first = extent << EXTENT_SHIFT
@@ -309,7 +434,8 @@ class Segments:
                     and hash_of_key >> DIRECTORY_SHIFT & -segment_run(depth) == prefix
                     and control == FINGERPRINT_CODES[hash_of_key >> FINGERPRINT_SHIFT & 0xFF]
                 ):
-                    yield key, ""
+                    if hash_of_key >> DIRECTORY_SHIFT >= position:
+                        yield key, ""
                 else:
                     damage = (
                         f"{self._file.path}: slot {index} of the bucket at byte {bucket:,} names a "
