@@ -184,6 +184,15 @@ def _full_segment(store: KVStore) -> None:
     _fill_first_segment(store)
 
 
+def _nearly_empty_buddies(store: KVStore) -> None:
+    """Have the first segment split, and split again, and delete most of what they have."""
+    keys = _keys_of_first_segment(2 * SPLIT_AT)
+    _create_all(store, keys[:-50])
+    _create_all(store, keys[-50:], _TTL_SECONDS)
+    for key in keys[20:-50]:
+        store.delete(key)
+
+
 def _segment_of_tombstones(store: KVStore) -> None:
     """Fill whole buckets, then delete more than half, and let some of the others expire."""
     keys = _keys_of_first_segment(SPLIT_AT, SPLIT_AT // SLOT_COUNT)[1:-40]
@@ -333,6 +342,10 @@ def _setdefault(key: str, value: Value) -> Act:
     return lambda store: store.setdefault(key, value)
 
 
+def _merge(store: KVStore) -> None:
+    store._all_keys.merge_segments()
+
+
 def _reclaim(store: KVStore) -> None:
     store._parts.reclaimer.reclaim()
 
@@ -435,6 +448,8 @@ CASES: Final = (
     Case("delete the last of an extent", _extent_with_one_block, _delete(KEY), KEY),
     Case("purge", _expired_keys, KVStore.purge_expired, later=_LATER),
     Case("purge first", _expired_keys, KVStore.purge_expired, later=_LATER, pristine=True),
+    Case("merge", _nearly_empty_buddies, _merge),
+    Case("merge what expired", _nearly_empty_buddies, _merge, later=_LATER, pristine=True),
     Case("sync", _neighbours, KVStore.sync),
     Case("close", _neighbours, KVStore.close),
     Case("close unchanged", _neighbours, KVStore.close, pristine=True),
