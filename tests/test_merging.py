@@ -132,13 +132,10 @@ def test_every_step_of_an_iteration_may_meet_another_table(path: Path) -> None:
         assert staying <= set(seen)
 
 
-@pytest.mark.parametrize("durable", [False, True])
 def test_key_that_is_there_throughout_is_told_once_while_other_threads_split_and_merge(
-    path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+    path: Path,
 ) -> None:
-    monkeypatch.setattr("os.fdatasync", lambda _fd: None)
-    monkeypatch.setattr("os.fsync", lambda _fd: None)
-    with KVStore(path, durable=durable) as store:
+    with KVStore(path) as store:
         staying = split_twice(store)
         others = list(islice(names_in_stripe(store, 3), 200, 2_500))
         has_ended = threading.Event()

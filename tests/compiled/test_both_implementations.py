@@ -121,6 +121,7 @@ steps = st.one_of(
     calls("sync"),
     calls("sync"),
     st.just(("reclaim",)),
+    st.just(("merge",)),
     calls("__len__"),
     st.sampled_from((("keys",), ("items",), ("stats",), ("close",), ("open",))),
     st.sampled_from((("reopen",), ("crash",))),
@@ -233,6 +234,9 @@ class Walk:
     def reclaim(self) -> Iterator[Step]:
         yield ("reclaim",)
 
+    def merge(self) -> Iterator[Step]:
+        yield ("merge",)
+
     def meet_again(self, count: int) -> Iterator[Step]:
         for key in self._rng.choices(self._live or ["none"], k=count):
             yield self._rng.choice(
@@ -271,6 +275,7 @@ def test_both_go_the_same_way(pair: StorePair, in_place: bool) -> None:
             lambda: walk.replace(200, (20, 200, 600)),
             lambda: walk.replace(60, (40, 300, 3_000, 16_000)),
             walk.reclaim,
+            walk.merge,
             walk.wait,
             walk.leave,
         ]
@@ -279,7 +284,8 @@ def test_both_go_the_same_way(pair: StorePair, in_place: bool) -> None:
             outcomes = pair.do(*part(), *walk.whole())
             full += sum("StoreFullError" in outcome.text for outcome in outcomes)
     assert full, "the store was never full"
-    pair.do(*walk.drop(1.0), *walk.whole(), ("reopen",), ("items",), ("end",))
+    pair.do(*walk.drop(0.9), *walk.merge(), *walk.whole())
+    pair.do(*walk.drop(1.0), *walk.merge(), *walk.whole(), ("reopen",), ("items",), ("end",))
 
 
 # --- the order of changes ----------------------------------------------------------------------
@@ -309,6 +315,8 @@ def test_both_write_the_same_in_the_same_order(pair: StorePair, in_place: bool) 
         ("reopen",),
         *walk.replace(50, (60,)),
         *walk.meet_again(50),
+        *walk.drop(0.9),
+        *walk.merge(),
         *walk.drop(1.0),
         ("crash",),
         *walk.fill(20, (600,)),

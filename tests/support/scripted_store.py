@@ -187,6 +187,11 @@ class ScriptedStore:
         assert self._store is not None
         self._store._parts.reclaimer.reclaim()
 
+    def merge(self) -> int:
+        """Merge segments of the table."""
+        assert self._store is not None
+        return self._store._all_keys.merge_segments()
+
     # --- what is written
 
     def record(self) -> None:
