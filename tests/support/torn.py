@@ -79,7 +79,7 @@ class History:
         """Take so many steps, each with a few moments; return this."""
         acts = (
             *(self._fill, self._fill, self._empty, self._expire),
-            *(self._rewrite, self._close, self._close, self._be_killed),
+            *(self._rewrite, self._merge, self._close, self._close, self._be_killed),
             *(self._replace, self._replace),
         )
         self._store = KVStore(self._path, max_bytes=MAX_BYTES)
@@ -154,6 +154,21 @@ class History:
         self._store._parts.segments.split_or_compact(hash_of_one, self._clock.now_ms)
         self._see()
         self._close()
+
+    def _merge(self) -> None:
+        """Have buddies that were split become one, and others take the extents that are free."""
+        self._create(self._store, SEGMENT_SLOTS // 2)
+        for key in self._rng.sample(sorted(self._moving), len(self._moving) * 9 // 10):
+            self._moving.remove(key)
+            if key in self._store:
+                self._store.delete(key)
+        self._store._all_keys.merge_segments()
+        self._see()
+        if self._rng.random() < 0.5:
+            self._close()
+        for number in range(self._rng.randrange(6)):
+            key = f"in what was freed {number}"
+            self._store.put(key, make_value(key, number, self._rng.choice((300, 5_000, 16_000))))
 
     def _expire(self) -> None:
         self._clock.advance(60)
