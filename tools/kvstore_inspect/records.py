@@ -22,6 +22,7 @@ from kvstore.format.layout import (
     BUCKET_SHIFT,
     BUCKET_SIZE,
     CONTROL_EMPTY,
+    CONTROL_OFFSET,
     CONTROL_TOMBSTONE,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
@@ -167,6 +168,8 @@ class Records:
                 continue
             for slot, packed in slots_of(extent, contents):
                 found = self._record_of(slot, packed)
+                if found is None:  # deleted, or its segment was written whole elsewhere
+                    found = self._look_up(self._key_of(packed))
                 if isinstance(found, Record):
                     seen.add(found.offset)
                 if found is not None:
@@ -179,7 +182,8 @@ class Records:
     def segments(self) -> Iterator[tuple[int, int, bytes, DamagedRecord | None]]:
         """Yield each segment: directory position, extent, contents; or what is damaged of it.
 
-        Each extent comes once, whatever the directory says.
+        Each extent comes once, whatever the directory says; but for a file in use, whose segments
+        split and merge meanwhile: there each key comes once that is there throughout.
         """
         seen: set[int] = set()
         position = 0
@@ -192,19 +196,39 @@ class Records:
                     self._view.in_use and contents != self._view.extent(extent)
                 ):
                     break
-            if extent in seen:
+            if extent in seen and not self._view.in_use:
                 damage = damage or DamagedRecord(
                     DIRECTORY_OFFSET + 2 * position,
                     None,
                     f"the directory's entry {position} leads to extent {extent}, as others do",
                 )
             seen.add(extent)
-            yield position, extent, contents, damage
             if damage is None:
-                depth = BUCKET_HEADER.unpack_from(contents)[2]
-                position += segment_run(depth)
+                _, _, depth, prefix, *_ = BUCKET_HEADER.unpack_from(contents)
+                if prefix < position:
+                    contents = self._keys_from(position, contents)
+                yield position, extent, contents, None
+                position = prefix + segment_run(depth)
             else:
+                yield position, extent, contents, damage
                 position = self._end_of_run(position, extent)
+
+    def _keys_from(self, position: int, contents: bytes) -> bytes:
+        """Return what a segment has from a directory position on; what is before came already."""
+        changed = bytearray(contents)
+        for page in range(0, EXTENT_SIZE, BUCKET_SIZE):
+            for index, _, packed in live_slots(contents[page : page + BUCKET_SIZE]):
+                key = self._key_of(packed)
+                if key_hash(key, self._view.seed) >> DIRECTORY_SHIFT < position:
+                    changed[page + CONTROL_OFFSET + index] = CONTROL_EMPTY
+        return bytes(changed)
+
+    def _key_of(self, packed: bytes) -> bytes:
+        """Return the key of a slot; the end of a long one as its record has it."""
+        slot = unpack_slot(packed)
+        if slot.key_size <= SLOT_KEY_SIZE:
+            return slot.start[: slot.key_size]
+        return self._view.read(slot.record + RECORD_HEADER_SIZE, slot.key_size)
 
     def _directory_entry(self, position: int) -> int:
         offset = DIRECTORY_OFFSET + 2 * position
@@ -228,7 +252,10 @@ class Records:
         base = extent << EXTENT_SHIFT
         if marker != bucket_marker(base):
             return DamagedRecord(base, None, f"the directory leads to extent {extent}, no segment")
-        if not MIN_DEPTH <= depth <= MAX_DEPTH or prefix != position:
+        is_depth = MIN_DEPTH <= depth <= MAX_DEPTH
+        # Of a file in use, what was two segments may have become one.
+        first = position & -segment_run(depth) if is_depth and self._view.in_use else position
+        if not is_depth or prefix != first:
             return DamagedRecord(
                 base, None, f"the segment says depth {depth} and prefix {prefix} at {position}"
             )
@@ -253,7 +280,7 @@ class Records:
             seen = b""
             for look in self._view.looks():
                 if look:
-                    again = self._slot_again(slot)
+                    again = self._slot_again(slot, packed)
                     if again is None:
                         return None
                     packed = again
@@ -267,12 +294,15 @@ class Records:
                 break
         return found
 
-    def _slot_again(self, slot: int) -> bytes | None:
-        """Return the bytes of a slot as it is by now; None where it is not live."""
+    def _slot_again(self, slot: int, packed: bytes) -> bytes | None:
+        """Return the bytes of a slot as it is by now; None where it is that key's no more."""
         bucket = slot & -BUCKET_SIZE
         page = self._view[bucket : bucket + BUCKET_SIZE]
+        if not is_bucket(page, bucket):
+            return None
         live = {slot_offset(bucket, index): packed for index, _, packed in live_slots(page)}
-        return live.get(slot)
+        again = live.get(slot)
+        return again if again and _names(again) == _names(packed) else None
 
     def _record_at(self, slot: int, packed: bytes) -> tuple[Found, bytes]:
         """Return the record that the bytes of a slot tell of, or what is wrong; and its bytes."""
@@ -408,6 +438,12 @@ def unpack_slot(packed: bytes) -> Slot:
     """Return what the 48 bytes of a slot tell."""
     slot = Slot(*SLOT.unpack(packed))
     return slot._replace(record=slot.record & SLOT_RECORD_MASK)
+
+
+def _names(packed: bytes) -> tuple[bytes, int]:
+    """Return what a slot has of its key, and the size of that."""
+    slot = unpack_slot(packed)
+    return slot.start, slot.key_size
 
 
 def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
