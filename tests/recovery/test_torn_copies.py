@@ -148,6 +148,69 @@ def test_segment_that_was_rewritten_in_place_while_it_was_copied(path: Path) -> 
     assert torn
 
 
+def merged_while_copied(path: Path) -> tuple[dict[str, dict[str, str]], list[bytes]]:
+    """Return what nobody touched, and a file before, amid and after a merge, then filled again."""
+    with KVStore(path) as store:
+        names = names_in_one_segment(store)
+        still = {name: {"name": name} for name in islice(names, 300)}
+        for name, value in still.items():
+            store.create(name, value)
+        going = list(islice(names, 2 * SPLIT_AT))
+        for name in going:
+            store.create(name, {})
+        for name in going:
+            store.delete(name)
+        assert store.stats().segments >= 18
+    with KVStore(path) as store:
+        images = [path.read_bytes()]
+        write = store._file.write
+
+        def watch(offset: int, data: bytes) -> None:
+            if len(data) >= BUCKET_SIZE:
+                images.append(path.read_bytes())
+            write(offset, data)
+
+        store._file.write = watch  # type: ignore[method-assign]
+        assert store._all_keys.merge_segments()
+        store._file.write = write  # type: ignore[method-assign]
+        images.append(path.read_bytes())
+        for number in range(8):  # in the extents that the table gave back
+            store.create(f"large {number}", {"text": "x" * 16_000})
+        images.append(path.read_bytes())
+    images.append(path.read_bytes())
+    return still, images
+
+
+def test_segments_that_merged_while_they_were_copied(path: Path) -> None:
+    """The directory of before leads half of the keys to what is zeros by now, or records."""
+    still, images = merged_while_copied(path)
+    copy = path.with_suffix(".copy")
+    for later in (images[-3], images[-2]):
+        found = outcomes(write_image(copy, forwards([images[0], later], [HEAD])), list(still))
+        assert set(found) == {"there", "torn"}
+        # Backwards the head is of after: not closed, so it is rebuilt, and right.
+        found = outcomes(write_image(copy, backwards([images[0], later], [HEAD])), list(still))
+        assert set(found) == {"there"}
+
+
+def test_segments_that_merged_and_were_closed_while_they_were_copied(path: Path) -> None:
+    """The directory of after leads all keys to what were two halves before."""
+    still, images = merged_while_copied(path)
+    copy = path.with_suffix(".copy")
+    found = outcomes(write_image(copy, backwards([images[0], images[-1]], [HEAD])), list(still))
+    assert set(found) == {"there", "torn"}
+
+
+def test_pages_of_any_moment_of_a_merge_hide_no_key(path: Path) -> None:
+    still, images = merged_while_copied(path)
+    rng = seeded_random()
+    for head in (images[0], images[-1]):
+        for _ in range(6):
+            image = shuffled(images, rng)
+            start = HEAD * BUCKET_SIZE
+            use(path.with_suffix(".copy"), head[:start] + image[start:], still, rng)
+
+
 def shapes(image: bytes, extent: int) -> list[int]:
     """Return the shape of each bucket of a segment."""
     first = (extent << EXTENT_SHIFT) + SHAPE_OFFSET
@@ -160,7 +223,9 @@ def segment_of(store: KVStore, name: str) -> int:
     return store._file.directory[key_hash(name.encode(), store._file.hash_seed) >> 49]
 
 
-def test_each_rewrite_split_and_rebuild_gives_all_pages_a_shape_that_none_had(path: Path) -> None:
+def test_each_rewrite_split_merge_and_rebuild_gives_all_pages_a_shape_that_none_had(
+    path: Path,
+) -> None:
     seen: list[int] = []
 
     def note(extent: int) -> None:
@@ -170,6 +235,7 @@ def test_each_rewrite_split_and_rebuild_gives_all_pages_a_shape_that_none_had(pa
         seen.append(found[0])
 
     with KVStore(path) as store:
+        seed = store._file.hash_seed
         names = names_in_one_segment(store, homes=4)
         first, *others = islice(names, 400)
         for name in (first, *others):
@@ -185,7 +251,16 @@ def test_each_rewrite_split_and_rebuild_gives_all_pages_a_shape_that_none_had(pa
         for name in islice(names, SPLIT_AT):
             store.create(name, {})
         note(extent)
-        note(next(e for e in set(store._file.directory) if e not in seen and e > extent + 10))
+        upper = next(e for e in set(store._file.directory) if e not in seen and e > extent + 10)
+        note(upper)
+        for name in set(store) - {first}:
+            store.delete(name)
+        assert store._all_keys.merge_segments()
+        note(extent)
+        for name in islice(names, SPLIT_AT):
+            store.create(name, {})
+        note(extent)
+        note(segment_of(store, max(store, key=lambda name: key_hash(name.encode(), seed))))
         crashed = path.read_bytes()
     for _ in range(3):
         path.write_bytes(crashed)

@@ -76,7 +76,8 @@ Directory (extent 1)
 ====================
 Entry i is the extent number of the segment for all keys whose hash begins with the 15 bits of i. A
 segment of depth d (4 to 15) owns 2**(15-d) equal entries, beginning at its `prefix`, a multiple of
-that number.
+that number. Split, it becomes two of depth d + 1. These are **buddies**: once they are nearly empty
+they may be merged into one again.
 
 Extent map (extents 2..5)
 =========================
@@ -129,16 +130,17 @@ be the same in each bucket that the search goes on to. Whatever else is damage, 
 file whose pages are of different moments: some program read one after the other while a store wrote
 to them. For in such a copy a key that nobody touched meanwhile is found, or this tells:
 
-1. A segment is written whole by a rewrite, a split or a rebuild only. Each gives all its pages a
-   shape that no page at that place had before: one more rewrite than before, counting those that
-   were undone; after a split, one bit of depth more; after a rebuild, a number of it that is in no
-   bucket of the file.
+1. A segment is written whole by a rewrite, a split, a merge, a move or a rebuild only. Each gives
+   all its pages a shape that no page had before, at that place or another: more rewrites than any
+   segment that its keys were in, counting those that were undone; after a rebuild, a number of it
+   that is in no bucket of the file.
 2. Between two of these, a key stays in its page, and a page without an empty slot stays so. So the
    pages from a key's home bucket to its own, of whatever moments, lead to it.
 3. Where the pages are of a time before and one after, their shapes differ, and the search does not
    go on. Within one page, and so where the search ends in the home bucket, all is of one moment.
-4. A page that was left behind, in an extent that is free or a slab by now, has another number of
-   `rebuilds`: only a rebuild gives up segments. Directory and allocator are of one moment by the
+4. A page that was left behind, in an extent that is free or a slab by now, has no marker, for a
+   merge or a move fills what it gives up with zeros; or it has another number of `rebuilds`. One of
+   before that still has what nobody touched since. Directory and allocator are of one moment by the
    index checksum of a clean state; where it is wrong, the records alone count, and those of keys
    that nobody touched are in their places.
 

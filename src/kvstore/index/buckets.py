@@ -79,8 +79,8 @@ def depth_and_prefix(file: "DataFile", extent: int, position: int) -> tuple[int,
 
 def _is_run(file: "DataFile", extent: int, start: int, run: int) -> bool:
     """Return whether the directory's entries that name `extent` begin and end there."""
-    # A depth one too low would take the next segment's entries for this one's. That is how a
-    # split looks that could be neither ended nor undone: then it still holds all their slots.
+    # A depth one too low would take the next segment's entries for this one's. That is how a split
+    # or a merge looks that could be neither ended nor undone: then it still holds all their slots.
     directory, end = file.directory, start + run
     return file.read_only or (
         directory[end - 1] == extent

@@ -6,7 +6,8 @@ Invariants, under `lock`, the space lock:
 2. The extents of a class with a free block are on that class's list; see `slab`.
 3. No record comes back after power loss in an extent that has become a segment: a slab's that
    became free is for slabs alone until everything has been flushed. Else the table could lose its
-   own extents to records that were deleted, where there are no others.
+   own extents to records that were deleted, where there are no others. A segment's that became
+   free is anybody's at once: while it was one, no record was there.
 
 The space lock covers the extent map but for the counts in segments' entries, the allocator, and
 growth. It is taken after a stripe and never before one.

@@ -7,6 +7,7 @@ Invariants, under the space lock of `extents`:
 3. A block is taken only from an extent that was looked at in this opening: every whole record in
    it is of its class, and in a block that was taken. In a copy that was torn while it was made
    others may be there, of a later moment, which the next rebuild would take for the right ones.
+   What was looked at once stays so: a segment that it becomes leaves nothing but zeros.
 4. A block whose record is retired, or marked, counts as live, and as `retired` in its extent's
    entry, until `sweep` frees it.
 5. One extent without a live block, the spare, stays with its class, so that a record that comes and
