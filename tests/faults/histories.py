@@ -74,7 +74,7 @@ def _switching(step: Callable[..., Any], dice: random.Random) -> Callable[..., A
 
 _STEPS: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (Slots, ("find", "insert", "remove", "is_expired")),
-    (Segments, ("split_or_compact", "count", "segment_keys", "purge")),
+    (Segments, ("split_or_compact", "merge", "count", "segment_keys", "purge")),
     (Slab, ("free", "_after_first_free", "_link", "_unlink")),
     (Records, ("write_record", "read_record")),
     (Extents, ("allocate", "free")),
@@ -220,7 +220,7 @@ class Round:
             ),
             lambda: self._look_at_all(lister, with_values),
             lambda: fillers(self._rng.getrandbits(32)),
-            self._purge,
+            self._purge_and_merge,
             lambda: self._set_clock(settings),
         )
         last = self._recorder()
@@ -257,10 +257,11 @@ class Round:
         recorder.iterate(self._stable, with_values)
         assert len(self._store) >= len(self._stable)
 
-    def _purge(self) -> None:
+    def _purge_and_merge(self) -> None:
         for _ in range(3):
             self._store.purge_expired()
             self._store._parts.reclaimer.reclaim()
+            self._store._all_keys.merge_segments()
 
     def _set_clock(self, settings: list[Operation]) -> None:
         dice = random.Random(self._rng.random())
