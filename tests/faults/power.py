@@ -790,6 +790,22 @@ def rewrite_segments(life: Life) -> None:
         life.create(next(keys), rng.randrange(60))
         if rng.random() < 0.2:
             life.delete(rng.choice(sorted(life.live)))
+    if rng.random() < 0.6:
+        merge_segments(life, stripe)
+
+
+def merge_segments(life: Life, stripe: int) -> None:
+    """Delete most keys of a stripe, merge its segments, and use the extents that this frees."""
+    store, rng = life.store, life.rng
+    seed = store._file.hash_seed
+    mine = [key for key in life.live if key_hash(key.encode(), seed) >> STRIPE_SHIFT == stripe]
+    for key in rng.sample(mine, len(mine) * 9 // 10):
+        life.delete(key)
+    store._all_keys.merge_segments()
+    if rng.random() < 0.5:
+        life.sync()
+    for number in range(rng.randrange(6)):
+        life.create(f"{rng.getrandbits(30)} {number}", rng.choice((300, 5_000, 16_000)))
 
 
 def open_and_close(life: Life) -> None:
@@ -934,7 +950,7 @@ PLANS: Final = {
     ),
     "segments": (
         Plan((rewrite_segments,), lives=3),
-        "... while segments are rewritten and split",
+        "... while segments are rewritten, split and merged",
     ),
     "creation": (
         Plan((open_and_close,), lives=1, images=16, in_opening=1.0, epochs=2),
