@@ -24,6 +24,8 @@ from .locks import StoreLocks, operation
 from .reclaiming import Reclaimer
 
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
+# How many segments are looked at before other threads get their turn.
+_AT_A_TIME: Final = 64
 
 
 class AllKeys:
@@ -238,10 +240,11 @@ class AllKeys:
         return self._merge()
 
     def _merge(self) -> int:
-        merged = 0
+        merged = looked_at = 0
         for number in range(STRIPE_COUNT):
             position = number * _DIRECTORY_PER_STRIPE
             while position < (number + 1) * _DIRECTORY_PER_STRIPE:
+                looked_at += 1
                 # One segment, or two, under the stripe at a time: others get their turn in between.
                 with self._locks.stripes[number]:
                     if self._locks.closed:
@@ -253,8 +256,9 @@ class AllKeys:
                     if self._merge_segment(number, position):
                         merged += 1
                         following = position  # what they became may have a buddy now
+                if is_mergeable or looked_at % _AT_A_TIME == 0:
+                    sleep(0)
                 position = following
-                sleep(0)
         return merged
 
     def _merge_segment(self, stripe: int, position: int) -> bool:
