@@ -170,9 +170,9 @@ def merged_while_copied(path: Path) -> tuple[dict[str, dict[str, str]], list[byt
                 images.append(path.read_bytes())
             write(offset, data)
 
-        store._file.write = watch  # type: ignore[method-assign]
+        store._file.write = watch
         assert store._all_keys.merge_segments()
-        store._file.write = write  # type: ignore[method-assign]
+        store._file.write = write
         images.append(path.read_bytes())
         for number in range(8):  # in the extents that the table gave back
             store.create(f"large {number}", {"text": "x" * 16_000})
