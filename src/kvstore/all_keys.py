@@ -178,6 +178,14 @@ class AllKeys:
                 self._locks.raise_closed()
             return self._segments.segment_keys(position, clock.now_ms())
 
+    @operation(flushes=False)
+    def copy_segment(self, position: int) -> tuple[bytes, dict[int, bytes], range]:
+        """As `Segments.copy_segment`, which is soon done."""
+        with self._locks.stripes[position // _DIRECTORY_PER_STRIPE]:
+            if self._locks.closed:
+                self._locks.raise_closed()
+            return self._segments.copy_segment(position)
+
     @operation(flushes=True)
     def purge_expired(self) -> int:
         """Take back the space of expired records and return their number."""

@@ -137,7 +137,7 @@ class _NotOpened:
         )
 
     check_reentry = with_all_stripes = raise_closed
-    store = read = read_bytes = read_header = touch = expiry = delete = raise_closed
+    store = read = read_bytes = read_record = touch = expiry = delete = raise_closed
     count = any_key = clear = iterate = purge_expired = purge_for_room = stats = raise_closed
     merge_segments = raise_closed
 

@@ -5,11 +5,14 @@ before that until after it: see `reentry`. That is spelled out in each, for `loc
 cost several calls more.
 """
 
+from typing import Literal
+
 from xxhash import xxh3_64_intdigest
 
 from . import clock
 from .changes import Changes, NewRecord, Version, damaged_error
 from .compiled import FastPath
+from .errors import KeyNotFoundError
 from .file.datafile import DataFile
 from .file.reentry import leave, thread, waiting
 from .format.layout import (
@@ -17,6 +20,7 @@ from .format.layout import (
     SLOT_EXPIRES_OFFSET,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
+    STAMP_SHIFT,
     STRIPE_SHIFT,
 )
 from .index.records import Records, verify
@@ -75,7 +79,7 @@ class OneKey:
         """
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         if not self._is_begun:
-            self._begin()
+            self.begin()
         locks, inside = self._locks, thread.inside
         if inside._is_owned():
             locks.check_reentry(self._durable)
@@ -95,7 +99,7 @@ class OneKey:
             if waiting:
                 leave()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Begin changes, once; a file that was begun stays so."""
         if self._locks.closed:
             self._locks.raise_closed()
@@ -150,13 +154,52 @@ class OneKey:
             if record:
                 return record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
 
-    @operation(flushes=False)
-    def read_header(self, encoded_key: bytes) -> tuple[int, int, int, int]:
-        """Return the header of the record of a key that is there."""
+    def read_record(self, key: str, encoded_key: bytes, now_ms: int) -> tuple[bytes, int, int]:
+        """Return a key's value as JSON, its created_at and its expires_at, all of one record.
+
+        `now_ms` is what counts as the time; at 0 nothing has expired.
+
+        Raises:
+            KeyNotFoundError: it is absent, or has expired.
+            CorruptStoreError: its bytes in the file are damaged.
+        """
+        found = None if self._fast is None else self._fast.read_record(encoded_key, now_ms)
+        if found is None:
+            found = self._read_record(key, encoded_key, now_ms)
+        if found is False:
+            raise KeyNotFoundError(key)
+        encoded, stamp, expires_at = found
+        return encoded, stamp >> STAMP_SHIFT, expires_at
+
+    def _read_record(
+        self, key: str, encoded_key: bytes, now_ms: int
+    ) -> tuple[bytes, int, int] | Literal[False]:
+        """As `FastPath.read_record`, whatever it takes."""
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
+        copied = self._copy_record(key_hash, encoded_key, now_ms)
+        if copied is None:
+            return False
+        slot, tail, expires_at, header, encoded = copied
+        if not verify(header, encoded, tail, expires_at, key_hash):
+            raise damaged_error(key, slot, tail & SLOT_RECORD_MASK)
+        return encoded, header[1], expires_at
+
+    @operation(flushes=False)
+    def _copy_record(
+        self, key_hash: int, encoded_key: bytes, now_ms: int
+    ) -> tuple[int, int, int, tuple[int, int, int, int], bytes] | None:
+        """Copy what a live slot of a key has, and its record as `Records.read_record` does."""
         with self._locks.stripes[key_hash >> STRIPE_SHIFT]:
+            if self._locks.closed:
+                self._locks.raise_closed()
             slot = self._slots.find(key_hash, encoded_key)
-            return self._records.read_record(self._words[slot + SLOT_RECORD_OFFSET >> 3])[0]
+            if slot <= 0:
+                return None
+            expires_at = self._words[slot + SLOT_EXPIRES_OFFSET >> 3]
+            if 0 < expires_at <= now_ms and self._slots.is_expired(slot, now_ms):
+                return None
+            tail = self._words[slot + SLOT_RECORD_OFFSET >> 3]
+            return slot, tail, expires_at, *self._records.read_record(tail)
 
     def expiry(self, encoded_key: bytes, key: str | None = None) -> bool | tuple[int, int]:
         """Return whether a key is there; if it has an expires_at, that and the time now, in ms.
@@ -197,7 +240,7 @@ class OneKey:
         """
         key_hash = xxh3_64_intdigest(encoded_key, self._seed)
         if not self._is_begun:
-            self._begin()
+            self.begin()
         locks, inside = self._locks, thread.inside
         if inside._is_owned():
             locks.check_reentry(self._durable)

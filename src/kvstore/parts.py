@@ -76,7 +76,7 @@ class Parts:
                 vars(clock),
             )
             slab.fast = slots.fast = self.fast
-        changes = Changes(file, slab, records, slots, segments, versions, self.fast)
+        self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
         self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,

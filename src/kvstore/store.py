@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from orjson import JSONDecodeError, loads
 
+from . import clock
 from .all_keys import AllKeys
 from .changes import exists_error
 from .compiled import FastPath
@@ -32,7 +33,6 @@ from .format.layout import (
     MAX_FILE_SIZE,
     RECORD_HEADER_SIZE,
     SLOT_RECORD_MASK,
-    STAMP_SHIFT,
 )
 from .index.slab import Slab
 from .index.stats import StoreStats
@@ -440,9 +440,7 @@ class KVStore(MutableMapping[str, Value]):
 
     def _whole(self, key: str) -> tuple[bytes, int, int]:
         """Return a key's value as JSON, its created_at and its expires_at. Raises as `read`."""
-        value = self.read_bytes(key)
-        _, stamp, expires_at, _ = self._one_key.read_header(key.encode())
-        return value, stamp >> STAMP_SHIFT, expires_at
+        return self._one_key.read_record(key, encode_key(key), clock.now_ms())
 
     # --- all keys ------------------------------------------------------------------------------
 
@@ -536,6 +534,52 @@ class KVStore(MutableMapping[str, Value]):
         Looks at 16 bytes of every extent; other operations wait meanwhile.
         """
         return self._all_keys.stats()
+
+    def backup(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
+        """Write a copy of the store to another file, and return the number of records in it.
+
+        The copy is a store of its own: compact, verified, on stable storage, mode 0600. It is made
+        while other threads go on. Each key is in it as it was at some moment during the call, with
+        its value, time of creation and expiry; one that has expired is left out, none else. So
+        where a record is damaged, there is no copy; `kvstore-inspect copy` makes one of the rest.
+
+        Until the copy is whole it has another name, beginning with a dot, in the same folder. What
+        a killed process has left there, the next backup to the same path removes.
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with KVStore(folder + "/data.kvs") as store:
+        ...     store.create("user:1", {"name": "Ada"})
+        ...     store.backup(folder + "/backup.kvs")
+        1
+        >>> with KVStore(folder + "/backup.kvs") as backup:
+        ...     backup.read("user:1")
+        {'name': 'Ada'}
+
+        Args:
+            path: where the copy is to be, in a folder that is there.
+            overwrite: replace a file that is there, in one step. A link is replaced itself.
+
+        Raises:
+            FileExistsError: something is at `path`, and `overwrite` is not set; or it is the
+                store's own file.
+            CorruptStoreError: a record or the index is damaged, of a key that the message names
+                where that is known; or the copy does not hold what was written.
+            StoreFullError: no room on the disk.
+            StoreClosedError: the store is closed, was opened before a fork, or is closed meanwhile.
+            OSError: what else the operating system said. Whatever is raised, `path` is as it was,
+                unless its folder alone could not be flushed.
+        """
+        from .backup import logged, new_copy, records_of  # rarely needed
+
+        if self._locks.closed:
+            self._locks.raise_closed()
+        out = str(resolve(os.fspath(path)))
+        source = str(self._path)
+        with new_copy(out, source=source, overwrite=overwrite) as copy:
+            copy.write(records_of(self._parts, clock.now_ms, logged(source, out)))
+            copy.verify(lambda _done, _whole: None)
+        return copy.count
 
     def close(self) -> None:
         """Flush, let go of the file, and refuse all use from now on. A second call does nothing.

@@ -78,6 +78,14 @@ class FastPath(Protocol):
     def read_bytes(self, key: object) -> bytes | Literal[False] | None:
         """Return the value of a key as JSON; False where the key is absent."""
 
+    def read_record(
+        self, key: bytes, now_ms: int
+    ) -> tuple[bytes, int, int] | Literal[False] | None:
+        """Return value, stamp and expires_at of a key's record, unless expired by `now_ms`.
+
+        False where the key is absent.
+        """
+
     def expiry(self, key: object) -> bool | tuple[int, int] | None:
         """Return whether a key is there; if it has an expires_at, that and the time now, in ms."""
 

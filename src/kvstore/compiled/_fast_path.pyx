@@ -349,6 +349,29 @@ cdef class FastPath(Blocks):
             return RARE
         return value
 
+    def read_record(self, bytes key not None, uint64_t now_ms):
+        """Return value, stamp and expires_at of a key not expired by `now_ms`; ABSENT or RARE."""
+        cdef uint64_t size = PyBytes_GET_SIZE(key), key_hash, expires_at, stamp
+        cdef const uint8_t *text = <const uint8_t *>PyBytes_AS_STRING(key)
+        cdef int64_t slot
+        cdef bytes value
+        if not 0 < size <= MAX_KEY_SIZE:
+            return RARE
+        key_hash = xxh3(text, size, self.seed)
+        slot = self.find(key_hash, text, size) if self.may_read(key_hash) else 0
+        if slot <= 0:
+            return ABSENT if slot else RARE
+        value = self.value_in(slot, key_hash, size)
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        if value is None or 0 < expires_at <= now_ms:
+            return RARE
+        stamp = load(
+            self.base
+            + (load(self.base + slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK)
+            + RECORD_STAMP_OFFSET
+        )
+        return value, stamp, expires_at
+
     cdef inline bytes value_in(self, uint64_t slot, uint64_t key_hash, uint64_t key_size):
         """Return the value of the key in a live slot, be it expired or not; None where damaged."""
         cdef uint64_t expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)

@@ -41,6 +41,7 @@ from . import platform, writers
 from .flushing import Flushing
 from .growth import Growth
 from .held import HeldFile
+from .lock import FileLock
 from .mapping import FileMap
 from .opening import FoundFile
 from .state import DiskState
@@ -331,6 +332,11 @@ class DataFile:
         self._held.lock.call_after_fork(method)
 
     # --- closing -------------------------------------------------------------------------------
+
+    def keep_lock(self) -> FileLock:
+        """Return the lock on the file, which `close` leaves to be released by the caller."""
+        self._held.keeps_lock = True
+        return self._held.lock
 
     @property
     def closed(self) -> bool:

@@ -21,6 +21,7 @@ class HeldFile:
         may_be_private: a private mapping shows what is written to the file afterwards.
         is_new: the store in it was made in this opening.
         has_failed: the opening has; what it made is not kept.
+        keeps_lock: `close` leaves the lock, which somebody else releases.
 
     Raises:
         StoreLockedError: as `FileLock`.
@@ -33,7 +34,7 @@ class HeldFile:
         self.fd = -1
         self.in_place = self.may_be_private = False
         self.is_new = False
-        self.has_failed = False
+        self.has_failed = self.keeps_lock = False
 
     def open(self) -> None:
         """Open the file that is locked, and find out what kind of file system it is on."""
@@ -42,13 +43,14 @@ class HeldFile:
         self.may_be_private = not self.in_place and platform.may_be_mapped_privately(self.fd)
 
     def close(self) -> None:
-        """Close the file and release its lock, whatever fails on the way. Idempotent."""
+        """Close the file, and unless it is kept release its lock, whatever fails. Idempotent."""
         try:
             if self.has_failed:
                 self._take_back_new_file()
             self.close_descriptor()
         finally:
-            self.lock.release()
+            if not self.keeps_lock:
+                self.lock.release()
 
     def _take_back_new_file(self) -> None:
         """After a first opening that failed: leave what was there before it, nobody else saw it.

@@ -47,6 +47,7 @@ from kvstore.format.layout import (
     SLOT_EXPIRES_OFFSET,
     SLOT_FLAGS,
     SLOT_KEY_SIZE,
+    SLOT_KEY_SIZE_OFFSET,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
@@ -79,6 +80,8 @@ from .versions import Versions
 _COUNT_MASK: Final = 0xFFFF
 _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+# Of a page, the sizes of the keys in its slots.
+_KEY_SIZES: Final = slice(BUCKET_HEADER_SIZE + SLOT_KEY_SIZE_OFFSET, BUCKET_SIZE, SLOT_SIZE)
 
 
 class Segments:
@@ -389,6 +392,35 @@ class Segments:
         keys = [key for key, damage in found if not damage]
         return keys, following, [damage for _, damage in found if damage]
 
+    def copy_segment(self, position: int) -> tuple[bytes, dict[int, bytes], range]:
+        """Copy the segment that directory entry `position` leads to, to be looked at without locks.
+
+        Returns:
+            Its pages; by the offset of their slots in these, the keys that a slot holds only the
+            beginning of; the directory positions that lead to it.
+
+        Raises:
+            CorruptStoreError: its pages are not those of one segment, or some of its keys are gone.
+        """
+        file, extent = self._file, self._directory[position]
+        depth, prefix = depth_and_prefix(file, extent, position)
+        check_buckets(file, extent)
+        pages = self._map[extent << EXTENT_SHIFT : (extent + 1) << EXTENT_SHIFT]
+        long_keys: dict[int, bytes] = {}
+        live = 0
+        for bucket in range(0, EXTENT_SIZE, BUCKET_SIZE):
+            page = pages[bucket : bucket + BUCKET_SIZE]
+            control = page[CONTROL_OFFSET:_CONTROL_END]
+            live += SLOT_COUNT - control.count(EMPTY_BYTE) - control.count(TOMBSTONE_BYTE)
+            if max(page[_KEY_SIZES]) > SLOT_KEY_SIZE:
+                for index, _, slot in live_slots(page):
+                    if slot[SLOT_KEY_SIZE_OFFSET] > SLOT_KEY_SIZE:
+                        long_keys[slot_offset(bucket, index)] = self._slots.slot_key(slot)
+        entry = self._words[map_entry_offset(extent) >> 3]
+        if live != entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK and not file.read_only:
+            raise self._count_error(extent, entry >> ENTRY_LIVE_SHIFT & _COUNT_MASK, live)
+        return pages, long_keys, range(prefix, prefix + segment_run(depth))
+
     def any_key(self, position: int, now_ms: int) -> tuple[str | None, int, str]:
         """As `segment_keys`, but one key that a lookup finds, or None, and what is wrong first."""
         following, first_damage = self._next_position(position)
@@ -482,12 +514,15 @@ class Segments:
             found += SLOT_COUNT - control.count(EMPTY_BYTE) - control.count(TOMBSTONE_BYTE)
             due += self._count_due(bucket, now_ms)
         if found != live:  # as in a copy whose pages are of another moment than the extent map
-            raise CorruptStoreError(
-                f"{self._file.path}: the entry of extent {extent} at byte {entry_offset:,} says "
-                f"that it is a segment of {live} live slots, but it has {found}; "
-                f"{advice(self._file)}"
-            )
+            raise self._count_error(extent, live, found)
         return live - due
+
+    def _count_error(self, extent: int, live: int, found: int) -> CorruptStoreError:
+        return CorruptStoreError(
+            f"{self._file.path}: the entry of extent {extent} at byte "
+            f"{map_entry_offset(extent):,} says that it is a segment of {live} live slots, but it "
+            f"has {found}; {advice(self._file)}"
+        )
 
     def _count_due(self, bucket: int, now_ms: int) -> int:
         """Return how many slots of a bucket `is_expired` holds of: a sixth of asking it of each."""
