@@ -30,8 +30,7 @@ from support.inspecting import (
     run_in_shell,
 )
 
-from kvstore import KVStore
-from kvstore_inspect.commands import copy as copying
+from kvstore import KVStore, backup
 from kvstore_inspect.commands import diff as diffing
 
 KEYS = 300
@@ -384,7 +383,7 @@ def test_copy_never_tells_of_its_temporary_file(filled: Path, tmp_path: Path) ->
         result = inspect("copy", filled, disk / "out.kvs")
         assert result.status == PROBLEMS
         assert f"{disk / 'out.kvs'}: no room on the disk" in result.err
-        assert ".tmp" not in result.err
+        assert ".out.kvs" not in result.err
         assert not list(disk.glob("*out.kvs*"))
 
 
@@ -406,7 +405,7 @@ def test_copy_that_fails_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = itertools.count()
-    monkeypatch.setattr(copying, "_digest", lambda _record: next(count))
+    monkeypatch.setattr(backup, "_digest", lambda *_record: next(count))
     result = inspect("copy", filled, tmp_path / "copy.kvs")
     assert result.status == PROBLEMS
     assert "does not hold what was read" in result.err
