@@ -87,6 +87,7 @@ UNDER_A_STRIPE: dict[str, Callable[[KVStore], object]] = {
     "purge": KVStore.purge_expired,
     "sync": KVStore.sync,
     "stats": KVStore.stats,
+    "backup": lambda store: store.backup(f"{store.path}.backup"),
 }
 
 

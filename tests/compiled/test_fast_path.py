@@ -44,6 +44,7 @@ from kvstore.format.layout import (
     SLOT_OLDER,
     SLOT_RECORD_MASK,
     STAMP_LIMIT,
+    STAMP_SHIFT,
     STRIPE_SHIFT,
     U64,
     VERSION_WORDS,
@@ -84,6 +85,11 @@ def test_the_common_case_is_done(fast: FastPath) -> None:
     assert fast.read_bytes("other") == b'{"n":2}'
     assert fast.expiry("key") is True
     assert type(fast.expiry("other")) is tuple
+    value, stamp, expires_at = cast(tuple[bytes, int, int], fast.read_record(b"other", 0))
+    assert (value, expires_at - (stamp >> STAMP_SHIFT)) == (b'{"n":2}', 60_000)
+    assert fast.read_record(b"other", expires_at - 1) == (value, stamp, expires_at)
+    assert fast.read_record(b"other", expires_at) is None
+    assert fast.read_record(b"absent", 0) is False
     assert type(fast.touch("other", None)) is type(fast.put("new", {}, None)) is int
     assert fast.expiry("other") is True
     assert type(fast.put("other", {"n": 3}, 9)) is int
@@ -130,6 +136,7 @@ def test_nothing_is_done_once_the_store_is_closed(store: KVStore, fast: FastPath
     answers += [fast.put("key", {}, None), fast.touch("key", None), fast.pop("key")]
     assert answers == [None] * 6
     assert fast.delete("key") is fast.delete_under_locks(b"key", 0) is None
+    assert fast.read_record(b"key", 0) is None
     assert fast.sweep(16, RECORD_MAGIC, 1) is None
     assert fast.create_under_locks(b"k", b"{}", 0, 0, 0, False) is fast.free(2**20) is None
     with pytest.raises(StoreClosedError):
@@ -308,6 +315,7 @@ def test_a_thread_that_is_inside_is_left_to_the_rules(store: KVStore, fast: Fast
     """Those of `reentry`: a signal handler amid an operation, say."""
     with thread.inside:
         assert fast.read_bytes("key") is fast.delete("key") is None
+        assert fast.read_record(b"key", 0) is None
         assert fast.pop("key") is fast.touch("key", 1) is None
         assert fast.create("other", {}, None) == fast.put("key", {}, None) == b"{}"
         assert store.read("key") == {"n": 1}  # nobody holds anything
@@ -518,6 +526,7 @@ def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:
         lambda: fast.create_under_locks(nothing, b"{}", 0, 0, 0, False),
         lambda: fast.create_under_locks(b"k", nothing, 0, 0, 0, False),
         lambda: fast.delete_under_locks(nothing, 0),
+        lambda: fast.read_record(nothing, 0),
         lambda: fast.free(-1),
         lambda: copy.copy(fast),
         lambda: copy.copy(Lock()),
@@ -526,6 +535,7 @@ def test_nothing_is_taken_for_bytes_that_is_none(fast: FastPath) -> None:
         with pytest.raises((TypeError, OverflowError, RuntimeError)):
             call()
     assert fast.create_under_locks(b"k" * 200, b"{}", 0, 0, 0, False) is None
+    assert fast.read_record(b"k" * 200, 0) is fast.read_record(b"", 0) is None
     assert fast.create_under_locks(b"k", b"x" * 17_000, 0, 0, 0, False) is None
 
 
