@@ -3,6 +3,7 @@
 from typing import Final
 
 from . import (
+    backups,
     clocks,
     cutting,
     damage,
@@ -46,6 +47,7 @@ EXPERIMENTS: Final[tuple[Experiment, ...]] = (
     *hostile.EXPERIMENTS,
     *hot_keys.EXPERIMENTS,
     *inspector.EXPERIMENTS,
+    *backups.EXPERIMENTS,
     *superseding_model.EXPERIMENTS,
 )
 
