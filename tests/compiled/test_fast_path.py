@@ -274,7 +274,7 @@ def test_a_replacement_is_planned_where_files_are_written_by_calls(
         assert store._fast.create_under_locks(b"key", b"{}", 1, 9, 1, True) is None  # its own stamp
     assert type(plan) is tuple
     slot, record, changes = plan
-    (entry, _, _), (body, _, _), (ending, data, _), *earliest, magic = changes
+    (entry, _, _), (body, _, _), *earliest, (ending, data, _), magic = changes
     assert entry >> EXTENT_SHIFT == EXTENT_MAP_OFFSET >> EXTENT_SHIFT
     assert (body, ending) == (record + RECORD_MAGIC_SIZE, slot + SLOT_EXPIRES_OFFSET)
     assert data[:12] == U64.pack(9) + U32.pack(record | SLOT_OLDER)
