@@ -496,3 +496,16 @@ def test_a_put_key_is_gone_for_good_after_a_damaged_value_was_replaced_and_delet
     with pytest.raises(KeyNotFoundError):
         store.read("unlucky")
     assert after_death(store) == {}
+
+
+def test_key_that_was_replaced_and_deleted_stays_away_although_its_records_were_reclaimed(
+    store: KVStore,
+) -> None:
+    """The disk may have lost that the first one was cleared, but not the deletion of the second."""
+    store.put("k", {"v": 1})
+    store.sync()
+    store.put("k", {"v": 2})
+    store._parts.reclaimer.reclaim()
+    assert store._parts.versions.retired_size == 0
+    store.delete("k")
+    assert store._parts.versions.marks == 1

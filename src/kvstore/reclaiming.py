@@ -7,13 +7,15 @@ generation after the other:
 1. With all stripes held, begin a new generation.
 2. Flush. Free what was retired, but not marked, in other generations.
 3. Flush. Free what was marked in other generations.
-4. Note that records of before have no older ones on the disk any more.
+4. Note that records of before have no older ones on the disk any more; where nothing was marked,
+   so that there was no second flush, with the first one of the next time.
 
 That is done as the store is closed; by a thread of its own, which ends then, where the file would
 have to grow although much of it is retired; and by an operation that finds no room. `versions` has
 what the answers to "may this be cleared at once?" rest on.
 """
 
+from array import array
 from contextlib import suppress
 from threading import Thread
 from time import sleep
@@ -41,6 +43,8 @@ class Reclaimer:
         self._versions = versions
         self._running = Lock()  # taken before any other
         self._has_thread = False
+        # What `settle` takes once all that was cleared so far has been flushed.
+        self._swept: array[int] | None = None
 
     def keep_up(self) -> None:
         """Reclaim in a thread of its own, where one would be of use. The caller holds no lock.
@@ -96,14 +100,19 @@ class Reclaimer:
         versions = self._versions
         stamps = self._locks.with_all_stripes(versions.begin_generation)
         generation = versions.generation
+        swept, self._swept = self._swept, None
         self._file.flush()
+        if swept is not None:
+            versions.settle(swept)
         self._sweep(RECORD_MAGIC, generation)
         if versions.leaks:
             return
         if versions.marks:
             self._file.flush()
             self._sweep(MARKED_MAGIC, generation)
-        versions.settle(stamps)
+            versions.settle(stamps)
+        else:
+            self._swept = stamps
 
     def _sweep(self, magic: int, generation: int) -> None:
         for number, extent in enumerate(self._slab.count_retired(), 1):

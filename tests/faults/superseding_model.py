@@ -16,9 +16,13 @@ The rules, in plain words; `RULES` says of each what goes wrong without it:
   clearing it: so it goes on outranking the older ones.
 - **Reclaiming** begins a new generation, flushes, clears what was retired in earlier ones, flushes,
   clears what was marked in earlier ones. All that had been written when it began is **settled**
-  then: no older records are on the disk.
-- A record that is moved, or restored with the time that it had elsewhere, does not tell by its
-  stamp when it was written: its slot says that older ones may be there, until it is gone.
+  then: no older records are on the disk. Where nothing is marked the second flush is left to the
+  next reclaiming, which settles that once it has flushed.
+- A record that is moved supersedes itself. Its stamp may be settled, and its copy is retired: so
+  nothing of its stripe with that stamp or a later one is settled any more, nor will be by what was
+  swept before. Nobody moves records amid reclaiming.
+- A record that is restored with the time that it had elsewhere does not tell by its stamp when it
+  was written: its slot says that older ones may be there, until it is gone.
 - A disk may refuse to have a record retired or cleared. Then it is there, and nobody knows: the
   store **leaks**. Until the next recovery no mark is cleared, and nothing becomes settled.
 - **Clearing** all is one write of the state: every record with that stamp or an earlier one is
@@ -76,8 +80,20 @@ RULES: Final = {
         "any flush of everything settles what was written before it", "put put delete sync"
     ),
     "undated slots": Rule(
-        "a record that was moved counts as written when its stamp says",
-        "put delete delete move move restore reclaim sync",
+        "a record that was restored counts as written when its stamp says",
+        "restore restore delete delete sync reclaim reclaim",
+    ),
+    "moved are doubted": Rule(
+        "a record that was moved stays settled, although its copy is retired",
+        "put delete delete move move reclaim reclaim reclaim sync",
+    ),
+    "doubted until swept": Rule(
+        "what was swept before a record moved settles it",
+        "put move move delete reclaim reclaim reclaim reclaim sync",
+    ),
+    "swept and flushed": Rule(
+        "reclaiming settles all where it had nothing to mark, without a second flush",
+        "put put delete reclaim reclaim reclaim sync",
     ),
     "generations": Rule(
         "what was retired during the flush is cleared with what was retired before it",
@@ -390,6 +406,8 @@ class Store:
         self._leaks = False
         self._owes_flush = False
         self._flush: Flush | None = None
+        self._swept: list[int] | None = None  # settled after the next flush of reclaiming
+        self._is_amid = False  # reclaiming
         self._reclaiming = self._reclaim()
 
     # --- flushing and reclaiming
@@ -431,19 +449,27 @@ class Store:
 
     def _reclaim(self) -> Iterator[None]:
         while True:
+            self._is_amid = True
             before = self._generation
             self._generation += 1
-            stamps = list(self._last)
+            stamps, swept, self._swept = list(self._last), self._swept, None
             yield
             yield from self._wait_for_flush()
+            if swept is not None:
+                self._settled = swept
             end = before + (self._without == "generations")
             yield from self._sweep(end, marked=False)
-            if self._without != "retired before marked":
+            has_marks = bool(self._marks)
+            if has_marks and self._without != "retired before marked":
                 yield from self._wait_for_flush()
             if not self._leaks or self._without == "leaks keep marks":
                 yield from self._sweep(end, marked=True)
             if not self._leaks or self._without == "leaks settle nothing":
-                self._settled = stamps
+                if has_marks or self._without == "swept and flushed":
+                    self._settled = stamps
+                else:
+                    self._swept = stamps
+            self._is_amid = False
             yield
 
     def _wait_for_flush(self) -> Iterator[None]:
@@ -508,13 +534,20 @@ class Store:
 
     def move(self, key: int) -> None:
         """Write the record of a key to another block, with its stamp."""
-        if key in self._index:
+        if key in self._index and self._free and not self._is_amid:
+            slot, stripe = self._index[key], key % _STRIPES
+            stamp = self._record(slot).stamp
+            is_fresh = self._is_fresh(self._record(slot)) and not slot.undated
+            if self._without != "doubted until swept":
+                self._swept = None
+            if not (is_fresh and not self._life.refuses) and self._without != "moved are doubted":
+                self._settled[stripe] = min(self._settled[stripe], stamp - 1)
 
             def copy(old: Record | None) -> Record:
                 assert old is not None
                 return old._replace(generation=0)
 
-            self._supersede(key, copy, undated=self._without != "undated slots")
+            self._supersede(key, copy)
 
     def restore(self, key: int, value: int, age: int) -> None:
         """Store a value with the time that it had elsewhere, as a tool does: not durably."""
