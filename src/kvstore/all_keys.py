@@ -1,18 +1,18 @@
 """The operations on all keys: counting them, listing them, taking back what has expired."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from time import sleep
 from typing import Final
 
 from . import clock
-from .errors import CorruptStoreError, KVStoreError, StoreFullError
+from .errors import CorruptStoreError, KVStoreError
 from .file.datafile import DataFile
 from .format.layout import (
     DIRECTORY_ENTRIES,
     EXTENT_SHIFT,
     FIRST_FILE_SIZE,
     FIXED_EXTENTS,
+    SEGMENT_SLOTS,
     STRIPE_COUNT,
 )
 from .index.extents import Extents
@@ -26,6 +26,8 @@ from .reclaiming import Reclaimer
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 # How many segments are looked at before other threads get their turn.
 _AT_A_TIME: Final = 64
+# How many records are purged at once where somebody waits for room.
+_PURGED_AT_ONCE: Final = 2000
 
 
 class AllKeys:
@@ -54,6 +56,10 @@ class AllKeys:
         self._max_bytes = max_bytes
         self._durable = durable
         self._found_at = 0  # the position of a segment where a key was found
+        # Nothing has expired at these moments that was not taken back.
+        self._purged = range(0)
+        # Where `_purge` goes on, when it began, and when the next expires as far as it has come.
+        self._purge_position, self._purging = 0, (0, 0)
 
     # --- at one moment -------------------------------------------------------------------------
 
@@ -121,7 +127,8 @@ class AllKeys:
         rebuild(self._file, self._extents, clock.now_ms())
         self._slab.index_rebuilt()
         self._segments.index_rebuilt()
-        self._found_at = 0
+        self._found_at = self._purge_position = 0
+        self._purged = range(0)
 
     # --- segment by segment --------------------------------------------------------------------
 
@@ -191,45 +198,63 @@ class AllKeys:
         """Take back the space of expired records and return their number."""
         return self._purge()
 
-    @operation(flushes=True)
-    def purge_for_room(self) -> None:
-        """Take back what can be, for a record that found no room."""
-        with suppress(StoreFullError, CorruptStoreError):
-            self._purge()
-            self._reclaimer.reclaim_inside()
-            self._slab.free_pending()
-            # Whoever wants a segment has use for an extent only if it is no class's, and flushed.
-            self._slab.free_spare()
-        if self._extents.waits_for_flush:
-            self._file.flush()
+    def is_purged(self) -> bool:
+        """Return whether all was taken back that has expired by now, as far as is known."""
+        return clock.now_ms() in self._purged
 
-    def _purge(self) -> int:
-        purged = 0
-        for number in range(STRIPE_COUNT):
-            position = number * _DIRECTORY_PER_STRIPE
-            while position < (number + 1) * _DIRECTORY_PER_STRIPE:
-                # One segment under the stripe at a time: others get their turn in between.
-                with self._locks.stripes[number]:
-                    if self._locks.closed:
-                        self._locks.raise_closed()
-                    _, following, due = self._segments.segment_expiry(position, clock.now_ms())
-                if due:
-                    if self._file.pristine:
-                        self._locks.mark_dirty()
-                    purged += self._purge_segment(number, position)
-                position = following
+    def purge_all(self) -> None:
+        """As `purge_expired`, for a caller who is inside an operation that flushes."""
+        self._purge()
+
+    def purge_some(self) -> int:
+        """Purge some records, on from where the last call ended; 0 once all are purged.
+
+        The caller is inside an operation that flushes, and holds no lock.
+        """
+        return 0 if self.is_purged() else self._purge(_PURGED_AT_ONCE)
+
+    def _purge(self, most: int | None = None) -> int:
+        """Purge all that has expired; or `most` records or some more, on from where that ended."""
+        purged = position = 0
+        now_ms = clock.now_ms()
+        # What is stored from now on lives for a second at the least.
+        earliest = now_ms + 1000
+        if most is not None and self._purge_position:
+            position, now_ms, earliest = self._purge_position, *self._purging
+        while position < DIRECTORY_ENTRIES and (most is None or purged < most):
+            number = position // _DIRECTORY_PER_STRIPE
+            # One segment under the stripe at a time: others get their turn in between.
+            with self._locks.stripes[number]:
+                if self._locks.closed:
+                    self._locks.raise_closed()
+                extent, following, due = self._segments.segment_expiry(position, clock.now_ms())
+                soonest = self._segments.earliest_expiry(extent)
+            if due:
+                if self._file.pristine:
+                    self._locks.mark_dirty()
+                count, soonest = self._purge_segment(number, position)
+                purged += count
+            position, earliest = following, min(earliest, soonest)
+        if position == DIRECTORY_ENTRIES:
+            self._purged = range(now_ms, earliest)
+            position = 0
+        if most is not None:
+            self._purge_position, self._purging = position, (now_ms, earliest)
         if purged and self._durable:
             self._file.flush()
         return purged
 
-    def _purge_segment(self, stripe: int, position: int) -> int:
+    def _purge_segment(self, stripe: int, position: int) -> tuple[int, int]:
+        """Return how many were purged, and when the next of its records expires."""
         with self._locks.stripes[stripe]:
             if self._locks.closed:
                 self._locks.raise_closed()
             try:
                 # The time anew: what was created after the clock was set back has not expired by
                 # an earlier reading of it.
-                return self._segments.purge(self._file.directory[position], clock.now_ms())
+                extent = self._file.directory[position]
+                purged = self._segments.purge(extent, clock.now_ms())
+                return purged, self._segments.earliest_expiry(extent)
             except KVStoreError:
                 raise
             except BaseException:
@@ -245,23 +270,27 @@ class AllKeys:
         Raises:
             StoreFullError, OSError: the disk refused a write.
         """
-        return self._merge()
+        return self.merge_some(DIRECTORY_ENTRIES)
 
-    def _merge(self) -> int:
+    def merge_some(self, most: int, live: int = SEGMENT_SLOTS // 2) -> int:
+        """As `merge_segments`, at the most so many, to segments of at most `live` live slots.
+
+        The caller is inside an operation that flushes, and holds no lock.
+        """
         merged = looked_at = 0
         for number in range(STRIPE_COUNT):
             position = number * _DIRECTORY_PER_STRIPE
-            while position < (number + 1) * _DIRECTORY_PER_STRIPE:
+            while merged < most and position < (number + 1) * _DIRECTORY_PER_STRIPE:
                 looked_at += 1
                 # One segment, or two, under the stripe at a time: others get their turn in between.
                 with self._locks.stripes[number]:
                     if self._locks.closed:
                         self._locks.raise_closed()
-                    is_mergeable, following = self._segments.is_mergeable(position)
+                    is_mergeable, following = self._segments.is_mergeable(position, live)
                 if is_mergeable:
                     if self._file.pristine:
                         self._locks.mark_dirty()
-                    if self._merge_segment(number, position):
+                    if self._merge_segment(number, position, live):
                         merged += 1
                         following = position  # what they became may have a buddy now
                 if is_mergeable or looked_at % _AT_A_TIME == 0:
@@ -269,12 +298,12 @@ class AllKeys:
                 position = following
         return merged
 
-    def _merge_segment(self, stripe: int, position: int) -> bool:
+    def _merge_segment(self, stripe: int, position: int, live: int) -> bool:
         with self._locks.stripes[stripe]:
             if self._locks.closed:
                 self._locks.raise_closed()
             try:
-                return self._segments.merge(position, clock.now_ms())
+                return self._segments.merge(position, clock.now_ms(), live)
             except CorruptStoreError:
                 return False
             except KVStoreError:

@@ -24,6 +24,7 @@ from .errors import (
 )
 from .file.datafile import DataFile
 from .format.layout import (
+    EXTENT_SHIFT,
     RECORD_HEADER_SIZE,
     SEGMENT_SLOTS,
     SLOT_ENDING,
@@ -38,9 +39,9 @@ from .format.layout import (
     STAMP_SHIFT,
     STRIPE_SHIFT,
 )
-from .index.records import Records
+from .index.records import Records, verify
 from .index.segments import Segments
-from .index.slab import Slab
+from .index.slab import NoOtherBlockError, Slab
 from .index.slots import Slots
 from .index.versions import Versions
 
@@ -203,6 +204,62 @@ class Changes:
             self._undo_supersede(slot, old, taken)
             raise
         return record
+
+    def move(self, record: int, key_hash: int, encoded_key: bytes) -> bool:
+        """Move the whole record of a key to another extent of its class, if it is the current one.
+
+        It is superseded by a copy with its stamp: of the two, recovery takes either. The caller
+        holds the key's stripe, and sees to it that nobody is reclaiming.
+
+        Returns:
+            False where no slot leads to it, or it is damaged: it stays.
+
+        Raises:
+            NoOtherBlockError: no other extent of its class has room.
+            CorruptStoreError, StoreFullError: as `store`.
+        """
+        slot = self._slots.find(key_hash, encoded_key)
+        tail = self._words[slot + SLOT_RECORD_OFFSET >> 3] if slot > 0 else 0
+        if tail & SLOT_RECORD_MASK != record:
+            return False
+        old = self._in_slot(slot, encoded_key, key_hash >> STRIPE_SHIFT)
+        header, value = self._records.read_record(tail)
+        if not (old.is_known and verify(header, value, tail, old.expires_at, key_hash)):
+            return False
+        try:
+            self._move(slot, old, key_hash, encoded_key, value)
+        except (KVStoreError, NoOtherBlockError):
+            raise
+        except BaseException:
+            self._file.require_rebuild()
+            raise
+        return True
+
+    def _move(
+        self, slot: int, old: Superseded, key_hash: int, encoded_key: bytes, value: bytes
+    ) -> None:
+        file, stripe = self._file, key_hash >> STRIPE_SHIFT
+        extent = (old.tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT
+        taken: list[int] = []
+        try:
+            size = RECORD_HEADER_SIZE + len(encoded_key) + len(value)
+            copy = self._slab.allocate(size, taken, moved_from=extent)
+            self._records.write_record(
+                copy, encoded_key, value, key_hash, old.stamp, old.expires_at
+            )
+            with self._slab.lock:
+                is_fresh = self._is_fresh(old, stripe)
+                flags = old.tail & SLOT_FLAGS
+                if not (is_fresh and file.in_place):
+                    flags |= SLOT_OLDER
+                    self._versions.doubt(stripe, old.stamp)
+                self._slots.replace(slot, copy | flags, len(value), old.expires_at)
+                if not file.in_place:
+                    self._records.finish_record(copy)
+                self._done_with(slot, old, is_fresh)
+        except BaseException:
+            self._undo_supersede(slot, old, taken)
+            raise
 
     def _in_slot(self, slot: int, encoded_key: bytes, stripe: int) -> Superseded:
         """Return what a live slot has at the moment."""

@@ -57,6 +57,13 @@ class StoreLocks:
         with self.stripes[first]:
             return self.with_all_stripes(act, first + 1)
 
+    def while_open(self, act: Callable[[], Result]) -> Result:
+        """Return what `act` does while the store stays open. The caller holds no lock."""
+        with self.stripes[0]:  # any of them keeps it from being closed
+            if self.closed:
+                self.raise_closed()
+            return act()
+
     def mark_dirty(self) -> None:
         """Mark the file dirty on disk, unless it is closed. The caller holds no lock."""
         with self.closing:
@@ -138,8 +145,8 @@ class _NotOpened:
 
     check_reentry = with_all_stripes = raise_closed
     store = read = read_bytes = read_record = touch = expiry = delete = raise_closed
-    count = any_key = clear = iterate = purge_expired = purge_for_room = stats = raise_closed
-    merge_segments = raise_closed
+    count = any_key = clear = iterate = purge_expired = stats = raise_closed
+    is_full = make = merge_segments = raise_closed
 
 
 NOT_OPENED: Final[Any] = _NotOpened()

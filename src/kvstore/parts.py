@@ -22,9 +22,11 @@ from .index.slab import Slab
 from .index.slots import Slots
 from .index.versions import Versions
 from .locks import StoreLocks
+from .moving import Mover
 from .one_key import OneKey
 from .reclaiming import Reclaimer
 from .recovery.opening import open_file
+from .room import Room
 
 
 class Parts:
@@ -60,7 +62,6 @@ class Parts:
         self.slots = slots = Slots(file, slab, records, versions)
         self.segments = segments = Segments(file, extents, slab, slots, versions, compiled.selected)
         self.locks = locks = StoreLocks(file, extents.lock)
-        self.reclaimer = reclaimer = Reclaimer(locks, file, slab, versions)
         make = compiled.selected.make_fast_path
         if make is not None:
             self.fast = make(
@@ -77,6 +78,8 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
+        mover = Mover(locks, file, slab, records, changes, self.fast)
+        self.reclaimer = reclaimer = Reclaimer(locks, file, slab, versions, mover)
         self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,
@@ -89,6 +92,9 @@ class Parts:
             max_bytes=max_bytes,
             durable=durable,
         )
+
+        self.room = Room(locks, file, extents, slab, versions, reclaimer, self.all_keys)
+        reclaimer.make_ahead = self.room.make_ahead
 
     def give_up(self) -> None:
         """Close after an opening that failed."""

@@ -16,7 +16,8 @@ what the answers to "may this be cleared at once?" rest on.
 """
 
 from array import array
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Thread
 from time import sleep
 from typing import Final
@@ -24,10 +25,11 @@ from typing import Final
 from .compiled import Lock
 from .errors import KVStoreError, StoreBusyError
 from .file.datafile import DataFile
-from .format.layout import MARKED_MAGIC, RECORD_MAGIC, STRIPE_COUNT
+from .format.layout import EXTENT_SIZE, MARKED_MAGIC, MAX_EXTENTS, RECORD_MAGIC, STRIPE_COUNT
 from .index.slab import Slab
 from .index.versions import Versions
 from .locks import StoreLocks, operation
+from .moving import Mover
 
 # How many extents are swept before other threads get their turn.
 _AT_A_TIME: Final = 64
@@ -36,15 +38,20 @@ _AT_A_TIME: Final = 64
 class Reclaimer:
     """Reclaims the retired blocks of a store; one thread at a time."""
 
-    def __init__(self, locks: StoreLocks, file: DataFile, slab: Slab, versions: Versions) -> None:
+    def __init__(
+        self, locks: StoreLocks, file: DataFile, slab: Slab, versions: Versions, mover: Mover
+    ) -> None:
         self._locks = locks
         self._file = file
         self._slab = slab
         self._versions = versions
+        self._mover = mover
         self._running = Lock()  # taken before any other
         self._has_thread = False
         # What `settle` takes once all that was cleared so far has been flushed.
         self._swept: array[int] | None = None
+        # What a thread of its own does after that.
+        self.make_ahead: Callable[[], None] = _do_nothing
 
     def keep_up(self) -> None:
         """Reclaim in a thread of its own, where one would be of use. The caller holds no lock.
@@ -71,6 +78,7 @@ class Reclaimer:
             # Whoever flushes next is told of a failed flush.
             with suppress(KVStoreError, OSError):
                 self.reclaim()
+                self.make_ahead()
         finally:
             self._has_thread = False
 
@@ -87,14 +95,66 @@ class Reclaimer:
             StoreClosedError: the store is closed.
             StoreFullError, OSError: the disk refused a write or a flush.
         """
+        with self._alone():
+            if self._slab.count_retired():
+                self._reclaim()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have no other thread reclaim, or close the file, meanwhile."""
         if self._running._is_owned():
             raise StoreBusyError(f"{self._file.path}: this thread is reclaiming space already")
         with self._running:
             # Asked here: whoever closes the store waits for this lock before the file is unmapped.
             if self._locks.closed:
                 self._locks.raise_closed()
-            if self._slab.count_retired():
+            yield
+
+    def evacuate_inside(self, most: int, most_moved: int) -> int:
+        """Empty the sparsest extents of the slab, so that they are free for any size.
+
+        At the most so many extents, and `most_moved` bytes of records. The caller holds no lock.
+
+        Returns:
+            0 where some were emptied, or another thread was faster; else how many bytes have to be
+            freed before any can be.
+
+        Raises: as `reclaim_inside`.
+        """
+        released = self._versions.released
+        with self._alone():
+            if self._versions.released != released and self._slab.has_free_extent():
+                return 0
+            # What was found earlier may have been too much, what is found now cannot.
+            last = self._mover.searches + 1
+            while self._mover.searches <= last:
+                extents, missing = self._mover.choose(most, most_moved)
+                if not extents:
+                    return missing
+                self._move(extents)
+                if self._versions.retired_size:
+                    self._reclaim()
+                self._slab.free_spare()
+                if self._slab.has_free_extent():
+                    return 0
+            return EXTENT_SIZE
+
+    def empty_inside(self, extents: list[int], limit: int) -> None:
+        """Move the records of these extents to such before `limit`, and reclaim.
+
+        As far as there is room, opened for it where need be. The caller holds no lock.
+
+        Raises: as `reclaim_inside`.
+        """
+        with self._alone():
+            self._move(extents, limit)
+            if self._versions.retired_size:
                 self._reclaim()
+            self._slab.free_spare()
+
+    def _move(self, extents: list[int], limit: int = MAX_EXTENTS) -> None:
+        self._swept = None  # what moves has a copy, be it settled or not
+        self._mover.evacuate(extents, limit)
 
     def _reclaim(self) -> None:
         versions = self._versions
@@ -145,3 +205,7 @@ class Reclaimer:
                 self._file.require_rebuild()
                 if not isinstance(error, KVStoreError | OSError):
                     raise
+
+
+def _do_nothing() -> None:
+    """Nothing is to be done."""

@@ -39,6 +39,7 @@ from .index.stats import StoreStats
 from .locks import NOT_OPENED, StoreLocks, operation
 from .one_key import OneKey
 from .parts import Parts, check_max_bytes, check_timeout, resolve
+from .room import Room
 from .views import StoreItems, StoreValues
 
 Default = TypeVar("Default")
@@ -99,6 +100,7 @@ class KVStore(MutableMapping[str, Value]):
     _slab: Slab = NOT_OPENED
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
+    _room: Room = NOT_OPENED
     _was_initialized = _durable = False
 
     def __init__(
@@ -128,6 +130,7 @@ class KVStore(MutableMapping[str, Value]):
         try:
             self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
             self._one_key, self._all_keys = parts.one_key, parts.all_keys
+            self._room = parts.room
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._locks.closed = False  # in this one step it is open
@@ -217,13 +220,17 @@ class KVStore(MutableMapping[str, Value]):
         try:
             return store()
         except StoreFullError:
-            if self._file.read_only:
+            if self._file.read_only or self._room.is_full():
                 raise
         finally:
             if self._slab.wants_reclaiming:
                 self._parts.reclaimer.keep_up()
-        # Tried again even if another thread was the one to take something back.
-        self._all_keys.purge_for_room()
+        step = 0
+        while self._room.make(step):
+            # Tried again even if another thread was the one to make room.
+            with suppress(StoreFullError):
+                return store()
+            step += 1
         return store()
 
     def touch(self, key: str, ttl: int | None) -> None:
@@ -279,7 +286,10 @@ class KVStore(MutableMapping[str, Value]):
         For tools that carry records from file to file. Raises as `create`, or as `put`.
         """
         times = created_at, expires_at
-        self._one_key.store(key, encode_key(key), encoded, 0, replace=replace, times=times)
+        encoded_key = encode_key(key)
+        self._with_room(
+            lambda: self._one_key.store(key, encoded_key, encoded, 0, replace=replace, times=times)
+        )
 
     def read(self, key: str) -> Value:
         """Return the value of `key` as a new dict.

@@ -43,6 +43,7 @@ from kvstore.format.layout import (
     SLOT_EXPIRES_OFFSET,
     SLOT_OLDER,
     SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
     STAMP_LIMIT,
     STAMP_SHIFT,
     STRIPE_SHIFT,
@@ -245,6 +246,107 @@ def test_only_what_was_retired_in_other_generations_is_swept(
     assert fast.sweep(extent, MARKED_MAGIC, generation + 1) == 0
     assert [first_word(store, record)[1] for record in records] == [0] * 3
     assert set(store) == {"key", "key 0", "key 2"}
+
+
+# --- records that move --------------------------------------------------------------------------
+
+
+BIG: Final = {"v": "x" * 3_000}  # 21 an extent
+A_THIRD: Final = 7
+
+
+@pytest.fixture
+def sparse(store: KVStore, fast: FastPath) -> list[int]:
+    """Two extents of one class, with seven records each; the one put last comes first."""
+    for number in range(42):
+        store.create(f"r{number}", BIG)
+    extents = sorted({place_of(store, f"r{number}") >> EXTENT_SHIFT for number in range(42)})
+    for number in range(42):
+        if number % 3:
+            store.delete(f"r{number}")
+    store._slab.put_last(extents[:1])
+    return extents
+
+
+def place_of(store: KVStore, key: str) -> int:
+    slot = store._parts.slots.find(key_hash(key.encode(), store._file.hash_seed), key.encode())
+    return store._file.words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
+
+
+def end_of(extent: int) -> int:
+    return extent + 1 << EXTENT_SHIFT
+
+
+@pytest.mark.parametrize("is_promised", [False, True])
+def test_records_of_an_extent_move_to_others_of_its_class(
+    store: KVStore, fast: FastPath, sparse: list[int], is_promised: bool
+) -> None:
+    """Their old blocks are free at once only where nobody was promised what is in them."""
+    source, target = sparse
+    if is_promised:
+        store.sync()
+    before = [store._whole(f"r{number}") for number in range(0, 42, 3)]
+    old = place_of(store, "r0")
+    assert fast.move(source << EXTENT_SHIFT, 100) == end_of(source)
+    assert {place_of(store, f"r{n}") >> EXTENT_SHIFT for n in range(0, 42, 3)} == {target}
+    assert [store._whole(f"r{number}") for number in range(0, 42, 3)] == before
+    versions = store._parts.versions
+    if is_promised:
+        assert first_word(store, old) == (RECORD_MAGIC_BYTES, versions.generation)
+        assert versions.retired_size == A_THIRD * 3_072
+        store.delete("r0")
+        assert versions.marks == 1, "a copy may be on the disk"
+    else:
+        assert versions.retired_size == 0
+        store.delete("r0")
+        assert versions.marks == 0
+
+
+def test_record_that_moved_is_cleared_at_once_again_after_the_next_reclaiming(
+    store: KVStore, fast: FastPath, sparse: list[int]
+) -> None:
+    store.sync()
+    fast.move(sparse[0] << EXTENT_SHIFT, 100)
+    store._parts.reclaimer.reclaim()
+    store.delete("r0")
+    assert store._parts.versions.marks == 1, "what was cleared is not on the disk yet"
+    store._parts.reclaimer.reclaim()
+    store.delete("r3")
+    assert (store._parts.versions.retired_size, store._parts.versions.marks) == (0, 0)
+
+
+def test_so_many_records_move_as_are_asked_for(
+    store: KVStore, fast: FastPath, sparse: list[int]
+) -> None:
+    place = sparse[0] << EXTENT_SHIFT
+    stops = []
+    while place != end_of(sparse[0]):
+        place = fast.move(place, 2)
+        stops.append(place)
+    assert len(stops) == 4
+    assert fast.move(place, 0) == fast.move(place, 0)
+
+
+def test_what_is_not_ordinary_is_not_moved(
+    store: KVStore, fast: FastPath, sparse: list[int]
+) -> None:
+    source, target = sparse
+    start, record = source << EXTENT_SHIFT, place_of(store, "r3")
+    held = store._locks.stripes[key_hash(b"r3", store._file.hash_seed) >> STRIPE_SHIFT]
+    with held:
+        assert fast.move(record, 9) == record
+    with store._locks.space:
+        assert fast.move(start, 9) == start
+    store._file.write(record + 60, b"?")
+    assert fast.move(record, 9) == record, "damaged"
+    assert fast.move(start + 32, 9) == start + 32, "no block begins there"
+    for extent in (0, 3, 6, 2**14):  # fixed, a segment, none
+        assert fast.move(extent << EXTENT_SHIFT, 9) == extent << EXTENT_SHIFT
+    store._slab.put_last([target])
+    assert fast.move(start, 9) == start, "no other extent of its class has room before it"
+    store.delete("r3")
+    store.close()
+    assert fast.move(start, 9) == start
 
 
 @pytest.mark.parametrize("latest", [STAMP_LIMIT - 1, 2**64 - 1])

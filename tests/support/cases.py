@@ -41,6 +41,7 @@ VALUE: Final = make_value(KEY, 1, 30)
 OTHER: Final = make_value(KEY, 4, 40)
 LARGE: Final = make_value(KEY, 2, 15_000)
 HUGE: Final = make_value(KEY, 3, 16_200)
+SIZEABLE: Final = make_value(KEY, 5, 7_000)
 _TTL_SECONDS: Final = 100
 
 
@@ -243,6 +244,16 @@ def _file_without_room_but_by_expiry(store: KVStore) -> None:
     _file_without_room(store)
 
 
+def _file_of_sparse_extents(store: KVStore) -> None:
+    """Fill the file, and delete most of what is in a few extents of one class."""
+    for number in range(50):
+        store.create(f"s{number}", make_value("s", number, 3_000))
+    _file_without_room(store)
+    for number in range(50):
+        if number % 10:
+            store.delete(f"s{number}")
+
+
 def _extent_with_one_block(store: KVStore) -> None:
     store.create(KEY, LARGE)
 
@@ -386,6 +397,15 @@ CASES: Final = (
         KEY,
         HUGE,
         _LATER,
+        pristine=True,
+        probes=False,
+    ),
+    Case(
+        "make room",
+        _file_of_sparse_extents,
+        _create(KEY, SIZEABLE),
+        KEY,
+        SIZEABLE,
         pristine=True,
         probes=False,
     ),

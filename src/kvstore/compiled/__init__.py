@@ -105,6 +105,13 @@ class FastPath(Protocol):
         have been freed, but not all could be.
         """
 
+    def move(self, place: int, most: int) -> int:
+        """Move records of an extent, from the block at `place` on, to others of its class.
+
+        As `Changes.move`, at the most so many, for a caller that is reclaiming and holds no stripe.
+        Returns where it stopped: at the extent's end, or at a block; `place`: that is for Python.
+        """
+
     def create_under_locks(
         self,
         key: bytes,

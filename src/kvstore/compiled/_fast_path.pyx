@@ -724,6 +724,100 @@ cdef class FastPath(Blocks):
         memcpy(place + RECORD_HEADER_SIZE, key, key_size)
         memcpy(place + RECORD_HEADER_SIZE + key_size, PyBytes_AS_STRING(encoded), value_size)
 
+    # --- moving ----------------------------------------------------------------------------------
+
+    def move(self, uint64_t place, long most):
+        """Move the records of a slab extent from the block at `place` on to others of its class.
+
+        As `Changes.move` does, `most` of them at the most. The caller has marked the file dirty,
+        and holds no stripe but one that keeps the store open.
+
+        Returns:
+            Where it stopped: at the end of the extent, or at the block that is next. Where that is
+            `place`, that block is for Python to move.
+        """
+        cdef uint64_t extent = place >> EXTENT_SHIFT, entry, size_class, end, word
+        if (
+            not self.is_open
+            or not self.live[1]
+            or self.space._owner
+            or not self.is_extent(extent)
+        ):
+            return place
+        entry = load(self.base + map_entry_of(extent))
+        size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
+        if (
+            entry & ENTRY_KIND_MASK != KIND_SLAB
+            or size_class >= CLASS_COUNT
+            or (place & EXTENT_SIZE - 1) % BLOCK_SIZES[size_class]
+        ):
+            return place
+        end = extent << EXTENT_SHIFT
+        end += min(entry >> ENTRY_FRESH_SHIFT, BLOCKS_PER_EXTENT[size_class]) * BLOCK_SIZES[size_class]
+        while place < end:
+            word = load(self.base + place)
+            if <uint32_t>word == RECORD_MAGIC and not word >> GENERATION_SHIFT:
+                if most <= 0 or not self.move_(place, size_class):
+                    return place
+                most -= 1
+            place += BLOCK_SIZES[size_class]
+        return (extent + 1) << EXTENT_SHIFT
+
+    cdef bint move_(self, uint64_t record, uint64_t size_class) except -1:
+        """Move one record; False for RARE."""
+        cdef const uint8_t *key = self.base + record + RECORD_HEADER_SIZE
+        cdef uint64_t word = load(self.base + record)
+        cdef uint64_t key_size = word >> SLOT_KEY_SIZE_SHIFT & 0xFF
+        cdef uint64_t key_hash, stripe, tail, flags, copy, checksum, expires_at, after = 0
+        cdef int64_t slot
+        cdef Superseded old
+        cdef bytes value
+        cdef uint8_t image[16]
+        old.stamp = 0
+        if not 0 < key_size <= MAX_KEY_SIZE:
+            return False
+        key_hash = xxh3(key, key_size, self.seed)
+        stripe = key_hash >> STRIPE_SHIFT
+        if (<Lock>self.stripes[stripe])._owner:
+            return False
+        slot = self.find(key_hash, key, key_size)
+        if slot <= 0:
+            return False
+        tail = load(self.base + slot + SLOT_RECORD_OFFSET)
+        if tail & SLOT_RECORD_MASK != record:
+            return False
+        value = self.value_in(slot, key_hash, key_size)
+        copy = self.next_block(size_class, &after)
+        if (
+            value is None
+            or not copy
+            or copy >> EXTENT_SHIFT == record >> EXTENT_SHIFT
+            or not self.may_supersede(&old, stripe, tail, key, key_size, copy, after)
+        ):
+            return False
+        expires_at = load(self.base + slot + SLOT_EXPIRES_OFFSET)
+        checksum = checksum_of(value, seed_of(key_hash, old.stamp, expires_at, copy))
+        # Nothing was stored so far, and from here on all is.
+        if not self.take_block(copy >> EXTENT_SHIFT, size_class, after):
+            return False
+        self.write_record(
+            self.base + copy, key, key_size, value, old.stamp, expires_at, checksum
+        )
+        keep_order()
+        flags = tail & SLOT_FLAGS
+        if not old.is_fresh:
+            flags |= SLOT_OLDER
+            if old.stamp <= self.versions[SETTLED_STAMPS + stripe]:
+                self.versions[SETTLED_STAMPS + stripe] = old.stamp - 1
+        store(image, expires_at)
+        store(image + 8, (tail & ~<uint64_t>(SLOT_RECORD_MASK | SLOT_FLAGS)) | copy | flags)
+        self.write(slot + SLOT_EXPIRES_OFFSET, image, 16)
+        if old.is_fresh:
+            self.free_(old.record, old.entry, old.after)
+        else:
+            self.retire(old.record, RECORD_MAGIC)
+        return True
+
     # --- deleting --------------------------------------------------------------------------------
 
     def delete(self, key):

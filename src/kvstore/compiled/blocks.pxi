@@ -205,6 +205,7 @@ cdef class Blocks:
         cdef uint64_t size_class = slab >> ENTRY_CLASS_SHIFT & 0xFF
         if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self.spare[0] = extent
+        self.versions[RELEASED_WORD] += BLOCK_SIZES[size_class]
         self.write(map_entry_of(extent), &after, 8)
         if slab >> ENTRY_FIRST_FREE_SHIFT == full_entry(size_class):
             self.link(extent, size_class)
@@ -248,9 +249,9 @@ cdef class Blocks:
         cdef uint64_t entry_offset = map_entry_of(record >> EXTENT_SHIFT)
         cdef uint64_t word = load(self.base + record) ^ RECORD_MAGIC ^ magic
         word |= self.versions[GENERATION_WORD] << GENERATION_SHIFT
-        self.versions[RETIRED_SIZE_WORD] += (
-            BLOCK_SIZES[load(self.base + entry_offset) >> ENTRY_CLASS_SHIFT & 0xFF]
-        )
+        cdef uint64_t size = BLOCK_SIZES[load(self.base + entry_offset) >> ENTRY_CLASS_SHIFT & 0xFF]
+        self.versions[RETIRED_SIZE_WORD] += size
+        self.versions[RELEASED_WORD] += size
         self.versions[MARKS_WORD] += magic == MARKED_MAGIC
         self.count_retired(entry_offset, 1)
         # Last: a mark takes the record away.

@@ -180,8 +180,9 @@ Records that follow each other
 A record may be superseded by a later one of its key, and at no moment may the key be lost, nor an
 older value come back, whatever part of what was written since the last flush the disk has. The
 **stamp** says which of two records of a key is the later. It grows strictly within a stripe,
-whatever the clock does: it is the time, or one more than the last. Equal stamps are copies. A stamp
-of ``STAMP_LIMIT`` or later is none. (After Kulkarni et al., "Logical Physical Clocks", 2014.)
+whatever the clock does: it is the time, or one more than the last. Equal stamps are copies, for a
+record that moves to another block keeps its own. A stamp of ``STAMP_LIMIT`` or later is none.
+(After Kulkarni et al., "Logical Physical Clocks", 2014.)
 
 A record that was superseded is **retired** if a flush may have promised it: it stays as it is, but
 for its generation, and its block is not free. One that is deleted while an older one of its key may
@@ -510,7 +511,8 @@ GENERATION_WORD: Final = 3 * STRIPE_COUNT
 RETIRED_SIZE_WORD: Final = GENERATION_WORD + 1
 MARKS_WORD: Final = GENERATION_WORD + 2
 ALWAYS_PROMISED_WORD: Final = GENERATION_WORD + 3
-VERSION_WORDS: Final = GENERATION_WORD + 4
+RELEASED_WORD: Final = GENERATION_WORD + 4
+VERSION_WORDS: Final = GENERATION_WORD + 5
 
 
 def key_hash(key: bytes, hash_seed: int) -> int:

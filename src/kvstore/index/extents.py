@@ -13,21 +13,28 @@ The space lock covers the extent map but for the counts in segments' entries, th
 growth. It is taken after a stripe and never before one.
 """
 
+from collections.abc import Callable
+from typing import Final
+
 from kvstore.compiled import Lock
-from kvstore.errors import CorruptStoreError
+from kvstore.errors import CorruptStoreError, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
+    EXTENT_MAP_OFFSET,
     FIXED_EXTENTS,
     FREE_EXTENTS_OFFSET,
     FRESH_EXTENT_OFFSET,
     KIND_FREE,
+    MAP_ENTRY_SHIFT,
     NO_EXTENT,
     SLAB_ENTRY,
     SLAB_NEXT_OFFSET,
     U16,
     map_entry_offset,
 )
+
+_UNUSED: Final = bytes(SLAB_ENTRY.size)
 
 
 class Extents:
@@ -36,6 +43,17 @@ class Extents:
     def __init__(self, file: DataFile) -> None:
         self._file = file
         self.lock = Lock()
+        # Whether room should be made before the file grows; then there is none, for the time being.
+        self.refuses_growth: Callable[[], bool] = _never
+
+    @property
+    def has_free(self) -> bool:
+        """Whether an extent can be had, for a slab at least, without growing the file."""
+        shorts = self._file.shorts
+        return (
+            shorts[FREE_EXTENTS_OFFSET >> 1] != NO_EXTENT
+            or shorts[FRESH_EXTENT_OFFSET >> 1] < self._file.extent_count
+        )
 
     @property
     def waits_for_flush(self) -> bool:
@@ -59,19 +77,21 @@ class Extents:
             return extent
         extent = file.shorts[FRESH_EXTENT_OFFSET >> 1]
         while extent >= file.extent_count:
+            if file.extent_count < file.max_extents and self.refuses_growth():
+                raise StoreFullError(f"{file.path}: room is to be made before the file grows")
             file.grow()
         file.prefault(extent)
         rollback.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
         return extent
 
-    def allocate_before(self, limit: int, rollback: Rollback) -> int:
-        """As `allocate` for a segment, but of the free extents before that number.
+    def allocate_before(self, limit: int, rollback: Rollback, *, for_segment: bool = True) -> int:
+        """As `allocate`, but of the free extents before that number.
 
         Returns:
             `NO_EXTENT` where there is none, or those there are wait for a flush.
         """
         file, link = self._file, FREE_EXTENTS_OFFSET
-        if file.freed_may_come_back:
+        if for_segment and file.freed_may_come_back:
             return NO_EXTENT
         for _ in range(file.extent_count):
             extent = file.shorts[link >> 1]
@@ -103,6 +123,27 @@ class Extents:
         )
         rollback.write(FREE_EXTENTS_OFFSET, U16.pack(extent))
 
+    def relink_free(self, count: int, rollback: Rollback) -> None:
+        """Have the list of free extents be in order, and hold none after the first `count`.
+
+        The caller holds `lock`.
+        """
+        file = self._file
+        fresh = min(file.shorts[FRESH_EXTENT_OFFSET >> 1], file.extent_count)
+        entries = file.map[EXTENT_MAP_OFFSET : map_entry_offset(fresh)]
+        kinds = entries[:: 1 << MAP_ENTRY_SHIFT]
+        following = NO_EXTENT
+        for extent in range(fresh - 1, FIXED_EXTENTS - 1, -1):
+            if kinds[extent] == KIND_FREE:
+                entry = _UNUSED
+                if extent < count:
+                    entry = SLAB_ENTRY.pack(KIND_FREE, 0, 0, 0, 0, NO_EXTENT, following, 0, 0)
+                    following = extent
+                rollback.write(map_entry_offset(extent), entry)
+        rollback.write(FREE_EXTENTS_OFFSET, U16.pack(following))
+        if fresh > count:
+            rollback.write(FRESH_EXTENT_OFFSET, U16.pack(count))
+
     def check(self, extent: int) -> None:
         """Raise CorruptStoreError for a number, read from the file, that can be no such extent."""
         if not FIXED_EXTENTS <= extent < self._file.extent_count:
@@ -110,3 +151,8 @@ class Extents:
                 f"{self._file.path}: a list leads to extent {extent}, which is not among "
                 f"{FIXED_EXTENTS} to {self._file.extent_count - 1}"
             )
+
+
+def _never() -> bool:
+    """Return that the file may grow."""
+    return False

@@ -17,6 +17,7 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIXED_EXTENTS,
+    GENERATION_SHIFT,
     KIND_SLAB,
     NEVER,
     RECORD,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from kvstore.file.datafile import DataFile
 
 _SEAL: Final = Struct("<QQQ")  # a header from its stamp on
+_MAGIC: Final = 0xFFFF_FFFF
 _FIRST_RECORD: Final = FIXED_EXTENTS << EXTENT_SHIFT
 
 
@@ -148,6 +150,15 @@ class Records:
         if offset + RECORD_HEADER_SIZE > self._file.size:
             return 0
         return self._words[offset + RECORD_EXPIRES_OFFSET >> 3]
+
+    def live_key_at(self, offset: int) -> bytes:
+        """Copy the key of the record in a block; empty where it has none, or a retired one."""
+        if offset + RECORD_HEADER_SIZE > self._file.size:
+            return b""
+        head = self._words[offset >> 3]
+        if head & _MAGIC != RECORD_MAGIC or head >> GENERATION_SHIFT:
+            return b""
+        return self.key_at(offset, head >> SLOT_KEY_SIZE_SHIFT)
 
     def key_at(self, offset: int, size: int) -> bytes:
         """Copy the key of `size` bytes from the record at `offset`; empty where none can be."""

@@ -210,7 +210,7 @@ class Segments:
 
     # --- merged and moved ----------------------------------------------------------------------
 
-    def is_mergeable(self, position: int) -> tuple[bool, int]:
+    def is_mergeable(self, position: int, most: int = SEGMENT_SLOTS // 2) -> tuple[bool, int]:
         """Look whether the segment at a directory position and its buddy can be one.
 
         Returns:
@@ -218,16 +218,16 @@ class Segments:
         """
         following, damage = self._next_position(position)
         try:
-            return not damage and self._find_buddies(position) is not None, following
+            return not damage and self._find_buddies(position, most) is not None, following
         except CorruptStoreError:
             return False, following
 
-    def merge(self, position: int, now_ms: int) -> bool:
+    def merge(self, position: int, now_ms: int, most: int = SEGMENT_SLOTS // 2) -> bool:
         """Have the segment at a directory position and its buddy become one, in the lower's extent.
 
-        Only where they are of one depth, and have at most half a segment's live slots together. The
-        upper's extent becomes free. Expired slots are dropped, as by a rewrite; where others are
-        damaged, nothing is done. Takes the space lock.
+        Only where they are of one depth, and have together at most so many live slots. The upper's
+        extent becomes free. Expired slots are dropped, as by a rewrite; where others are damaged,
+        nothing is done. Takes the space lock.
 
         Returns:
             Whether they did.
@@ -236,7 +236,7 @@ class Segments:
             CorruptStoreError: a page of them is damaged; nothing has changed.
             StoreFullError, OSError: the disk refused a write; nothing has changed.
         """
-        buddies = self._find_buddies(position)
+        buddies = self._find_buddies(position, most)
         if buddies is None:
             return False
         depth, prefix, extents = buddies
@@ -247,7 +247,7 @@ class Segments:
                 return False
             members += lower + upper
             expired += due
-        if len(members) > SEGMENT_SLOTS // 2 * MEMBER.size:
+        if len(members) > most * MEMBER.size:
             return False  # their entries say fewer
         rewrites = max(rewrites_after(self._file, extent, self._undone) for extent in extents)
         with self._counting_undone(), self._extents.lock, Rollback(self._file) as rollback:
@@ -257,7 +257,7 @@ class Segments:
         self._free_records(expired)
         return True
 
-    def _find_buddies(self, position: int) -> tuple[int, int, tuple[int, int]] | None:
+    def _find_buddies(self, position: int, most: int) -> tuple[int, int, tuple[int, int]] | None:
         """Return depth, prefix and extents, lower first, of two segments that `merge` is for."""
         depth, prefix = depth_and_prefix(self._file, self._directory[position], position)
         if depth == MIN_DEPTH:
@@ -272,7 +272,7 @@ class Segments:
             self._words[map_entry_offset(extent) >> 3] >> ENTRY_LIVE_SHIFT & _COUNT_MASK
             for extent in extents
         )
-        return (depth, prefix, extents) if live <= SEGMENT_SLOTS // 2 else None
+        return (depth, prefix, extents) if live <= most else None
 
     def relocate(self, position: int, before: int, now_ms: int) -> bool:
         """Move the segment at a directory position to a free extent before extent `before`.
@@ -485,6 +485,10 @@ class Segments:
         depth, prefix = depth_and_prefix(self._file, extent, position)
         earliest = self._words[map_entry_offset(extent) + SEGMENT_EARLIEST_OFFSET >> 3]
         return extent, prefix + segment_run(depth), earliest <= now_ms
+
+    def earliest_expiry(self, extent: int) -> int:
+        """Return the earliest expiry in a segment; never later than the true one."""
+        return self._words[map_entry_offset(extent) + SEGMENT_EARLIEST_OFFSET >> 3]
 
     def _end_of_run(self, position: int) -> int:
         """Return where the directory next names another extent than at `position`."""

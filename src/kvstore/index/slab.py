@@ -28,6 +28,7 @@ from kvstore.format.layout import (
     BLOCK_SIZES,
     BLOCKS_PER_EXTENT,
     CLASS_HEADS_OFFSET,
+    ENTRY_CLASS_SHIFT,
     ENTRY_FIRST_FREE_SHIFT,
     ENTRY_FRESH_ONE,
     ENTRY_FRESH_SHIFT,
@@ -48,6 +49,7 @@ from kvstore.format.layout import (
     NO_BLOCK,
     NO_EXTENT,
     RECORD_MAGIC,
+    RELEASED_WORD,
     RETIRED_SIZE_WORD,
     SIZE_CLASSES,
     SLAB_ENTRY,
@@ -78,6 +80,10 @@ _LEAST_RECLAIMED: Final = 4 * 1024 * 1024
 _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 
 
+class NoOtherBlockError(Exception):
+    """A record cannot be moved: no other extent of its class has a free block."""
+
+
 class Slab:
     """Allocates and frees blocks of `file`.
 
@@ -103,14 +109,19 @@ class Slab:
         self._pending: list[int] = []
         self.fast: FastPath | None = None  # of the store, once it is open
 
-    def allocate(self, size: int, taken: list[int] | None = None) -> int:
+    def allocate(
+        self, size: int, taken: list[int] | None = None, *, moved_from: int = NO_EXTENT
+    ) -> int:
         """Return the offset of a block for a record of `size` bytes. Takes the space lock.
+
+        For a record that is `moved_from` an extent only of another one of its class.
 
         It is also put in the empty list `taken`: there whoever is interrupted before the offset has
         come to him finds it. While nothing is in that, no block was taken.
 
         Raises:
             StoreFullError: no block, no free extent, and the file cannot grow.
+            NoOtherBlockError: none to move to.
             CorruptStoreError: the extent has records that its entry does not know.
         """
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
@@ -118,6 +129,8 @@ class Slab:
         with self.lock:
             while True:
                 extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
+                if moved_from and extent in (NO_EXTENT, moved_from):
+                    raise NoOtherBlockError
                 if extent == NO_EXTENT:
                     extent = self._open_extent(size_class)
                 entry_offset = EXTENT_MAP_OFFSET + (extent << 4)
@@ -233,6 +246,7 @@ class Slab:
         # the undoing too, has not taken the record away.
         if not after >> ENTRY_LIVE_SHIFT & 0xFFFF:
             self._make_spare(extent)
+        self._versions.words[RELEASED_WORD] += BLOCK_SIZES[size_class]
         if was_full or is_retired:
             with Rollback(self._file) as rollback:
                 rollback.write(entry_offset, U64.pack(after))
@@ -274,6 +288,7 @@ class Slab:
         head = magic | sizes | self._versions.generation << GENERATION_SHIFT
         # Counted first, for too much does no harm.
         self._versions.words[RETIRED_SIZE_WORD] += BLOCK_SIZES[size_class]
+        self._versions.words[RELEASED_WORD] += BLOCK_SIZES[size_class]
         self._versions.words[MARKS_WORD] += magic == MARKED_MAGIC
         with Rollback(self._file) as rollback:
             self._count_retired(offset >> EXTENT_SHIFT, 1, rollback)
@@ -314,12 +329,16 @@ class Slab:
         with self.lock:
             found = []
             size = 0
-            entries = self._map[EXTENT_MAP_OFFSET : map_entry_offset(self._file.extent_count)]
-            for extent, entry in enumerate(SLAB_ENTRY.iter_unpack(entries)):
-                kind, size_class, *_, retired, _ = entry
-                if kind == KIND_SLAB and retired:
-                    found.append(extent)
-                    size += retired * BLOCK_SIZES[size_class]
+            start, end = EXTENT_MAP_OFFSET, map_entry_offset(self._file.extent_count)
+            counts = self._shorts[
+                start + SLAB_RETIRED_OFFSET >> 1 : end >> 1 : SLAB_ENTRY.size >> 1
+            ]
+            for extent, retired in enumerate(counts.tolist()):
+                if retired:
+                    entry = self._words[map_entry_offset(extent) >> 3]
+                    if entry & ENTRY_KIND_MASK == KIND_SLAB:
+                        found.append(extent)
+                        size += retired * BLOCK_SIZES[entry >> ENTRY_CLASS_SHIFT & 0xFF]
             self._versions.words[RETIRED_SIZE_WORD] = size
             return found
 
@@ -372,6 +391,10 @@ class Slab:
                 self._extents.free(extent, rollback)
                 self._file.note_freed()
         self.spare[0] = NO_EXTENT
+
+    def has_free_extent(self) -> bool:
+        """Return whether an extent can be had without growing the file."""
+        return self._extents.has_free
 
     def free_spare(self) -> None:
         """Have no extent that is empty stay with its class. Takes the space lock."""
@@ -451,12 +474,70 @@ class Slab:
                 return
             self._free_or_keep(offset)
 
+    def put_last(self, extents: list[int]) -> None:
+        """Have blocks of these be taken only once no other extent of their class has any.
+
+        Takes the space lock.
+        """
+        ends: dict[int, int] = {}
+        with self.lock, Rollback(self._file) as rollback:
+            for extent in extents:
+                place = map_entry_offset(extent)
+                entry = self._words[place >> 3]
+                size_class = entry >> ENTRY_CLASS_SHIFT & 0xFF
+                if (
+                    entry & ENTRY_KIND_MASK == KIND_SLAB
+                    and entry >> ENTRY_FIRST_FREE_SHIFT != _FULL[size_class]
+                    and self._shorts[place + SLAB_NEXT_OFFSET >> 1] != NO_EXTENT
+                ):
+                    end = ends.get(size_class) or self._end_of_list(extent)
+                    self._unlink(extent, size_class, rollback)
+                    rollback.write(map_entry_offset(end) + SLAB_NEXT_OFFSET, U16.pack(extent))
+                    rollback.write(
+                        place + SLAB_PREVIOUS_OFFSET, U16.pack(end) + U16.pack(NO_EXTENT)
+                    )
+                    ends[size_class] = extent
+
+    def _end_of_list(self, extent: int) -> int:
+        """Return the last of the list that `extent` is on. The caller holds the space lock."""
+        for _ in range(self._file.extent_count):
+            following = self._shorts[map_entry_offset(extent) + SLAB_NEXT_OFFSET >> 1]
+            if following == NO_EXTENT:
+                break
+            self._extents.check(following)
+            extent = following
+        return extent
+
     def open_extent_for(self, size: int) -> None:
         """Open an extent for records of `size` bytes where their class has none with room."""
         size_class = SIZE_CLASSES[size + BLOCK_ALIGNMENT - 1 >> 5]
         with self.lock:
             if self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class] == NO_EXTENT:
                 self._open_extent(size_class)
+
+    def room_before(self, size_class: int, limit: int) -> int:
+        """Return how many blocks can be taken next that are in an extent before `limit`.
+
+        One is opened for the class where that would be none; 0 where it cannot be.
+        Takes the space lock.
+        """
+        with self.lock:
+            extent = self._shorts[(CLASS_HEADS_OFFSET >> 1) + size_class]
+            if extent == NO_EXTENT or extent >= limit:
+                self._free_spare()
+                with Rollback(self._file) as rollback:
+                    extent = self._extents.allocate_before(limit, rollback, for_segment=False)
+                    if extent == NO_EXTENT:
+                        return 0
+                    rollback.write(
+                        map_entry_offset(extent),
+                        SLAB_ENTRY.pack(KIND_SLAB, size_class, 0, NO_BLOCK, 0, 0, 0, 0, 0),
+                    )
+                    self._link(extent, size_class, rollback)
+                    self._look_at(extent, size_class, 0)
+                    self.spare[0] = extent
+            live = self._words[map_entry_offset(extent) >> 3] >> ENTRY_LIVE_SHIFT & 0xFFFF
+            return BLOCKS_PER_EXTENT[size_class] - live
 
     def _open_extent(self, size_class: int) -> int:
         """Take an extent for a class of which none has room. The caller holds the space lock.

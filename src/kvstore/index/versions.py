@@ -12,7 +12,9 @@ what the answers rely on is in `layout`, "Records that follow each other".
    promise is made in between.
 3. *May older records of its key be on the disk?* Then it must go on outranking them, and is marked
    instead of cleared. They may, if its slot says so, unless it is `settled`: all that was retired
-   before it was made has been cleared, and that is on the disk.
+   before it was made has been cleared, and that is on the disk. Of a record that was moved, a copy
+   is retired that is as old as itself: then it counts as not settled, and whatever of its stripe is
+   later, until all that was retired by then has been cleared.
 
 Whatever is retired is so in a generation, and reclaimed by a later one; see `kvstore.reclaiming`.
 The words of a stripe are covered by the stripe, all others by the space lock.
@@ -29,6 +31,7 @@ from kvstore.format.layout import (
     MARKS_WORD,
     MOST_GENERATIONS,
     PROMISED_STAMPS,
+    RELEASED_WORD,
     RETIRED_SIZE_WORD,
     SETTLED_STAMPS,
     SLOT_OLDER,
@@ -139,6 +142,20 @@ class Versions:
     def settle(self, stamps: "array[int]") -> None:
         """Note that older records are gone of all that had these stamps or earlier ones."""
         self.words[SETTLED_STAMPS : SETTLED_STAMPS + STRIPE_COUNT] = stamps
+
+    def doubt(self, stripe: int, stamp: int) -> None:
+        """Count a record with this stamp, which was moved, as later than all that was settled.
+
+        Its copy, which is retired, is as old as itself. The caller holds the stripe, and nobody is
+        reclaiming: what was retired by now is settled by the next to come.
+        """
+        word = SETTLED_STAMPS + stripe
+        self.words[word] = min(self.words[word], stamp - 1)
+
+    @property
+    def released(self) -> int:
+        """How many bytes of blocks were freed or retired, ever since the store was opened."""
+        return self.words[RELEASED_WORD]
 
     @property
     def generation(self) -> int:

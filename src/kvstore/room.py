@@ -1,0 +1,165 @@
+"""Room for a record that found none, whatever its size: each step costs more than the one before.
+
+1. What has expired is purged, what was retired is reclaimed.
+2. Segments of the table merge. That first, for it needs no flush, and later they are not as empty.
+3. Records of the sparsest extents move, so that these are free for any class.
+
+Each is done in part only, so that nobody waits for long; then the record is tried again. Where
+nothing more can be gained, the store is full, and says so at once until enough was freed, or
+something has expired.
+
+The same is done before the file grows, where less than half of it is in use, but for a few MiB: so
+the file stays within twice what it ever had to hold.
+"""
+
+from contextlib import suppress
+from typing import Final
+
+from . import clock
+from .all_keys import AllKeys
+from .errors import CorruptStoreError, StoreFullError
+from .file.datafile import DataFile
+from .format.layout import EXTENT_SIZE, SEGMENT_SLOTS
+from .index.extents import Extents
+from .index.slab import Slab
+from .index.sparse import count_usage
+from .index.versions import Versions
+from .locks import StoreLocks, operation
+from .reclaiming import Reclaimer
+
+# What is done at once.
+_MOST_MERGED: Final = 4  # segments
+_MOST_EMPTIED: Final = 64  # extents
+_MOST_MOVED: Final = 512 * 1024  # bytes of records
+# Live slots in a merged segment, at the most: so that many are to come before it is split again.
+_MOST_IN_MERGED: Final = SEGMENT_SLOTS * 3 // 4
+# What the file may have beyond twice what is in use, before room is made instead of growing.
+_GROWS_FREELY: Final = 8 * 1024 * 1024
+
+
+class Room:
+    """Makes room in a store, and knows when there is none to be made."""
+
+    def __init__(
+        self,
+        locks: StoreLocks,
+        file: DataFile,
+        extents: Extents,
+        slab: Slab,
+        versions: Versions,
+        reclaimer: Reclaimer,
+        all_keys: AllKeys,
+    ) -> None:
+        self._locks = locks
+        self._file = file
+        self._extents = extents
+        self._slab = slab
+        self._versions = versions
+        self._reclaimer = reclaimer
+        self._all_keys = all_keys
+        # Nothing can be gained before so many bytes were released in all since the store was
+        # opened; and how much was retired then, and could not be reclaimed.
+        self._full_until = self._unreclaimed = 0
+        self._merged_until = 0  # likewise for merging segments
+        extents.refuses_growth = self._should_be_made
+
+    def is_full(self) -> bool:
+        """Return whether `make` gained nothing, and too little has been freed since."""
+        return (
+            self._gains_nothing()
+            and self._versions.retired_size <= self._unreclaimed
+            and self._all_keys.is_purged()
+        )
+
+    def _gains_nothing(self) -> bool:
+        return self._versions.released < self._full_until
+
+    @operation(flushes=True)
+    def make(self, step: int) -> bool:
+        """Take back what can be, or some of it, for a record that found no room.
+
+        Returns:
+            Whether it may find some now; else there is none to be had.
+        """
+        return self._make(step)
+
+    def _make(self, step: int) -> bool:
+        if self._take_back() or step == 0:
+            return True
+        if self._gains_nothing():
+            return False
+        released = self._versions.released
+        missing = EXTENT_SIZE
+        with suppress(StoreFullError, CorruptStoreError):
+            if self._file.pristine:
+                self._locks.mark_dirty()
+            if self._merge():
+                return True
+            missing = self._reclaimer.evacuate_inside(_MOST_EMPTIED, _MOST_MOVED)
+            if not missing:
+                return True
+        if self._flush_freed():
+            return True
+        self._full_until = released + missing
+        self._unreclaimed = self._versions.retired_size
+        return False
+
+    def _take_back(self) -> int:
+        """Take back some of what has expired, and what is retired; return how many expired."""
+        purged = 0
+        with suppress(StoreFullError, CorruptStoreError):
+            purged = self._all_keys.purge_some()
+            if self._versions.retired_size:
+                self._reclaimer.reclaim_inside()
+            self._slab.free_pending()
+            self._locks.while_open(self._slab.free_spare)
+        self._flush_freed()
+        return purged
+
+    def _flush_freed(self) -> bool:
+        """Flush where free extents are of no use to the table before; return whether they were."""
+        waits = self._locks.while_open(lambda: self._extents.waits_for_flush)
+        if waits:
+            self._file.flush()
+        return waits
+
+    def _merge(self) -> int:
+        """Merge some segments, unless none could be before, and little was freed since."""
+        released = self._versions.released
+        if released < self._merged_until:
+            return 0
+        merged = self._all_keys.merge_some(_MOST_MERGED, _MOST_IN_MERGED)
+        if not merged:
+            self._merged_until = released + EXTENT_SIZE
+        return merged
+
+    # --- before the file grows -----------------------------------------------------------------
+
+    def _should_be_made(self) -> bool:
+        """Return whether room is to be made before the file grows.
+
+        The caller holds a stripe and the space lock.
+        """
+        file = self._file
+        if file.size <= _GROWS_FREELY or self.is_full():
+            return False
+        used, has_expired = count_usage(file, clock.now_ms())
+        if has_expired and not self._all_keys.is_purged():
+            return True
+        if self._gains_nothing():
+            return False
+        if file.size > 2 * used + _GROWS_FREELY:
+            return True
+        if file.size > 2 * used:
+            self._slab.wants_reclaiming = True
+        return False
+
+    @operation(flushes=True)
+    def make_ahead(self) -> None:
+        """Make room for about as much as the file would grow by; for a thread of its own."""
+        for _ in range(1 + (self._file.extent_count >> 3) // _MOST_EMPTIED):
+            if not (self._locks.while_open(self._is_loose) and self._make(1)):
+                break
+
+    def _is_loose(self) -> bool:
+        return self._file.size > 2 * count_usage(self._file, 0).used
