@@ -146,7 +146,7 @@ class _NotOpened:
     check_reentry = with_all_stripes = raise_closed
     store = read = read_bytes = read_record = touch = expiry = delete = raise_closed
     count = any_key = clear = iterate = purge_expired = stats = raise_closed
-    is_full = make = merge_segments = raise_closed
+    is_full = make = compact = merge_segments = raise_closed
 
 
 NOT_OPENED: Final[Any] = _NotOpened()

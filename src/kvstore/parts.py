@@ -10,6 +10,7 @@ from typing import SupportsIndex
 from . import clock, compiled
 from .all_keys import AllKeys
 from .changes import Changes
+from .compacting import Compactor
 from .compiled import FastPath
 from .errors import KVStoreError
 from .file.datafile import DataFile
@@ -95,6 +96,7 @@ class Parts:
 
         self.room = Room(locks, file, extents, slab, versions, reclaimer, self.all_keys)
         reclaimer.make_ahead = self.room.make_ahead
+        self.compactor = Compactor(locks, file, extents, slab, segments, reclaimer, self.all_keys)
 
     def give_up(self) -> None:
         """Close after an opening that failed."""

@@ -19,6 +19,7 @@ from orjson import JSONDecodeError, loads
 from . import clock
 from .all_keys import AllKeys
 from .changes import exists_error
+from .compacting import Compactor
 from .compiled import FastPath
 from .errors import (
     InvalidKeyError,
@@ -101,6 +102,7 @@ class KVStore(MutableMapping[str, Value]):
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
     _room: Room = NOT_OPENED
+    _compactor: Compactor = NOT_OPENED
     _was_initialized = _durable = False
 
     def __init__(
@@ -130,7 +132,7 @@ class KVStore(MutableMapping[str, Value]):
         try:
             self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
             self._one_key, self._all_keys = parts.one_key, parts.all_keys
-            self._room = parts.room
+            self._room, self._compactor = parts.room, parts.compactor
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._locks.closed = False  # in this one step it is open
@@ -511,6 +513,32 @@ class KVStore(MutableMapping[str, Value]):
         return self._all_keys.purge_expired()
 
     # --- the store -----------------------------------------------------------------------------
+
+    def compact(self) -> int:
+        """Move everything together, cut the file, and return the bytes by which it became shorter.
+
+        What has expired is purged, records of sparse extents move together, segments of the table
+        merge. Other threads read and write meanwhile; what they create may leave the file less
+        short. Flushes. A crash at any moment loses nothing. Logs its progress now and then.
+
+        >>> import tempfile
+        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
+        >>> for number in range(10_000):
+        ...     store.create(f"user:{number}", {"text": "x" * 500})
+        >>> for number in range(9_000):
+        ...     store.delete(f"user:{number}")
+        >>> store.compact() > 4_000_000
+        True
+        >>> len(store)
+        1000
+
+        Raises:
+            StoreBusyError: this thread is making room already, and was interrupted.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            StoreFullError: a copy-on-write file system has no room to overwrite.
+            OSError: the operating system refused a write or a flush. Nothing is lost.
+        """
+        return self._compactor.compact()
 
     @property
     def path(self) -> Path:

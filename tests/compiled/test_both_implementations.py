@@ -122,6 +122,7 @@ steps = st.one_of(
     calls("sync"),
     st.just(("reclaim",)),
     st.just(("merge",)),
+    calls("compact"),
     calls("__len__"),
     st.sampled_from((("keys",), ("items",), ("stats",), ("close",), ("open",))),
     st.sampled_from((("reopen",), ("crash",))),
@@ -237,6 +238,9 @@ class Walk:
     def merge(self) -> Iterator[Step]:
         yield ("merge",)
 
+    def compact(self) -> Iterator[Step]:
+        yield ("call", "compact")
+
     def meet_again(self, count: int) -> Iterator[Step]:
         for key in self._rng.choices(self._live or ["none"], k=count):
             yield self._rng.choice(
@@ -276,6 +280,7 @@ def test_both_go_the_same_way(pair: StorePair, in_place: bool) -> None:
             lambda: walk.replace(60, (40, 300, 3_000, 16_000)),
             walk.reclaim,
             walk.merge,
+            walk.compact,
             walk.wait,
             walk.leave,
         ]
@@ -317,6 +322,7 @@ def test_both_write_the_same_in_the_same_order(pair: StorePair, in_place: bool) 
         *walk.meet_again(50),
         *walk.drop(0.9),
         *walk.merge(),
+        *walk.compact(),
         *walk.drop(1.0),
         ("crash",),
         *walk.fill(20, (600,)),

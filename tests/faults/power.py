@@ -772,6 +772,32 @@ def change_sizes_at_the_limit(life: Life) -> None:
                 break
 
 
+def move_records(life: Life) -> None:
+    """Delete most of a full file, so that what is left has to move for records of another size."""
+    rng = life.rng
+    for _ in range(rng.choice((1, 2))):
+        size, other = rng.sample((700, 3_000, 6_000, 16_000), 2)
+        name = f"{rng.getrandbits(30)}"
+        for number in range(10**5):
+            if not life.create(f"{name} {number}", size):
+                break
+        if rng.random() < 0.7:
+            life.sync()
+        for key in rng.sample(sorted(life.live), len(life.live) * 9 // 10):
+            life.delete(key)
+        if rng.random() < 0.3:
+            life.sync()
+        if rng.random() < 0.5:
+            life.store.compact()
+        for number in range(rng.choice((20, 10**5))):
+            if not life.create(f"{name} {other} {number}", other):
+                break
+        life.work(rng.choice((3, 30)))
+    if rng.random() < 0.5:
+        life.store.compact()
+    life.work(rng.choice((0, 10)))
+
+
 def rewrite_segments(life: Life) -> None:
     """Fill a segment until it splits, or is rewritten because of its tombstones."""
     store, rng = life.store, life.rng
@@ -947,6 +973,10 @@ PLANS: Final = {
             late=0.7,
         ),
         "... in a full file, whose records become smaller or larger",
+    ),
+    "moves": (
+        Plan((move_records,), lives=2),
+        "... while records move, to make room or to compact the file",
     ),
     "segments": (
         Plan((rewrite_segments,), lives=3),

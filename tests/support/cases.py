@@ -254,6 +254,19 @@ def _file_of_sparse_extents(store: KVStore) -> None:
             store.delete(f"s{number}")
 
 
+def _scattered(store: KVStore) -> None:
+    """Have few records left, in extents far apart."""
+    for number in range(60):
+        store.create(f"f{number}", make_value("f", number, 16_200))
+    for number in range(50):
+        store.create(f"s{number}", make_value("s", number, 3_000))
+    for number in range(60):
+        if number % 30 != 29:
+            store.delete(f"f{number}")
+        if number < 50 and number % 20:
+            store.delete(f"s{number}")
+
+
 def _extent_with_one_block(store: KVStore) -> None:
     store.create(KEY, LARGE)
 
@@ -409,6 +422,8 @@ CASES: Final = (
         pristine=True,
         probes=False,
     ),
+    Case("compact", _scattered, KVStore.compact),
+    Case("compact first", _scattered, KVStore.compact, pristine=True),
     Case("put", _neighbours, _put(KEY, OTHER), KEY, OTHER),
     Case("put first", _neighbours, _put(KEY, OTHER), KEY, OTHER, pristine=True),
     Case("put an absent key", _nothing, _put(KEY, VALUE), KEY, VALUE),

@@ -1,0 +1,172 @@
+"""`compact()`: everything moves together and the file is cut, while others read and write."""
+
+import logging
+import random
+import threading
+from itertools import count
+from os.path import getsize
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from support import MIB
+from support.clock import FakeClock
+from support.stores import OpenStore, after_death
+from support.threads import run_together
+
+from kvstore import KVStore, StoreClosedError
+from kvstore.compiled import Implementation
+from kvstore.format.layout import FIRST_FILE_SIZE
+
+SIZES: Final = (10, 300, 900, 5_000, 16_000)
+
+
+def sized(number: int) -> dict[str, Any]:
+    return {"n": number, "v": "x" * SIZES[number % len(SIZES)]}
+
+
+def thinned_out(store: KVStore, part: int = 10, records: int = 3_000) -> dict[str, Any]:
+    """Create records of several sizes, and delete all but one of `part`; return what is left."""
+    for number in range(records):
+        store.create(f"k{number}", sized(number), ttl=10**6 if number % 3 == 0 else None)
+    left = set(random.Random(1).sample(range(records), records // part))
+    for number in range(records):
+        if number not in left:
+            store.delete(f"k{number}")
+    return {f"k{number}": sized(number) for number in left}
+
+
+def test_file_becomes_shorter_by_as_many_bytes_as_compact_says(
+    implementation: Implementation, open_store: OpenStore, path: Path
+) -> None:
+    store = open_store()
+    contents = thinned_out(store)
+    store.sync()
+    lifetimes = {key: store.ttl(key) for key in contents}
+    before = getsize(path)
+    cut = store.compact()
+    assert cut == before - getsize(path)
+    stats = store.stats()
+    assert stats.file_size == getsize(path)
+    assert stats.free_size <= 6 << 20
+    assert getsize(path) <= max(1.3 * (stats.live_size + stats.table_size), FIRST_FILE_SIZE)
+    assert dict(store) == contents == after_death(store)
+    assert {key: store.ttl(key) for key in contents} == lifetimes
+    store.close()
+    assert dict(open_store()) == contents
+
+
+def test_compact_of_a_store_that_was_emptied_leaves_the_smallest_file(
+    open_store: OpenStore, path: Path
+) -> None:
+    store = open_store()
+    for key in thinned_out(store, part=2, records=20_000):
+        store.delete(key)
+    assert store.compact() > 50 * MIB
+    assert getsize(path) == FIRST_FILE_SIZE
+    assert len(store) == 0
+    assert store.compact() == 0
+
+
+def test_compact_of_a_new_store_and_of_one_that_was_only_read_does_nothing(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+    assert store.compact() == 0
+    store.create("k", {})
+    store.close()
+    store = open_store()
+    assert store.compact() == 0
+    assert dict(store) == {"k": {}}
+
+
+def test_compact_takes_back_what_has_expired(open_store: OpenStore, clock: FakeClock) -> None:
+    store = open_store()
+    for number in range(3_000):
+        store.create(f"k{number}", sized(number), ttl=100)
+    store.create("stays", {})
+    clock.advance(100)
+    assert store.compact() > 5 * MIB
+    assert dict(store) == {"stays": {}}
+
+
+def test_store_grows_again_after_it_was_compacted(open_store: OpenStore, path: Path) -> None:
+    store = open_store()
+    for _ in range(3):
+        contents = thinned_out(store)
+        assert store.compact() > 5 * MIB
+        assert dict(store) == contents
+        for key in contents:
+            store.delete(key)
+    assert store.stats().records == 0
+
+
+def test_replaced_and_deleted_records_do_not_come_back(open_store: OpenStore) -> None:
+    store = open_store()
+    contents = thinned_out(store)
+    store.sync()
+    store.compact()
+    keys = sorted(contents)
+    for key in keys[::3]:
+        store.put(key, {"new": key})
+        contents[key] = {"new": key}
+    for key in keys[1::3]:
+        store.delete(key)
+        del contents[key]
+    assert after_death(store) == contents
+    store.compact()
+    assert after_death(store) == contents == dict(store)
+
+
+def test_others_read_and_write_meanwhile(open_store: OpenStore) -> None:
+    store = open_store()
+    contents = thinned_out(store, records=2_000)
+    stop = threading.Event()
+
+    def compact() -> None:
+        try:
+            for _ in range(3):
+                store.compact()
+        finally:
+            stop.set()
+
+    def read() -> None:
+        while not stop.is_set():
+            for key, value in contents.items():
+                assert store[key] == value
+
+    def iterate() -> None:
+        while not stop.is_set():
+            found = [key for key in store if key in contents]
+            assert len(found) == len(set(found)) == len(contents)
+
+    def write() -> None:
+        numbers = count()
+        while not stop.is_set():
+            number = next(numbers)
+            store.put(f"w{number % 100}", sized(number))
+            if number % 3 == 0:
+                store.delete(f"w{number % 100}")
+
+    run_together(compact, read, iterate, write)
+    assert {key: store[key] for key in contents} == contents
+
+
+def test_progress_is_logged_and_told_to_the_inspector(
+    open_store: OpenStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore.compacting._PROGRESS_SECONDS", 0)  # else only what takes long
+    caplog.set_level(logging.INFO, logger="kvstore")
+    store = open_store()
+    thinned_out(store)
+    shown: list[tuple[int, int]] = []
+    store._compactor.compact(lambda *place: shown.append(place))
+    assert all(0 <= done <= whole for done, whole in shown)
+    assert shown[-1][0] == shown[-1][1]
+    assert any("compacting" in record.getMessage() for record in caplog.records)
+
+
+def test_closed_store_is_not_compacted(store: KVStore) -> None:
+    store.close()
+    with pytest.raises(StoreClosedError):
+        store.compact()
