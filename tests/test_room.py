@@ -17,6 +17,7 @@ from support.threads import run_together
 from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.compiled import Implementation
 from kvstore.format.layout import (
+    EXTENT_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     key_hash,
@@ -296,6 +297,43 @@ def test_file_stays_within_twice_what_it_ever_held_and_a_few_mib(
     for day in range(scaled(10)):
         days.live(day)
         assert store.stats().file_size <= 2 * days.peak + 8 * MIB
+
+
+# --- what is told of it ------------------------------------------------------------------------
+
+
+def test_stats_tell_for_which_sizes_there_is_room(open_store: OpenStore) -> None:
+    store = open_store(max_bytes=SMALL)
+    new = store.stats()
+    assert new.free_for_any_size == SMALL - new.table_size - (6 << EXTENT_SHIFT)
+    assert new.free_for_some_sizes == new.retired_size == 0
+    keys = fill(store, "old ", 900)
+    full = store.stats()
+    assert full.free_for_any_size == 0
+    assert full.free_for_some_sizes < 1 << EXTENT_SHIFT
+    left = delete_some(store, keys, 0.9)
+    sparse = store.stats()
+    assert sparse.free_for_some_sizes > sparse.free_for_any_size
+    assert sparse.live_size < full.live_size / 9
+    store.compact()
+    dense = store.stats()
+    assert dense.free_for_any_size > 0.8 * SMALL - dense.table_size
+    assert dense.free_for_some_sizes < 1 << EXTENT_SHIFT
+    assert dense.records == len(left)
+
+
+def test_stats_tell_how_much_waits_for_a_flush(open_store: OpenStore) -> None:
+    store = open_store()
+    for number in range(100):
+        store.create(f"{number}", sized(900))
+    store.sync()
+    for number in range(100):
+        store.put(f"{number}", sized(900))
+    stats = store.stats()
+    assert stats.retired_size == 100 * 960
+    assert stats.live_size == 200 * 960
+    store._parts.reclaimer.reclaim()
+    assert store.stats().retired_size == 0
 
 
 def test_file_is_consistent_after_room_was_made_and_it_was_closed(path: Path) -> None:
