@@ -33,6 +33,7 @@ _COMMANDS: Final = (
     "dump",
     "load",
     "copy",
+    "compact",
     "diff",
     "slots",
     "verify",
