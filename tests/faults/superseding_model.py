@@ -565,7 +565,8 @@ class Store:
             self._last[stripe] = max(stamp, self._last[stripe])
             return Record(key, value, stamp, 0)
 
-        block = self._supersede(key, make, undated=key in self._index)
+        undated = key in self._index and self._without != "undated slots"
+        block = self._supersede(key, make, undated=undated)
         if block is not None:
             self._acknowledge(key, Value(value, 0), block)
 
