@@ -116,7 +116,7 @@ class Trying:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             try:
                 COMMANDS[name](self)
-                if name not in ("load", "repair"):
+                if name not in ("load", "repair", "compact"):
                     assert self.path.read_bytes() == self.contents, "the file was changed"
             except BaseException as error:
                 error.add_note(f"command {name}")
@@ -181,6 +181,10 @@ class Trying:
                 assert dict(store) == self.truth.live, "an incomplete copy, exit status 0"
         if self.other.exists():
             assert not check_file(self.other)
+
+    def compact(self) -> None:
+        self.run("compact", self.path)
+        self.dump()
 
     def diff(self) -> None:
         ran = self.run("diff", self.path, self.truth.path)
@@ -248,6 +252,7 @@ COMMANDS: Final[dict[str, Callable[[Trying], None]]] = {
     "dump": Trying.dump,
     "load": Trying.load,
     "copy": Trying.copy,
+    "compact": Trying.compact,
     "diff": Trying.diff,
     "slots": Trying.slots,
     "verify": Trying.verify,
