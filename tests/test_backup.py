@@ -127,6 +127,8 @@ def test_backup_is_compact(open_store: OpenStore, out: Path) -> None:
         store.delete(f"k{number}")
     assert store.backup(out) == 50
     assert out.stat().st_size < store.path.stat().st_size / 4
+    with KVStore(out) as copy:
+        assert copy.compact() == 0
 
 
 def test_backup_of_many_keys_of_a_table_that_was_split(open_store: OpenStore, out: Path) -> None:
@@ -419,6 +421,20 @@ def test_backup_while_other_threads_change_all_the_rest(open_store: OpenStore, o
     store.close()
 
 
+def test_backup_while_the_file_is_compacted_and_its_table_merges(
+    open_store: OpenStore, out: Path
+) -> None:
+    store = open_store()
+    for number in range(20_000):
+        store.create(f"{number}", {"n": number})
+    for number in range(20_000):
+        if number % 20:
+            store.delete(f"{number}")
+    before = states(store)
+    run_together(lambda: store.backup(out), store.compact, store.compact)
+    assert backed_up(out) == before
+
+
 def test_backups_to_one_path_at_a_time_do_not_disturb_each_other(store: KVStore, out: Path) -> None:
     expected = states(store)
 
@@ -434,7 +450,9 @@ def test_backups_to_one_path_at_a_time_do_not_disturb_each_other(store: KVStore,
 STEPS: Final = st.lists(
     st.tuples(
         st.integers(0, 400),  # so many records are read before it
-        st.sampled_from(("create", "put", "delete", "touch", "pop", "grow", "thin", "clear")),
+        st.sampled_from(
+            ("create", "put", "delete", "touch", "pop", "grow", "thin", "clear", "compact")
+        ),
         st.integers(0, 400),
     ),
     max_size=12,
@@ -492,6 +510,8 @@ def act(store: KVStore, what: str, key: str, note: Callable[..., object]) -> Non
         keys = list(store)
         store.clear()
         note(*keys)
+    elif what == "compact":
+        store.compact()
     else:
         if what == "create" and key not in store:
             store.create(key, {"created": 1})

@@ -287,7 +287,7 @@ class Copy:
                 unflushed = 0
 
     def verify(self, progress: Progress) -> None:
-        """Flush and close the file, and raise unless it is whole and holds what was written.
+        """Cut, flush and close the file, and raise unless it is whole and holds what was written.
 
         Raises:
             CorruptStoreError: it is not.
@@ -296,6 +296,7 @@ class Copy:
         from .recovery.check import check_file  # for copies only
 
         parts = self._open_parts()
+        parts.compactor.cut()
         count = digest = 0
         for key, encoded, created_at, expires_at in records_of(parts, lambda: 0, progress):
             count += 1

@@ -89,9 +89,13 @@ class Compactor:
         self._all_keys.merge_some(DIRECTORY_ENTRIES)
         self._gather(progress)
         self._move_down(progress)
-        file.flush()  # so that the next one is short, which all others wait for
-        self._locks.with_all_stripes(self._cut)
+        self.cut()
         return max(before - file.size, 0)
+
+    def cut(self) -> None:
+        """Cut the file after the last extent that is in use."""
+        self._file.flush()  # so that the next one is short, which all others wait for
+        self._locks.with_all_stripes(self._cut)
 
     def _gather(self, progress: "_Progress") -> None:
         """Empty extents as long as that leaves fewer in use."""
