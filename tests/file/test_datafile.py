@@ -23,7 +23,7 @@ from support.datafiles import (
 )
 
 import kvstore.file.platform
-from kvstore import CorruptStoreError, StoreFullError, UnsupportedFormatError
+from kvstore import CorruptStoreError, KVStore, StoreFullError, UnsupportedFormatError
 from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
     DIRECTORY_OFFSET,
@@ -409,6 +409,18 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     with open_components(path) as parts:
         assert parts.slots.find(parts.hash(b"a"), b"a") > 0
     assert_consistent(path)
+
+
+def test_close_is_whole_though_somebody_looks_at_a_part_of_the_map_yet(path: Path) -> None:
+    """As the traceback of an operation does that was interrupted as it went through the map."""
+    store = KVStore(path)
+    store.create("key", {"n": 1})
+    part = store._file.words[:8]
+    store.close()
+    assert_consistent(path)
+    with KVStore(path) as again:
+        assert again.read("key") == {"n": 1}
+    part.release()
 
 
 def test_close_says_that_the_path_names_another_file_and_leaves_that_alone(path: Path) -> None:

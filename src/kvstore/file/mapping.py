@@ -1,6 +1,7 @@
 """The mapping of a data file, and its limit: as long as the file may ever become."""
 
 import os
+from contextlib import suppress
 from errno import EAGAIN, EFBIG, ENODEV, ENOMEM
 
 from kvstore.format.layout import DIRECTORY_OFFSET, DIRECTORY_SIZE, EXTENT_SHIFT
@@ -77,7 +78,10 @@ class FileMap:
         """Unmap the file. Idempotent."""
         for view in (self.directory, self.words, self.shorts, self._bytes):
             view.release()
-        self.mapped.close()
+        # The traceback of an operation that was interrupted may have a view of a part of it yet:
+        # then all of it is unmapped with that.
+        with suppress(BufferError):
+            self.mapped.close()
 
 
 def _reserve_all(held: HeldFile, size: int) -> None:
