@@ -28,6 +28,7 @@ from kvstore.format.layout import (
     STATE_OFFSET,
 )
 from kvstore.format.superblock import State, unpack_state
+from kvstore.reclaiming import Reclaimer
 from kvstore_inspect.file_view import FileView, open_view
 from kvstore_inspect.records import DamagedRecord, Record, Records
 
@@ -139,7 +140,10 @@ def test_report_counts_what_is_retired(killed: Path) -> None:
     assert f"<dt>superseded or deleted, not yet reclaimed</dt><dd>{KEYS + DELETED}</dd>" in page
 
 
-def test_info_advises_on_much_that_is_retired(open_store: OpenStore) -> None:
+def test_info_advises_on_much_that_is_retired(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reclaimer, "keep_up", lambda _: None)
     store = open_store()
     for _ in range(2):
         for number in range(400):
