@@ -342,3 +342,15 @@ def test_file_is_consistent_after_room_was_made_and_it_was_closed(path: Path) ->
     assert_consistent(path)
     with KVStore(path, max_bytes=SMALL) as store:
         assert all(store[key] == sized(60) for key in left)
+
+
+def test_all_that_has_expired_is_taken_back_before_a_record_is_refused(
+    open_store: OpenStore, clock: FakeClock
+) -> None:
+    """However much that is, and however little of it is of use."""
+    store = open_store(max_bytes=SMALL)
+    keys = fill(store, "old ", 10, ttl=100)
+    clock.advance(100)
+    for number in range(300):
+        store.create(f"new {number}", sized(16_000))
+    assert len(store) == 300 + len(keys[::10])

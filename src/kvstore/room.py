@@ -81,11 +81,12 @@ class Room:
         Returns:
             Whether it may find some now; else there is none to be had.
         """
-        return self._make(step)
-
-    def _make(self, step: int) -> bool:
         if self._take_back() or step == 0:
             return True
+        # Where an extent is free, it is something else that there is no room for.
+        return not self._locks.while_open(self._slab.has_free_extent) and self._gain_extent()
+
+    def _gain_extent(self) -> bool:
         if self._gains_nothing():
             return False
         released = self._versions.released
@@ -157,8 +158,9 @@ class Room:
     @operation(flushes=True)
     def make_ahead(self) -> None:
         """Make room for about as much as the file would grow by; for a thread of its own."""
+        self._take_back()
         for _ in range(1 + (self._file.extent_count >> 3) // _MOST_EMPTIED):
-            if not (self._locks.while_open(self._is_loose) and self._make(1)):
+            if not (self._locks.while_open(self._is_loose) and self._gain_extent()):
                 break
 
     def _is_loose(self) -> bool:

@@ -56,9 +56,6 @@ class _Missing(Enum):
         return f"<{self.value}>"
 
 
-# How often room is made for one record. Each time it is room for one, unless others take it; but
-# where damage is in the way, none of it may be of use.
-_MOST_STEPS: Final = 16
 _RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 
 _stores: "WeakSet[KVStore]" = WeakSet()
@@ -230,12 +227,12 @@ class KVStore(MutableMapping[str, Value]):
         finally:
             if self._slab.wants_reclaiming:
                 self._parts.reclaimer.keep_up()
-        for step in range(_MOST_STEPS):
-            if not self._room.make(step):
-                break
+        step = 0
+        while self._room.make(step):
             # Tried again even if another thread was the one to make room.
             with suppress(StoreFullError):
                 return store()
+            step += 1
         return store()
 
     def touch(self, key: str, ttl: int | None) -> None:
