@@ -31,7 +31,6 @@ from kvstore.format.layout import (
     KIND_SLAB,
     RECORD_HEADER_SIZE,
 )
-from kvstore.room import Room
 
 
 @pytest.fixture
@@ -569,13 +568,9 @@ def test_segments_over_old_records_as_earlier_versions_left_them_do_no_harm(
 
 
 def test_deleted_records_and_new_ones_at_once_may_be_more_than_a_full_file_holds(
-    path: Path,
-    clock: FakeClock,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All creations had reached the disk, and none of the deletes before. The newest give way."""
-    monkeypatch.setattr(Room, "make", lambda *_: False)  # for that flushes
     flushes = Flushes(path)
     with KVStore(path, max_bytes=4 * MIB) as store, before_each_flush(flushes):
         large = create_until_full(store, clock, "large", LARGE)
