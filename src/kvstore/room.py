@@ -144,14 +144,14 @@ class Room:
         file = self._file
         if file.size <= _GROWS_FREELY or self.is_full():
             return False
-        used, has_expired = count_usage(file, clock.now_ms())
-        if has_expired and not self._all_keys.is_purged():
+        usage = count_usage(file, clock.now_ms())
+        if usage.has_expired and not self._all_keys.is_purged():
             return True
         if self._gains_nothing():
             return False
-        if file.size > 2 * used + _GROWS_FREELY:
+        if file.size > 2 * usage.used + _GROWS_FREELY:
             return True
-        if file.size > 2 * used:
+        if file.size > 2 * usage.taken:  # more is free in blocks than in use
             self._slab.wants_reclaiming = True
         return False
 
@@ -164,4 +164,4 @@ class Room:
                 break
 
     def _is_loose(self) -> bool:
-        return self._file.size > 2 * count_usage(self._file, 0).used
+        return self._file.size > 2 * count_usage(self._file, 0).taken

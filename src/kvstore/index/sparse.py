@@ -72,21 +72,24 @@ class Usage(NamedTuple):
 
     used: int
     """Bytes of live blocks, retired ones left out, and of live slots; expired ones included."""
+    taken: int
+    """Bytes of these blocks, and of the segments of the table."""
     has_expired: bool
     """Something may have expired that was not taken back."""
 
 
 def count_usage(file: DataFile, now_ms: int) -> Usage:
     """Count how much of the file is in use."""
-    used = 0
+    blocks = slots = segments = 0
     has_expired = False
     words = file.words[EXTENT_MAP_OFFSET >> 3 : map_entry_offset(file.extent_count) >> 3]
     for first, second in zip(words[::2], words[1::2], strict=True):
         kind, live = first & ENTRY_KIND_MASK, first >> ENTRY_LIVE_SHIFT & 0xFFFF
         if kind == KIND_SLAB:
             live -= second >> _RETIRED_SHIFT & 0xFFFF
-            used += live * BLOCK_SIZES[first >> ENTRY_CLASS_SHIFT & 0xFF]
+            blocks += live * BLOCK_SIZES[first >> ENTRY_CLASS_SHIFT & 0xFF]
         elif kind == KIND_SEGMENT:
-            used += live * SLOT_SIZE
+            slots += live * SLOT_SIZE
+            segments += EXTENT_SIZE
             has_expired = has_expired or second <= now_ms
-    return Usage(used, has_expired)
+    return Usage(blocks + slots, blocks + segments, has_expired)
