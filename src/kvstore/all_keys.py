@@ -1,7 +1,6 @@
 """The operations on all keys: counting them, listing them, taking back what has expired."""
 
 from collections.abc import Iterator
-from time import sleep
 from typing import Final
 
 from . import clock
@@ -20,11 +19,11 @@ from .index.segments import Segments
 from .index.slab import Slab
 from .index.stats import StoreStats, count_extents
 from .index.versions import Versions
-from .locks import StoreLocks, operation
+from .locks import StoreLocks, Turns, operation
 from .reclaiming import Reclaimer
 
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
-# How many segments are looked at before other threads get their turn.
+# How many segments are looked at before other threads may get their turn.
 _AT_A_TIME: Final = 64
 # How many records are purged at once where somebody waits for room.
 _PURGED_AT_ONCE: Final = 2000
@@ -278,6 +277,7 @@ class AllKeys:
         The caller is inside an operation that flushes, and holds no lock.
         """
         merged = looked_at = 0
+        turns = Turns()
         for number in range(STRIPE_COUNT):
             position = number * _DIRECTORY_PER_STRIPE
             while merged < most and position < (number + 1) * _DIRECTORY_PER_STRIPE:
@@ -294,7 +294,7 @@ class AllKeys:
                         merged += 1
                         following = position  # what they became may have a buddy now
                 if is_mergeable or looked_at % _AT_A_TIME == 0:
-                    sleep(0)
+                    turns.give()
                 position = following
         return merged
 

@@ -11,6 +11,7 @@ What a thread may take that is inside an operation already: see `reentry`.
 from collections.abc import Callable
 from functools import wraps
 from threading import get_ident
+from time import monotonic, sleep
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from .compiled import Lock, OwnedLock
@@ -18,6 +19,8 @@ from .errors import StoreBusyError, StoreClosedError
 from .file.datafile import DataFile
 from .file.reentry import begin_inside, is_inside, leave, thread, waiting
 from .format.layout import STRIPE_COUNT
+
+_TURN_SECONDS: Final = 0.002
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -129,6 +132,22 @@ class StoreLocks:
     def reset_after_fork(self) -> None:
         """In a forked child: other threads of the parent may have held these, and let go there."""
         self._make_locks()
+
+
+class Turns:
+    """Lets other threads have their turn now and then while one works for long.
+
+    Not more often: where others compute, it takes 5 ms until this one has its next turn.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def give(self) -> None:
+        """Let others go on, if it is time. The caller holds no lock."""
+        if monotonic() >= self._due:
+            sleep(0)
+            self._due = monotonic() + _TURN_SECONDS
 
 
 class _NotOpened:

@@ -9,7 +9,6 @@ and what is freed in it stays free. No lock is held from one record to the next.
 """
 
 from contextlib import suppress
-from time import sleep
 from typing import Final
 
 from .changes import Changes
@@ -31,9 +30,9 @@ from .format.layout import (
 from .index.records import Records
 from .index.slab import NoOtherBlockError, Slab
 from .index.sparse import Sparse, find_sparse
-from .locks import StoreLocks
+from .locks import StoreLocks, Turns
 
-# How many records are moved before other threads get their turn.
+# How many records are moved before other threads may get their turn.
 _AT_A_TIME: Final = 128
 
 
@@ -62,6 +61,7 @@ class Mover:
         self._fast = fast
         # Extents with records that cannot be moved, and how many records were live in each then.
         self._stuck: dict[int, int] = {}
+        self._turns = Turns()
         self.searches = 0
         self._found: list[tuple[int, int]] = []  # extents that are yet to be emptied, best last
 
@@ -128,7 +128,7 @@ class Mover:
                     return True
                 after = self._next_block(place)
             else:
-                sleep(0)
+                self._turns.give()
             place = after
         return all_moved
 

@@ -19,8 +19,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
-from time import sleep
-from typing import Final
 
 from .compiled import Lock
 from .errors import KVStoreError, StoreBusyError
@@ -28,11 +26,8 @@ from .file.datafile import DataFile
 from .format.layout import EXTENT_SIZE, MARKED_MAGIC, MAX_EXTENTS, RECORD_MAGIC, STRIPE_COUNT
 from .index.slab import Slab
 from .index.versions import Versions
-from .locks import StoreLocks, operation
+from .locks import StoreLocks, Turns, operation
 from .moving import Mover
-
-# How many extents are swept before other threads get their turn.
-_AT_A_TIME: Final = 64
 
 
 class Reclaimer:
@@ -48,6 +43,7 @@ class Reclaimer:
         self._mover = mover
         self._running = Lock()  # taken before any other
         self._has_thread = False
+        self._turns = Turns()
         # What `settle` takes once all that was cleared so far has been flushed.
         self._swept: array[int] | None = None
         # What a thread of its own does after that.
@@ -181,8 +177,7 @@ class Reclaimer:
                 if self._locks.closed:
                     self._locks.raise_closed()
                 self._slab.sweep(extent, magic, generation)
-            if number % _AT_A_TIME == 0:
-                sleep(0)
+            self._turns.give()
 
     def finish(self) -> None:
         """Reclaim what is left once the store is closed: nothing else is done in it any more.
