@@ -160,7 +160,7 @@ def test_progress_is_logged_and_told_to_the_inspector(
     store = open_store()
     thinned_out(store)
     shown: list[tuple[int, int]] = []
-    store._compactor.compact(lambda *place: shown.append(place))
+    store._parts.compactor().compact(lambda *place: shown.append(place))
     assert all(0 <= done <= whole for done, whole in shown)
     assert shown[-1][0] == shown[-1][1]
     assert any("compacting" in record.getMessage() for record in caplog.records)

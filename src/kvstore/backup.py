@@ -296,7 +296,7 @@ class Copy:
         from .recovery.check import check_file  # for copies only
 
         parts = self._open_parts()
-        parts.compactor.cut()
+        parts.compactor().cut()
         count = digest = 0
         for key, encoded, created_at, expires_at in records_of(parts, lambda: 0, progress):
             count += 1

@@ -5,12 +5,11 @@ import os
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 from . import clock, compiled
 from .all_keys import AllKeys
 from .changes import Changes
-from .compacting import Compactor
 from .compiled import FastPath
 from .errors import KVStoreError
 from .file.datafile import DataFile
@@ -23,11 +22,14 @@ from .index.slab import Slab
 from .index.slots import Slots
 from .index.versions import Versions
 from .locks import StoreLocks
-from .moving import Mover
 from .one_key import OneKey
 from .reclaiming import Reclaimer
 from .recovery.opening import open_file
 from .room import Room
+
+if TYPE_CHECKING:
+    from .compacting import Compactor
+    from .moving import Mover
 
 
 class Parts:
@@ -50,7 +52,7 @@ class Parts:
             raise
 
     def _make(self, file: DataFile, max_bytes: int, *, durable: bool) -> None:
-        extents = Extents(file)
+        self.extents = extents = Extents(file)
         self.versions = versions = Versions(file.path, durable=durable)
         self.slab = slab = Slab(file, extents, versions)
         if not file.trusted:
@@ -79,8 +81,7 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
-        mover = Mover(locks, file, slab, records, changes, self.fast)
-        self.reclaimer = reclaimer = Reclaimer(locks, file, slab, versions, mover)
+        self.reclaimer = reclaimer = Reclaimer(locks, file, slab, versions, self._make_mover)
         self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,
@@ -96,7 +97,25 @@ class Parts:
 
         self.room = Room(locks, file, extents, slab, versions, reclaimer, self.all_keys)
         reclaimer.make_ahead = self.room.make_ahead
-        self.compactor = Compactor(locks, file, extents, slab, segments, reclaimer, self.all_keys)
+
+    def _make_mover(self) -> "Mover":
+        from .moving import Mover  # rarely needed
+
+        return Mover(self.locks, self.file, self.slab, self.records, self.changes, self.fast)
+
+    def compactor(self) -> "Compactor":
+        """Return what compacts the file."""
+        from .compacting import Compactor  # rarely needed
+
+        return Compactor(
+            self.locks,
+            self.file,
+            self.extents,
+            self.slab,
+            self.segments,
+            self.reclaimer,
+            self.all_keys,
+        )
 
     def give_up(self) -> None:
         """Close after an opening that failed."""

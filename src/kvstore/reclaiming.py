@@ -18,7 +18,9 @@ what the answers to "may this be cleared at once?" rest on.
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from .compiled import Lock
 from .errors import KVStoreError, StoreBusyError
@@ -27,20 +29,27 @@ from .format.layout import EXTENT_SIZE, MARKED_MAGIC, MAX_EXTENTS, RECORD_MAGIC,
 from .index.slab import Slab
 from .index.versions import Versions
 from .locks import StoreLocks, Turns, operation
-from .moving import Mover
+
+if TYPE_CHECKING:
+    from .moving import Mover
 
 
 class Reclaimer:
     """Reclaims the retired blocks of a store; one thread at a time."""
 
     def __init__(
-        self, locks: StoreLocks, file: DataFile, slab: Slab, versions: Versions, mover: Mover
+        self,
+        locks: StoreLocks,
+        file: DataFile,
+        slab: Slab,
+        versions: Versions,
+        make_mover: Callable[[], "Mover"],
     ) -> None:
         self._locks = locks
         self._file = file
         self._slab = slab
         self._versions = versions
-        self._mover = mover
+        self._make_mover = make_mover
         self._running = Lock()  # taken before any other
         self._has_thread = False
         self._turns = Turns()
@@ -48,6 +57,10 @@ class Reclaimer:
         self._swept: array[int] | None = None
         # What a thread of its own does after that.
         self.make_ahead: Callable[[], None] = _do_nothing
+
+    @cached_property
+    def _mover(self) -> "Mover":
+        return self._make_mover()
 
     def keep_up(self) -> None:
         """Reclaim in a thread of its own, where one would be of use. The caller holds no lock.

@@ -19,7 +19,6 @@ from orjson import JSONDecodeError, loads
 from . import clock
 from .all_keys import AllKeys
 from .changes import exists_error
-from .compacting import Compactor
 from .compiled import FastPath
 from .errors import (
     InvalidKeyError,
@@ -102,7 +101,6 @@ class KVStore(MutableMapping[str, Value]):
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
     _room: Room = NOT_OPENED
-    _compactor: Compactor = NOT_OPENED
     _was_initialized = _durable = False
 
     def __init__(
@@ -132,7 +130,7 @@ class KVStore(MutableMapping[str, Value]):
         try:
             self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
             self._one_key, self._all_keys = parts.one_key, parts.all_keys
-            self._room, self._compactor = parts.room, parts.compactor
+            self._room = parts.room
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._locks.closed = False  # in this one step it is open
@@ -538,7 +536,9 @@ class KVStore(MutableMapping[str, Value]):
             StoreFullError: a copy-on-write file system has no room to overwrite.
             OSError: the operating system refused a write or a flush. Nothing is lost.
         """
-        return self._compactor.compact()
+        if self._locks.closed:
+            self._locks.raise_closed()
+        return self._parts.compactor().compact()
 
     @property
     def path(self) -> Path:

@@ -32,7 +32,7 @@ def command(file: Path, wait: float) -> int:
         before = len(view)
     with _ExistingStore(file, timeout=wait) as store:
         with progress("compacting") as show:
-            store._compactor.compact(show)
+            store._parts.compactor().compact(show)
         stats = store.stats()
     saved = f"{size(before)} -> {size(stats.file_size)}"
     say(f"{file}: {counted(stats.records, 'record')}, {saved}")
