@@ -20,7 +20,6 @@ from .index.slab import Slab
 from .index.stats import StoreStats, count_extents
 from .index.versions import Versions
 from .locks import StoreLocks, Turns, operation
-from .reclaiming import Reclaimer
 
 _DIRECTORY_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 # How many segments are looked at before other threads may get their turn.
@@ -40,7 +39,6 @@ class AllKeys:
         slab: Slab,
         segments: Segments,
         versions: Versions,
-        reclaimer: Reclaimer,
         *,
         max_bytes: int,
         durable: bool,
@@ -51,7 +49,6 @@ class AllKeys:
         self._slab = slab
         self._segments = segments
         self._versions = versions
-        self._reclaimer = reclaimer
         self._max_bytes = max_bytes
         self._durable = durable
         self._found_at = 0  # the position of a segment where a key was found

@@ -3,6 +3,7 @@
 import operator
 import os
 from contextlib import suppress
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -23,13 +24,13 @@ from .index.slots import Slots
 from .index.versions import Versions
 from .locks import StoreLocks
 from .one_key import OneKey
-from .reclaiming import Reclaimer
 from .recovery.opening import open_file
-from .room import Room
 
 if TYPE_CHECKING:
     from .compacting import Compactor
     from .moving import Mover
+    from .reclaiming import Reclaimer
+    from .room import Room
 
 
 class Parts:
@@ -39,6 +40,7 @@ class Parts:
     """
 
     fast: FastPath | None = None
+    _reclaimer: "Reclaimer"
 
     def __init__(
         self, path: str, *, max_bytes: int, timeout: float, durable: bool, create: bool
@@ -81,7 +83,6 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
-        self.reclaimer = reclaimer = Reclaimer(locks, file, slab, versions, self._make_mover)
         self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,
@@ -90,13 +91,43 @@ class Parts:
             slab,
             segments,
             versions,
-            reclaimer,
             max_bytes=max_bytes,
             durable=durable,
         )
 
-        self.room = Room(locks, file, extents, slab, versions, reclaimer, self.all_keys)
-        reclaimer.make_ahead = self.room.make_ahead
+        extents.refuses_growth = self._refuses_growth
+
+    def _refuses_growth(self) -> bool:
+        return self.room.should_be_made()
+
+    def _make_room_ahead(self) -> None:
+        self.room.make_ahead()
+
+    @property
+    def reclaimer(self) -> "Reclaimer":
+        """What reclaims space: of several threads that want the first one, all get the same."""
+        if "_reclaimer" not in vars(self):
+            from .reclaiming import Reclaimer  # rarely needed
+
+            new = Reclaimer(self.locks, self.file, self.slab, self.versions, self._make_mover)
+            new.make_ahead = self._make_room_ahead
+            vars(self).setdefault("_reclaimer", new)
+        return self._reclaimer
+
+    @cached_property
+    def room(self) -> "Room":
+        """What makes room. Made, as all that is rarely needed, once it is."""
+        from .room import Room
+
+        return Room(
+            self.locks,
+            self.file,
+            self.extents,
+            self.slab,
+            self.versions,
+            self.reclaimer,
+            self.all_keys,
+        )
 
     def _make_mover(self) -> "Mover":
         from .moving import Mover  # rarely needed

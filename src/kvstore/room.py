@@ -61,7 +61,6 @@ class Room:
         # opened; and how much was retired then, and could not be reclaimed.
         self._full_until = self._unreclaimed = 0
         self._merged_until = 0  # likewise for merging segments
-        extents.refuses_growth = self._should_be_made
 
     def is_full(self) -> bool:
         """Return whether `make` gained nothing, and too little has been freed since."""
@@ -136,7 +135,7 @@ class Room:
 
     # --- before the file grows -----------------------------------------------------------------
 
-    def _should_be_made(self) -> bool:
+    def should_be_made(self) -> bool:
         """Return whether room is to be made before the file grows.
 
         The caller holds a stripe and the space lock.

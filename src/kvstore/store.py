@@ -9,7 +9,6 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
-from enum import Enum
 from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
@@ -39,22 +38,20 @@ from .index.stats import StoreStats
 from .locks import NOT_OPENED, StoreLocks, operation
 from .one_key import OneKey
 from .parts import Parts, check_max_bytes, check_timeout, resolve
-from .room import Room
 from .views import StoreItems, StoreValues
 
 Default = TypeVar("Default")
 Result = TypeVar("Result")
 
 
-class _Missing(Enum):
+class _Missing:
     """What stands for a default that was not given."""
 
-    MISSING = "no default"
-
     def __repr__(self) -> str:
-        return f"<{self.value}>"
+        return "<no default>"
 
 
+_MISSING: Final = _Missing()
 _RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 
 _stores: "WeakSet[KVStore]" = WeakSet()
@@ -100,7 +97,6 @@ class KVStore(MutableMapping[str, Value]):
     _slab: Slab = NOT_OPENED
     _one_key: OneKey = NOT_OPENED
     _all_keys: AllKeys = NOT_OPENED
-    _room: Room = NOT_OPENED
     _was_initialized = _durable = False
 
     def __init__(
@@ -130,7 +126,6 @@ class KVStore(MutableMapping[str, Value]):
         try:
             self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
             self._one_key, self._all_keys = parts.one_key, parts.all_keys
-            self._room = parts.room
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._locks.closed = False  # in this one step it is open
@@ -220,13 +215,13 @@ class KVStore(MutableMapping[str, Value]):
         try:
             return store()
         except StoreFullError:
-            if self._file.read_only or self._room.is_full():
+            if self._file.read_only or self._parts.room.is_full():
                 raise
         finally:
             if self._slab.wants_reclaiming:
                 self._parts.reclaimer.keep_up()
         step = 0
-        while self._room.make(step):
+        while self._parts.room.make(step):
             # Tried again even if another thread was the one to make room.
             with suppress(StoreFullError):
                 return store()
@@ -368,7 +363,7 @@ class KVStore(MutableMapping[str, Value]):
     def pop(self, key: str) -> Value: ...
     @overload
     def pop(self, key: str, default: Default) -> Value | Default: ...
-    def pop(self, key: str, default: object = _Missing.MISSING) -> object:
+    def pop(self, key: str, default: object = _MISSING) -> object:
         """Remove `key` and return its value, in one step: of several threads one gets it.
 
         `default` stands for an absent key only, not for what cannot be a key. Nothing is removed
@@ -385,7 +380,7 @@ class KVStore(MutableMapping[str, Value]):
                 raise KeyNotFoundError(key)
             return self._pop(key, encode_key(key))
         except KeyNotFoundError:
-            if default is _Missing.MISSING:
+            if default is _MISSING:
                 raise
             return default
 

@@ -566,7 +566,7 @@ def test_records_dropped_by_a_rewriting_that_was_interrupted_give_room_in_a_full
                     key_hash(keys[0].encode(), seed), clock.now_ms
                 )
         assert store.stats().live_size == (SPLIT_AT - 2) * 64
-        store._room.make(0)
+        store._parts.room.make(0)
         assert store.stats().live_size == store.stats().records * 64 == SPLIT_AT // 2 * 64
     with KVStore(path) as store:
         assert len(store) == SPLIT_AT // 2

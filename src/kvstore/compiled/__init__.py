@@ -16,9 +16,12 @@ from collections.abc import Callable
 from importlib import import_module
 from mmap import mmap
 from types import ModuleType, TracebackType
-from typing import Final, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, cast
 
-from kvstore.format import found_words, layout, records, segment
+from kvstore.format import layout
+
+if TYPE_CHECKING:
+    from kvstore.format.records import FoundBlocks
 
 _EXTENSIONS: Final = ("_bytes", "_fast_path")
 
@@ -158,7 +161,7 @@ class Implementation(NamedTuple):
     name: str
     """"plain" or "compiled"."""
     find_magics: Callable[[bytes], tuple[int, int, int]]
-    scan_blocks: Callable[[bytes, int, int, int, int, int], records.FoundBlocks]
+    scan_blocks: Callable[[bytes, int, int, int, int, int], "FoundBlocks"]
     link_free_blocks: Callable[["array[int]", int], tuple[int, list[tuple[int, int]]]]
     sort_words: Callable[[list["array[int]"]], "array[int]"]
     has_equal_hashes: Callable[["array[int]"], bool]
@@ -229,19 +232,33 @@ def _check(found: dict[str, ModuleType]) -> None:
 
 _extensions: Final = _load()
 _fast_path: Final = _extensions.get("_fast_path")
-PLAIN: Final = Implementation(
-    "plain",
-    records.find_magics,
-    records.scan_blocks,
-    records.link_free_blocks,
-    found_words.sort_words,
-    found_words.has_equal_hashes,
-    found_words.judge_words,
-    found_words.members_of_words,
-    segment.partition_slots,
-    segment.build_segment,
-    None,
-)
+
+
+def _make_plain() -> Implementation:
+    from kvstore.format import found_words, records, segment  # where they are not compiled
+
+    return Implementation(
+        "plain",
+        records.find_magics,
+        records.scan_blocks,
+        records.link_free_blocks,
+        found_words.sort_words,
+        found_words.has_equal_hashes,
+        found_words.judge_words,
+        found_words.members_of_words,
+        segment.partition_slots,
+        segment.build_segment,
+        None,
+    )
+
+
+def __getattr__(name: str) -> Implementation:
+    if name == "PLAIN":  # made once it is asked for
+        return globals().setdefault(name, _make_plain())  # type: ignore[no-any-return]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+PLAIN: Implementation
 COMPILED: Final = (
     None
     if _fast_path is None
@@ -253,7 +270,7 @@ COMPILED: Final = (
         )
     )
 )
-selected: Implementation = COMPILED or PLAIN
+selected: Implementation = COMPILED or __getattr__("PLAIN")
 # Those of the process: stores of both kinds take them. The plain one lets its own thread pass: see
 # `reentry` for what is asked before it is taken.
 Lock: Final[Callable[[], OwnedLock]] = (
