@@ -3,7 +3,6 @@
 import operator
 import os
 from contextlib import suppress
-from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex
@@ -41,6 +40,7 @@ class Parts:
 
     fast: FastPath | None = None
     _reclaimer: "Reclaimer"
+    _room: "Room"
 
     def __init__(
         self, path: str, *, max_bytes: int, timeout: float, durable: bool, create: bool
@@ -83,7 +83,9 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
-        self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
+        self.one_key = OneKey(
+            locks, file, slots, records, changes, self.fast, self._prepare, durable=durable
+        )
         self.all_keys = AllKeys(
             locks,
             file,
@@ -114,20 +116,31 @@ class Parts:
             vars(self).setdefault("_reclaimer", new)
         return self._reclaimer
 
-    @cached_property
-    def room(self) -> "Room":
-        """What makes room. Made, as all that is rarely needed, once it is."""
-        from .room import Room
+    def _prepare(self) -> None:
+        """Before the first change, make what may be needed amid one, or as the file is closed.
 
-        return Room(
-            self.locks,
-            self.file,
-            self.extents,
-            self.slab,
-            self.versions,
-            self.reclaimer,
-            self.all_keys,
-        )
+        Not later: a process that is forked while another thread imports a module waits for ever
+        where it wants that module too.
+        """
+        _ = self.reclaimer, self.room
+
+    @property
+    def room(self) -> "Room":
+        """What makes room: likewise."""
+        if "_room" not in vars(self):
+            from .room import Room  # rarely needed
+
+            new = Room(
+                self.locks,
+                self.file,
+                self.extents,
+                self.slab,
+                self.versions,
+                self.reclaimer,
+                self.all_keys,
+            )
+            vars(self).setdefault("_room", new)
+        return self._room
 
     def _make_mover(self) -> "Mover":
         from .moving import Mover  # rarely needed

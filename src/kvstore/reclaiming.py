@@ -18,7 +18,6 @@ what the answers to "may this be cleared at once?" rest on.
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -50,6 +49,7 @@ class Reclaimer:
         self._slab = slab
         self._versions = versions
         self._make_mover = make_mover
+        self._made_mover: Mover | None = None
         self._running = Lock()  # taken before any other
         self._has_thread = False
         self._turns = Turns()
@@ -58,9 +58,12 @@ class Reclaimer:
         # What a thread of its own does after that.
         self.make_ahead: Callable[[], None] = _do_nothing
 
-    @cached_property
+    @property
     def _mover(self) -> "Mover":
-        return self._make_mover()
+        """What moves records, for who is alone in reclaiming."""
+        if self._made_mover is None:
+            self._made_mover = self._make_mover()
+        return self._made_mover
 
     def keep_up(self) -> None:
         """Reclaim in a thread of its own, where one would be of use. The caller holds no lock.
