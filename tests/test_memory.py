@@ -170,7 +170,6 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
         "kvstore.compacting",
         "kvstore.location",
         "kvstore.moving",
-        "kvstore.room",
         "kvstore.recovery.found_records",
         "kvstore.recovery.rebuild",
         "kvstore.__main__",

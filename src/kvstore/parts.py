@@ -23,13 +23,13 @@ from .index.slots import Slots
 from .index.versions import Versions
 from .locks import StoreLocks
 from .one_key import OneKey
+from .reclaiming import Reclaimer
 from .recovery.opening import open_file
+from .room import Room
 
 if TYPE_CHECKING:
     from .compacting import Compactor
     from .moving import Mover
-    from .reclaiming import Reclaimer
-    from .room import Room
 
 
 class Parts:
@@ -109,8 +109,6 @@ class Parts:
     def reclaimer(self) -> "Reclaimer":
         """What reclaims space: of several threads that want the first one, all get the same."""
         if "_reclaimer" not in vars(self):
-            from .reclaiming import Reclaimer  # rarely needed
-
             new = Reclaimer(self.locks, self.file, self.slab, self.versions, self._make_mover)
             new.make_ahead = self._make_room_ahead
             vars(self).setdefault("_reclaimer", new)
@@ -128,8 +126,6 @@ class Parts:
     def room(self) -> "Room":
         """What makes room: likewise."""
         if "_room" not in vars(self):
-            from .room import Room  # rarely needed
-
             new = Room(
                 self.locks,
                 self.file,

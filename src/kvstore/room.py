@@ -22,7 +22,6 @@ from .file.datafile import DataFile
 from .format.layout import EXTENT_SIZE, SEGMENT_SLOTS
 from .index.extents import Extents
 from .index.slab import Slab
-from .index.sparse import count_usage
 from .index.versions import Versions
 from .locks import StoreLocks, operation
 from .reclaiming import Reclaimer
@@ -143,6 +142,8 @@ class Room:
         file = self._file
         if file.size <= _GROWS_FREELY or self.is_full():
             return False
+        from .index.sparse import count_usage  # for larger files only
+
         usage = count_usage(file, clock.now_ms())
         if usage.has_expired and not self._all_keys.is_purged():
             return True
@@ -163,4 +164,6 @@ class Room:
                 break
 
     def _is_loose(self) -> bool:
+        from .index.sparse import count_usage  # as above
+
         return self._file.size > 2 * count_usage(self._file, 0).taken
