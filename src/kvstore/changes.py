@@ -74,15 +74,20 @@ class NewRecord(NamedTuple):
         return self.key_hash >> STRIPE_SHIFT
 
 
-class Superseded(NamedTuple):
-    """What a slot has whose record is being superseded."""
+class Superseded:
+    """What a slot has whose record is being superseded.
 
-    expires_at: int
-    tail: int
-    """The slot's last word."""
-    stamp: int
-    is_known: bool
-    """The record is there. Else slot or record is damaged, and nobody knows what is left of it."""
+    `tail` is the slot's last word. `is_known`: the record is there; else slot or record is damaged,
+    and nobody knows what is left of it.
+    """
+
+    __slots__ = ("expires_at", "is_known", "stamp", "tail")
+
+    def __init__(self, expires_at: int, tail: int, stamp: int, is_known: bool) -> None:
+        self.expires_at = expires_at
+        self.tail = tail
+        self.stamp = stamp
+        self.is_known = is_known
 
 
 Version = tuple[int, int]

@@ -5,7 +5,6 @@ before that until after it: see `reentry`. That is spelled out in each, for `loc
 cost several calls more.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 from xxhash import xxh3_64_intdigest
@@ -43,11 +42,9 @@ class OneKey:
         records: Records,
         changes: Changes,
         fast: FastPath | None,
-        prepare: Callable[[], object],
         *,
         durable: bool,
     ) -> None:
-        self._prepare = prepare
         self._locks = locks
         self._file = file
         self._words = file.words
@@ -106,7 +103,6 @@ class OneKey:
         """Begin changes, once; a file that was begun stays so."""
         if self._locks.closed:
             self._locks.raise_closed()
-        self._prepare()
         if self._file.pristine:
             self._mark_dirty()
         self._is_begun = True

@@ -11,7 +11,7 @@ from . import clock, compiled
 from .all_keys import AllKeys
 from .changes import Changes
 from .compiled import FastPath
-from .errors import KVStoreError
+from .errors import KVStoreError, StoreFullError
 from .file.datafile import DataFile
 from .format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
 from .index.buckets import wanted_shape
@@ -25,11 +25,11 @@ from .locks import StoreLocks
 from .one_key import OneKey
 from .reclaiming import Reclaimer
 from .recovery.opening import open_file
-from .room import Room
 
 if TYPE_CHECKING:
     from .compacting import Compactor
     from .moving import Mover
+    from .room import Room
 
 
 class Parts:
@@ -83,9 +83,7 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
-        self.one_key = OneKey(
-            locks, file, slots, records, changes, self.fast, self._prepare, durable=durable
-        )
+        self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,
             file,
@@ -114,18 +112,15 @@ class Parts:
             vars(self).setdefault("_reclaimer", new)
         return self._reclaimer
 
-    def _prepare(self) -> None:
-        """Before the first change, make what may be needed amid one, or as the file is closed.
-
-        Not later: a process that is forked while another thread imports a module waits for ever
-        where it wants that module too.
-        """
-        _ = self.reclaimer, self.room
-
     @property
     def room(self) -> "Room":
         """What makes room: likewise."""
         if "_room" not in vars(self):
+            try:
+                from .room import Room  # rarely needed
+            except OSError as error:  # no descriptor is left
+                raise StoreFullError(f"{self.file.path}: no room can be made: {error}") from error
+
             new = Room(
                 self.locks,
                 self.file,
@@ -139,7 +134,10 @@ class Parts:
         return self._room
 
     def _make_mover(self) -> "Mover":
-        from .moving import Mover  # rarely needed
+        try:
+            from .moving import Mover  # rarely needed
+        except OSError as error:  # no descriptor is left
+            raise StoreFullError(f"{self.file.path}: no room can be made: {error}") from error
 
         return Mover(self.locks, self.file, self.slab, self.records, self.changes, self.fast)
 
