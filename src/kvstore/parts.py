@@ -39,7 +39,6 @@ class Parts:
     """
 
     fast: FastPath | None = None
-    _reclaimer: "Reclaimer"
     _room: "Room"
 
     def __init__(
@@ -83,6 +82,8 @@ class Parts:
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)
+        self.reclaimer = Reclaimer(locks, file, slab, versions, self._make_mover)
+        self.reclaimer.make_ahead = self._make_room_ahead
         self.one_key = OneKey(locks, file, slots, records, changes, self.fast, durable=durable)
         self.all_keys = AllKeys(
             locks,
@@ -98,23 +99,17 @@ class Parts:
         extents.refuses_growth = self._refuses_growth
 
     def _refuses_growth(self) -> bool:
-        return self.room.should_be_made()
+        try:
+            return self.room.should_be_made()
+        except StoreFullError:  # it cannot be made
+            return False
 
     def _make_room_ahead(self) -> None:
         self.room.make_ahead()
 
     @property
-    def reclaimer(self) -> "Reclaimer":
-        """What reclaims space: of several threads that want the first one, all get the same."""
-        if "_reclaimer" not in vars(self):
-            new = Reclaimer(self.locks, self.file, self.slab, self.versions, self._make_mover)
-            new.make_ahead = self._make_room_ahead
-            vars(self).setdefault("_reclaimer", new)
-        return self._reclaimer
-
-    @property
     def room(self) -> "Room":
-        """What makes room: likewise."""
+        """What makes room: of several threads that want the first one, all get the same."""
         if "_room" not in vars(self):
             try:
                 from .room import Room  # rarely needed
