@@ -56,6 +56,7 @@ class AllKeys:
         self._purged = range(0)
         # Where `_purge` goes on, when it began, and when the next expires as far as it has come.
         self._purge_position, self._purging = 0, (0, 0)
+        self._merge_position = 0  # where `merge_some` goes on
 
     # --- at one moment -------------------------------------------------------------------------
 
@@ -196,7 +197,13 @@ class AllKeys:
 
     def is_purged(self) -> bool:
         """Return whether all was taken back that has expired by now, as far as is known."""
-        return clock.now_ms() in self._purged
+        from .index.sparse import count_usage  # where room is made only
+
+        now_ms = clock.now_ms()
+        if now_ms not in self._purged:
+            # What is stored from now on lives for a second at the least.
+            self._purged = range(now_ms, min(count_usage(self._file).earliest, now_ms + 1000))
+        return now_ms in self._purged
 
     def purge_all(self) -> None:
         """As `purge_expired`, for a caller who is inside an operation that flushes."""
@@ -268,31 +275,39 @@ class AllKeys:
         """
         return self.merge_some(DIRECTORY_ENTRIES)
 
-    def merge_some(self, most: int, live: int = SEGMENT_SLOTS // 2) -> int:
+    def merge_some(
+        self,
+        most: int,
+        live: int = SEGMENT_SLOTS // 2,
+        most_looked_at: int = DIRECTORY_ENTRIES,
+    ) -> int:
         """As `merge_segments`, at the most so many, to segments of at most `live` live slots.
 
-        The caller is inside an operation that flushes, and holds no lock.
+        On from where the last call ended, round and round: at the most so many are looked at, each
+        once. The caller is inside an operation that flushes, and holds no lock.
         """
-        merged = looked_at = 0
+        merged = looked_at = passed = 0
+        position = self._merge_position
         turns = Turns()
-        for number in range(STRIPE_COUNT):
-            position = number * _DIRECTORY_PER_STRIPE
-            while merged < most and position < (number + 1) * _DIRECTORY_PER_STRIPE:
-                looked_at += 1
-                # One segment, or two, under the stripe at a time: others get their turn in between.
-                with self._locks.stripes[number]:
-                    if self._locks.closed:
-                        self._locks.raise_closed()
-                    is_mergeable, following = self._segments.is_mergeable(position, live)
-                if is_mergeable:
-                    if self._file.pristine:
-                        self._locks.mark_dirty()
-                    if self._merge_segment(number, position, live):
-                        merged += 1
-                        following = position  # what they became may have a buddy now
-                if is_mergeable or looked_at % _AT_A_TIME == 0:
-                    turns.give()
-                position = following
+        while passed < DIRECTORY_ENTRIES and merged < most and looked_at < most_looked_at:
+            looked_at += 1
+            number = position // _DIRECTORY_PER_STRIPE
+            # One segment, or two, under the stripe at a time: others get their turn in between.
+            with self._locks.stripes[number]:
+                if self._locks.closed:
+                    self._locks.raise_closed()
+                is_mergeable, following = self._segments.is_mergeable(position, live)
+            if is_mergeable:
+                if self._file.pristine:
+                    self._locks.mark_dirty()
+                if self._merge_segment(number, position, live):
+                    merged += 1
+                    following = position  # what they became may have a buddy now
+            if is_mergeable or looked_at % _AT_A_TIME == 0:
+                turns.give()
+            passed += following - position
+            position = following % DIRECTORY_ENTRIES
+        self._merge_position = position
         return merged
 
     def _merge_segment(self, stripe: int, position: int, live: int) -> bool:

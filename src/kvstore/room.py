@@ -1,8 +1,9 @@
 """Room for a record that found none, whatever its size: each step costs more than the one before.
 
-1. What has expired is purged, what was retired is reclaimed.
-2. Segments of the table merge. That first, for it needs no flush, and later they are not as empty.
-3. Records of the sparsest extents move, so that these are free for any class.
+1. What has expired is purged.
+2. Segments of the table merge. That needs no flush, and later they are not as empty.
+3. What was retired is reclaimed.
+4. Records of the sparsest extents move, so that these are free for any class.
 
 Each is done in part only, so that nobody waits for long; then the record is tried again. Where
 nothing more can be gained, the store is full, and says so at once until enough was freed, or
@@ -19,15 +20,17 @@ from . import clock
 from .all_keys import AllKeys
 from .errors import CorruptStoreError, StoreFullError
 from .file.datafile import DataFile
-from .format.layout import EXTENT_SIZE, SEGMENT_SLOTS
+from .format.layout import DIRECTORY_ENTRIES, EXTENT_SIZE, SEGMENT_SLOTS
 from .index.extents import Extents
 from .index.slab import Slab
+from .index.sparse import count_usage
 from .index.versions import Versions
 from .locks import StoreLocks, operation
 from .reclaiming import Reclaimer
 
 # What is done at once.
 _MOST_MERGED: Final = 4  # segments
+_MOST_LOOKED_AT: Final = 256  # segments, for some to merge
 _MOST_EMPTIED: Final = 64  # extents
 _MOST_MOVED: Final = 512 * 1024  # bytes of records
 # Live slots in a merged segment, at the most: so that many are to come before it is split again.
@@ -79,10 +82,12 @@ class Room:
         Returns:
             Whether it may find some now; else there is none to be had.
         """
-        if self._take_back() or step == 0:
+        if self._purge() or step == 0:
+            return True
+        if self._lacks_extent(for_segment=True) and self._merge(_MOST_LOOKED_AT):
             return True
         # Where an extent is free, it is something else that there is no room for.
-        return not self._locks.while_open(self._slab.has_free_extent) and self._gain_extent()
+        return self._reclaim() or (self._lacks_extent() and self._gain_extent())
 
     def _gain_extent(self) -> bool:
         if self._gains_nothing():
@@ -92,28 +97,35 @@ class Room:
         with suppress(StoreFullError, CorruptStoreError):
             if self._file.pristine:
                 self._locks.mark_dirty()
-            if self._merge():
-                return True
             missing = self._reclaimer.evacuate_inside(_MOST_EMPTIED, _MOST_MOVED)
-            if not missing:
-                return True
-        if self._flush_freed():
+        if not missing or self._merge(DIRECTORY_ENTRIES) or self._flush_freed():
             return True
         self._full_until = released + missing
         self._unreclaimed = self._versions.retired_size
         return False
 
-    def _take_back(self) -> int:
-        """Take back some of what has expired, and what is retired; return how many expired."""
+    def _lacks_extent(self, *, for_segment: bool = False) -> bool:
+        if for_segment and self._locks.while_open(lambda: self._extents.waits_for_flush):
+            return True
+        return not self._locks.while_open(self._slab.has_free_extent)
+
+    def _purge(self) -> int:
+        """Take back some of what has expired, and what can be without a flush; return how many."""
         purged = 0
         with suppress(StoreFullError, CorruptStoreError):
             purged = self._all_keys.purge_some()
-            if self._versions.retired_size:
-                self._reclaimer.reclaim_inside()
             self._slab.free_pending()
             self._locks.while_open(self._slab.free_spare)
-        self._flush_freed()
         return purged
+
+    def _reclaim(self) -> bool:
+        """Take back what is retired; return whether there is more room, for whatever size."""
+        before = self._versions.retired_size
+        if before:
+            with suppress(StoreFullError, CorruptStoreError):
+                self._reclaimer.reclaim_inside()
+                self._locks.while_open(self._slab.free_spare)
+        return self._flush_freed() or self._versions.retired_size < before
 
     def _flush_freed(self) -> bool:
         """Flush where free extents are of no use to the table before; return whether they were."""
@@ -122,13 +134,15 @@ class Room:
             self._file.flush()
         return waits
 
-    def _merge(self) -> int:
-        """Merge some segments, unless none could be before, and little was freed since."""
+    def _merge(self, most_looked_at: int) -> int:
+        """Merge some segments, unless none of all could be before, and little was freed since."""
         released = self._versions.released
         if released < self._merged_until:
             return 0
-        merged = self._all_keys.merge_some(_MOST_MERGED, _MOST_IN_MERGED)
-        if not merged:
+        merged = 0
+        with suppress(StoreFullError, CorruptStoreError):
+            merged = self._all_keys.merge_some(_MOST_MERGED, _MOST_IN_MERGED, most_looked_at)
+        if not merged and most_looked_at >= DIRECTORY_ENTRIES:
             self._merged_until = released + EXTENT_SIZE
         return merged
 
@@ -142,10 +156,8 @@ class Room:
         file = self._file
         if file.size <= _GROWS_FREELY or self.is_full():
             return False
-        from .index.sparse import count_usage  # for larger files only
-
-        usage = count_usage(file, clock.now_ms())
-        if usage.has_expired and not self._all_keys.is_purged():
+        usage = count_usage(file)
+        if usage.earliest <= clock.now_ms() and not self._all_keys.is_purged():
             return True
         if self._gains_nothing():
             return False
@@ -158,12 +170,13 @@ class Room:
     @operation(flushes=True)
     def make_ahead(self) -> None:
         """Make room for about as much as the file would grow by; for a thread of its own."""
-        self._take_back()
+        self._purge()
+        self._reclaim()
         for _ in range(1 + (self._file.extent_count >> 3) // _MOST_EMPTIED):
-            if not (self._locks.while_open(self._is_loose) and self._gain_extent()):
+            if not self._locks.while_open(self._is_loose):
+                break
+            if not (self._merge(_MOST_LOOKED_AT) or self._gain_extent()):
                 break
 
     def _is_loose(self) -> bool:
-        from .index.sparse import count_usage  # as above
-
-        return self._file.size > 2 * count_usage(self._file, 0).taken
+        return self._file.size > 2 * count_usage(self._file).taken

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.components import NOW_MS, Components, open_components
+from support.components import Components, open_components
 
 from kvstore.format.layout import EXTENT_SHIFT, EXTENT_SIZE, RECORD_MAGIC
 from kvstore.index.slab import NoOtherBlockError
@@ -67,7 +67,7 @@ def test_what_is_retired_need_not_move(path: Path) -> None:
         for number in range(2):
             parts.slab.retire(record_of(parts, number), RECORD_MAGIC)
         assert find_sparse(parts.file).extents == [(2 * BLOCK, extent)]
-        assert count_usage(parts.file, NOW_MS).used == 42 * BLOCK + 44 * 48
+        assert count_usage(parts.file).used == 42 * BLOCK + 44 * 48
         parts.file.require_rebuild()
 
 

@@ -1,10 +1,10 @@
 """The two implementations: the plain one, in Python, and the compiled one (as in PEP 399).
 
-The compiled one is there where it could be built. `_bytes` has what splits and recovery do for each
-slot and record: functions of the same names as in `kvstore.format`, which tells what they do, with
-the same results. `_fast_path` has the common case of the operations on one key, a shortcut: what it
-does not do, the Python code does. Both extensions are used, or neither. With ``KVSTORE_PURE=1`` in
-the environment neither is loaded.
+The compiled one is there where it could be built. `_bytes` has what is done for each slot and
+record by splits and recovery, or for each extent: functions of the same names as in
+`kvstore.format`, which tells what they do, with the same results. `_fast_path` has the common case
+of the operations on one key, a shortcut: what it does not do, the Python code does. Both extensions
+are used, or neither. With ``KVSTORE_PURE=1`` in the environment neither is loaded.
 
 A store keeps to the implementation that was `selected` as it was opened.
 """
@@ -174,6 +174,8 @@ class Implementation(NamedTuple):
         [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
     ]
     build_segment: Callable[[int, int, bytes], tuple[bytes, int]]
+    count_in_use: Callable[[bytes], tuple[int, int, int, int]]
+    find_partly_used: Callable[[bytes], list[int]]
     make_fast_path: Callable[..., FastPath] | None
     """Makes the fast path of one store: see `_fast_path.pyx`."""
 
@@ -235,7 +237,7 @@ _fast_path: Final = _extensions.get("_fast_path")
 
 
 def _make_plain() -> Implementation:
-    from kvstore.format import found_words, records, segment  # where they are not compiled
+    from kvstore.format import extent_map, found_words, records, segment  # where not compiled
 
     return Implementation(
         "plain",
@@ -248,6 +250,8 @@ def _make_plain() -> Implementation:
         found_words.members_of_words,
         segment.partition_slots,
         segment.build_segment,
+        extent_map.count_in_use,
+        extent_map.find_partly_used,
         None,
     )
 

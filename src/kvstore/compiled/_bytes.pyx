@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""What splits and recovery do for each slot and record: pure functions over bytes.
+"""What splits and recovery do for each slot and record, or for each extent: pure functions of bytes.
 
 Each has a function of the same name, arguments and results in `kvstore.format`, which tells what it
 does: see `kvstore.compiled.Implementation`.
@@ -436,3 +436,63 @@ cdef void spill(uint16_t *numbers, uint64_t *counts) noexcept:
             counts[following] += excess
             counts[bucket] = SLOT_COUNT
             bucket = following
+
+
+# --- all extents: `format.extent_map` ------------------------------------------------------------
+
+cdef uint64_t CLASS_COUNT = sizeof(BLOCK_SIZES) // sizeof(BLOCK_SIZES[0])
+
+
+cdef struct Entry:  # of the extent map
+    uint64_t kind, size_class, live, second
+
+
+cdef inline Entry load_entry(const uint8_t *place) noexcept:
+    cdef uint64_t first = load(place)
+    return Entry(
+        first & ENTRY_KIND_MASK,
+        first >> ENTRY_CLASS_SHIFT & 0xFF,
+        first >> ENTRY_LIVE_SHIFT & 0xFFFF,
+        load(place + sizeof(first)),
+    )
+
+
+cdef inline uint64_t current_blocks(Entry entry) noexcept:
+    """Live blocks of a slab extent that are not retired."""
+    cdef uint64_t retired = entry.second >> 8 * (SLAB_RETIRED_OFFSET - 8) & 0xFFFF
+    return entry.live - retired if entry.live > retired else 0
+
+
+def count_in_use(bytes entries not None):
+    cdef const uint8_t *place = bytes_of(entries)
+    cdef const uint8_t *end = place + len(entries)
+    cdef uint64_t blocks = 0, slots = 0, segments = 0, earliest = ~<uint64_t>0
+    cdef Entry entry
+    while place < end:
+        entry = load_entry(place)
+        if entry.kind == KIND_SLAB:
+            if entry.size_class < CLASS_COUNT:
+                blocks += current_blocks(entry) * BLOCK_SIZES[entry.size_class]
+        elif entry.kind == KIND_SEGMENT:
+            slots += entry.live
+            segments += 1
+            earliest = min(earliest, entry.second)
+        place += 1 << MAP_ENTRY_SHIFT
+    return blocks, slots, segments, earliest
+
+
+def find_partly_used(bytes entries not None):
+    cdef const uint8_t *start = bytes_of(entries)
+    cdef uint64_t extent, word
+    cdef Entry entry
+    cdef list found = []
+    for extent in range(<uint64_t>len(entries) >> MAP_ENTRY_SHIFT):
+        entry = load_entry(start + (extent << MAP_ENTRY_SHIFT))
+        if (
+            entry.kind == KIND_SLAB
+            and entry.size_class < CLASS_COUNT
+            and 0 < entry.live < <uint64_t>BLOCKS_PER_EXTENT[entry.size_class]
+        ):
+            word = entry.size_class << 48 | current_blocks(entry) << 32 | entry.live << 16 | extent
+            found.append(word)
+    return found
