@@ -179,10 +179,25 @@ def test_full_store_does_not_look_for_room_again_before_something_was_freed(
         with pytest.raises(StoreFullError):
             store.create(f"refused {number}", sized(16_000))
     assert not searches
-    assert len(purges) <= 2 * store.stats().segments  # where a second has gone by
+    assert not purges  # the extent map tells that nothing has expired
     delete_some(store, keys, 0.5)
     store.create("taken", sized(16_000))
     assert searches
+
+
+def test_segments_that_may_merge_are_looked_for_from_where_the_search_ended(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(max_bytes=SMALL)
+    keys = fill(store, "old ", 60)
+    looks = counted(monkeypatch, "kvstore.index.segments.Segments.is_mergeable")
+    delete_some(store, keys, 0.95)
+    before = store.stats().segments
+    for number in range(300):
+        store.create(f"new {number}", sized(16_000))
+    assert store.stats().segments < before
+    # A round through all, and for each that merges one more look at what became of it.
+    assert len(looks) <= 2 * before
 
 
 def counted(
