@@ -230,10 +230,11 @@ class OneKey:
             if waiting:
                 leave()
 
-    def delete(self, key: str, encoded_key: bytes, only: Version | None = None) -> int:
-        """Delete a key; return the offset of its record, 0 where that is damaged.
+    def delete(self, key: str, encoded_key: bytes, only: Version | None = None) -> tuple[int, int]:
+        """Delete a key; return the offset and the size of what says so in the file.
 
-        With `only`, nothing is done, and -1 returned, where the key has another record by now.
+        The offset is 0 where the record is damaged. With `only`, nothing is done, and it is -1,
+        where the key has another record by now.
 
         Raises:
             KeyNotFoundError: it is absent, or has expired.
@@ -251,8 +252,9 @@ class OneKey:
                 if only is not None and not self._changes.is_same(
                     self._changes.find_live(key, key_hash, encoded_key)[0], only
                 ):
-                    return -1
-                return self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
+                    return -1, 0
+                record = self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
+                return record, self._records.end_size(record)
         finally:
             if waiting:
                 leave()

@@ -28,7 +28,6 @@ from .errors import (
 from .file.reentry import close_at_end, close_reporting, is_inside, leave, thread, waiting
 from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
 from .format.layout import (
-    FREE_BLOCK,
     MAX_FILE_SIZE,
     RECORD_HEADER_SIZE,
     SLOT_RECORD_MASK,
@@ -352,9 +351,9 @@ class KVStore(MutableMapping[str, Value]):
                 return
             if done is not None:
                 raise KeyNotFoundError(key)
-        record = self._one_key.delete(key, encode_key(key))
+        record, size = self._one_key.delete(key, encode_key(key))
         if self._durable:
-            self._file.flush_record(record, FREE_BLOCK.size)
+            self._file.flush_record(record, size)
 
     def __delitem__(self, key: str) -> None:
         self.delete(key)
@@ -390,10 +389,10 @@ class KVStore(MutableMapping[str, Value]):
             # replaced.
             encoded, version = self._one_key.read(key, encoded_key)
             value = decode_value(key, encoded)
-            record = self._one_key.delete(key, encoded_key, version)
+            record, size = self._one_key.delete(key, encoded_key, version)
             if record >= 0:
                 if self._durable:
-                    self._file.flush_record(record, FREE_BLOCK.size)
+                    self._file.flush_record(record, size)
                 return value
 
     def popitem(self) -> tuple[str, Value]:

@@ -30,10 +30,13 @@ from support.processes import PATIENCE_SECONDS
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
 from kvstore.format.layout import (
+    EXTENT_SHIFT,
     EXTENT_SIZE,
     FREE_MAGIC,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC_BYTES,
+    SLOT_RECORD_MASK,
+    SLOT_RECORD_OFFSET,
     SPLIT_AT,
     STRIPE_SHIFT,
     U64,
@@ -330,6 +333,41 @@ def test_durable_delete_flushes_the_link_that_ends_its_record_alone(durable: KVS
     assert end - start == U64.size
     (link,) = U64.unpack(durable.path.read_bytes()[start:end])
     assert link & 0xFFFF_FFFF == FREE_MAGIC
+
+
+@pytest.mark.parametrize("remove", [KVStore.delete, KVStore.pop])
+def test_durable_delete_of_a_record_that_has_moved_flushes_all_of_it(
+    durable: KVStore, remove: Callable[[KVStore, str], object]
+) -> None:
+    """Of a mark that is not whole nothing counts: what it was moved from came back."""
+    for number in range(40):
+        durable.create(f"k{number}", {"n": number, **LARGE})
+    durable.delete("k1")
+    durable.sync()
+    before = durable.path.read_bytes()
+    durable._parts.reclaimer._mover.evacuate([place_of(durable, "k39") >> EXTENT_SHIFT])
+    (key,) = (
+        each
+        for each in durable
+        if not before.startswith(RECORD_MAGIC_BYTES, place_of(durable, each))
+    )
+    asked = asked_by(lambda: remove(durable, key))
+    assert len(asked) == 1
+    assert asked[0] is not EVERYTHING
+    start, end = asked[0]
+    page = mmap.PAGESIZE
+    pages = slice(start // page * page, -(-end // page) * page)
+    image = bytearray(before)
+    image[pages] = durable.path.read_bytes()[pages]
+    with KVStore(write_image(durable.path.with_suffix(".image"), bytes(image))) as after_power_loss:
+        assert key not in after_power_loss
+
+
+def place_of(store: KVStore, key: str) -> int:
+    """Return the offset of a key's record."""
+    encoded = key.encode()
+    slot = store._parts.slots.find(key_hash(encoded, store._file.hash_seed), encoded)
+    return store._file.words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
 
 
 def test_flush_of_pages_covers_whole_pages_from_the_first_to_the_last_byte(

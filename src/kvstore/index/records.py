@@ -17,8 +17,10 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
     FIXED_EXTENTS,
+    FREE_BLOCK,
     GENERATION_SHIFT,
     KIND_SLAB,
+    MARKED_MAGIC,
     NEVER,
     RECORD,
     RECORD_EXPIRES_OFFSET,
@@ -138,6 +140,18 @@ class Records:
         That may be retired by now.
         """
         return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
+
+    def end_size(self, offset: int) -> int:
+        """Return how many bytes from `offset` on say that the record there was deleted.
+
+        The link of a free block; all of a record that is marked, for only what is whole outranks
+        others, and of one that was moved the disk may have nothing as yet.
+        """
+        head = self._words[offset >> 3]
+        if head & _MAGIC != MARKED_MAGIC:
+            return FREE_BLOCK.size
+        value_size, key_size = head >> SLOT_VALUE_SIZE_SHIFT, head >> SLOT_KEY_SIZE_SHIFT
+        return RECORD_HEADER_SIZE + (key_size & 0xFF) + (value_size & 0xFFFF)
 
     def stamp_at(self, offset: int) -> int:
         """Return the stamp of the record at `offset`; 0 where none can be."""
