@@ -24,7 +24,7 @@ from support.values import Value, sized_value
 
 import kvstore.backup
 from kvstore import CorruptStoreError, KVStore, StoreClosedError, StoreFullError, clock
-from kvstore.backup import new_copy, records_of
+from kvstore.backup import CarriedRecord, new_copy, records_of
 from kvstore.compiled import Implementation
 from kvstore.format.layout import EXTENT_SIZE, FIXED_EXTENTS, key_hash
 from kvstore.index.slots import control_offset_of
@@ -106,6 +106,27 @@ def test_backup_keeps_what_expires_while_it_is_made(
     assert copy.count == len(before)
     moved.set(now)
     assert backed_up(out) == before
+
+
+def test_backup_grows_though_something_in_it_expires_meanwhile(
+    open_store: OpenStore, out: Path, clock: FakeClock
+) -> None:
+    """It was refused as full: its file was not to grow before that was taken back."""
+    store = open_store(out.with_name("large.kvs"))
+    for number in range(1_500):
+        store.create(f"k{number}", {"v": "x" * 9_000}, ttl=100 if number % 2 else None)
+
+    def records() -> Iterator[CarriedRecord]:
+        for number, record in enumerate(records_of(store._parts, lambda: 0, lambda *_: None)):
+            if number == 100:
+                clock.advance(1_000)
+            yield record
+
+    with new_copy(str(out), source=str(store.path), overwrite=False) as copy:
+        copy.write(records())
+        copy.verify(lambda *_: None)
+    assert copy.count == 1_500
+    assert backed_up(out).keys() == set(store)
 
 
 def test_backup_has_what_was_put_and_not_what_was_deleted(store: KVStore, out: Path) -> None:

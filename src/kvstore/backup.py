@@ -256,6 +256,7 @@ class Copy:
             if error.filename == self._path:
                 error.filename = self._folder
             raise
+        parts.extents.let_grow()  # what expires meanwhile is not taken back
         self._lock = parts.file.keep_lock()
         parts.file.call_after_fork(parts.detach_after_fork)
         parts.locks.closed = False

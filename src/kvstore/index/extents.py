@@ -46,6 +46,10 @@ class Extents:
         # Whether room should be made before the file grows; then there is none, for the time being.
         self.refuses_growth: Callable[[], bool] = _never
 
+    def let_grow(self) -> None:
+        """Have the file grow whenever an extent is wanted, for nobody makes room in it."""
+        self.refuses_growth = _never
+
     @property
     def has_free(self) -> bool:
         """Whether an extent can be had, for a slab at least, without growing the file."""
