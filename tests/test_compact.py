@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+from collections.abc import Callable
 from itertools import count
 from os.path import getsize
 from pathlib import Path
@@ -17,6 +18,8 @@ from support.threads import run_together
 from kvstore import KVStore, StoreClosedError
 from kvstore.compiled import Implementation
 from kvstore.format.layout import FIRST_FILE_SIZE
+from kvstore.index.records import Records
+from kvstore.index.slab import Slab
 
 SIZES: Final = (10, 300, 900, 5_000, 16_000)
 
@@ -150,6 +153,36 @@ def test_others_read_and_write_meanwhile(open_store: OpenStore) -> None:
 
     run_together(compact, read, iterate, write)
     assert {key: store[key] for key in contents} == contents
+
+
+def test_moving_is_under_a_lock_that_keeps_the_store_from_being_cleared_meanwhile(
+    implementation: Implementation, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step amid which it was cleared changed the new index, or touched what had been cut off."""
+    store = open_store()
+    contents = thinned_out(store)
+    stripes = store._locks.stripes
+    kept: dict[str, bool] = {}
+
+    def asking(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def ask_and_call(*arguments: Any) -> Any:
+            kept[name] = kept.get(name, True) and any(stripe._is_owned() for stripe in stripes)
+            return real(*arguments)
+
+        return ask_and_call
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (Slab, "put_last"),
+            (Slab, "room_before"),
+            (Slab, "free_spare"),
+            (Records, "live_key_at"),
+        ):
+            patch.setattr(owner, name, asking(name, getattr(owner, name)))
+        store.compact()
+    assert kept.keys() >= {"put_last", "room_before", "free_spare"}
+    assert all(kept.values()), kept
+    assert dict(store) == contents
 
 
 def test_progress_is_logged_and_told_to_the_inspector(

@@ -5,7 +5,8 @@ only after a flush, unless nobody was promised it; whoever moves is `reclaiming`
 flush.
 
 First an extent goes to the end of its class's list: blocks of the others are taken before its own,
-and what is freed in it stays free. No lock is held from one record to the next.
+and what is freed in it stays free. No lock is held from one record to the next; each step holds a
+stripe at the least: `clear` makes the index anew, and cuts the file, with all of them held.
 """
 
 from contextlib import suppress
@@ -100,7 +101,7 @@ class Mover:
             StoreClosedError: the store is closed.
             StoreFullError, OSError: the disk refused a write.
         """
-        self._slab.put_last(extents)
+        self._locks.while_open(lambda: self._slab.put_last(extents))
         for extent in extents:
             is_empty = False
             with suppress(CorruptStoreError):
@@ -117,7 +118,7 @@ class Mover:
             most = _AT_A_TIME
             if limit < MAX_EXTENTS:
                 size_class = self._words[map_entry_offset(extent) >> 3] >> ENTRY_CLASS_SHIFT & 0xFF
-                most = min(most, self._slab.room_before(size_class, limit))
+                most = min(most, self._room_before(size_class, limit))
                 if not most:
                     return True
             after = place if self._fast is None else self._fast.move(place, most)
@@ -131,6 +132,9 @@ class Mover:
                 self._turns.give()
             place = after
         return all_moved
+
+    def _room_before(self, size_class: int, limit: int) -> int:
+        return self._locks.while_open(lambda: self._slab.room_before(size_class, limit))
 
     def _live(self, extent: int) -> int:
         return self._words[map_entry_offset(extent) >> 3] >> ENTRY_LIVE_SHIFT & 0xFFFF
@@ -147,7 +151,7 @@ class Mover:
 
     def _move(self, record: int) -> bool:
         """Move what is in a block, by itself; return False where it is a record that stays."""
-        key = self._records.live_key_at(record)
+        key = self._locks.while_open(lambda: self._records.live_key_at(record))
         if not key:
             return True
         hash_of_key = key_hash(key, self._file.hash_seed)

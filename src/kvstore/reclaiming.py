@@ -146,7 +146,7 @@ class Reclaimer:
                 self._move(extents)
                 if self._versions.retired_size:
                     self._reclaim()
-                self._slab.free_spare()
+                self._locks.while_open(self._slab.free_spare)
                 if self._slab.has_free_extent():
                     return 0
             return EXTENT_SIZE
@@ -162,7 +162,7 @@ class Reclaimer:
             self._move(extents, limit)
             if self._versions.retired_size:
                 self._reclaim()
-            self._slab.free_spare()
+            self._locks.while_open(self._slab.free_spare)
 
     def _move(self, extents: list[int], limit: int = MAX_EXTENTS) -> None:
         self._swept = None  # what moves has a copy, be it settled or not

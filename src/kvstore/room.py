@@ -114,7 +114,7 @@ class Room:
         purged = 0
         with suppress(StoreFullError, CorruptStoreError):
             purged = self._all_keys.purge_some()
-            self._slab.free_pending()
+            self._locks.while_open(self._slab.free_pending)
             self._locks.while_open(self._slab.free_spare)
         return purged
 
