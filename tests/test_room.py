@@ -20,9 +20,12 @@ from kvstore.format.layout import (
     EXTENT_SHIFT,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
+    STRIPE_COUNT,
+    STRIPE_SHIFT,
     key_hash,
 )
 from kvstore.index import sparse
+from kvstore.room import Room
 
 SMALL: Final = 8 * MIB
 SIZES: Final = (60, 900, 16_000)
@@ -313,6 +316,35 @@ def test_file_stays_within_twice_what_it_ever_held_and_a_few_mib(
 
 
 # --- what is told of it ------------------------------------------------------------------------
+
+
+def test_file_grows_though_something_may_have_expired_while_no_room_was_made(
+    open_store: OpenStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused as full, at a hundredth of what it may become."""
+    store = open_store()
+    for number in range(3_000):
+        store.create(f"k{number}", sized(3_000))
+    # In each part of the table the next to expire, but deleted: to take it back makes no room.
+    for stripe in range(STRIPE_COUNT):
+        key = next(key for key in map(str, count()) if stripe_of(store, key) == stripe)
+        store.create(key, {}, ttl=10 * stripe + 10)
+        store.delete(key)
+    make = Room.make
+
+    def make_for_long(room: Room, step: int) -> bool:
+        made = make(room, step)
+        clock.advance(10)
+        return made
+
+    monkeypatch.setattr(Room, "make", make_for_long)
+    clock.advance(10)
+    for number in range(1_000):
+        store.create(f"new {number}", sized(3_000))
+
+
+def stripe_of(store: KVStore, key: str) -> int:
+    return key_hash(key.encode(), store._file.hash_seed) >> STRIPE_SHIFT
 
 
 def test_stats_tell_for_which_sizes_there_is_room(open_store: OpenStore) -> None:

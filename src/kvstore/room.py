@@ -13,7 +13,9 @@ The same is done before the file grows, where less than half of it is in use, bu
 the file stays within twice what it ever had to hold.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import get_ident
 from typing import Final
 
 from . import clock
@@ -63,6 +65,7 @@ class Room:
         # opened; and how much was retired then, and could not be reclaimed.
         self._full_until = self._unreclaimed = 0
         self._merged_until = 0  # likewise for merging segments
+        self._growing: list[int] = []  # threads; each change of it is one step
 
     def is_full(self) -> bool:
         """Return whether `make` gained nothing, and too little has been freed since."""
@@ -154,7 +157,7 @@ class Room:
         The caller holds a stripe and the space lock.
         """
         file = self._file
-        if file.size <= _GROWS_FREELY or self.is_full():
+        if file.size <= _GROWS_FREELY or get_ident() in self._growing or self.is_full():
             return False
         usage = count_usage(file)
         if usage.earliest <= clock.now_ms() and not self._all_keys.is_purged():
@@ -166,6 +169,18 @@ class Room:
         if file.size > 2 * usage.taken:  # more is free in blocks than in use
             self._slab.wants_reclaiming = True
         return False
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Have the file grow for what this thread stores: `make` has gained all that it can.
+
+        Something may have expired since, and what is damaged is never taken back.
+        """
+        self._growing.append(get_ident())
+        try:
+            yield
+        finally:
+            self._growing.remove(get_ident())
 
     @operation(flushes=True)
     def make_ahead(self) -> None:

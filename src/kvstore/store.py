@@ -225,7 +225,8 @@ class KVStore(MutableMapping[str, Value]):
             with suppress(StoreFullError):
                 return store()
             step += 1
-        return store()
+        with self._parts.room.growing():
+            return store()
 
     def touch(self, key: str, ttl: int | None) -> None:
         """Give `key` another time-to-live, from now on: `ttl` whole seconds, or for ever.
