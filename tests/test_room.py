@@ -155,6 +155,36 @@ def test_damaged_record_stays_where_it_is_and_others_make_room(open_store: OpenS
     store.delete(damaged)
 
 
+@pytest.mark.parametrize("max_bytes", [12 * MIB, 64 * MIB])
+def test_damaged_page_of_the_table_does_not_keep_what_has_expired_from_making_room(
+    open_store: OpenStore, clock: FakeClock, max_bytes: int
+) -> None:
+    """Nothing after it was taken back, and a file that had to grow was refused that."""
+    store = open_store(max_bytes=max_bytes, check=False)
+    for number in range(3_000):
+        store.create(f"k{number}", sized(3_000), ttl=100 if number % 2 else None)
+    store._file.write(store._file.directory[0] << EXTENT_SHIFT, bytes(8))
+    clock.advance(100)
+    damaged = 0
+    for number in range(1_400):
+        try:
+            store.create(f"new {number}", sized(3_000))
+        except CorruptStoreError:
+            damaged += 1
+    assert damaged < 200
+    assert store.stats().file_size <= 12 * MIB
+    for number in range(1_400, 4_000):
+        try:
+            store.create(f"new {number}", sized(3_000))
+        except CorruptStoreError:
+            damaged += 1
+        except StoreFullError:
+            break
+    assert (number < 3_999) == (max_bytes < 64 * MIB)
+    with pytest.raises(CorruptStoreError, match="no bucket"):
+        store.purge_expired()
+
+
 def test_threads_that_wait_for_room_all_get_it(open_store: OpenStore) -> None:
     store = open_store(max_bytes=SMALL)
     left = delete_some(store, fill(store, "old ", 60), 0.9)

@@ -217,8 +217,13 @@ class AllKeys:
         return 0 if self.is_purged() else self._purge(_PURGED_AT_ONCE)
 
     def _purge(self, most: int | None = None) -> int:
-        """Purge all that has expired; or `most` records or some more, on from where that ended."""
+        """Purge all that has expired; or `most` records or some more, on from where that ended.
+
+        Damaged segments stay as they are. They are told of at the end, but where `most` is given:
+        the room is needed whatever else there is to be said.
+        """
         purged = position = 0
+        damage: CorruptStoreError | None = None
         now_ms = clock.now_ms()
         # What is stored from now on lives for a second at the least.
         earliest = now_ms + 1000
@@ -230,13 +235,20 @@ class AllKeys:
             with self._locks.stripes[number]:
                 if self._locks.closed:
                     self._locks.raise_closed()
-                extent, following, due = self._segments.segment_expiry(position, clock.now_ms())
-                soonest = self._segments.earliest_expiry(extent)
+                try:
+                    extent, following, due = self._segments.segment_expiry(position, clock.now_ms())
+                    soonest = self._segments.earliest_expiry(extent)
+                except CorruptStoreError as error:
+                    following, due = self._segments.end_of_run(position), False
+                    damage, soonest = damage or error, earliest
             if due:
                 if self._file.pristine:
                     self._locks.mark_dirty()
-                count, soonest = self._purge_segment(number, position)
-                purged += count
+                try:
+                    count, soonest = self._purge_segment(number, position)
+                    purged += count
+                except CorruptStoreError as error:
+                    damage, soonest = damage or error, earliest
             position, earliest = following, min(earliest, soonest)
         if position == DIRECTORY_ENTRIES:
             self._purged = range(now_ms, earliest)
@@ -245,6 +257,8 @@ class AllKeys:
             self._purge_position, self._purging = position, (now_ms, earliest)
         if purged and self._durable:
             self._file.flush()
+        if damage is not None and most is None:
+            raise damage
         return purged
 
     def _purge_segment(self, stripe: int, position: int) -> tuple[int, int]:

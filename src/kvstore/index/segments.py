@@ -438,7 +438,7 @@ class Segments:
         try:
             depth, prefix = depth_and_prefix(self._file, self._directory[position], position)
         except CorruptStoreError as error:
-            return self._end_of_run(position), str(error)
+            return self.end_of_run(position), str(error)
         return prefix + segment_run(depth), ""
 
     def _keys(self, position: int, now_ms: int) -> Iterator[tuple[bytes, str]]:
@@ -490,7 +490,7 @@ class Segments:
         """Return the earliest expiry in a segment; never later than the true one."""
         return self._words[map_entry_offset(extent) + SEGMENT_EARLIEST_OFFSET >> 3]
 
-    def _end_of_run(self, position: int) -> int:
+    def end_of_run(self, position: int) -> int:
         """Return where the directory next names another extent than at `position`."""
         extent = self._directory[position]
         while position < DIRECTORY_ENTRIES and self._directory[position] == extent:
