@@ -1,6 +1,8 @@
 """`compact()`: everything moves together and the file is cut, while others read and write."""
 
+import errno
 import logging
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -183,6 +185,33 @@ def test_moving_is_under_a_lock_that_keeps_the_store_from_being_cleared_meanwhil
     assert kept.keys() >= {"put_last", "room_before", "free_spare"}
     assert all(kept.values()), kept
     assert dict(store) == contents
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()])
+def test_cut_that_is_refused_or_interrupted_leaves_a_store_that_works_on(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, error: BaseException, is_done: bool
+) -> None:
+    """The list of free extents led past the end of the file, as it was said to be by then."""
+    store = open_store()
+    contents = thinned_out(store)
+    ftruncate = os.ftruncate
+
+    def cut_short(fd: int, length: int) -> None:
+        monkeypatch.undo()
+        if is_done:  # then an OSError is a signal handler's
+            ftruncate(fd, length)
+        raise error
+
+    monkeypatch.setattr(os, "ftruncate", cut_short)
+    with pytest.raises(type(error)):
+        store.compact()
+    assert store.stats().file_size == getsize(store.path)
+    assert dict(store) == contents == after_death(store)
+    for number in range(1_000):
+        store.create(f"new {number}", sized(number))
+        contents[f"new {number}"] = sized(number)
+    assert dict(store) == contents == after_death(store)
 
 
 def test_progress_is_logged_and_told_to_the_inspector(

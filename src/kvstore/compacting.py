@@ -178,10 +178,10 @@ class Compactor:
                 return
             try:
                 self._cut_after(count)
-            except (KVStoreError, OSError):
-                raise
-            except BaseException:
-                self._cut_after(count)  # what was begun is ended
+            except BaseException as error:
+                is_refused = isinstance(error, KVStoreError | OSError)
+                if not is_refused or self._file.extent_count == count:
+                    self._cut_after(count)  # what was begun is ended
                 raise
 
     def _cut_after(self, count: int) -> None:

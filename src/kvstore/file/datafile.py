@@ -261,20 +261,23 @@ class DataFile:
         Raises:
             StoreFullError, OSError: the disk did not take it; the file is as it was.
         """
-        state = self._state
+        state, size = self._state, self.size
         with state.lock:
             before = state.now
             state.set_shorter(count, void_stamp)
         try:
             # First: a file that is shorter than its state says is refused.
             self._flushing.flush_contents()
+            self.live[0] = self.size = count << EXTENT_SHIFT
+            os.ftruncate(self._held.fd, self.size)
         except OSError:
-            with state.lock:
-                self.restore(STATE_OFFSET, before.pack(self.hash_seed))
-                state.now = before
+            # Where it is cut, that was a signal's handler.
+            if os.fstat(self._held.fd).st_size >= size:
+                self.live[0] = self.size = size
+                with state.lock:
+                    self.restore(STATE_OFFSET, before.pack(self.hash_seed))
+                    state.now = before
             raise
-        self.live[0] = self.size = count << EXTENT_SHIFT
-        os.ftruncate(self._held.fd, self.size)
 
     @property
     def extent_count(self) -> int:

@@ -21,6 +21,7 @@ from kvstore.errors import CorruptStoreError, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
+    EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
     FIXED_EXTENTS,
     FREE_EXTENTS_OFFSET,
@@ -133,7 +134,8 @@ class Extents:
         The caller holds `lock`.
         """
         file = self._file
-        fresh = min(file.shorts[FRESH_EXTENT_OFFSET >> 1], file.extent_count)
+        # It may be past the end of the file, where that was cut short and is done again.
+        fresh = min(file.shorts[FRESH_EXTENT_OFFSET >> 1], EXTENT_MAP_ENTRIES)
         entries = file.map[EXTENT_MAP_OFFSET : map_entry_offset(fresh)]
         kinds = entries[:: 1 << MAP_ENTRY_SHIFT]
         following = NO_EXTENT
