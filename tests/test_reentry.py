@@ -5,9 +5,11 @@ The fault laboratory does this at every instruction (`faults.reentry`); here are
 
 import copy
 import dataclasses
+import mmap
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +19,7 @@ from typing import Any
 import portalocker
 import pytest
 from support.processes import run_script
-from support.threads import run_together
+from support.threads import PATIENCE_SECONDS, run_together
 
 import kvstore.file.lock
 import kvstore.file.platform
@@ -29,6 +31,8 @@ from kvstore import (
     UnsupportedFormatError,
     compiled,
 )
+from kvstore.all_keys import AllKeys
+from kvstore.compacting import Compactor
 from kvstore.file import reentry
 from kvstore.file.datafile import DataFile
 from kvstore.parts import Parts
@@ -189,6 +193,74 @@ def test_what_needs_no_flush_works_amid_a_flush(
     store.create("third", {})
     assert (looks, [type(outcome) for outcome in deletes]) == ([None], [StoreBusyError])
     assert dict(store) == {"key": {"n": 1}, "second": {}, "third": {}}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "how"), [(AllKeys, "_clear", "clear"), (Compactor, "_cut", "compact")]
+)
+def test_what_needs_no_flush_is_refused_amid_one_that_who_holds_the_table_waits_for(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, how: str
+) -> None:
+    """Who cuts the file holds all of the table, and flushes: neither came to an end."""
+    for number in range(300):
+        store.create(f"k{number}", {"v": "x" * 9_000})
+    for number in range(1, 300):
+        store.delete(f"k{number}")
+    flush_file, cut = kvstore.file.platform.flush_file, getattr(owner, name)
+    is_held, is_flushing = threading.Event(), threading.Event()
+    outcomes: list[BaseException] = []
+
+    def hold_and_cut(self: object) -> None:
+        is_held.set()
+        assert is_flushing.wait(PATIENCE_SECONDS)
+        cut(self)
+
+    def read_amid(fd: int, mapped: mmap.mmap) -> None:
+        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        is_flushing.set()
+        try:
+            store.read("k0")
+        except StoreBusyError as error:
+            outcomes.append(error)
+        flush_file(fd, mapped)
+
+    def sync() -> None:
+        assert is_held.wait(PATIENCE_SECONDS)
+        monkeypatch.setattr(kvstore.file.platform, "flush_file", read_amid)
+        store.sync()
+
+    monkeypatch.setattr(owner, name, hold_and_cut)
+    run_together(getattr(store, how), sync)
+    assert len(outcomes) == 1
+    assert len(store) == (how == "compact")
+
+
+def test_who_was_interrupted_amid_a_flush_goes_on_before_the_store_is_cleared(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For he may be waiting for a part of the table by then."""
+    store.create("key", {})
+    flush_file = kvstore.file.platform.flush_file
+    is_waiting = threading.Event()
+    clearing = threading.Thread(target=store.clear)
+
+    def read_and_clear_amid(fd: int, mapped: mmap.mmap) -> None:
+        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        assert store.read("key") == {}
+        clearing.start()
+        assert is_waiting.wait(PATIENCE_SECONDS)
+        flush_file(fd, mapped)
+
+    def wait(seconds: float) -> None:
+        is_waiting.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr("kvstore.locks.sleep", wait)
+    monkeypatch.setattr(kvstore.file.platform, "flush_file", read_and_clear_amid)
+    store.sync()
+    clearing.join(PATIENCE_SECONDS)
+    assert not clearing.is_alive()
+    assert len(store) == 0
 
 
 def test_another_store_is_nobodys_business(

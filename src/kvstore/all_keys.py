@@ -91,7 +91,7 @@ class AllKeys:
         """Remove all keys, and cut the file to the length of a new one."""
         if self._file.pristine:
             self._locks.mark_dirty()
-        self._locks.with_all_stripes(self._clear)
+        self._locks.flush_alone(self._clear)
 
     def _clear(self) -> None:
         if self._locks.closed:

@@ -95,7 +95,7 @@ class Compactor:
     def cut(self) -> None:
         """Cut the file after the last extent that is in use."""
         self._file.flush()  # so that the next one is short, which all others wait for
-        self._locks.with_all_stripes(self._cut)
+        self._locks.flush_alone(self._cut)
 
     def _gather(self, progress: "_Progress") -> None:
         """Empty extents as long as that leaves fewer in use."""

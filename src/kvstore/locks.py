@@ -3,7 +3,7 @@
 Locks, always in this order: `closing`, stripe, the space lock of `extents`, then what `datafile`
 has for itself. Two stripes are held at once only where all of them are, taken in the order of their
 numbers by `with_all_stripes`. No lock is held while a value is encoded, verified or parsed; while
-the disk flushes, none but `closing`.
+the disk flushes, none but `closing`, and in `flush_alone` all stripes.
 
 What a thread may take that is inside an operation already: see `reentry`.
 """
@@ -44,6 +44,8 @@ class StoreLocks:
         self.inside: set[int] = set()
         self.closed = True
         self.was_open = False
+        # The threads in `flush_alone`. A list, for each change of it is one step.
+        self._alone: list[int] = []
         self._make_locks()
 
     def _make_locks(self) -> None:
@@ -59,6 +61,30 @@ class StoreLocks:
             return act()
         with self.stripes[first]:
             return self.with_all_stripes(act, first + 1)
+
+    def flush_alone(self, act: Callable[[], object]) -> None:
+        """As `with_all_stripes`, for an `act` that flushes.
+
+        That waits for the flush of another thread, which, interrupted amid that, may be waiting for
+        a stripe: so such a thread goes on first, and who is interrupted from now on is refused.
+        """
+        ident = get_ident()
+        is_done = False
+
+        def act_unless_waited_for() -> None:
+            nonlocal is_done
+            if not (self._file.flushing_threads() & set(waiting)) - {ident}:
+                act()
+                is_done = True
+
+        self._alone.append(ident)
+        try:
+            while not is_done:
+                self.with_all_stripes(act_unless_waited_for)
+                if not is_done:
+                    sleep(_TURN_SECONDS)
+        finally:
+            self._alone.remove(ident)
 
     def while_open(self, act: Callable[[], Result]) -> Result:
         """Return what `act` does while the store stays open. The caller holds no lock."""
@@ -86,12 +112,18 @@ class StoreLocks:
         if self.closed:
             self.raise_closed()
         if self.is_held_here(flushes):
-            raise StoreBusyError(
-                f"{self._file.path}: this thread is inside an operation on the store already, "
-                f"which a signal handler, a finalizer or a trace function has interrupted; try "
-                f"again once that operation has ended"
-            )
+            self._raise_busy()
         begin_inside(self._file.path)
+        # After that: of this thread and one that begins `flush_alone`, one sees the other.
+        if self._alone and self.is_held_here(True):
+            self._raise_busy()
+
+    def _raise_busy(self) -> NoReturn:
+        raise StoreBusyError(
+            f"{self._file.path}: this thread is inside an operation on the store already, which a "
+            f"signal handler, a finalizer or a trace function has interrupted; try again once that "
+            f"operation has ended"
+        )
 
     def is_busy_here(self) -> bool:
         """Return whether this thread, which is inside, must not wait until it can close the store.

@@ -326,6 +326,10 @@ class DataFile:
             or (flushes and self._flushing.is_underway_here())
         )
 
+    def flushing_threads(self) -> set[int]:
+        """As `Flushing.threads`."""
+        return self._flushing.threads()
+
     def check_path(self) -> None:
         """Raise OSError where the path no longer names this file."""
         self._held.lock.check_path()

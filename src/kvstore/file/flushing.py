@@ -90,6 +90,10 @@ class Flushing:
         """Return whether this very thread leads or follows a flush."""
         return get_ident() in self._underway
 
+    def threads(self) -> set[int]:
+        """Return the threads that lead or follow a flush."""
+        return self._underway.copy()
+
     def require_full_flush(self) -> None:
         """Have no durable operation return from now on before a flush of everything.
 

@@ -13,7 +13,8 @@ thread holds, nor for a thread that may be waiting for one of these.
 3. Of all threads one at a time may go on with such calls; others are refused. The one that may
    waits only for threads that are in one store each, which take their locks in order and wait for
    nothing that it holds. Both locks of one store in two threads, each interrupted by a call of the
-   other store, would otherwise be a circle.
+   other store, would otherwise be a circle. Who flushes while he holds the whole table would wait
+   for a flush that such a thread is amid: see `StoreLocks.flush_alone`.
 4. `close` is not refused. Where it would be, it is put off until the interrupted operation has
    ended: see `leave`.
 
