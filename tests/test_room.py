@@ -201,6 +201,24 @@ def test_threads_that_wait_for_room_all_get_it(open_store: OpenStore) -> None:
 # --- full --------------------------------------------------------------------------------------
 
 
+def test_record_is_refused_though_others_retire_as_fast_as_that_is_reclaimed(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tried for seconds, again and again: they took what had become free."""
+    store = open_store(max_bytes=SMALL)
+    fill(store, "old ", 16_000)
+    reclaims = count()
+
+    def reclaim(_room: Room) -> bool:
+        assert next(reclaims) < 100
+        return True
+
+    monkeypatch.setattr(Room, "_reclaim", reclaim)
+    monkeypatch.setattr(Room, "is_full", lambda _: False)
+    with pytest.raises(StoreFullError):
+        store.create("new", sized(16_000))
+
+
 def test_full_store_does_not_look_for_room_again_before_something_was_freed(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

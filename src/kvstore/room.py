@@ -34,6 +34,8 @@ from .reclaiming import Reclaimer
 _MOST_MERGED: Final = 4  # segments
 _MOST_LOOKED_AT: Final = 256  # segments, for some to merge
 _MOST_EMPTIED: Final = 64  # extents
+# How often, for one record, what was retired: others may retire as fast as that, and take the room.
+_MOST_RECLAIMED: Final = 4
 _MOST_MOVED: Final = 512 * 1024  # bytes of records
 # Live slots in a merged segment, at the most: so that many are to come before it is split again.
 _MOST_IN_MERGED: Final = SEGMENT_SLOTS * 3 // 4
@@ -89,8 +91,10 @@ class Room:
             return True
         if self._lacks_extent(for_segment=True) and self._merge(_MOST_LOOKED_AT):
             return True
+        if self._reclaim() and step < _MOST_RECLAIMED:
+            return True
         # Where an extent is free, it is something else that there is no room for.
-        return self._reclaim() or (self._lacks_extent() and self._gain_extent())
+        return self._lacks_extent() and self._gain_extent()
 
     def _gain_extent(self) -> bool:
         if self._gains_nothing():
