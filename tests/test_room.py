@@ -14,7 +14,7 @@ from support.consistency import assert_consistent
 from support.stores import OpenStore, after_death
 from support.threads import run_together
 
-from kvstore import CorruptStoreError, KVStore, StoreFullError
+from kvstore import CorruptStoreError, KVStore, StoreClosedError, StoreFullError
 from kvstore.compiled import Implementation
 from kvstore.format.layout import (
     EXTENT_SHIFT,
@@ -25,6 +25,7 @@ from kvstore.format.layout import (
     key_hash,
 )
 from kvstore.index import sparse
+from kvstore.one_key import OneKey
 from kvstore.room import Room
 
 SMALL: Final = 8 * MIB
@@ -266,6 +267,26 @@ def counted(
 
     monkeypatch.setattr(name, count_and_call)
     return calls
+
+
+def test_full_store_that_is_closed_meanwhile_says_that_it_is_closed(
+    open_store: OpenStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once more whether it is full, without a lock."""
+    store = open_store(max_bytes=SMALL)
+    fill(store, "old ", 16_000)
+    clock.advance(10)
+    store_one = OneKey.store
+
+    def store_and_close(*arguments: Any, **options: Any) -> int:
+        try:
+            return store_one(*arguments, **options)
+        finally:
+            store.close()
+
+    monkeypatch.setattr(OneKey, "store", store_and_close)
+    with pytest.raises(StoreClosedError):
+        store.create("new", sized(16_000))
 
 
 def test_full_store_takes_records_again_as_soon_as_others_expire(

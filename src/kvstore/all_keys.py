@@ -196,7 +196,10 @@ class AllKeys:
         return self._purge()
 
     def is_purged(self) -> bool:
-        """Return whether all was taken back that has expired by now, as far as is known."""
+        """Return whether all was taken back that has expired by now, as far as is known.
+
+        The caller holds a stripe.
+        """
         from .index.sparse import count_usage  # where room is made only
 
         now_ms = clock.now_ms()
@@ -214,7 +217,7 @@ class AllKeys:
 
         The caller is inside an operation that flushes, and holds no lock.
         """
-        return 0 if self.is_purged() else self._purge(_PURGED_AT_ONCE)
+        return 0 if self._locks.while_open(self.is_purged) else self._purge(_PURGED_AT_ONCE)
 
     def _purge(self, most: int | None = None) -> int:
         """Purge all that has expired; or `most` records or some more, on from where that ended.

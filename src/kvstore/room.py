@@ -70,7 +70,14 @@ class Room:
         self._growing: list[int] = []  # threads; each change of it is one step
 
     def is_full(self) -> bool:
-        """Return whether `make` gained nothing, and too little has been freed since."""
+        """Return whether `make` gained nothing, and too little has been freed since.
+
+        The caller holds no lock.
+        """
+        return self._gains_nothing() and self._locks.while_open(self._is_full)
+
+    def _is_full(self) -> bool:
+        """As `is_full`; the caller holds a stripe."""
         return (
             self._gains_nothing()
             and self._versions.retired_size <= self._unreclaimed
@@ -161,7 +168,7 @@ class Room:
         The caller holds a stripe and the space lock.
         """
         file = self._file
-        if file.size <= _GROWS_FREELY or get_ident() in self._growing or self.is_full():
+        if file.size <= _GROWS_FREELY or get_ident() in self._growing or self._is_full():
             return False
         usage = count_usage(file)
         if usage.earliest <= clock.now_ms() and not self._all_keys.is_purged():
