@@ -476,12 +476,12 @@ class Changes:
 
 def exists_error(key: str) -> KeyExistsError:
     """Return the error for a key that is there already."""
-    return KeyExistsError(f"key {key!r}: exists already; delete it first, or put the value")
+    return KeyExistsError(f"key {key!r}: exists already; put it to replace the value")
 
 
 def damaged_error(key: str, slot: int, record: int) -> CorruptStoreError:
     """Return the error for a key whose record, or slot, is damaged."""
     return CorruptStoreError(
         f"key {key!r}: the record at byte {record:,} fails its checksum, or is not the one that "
-        f"its slot at byte {slot:,} tells of; delete the key"
+        f"its slot at byte {slot:,} tells of; put the key again, or delete it"
     )

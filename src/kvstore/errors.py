@@ -29,7 +29,7 @@ class InvalidTTLError(KVStoreError, ValueError):
 
 
 class KeyExistsError(KVStoreError):
-    """`create` of a key that is there. Delete it first, or read it."""
+    """`create` of a key that is there. Put it instead, which replaces the value, or read it."""
 
 
 class KeyNotFoundError(KVStoreError, KeyError):

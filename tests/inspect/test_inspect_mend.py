@@ -298,7 +298,7 @@ def test_verify_names_key_place_meaning_and_remedy(whole: Truth, path: Path) -> 
     assert ran.status == 1
     assert f"byte {whole.places['1'].start:,}: record: fails its checksum (key 1)" in text
     assert EXPLANATIONS[Breach.RECORD_CHECKSUM].meaning in text
-    assert f"python -m kvstore delete --file {escaped(str(path))} KEY" in text
+    assert f"python -m kvstore put --file {escaped(str(path))} KEY VALUE" in text
 
 
 def test_verify_says_of_a_crashed_store_that_nothing_is_lost(whole: Truth, path: Path) -> None:

@@ -25,8 +25,8 @@ _ADVICE: Final = {
     Remedy.OPEN: "nothing to do: the next opening of the store mends it",
     Remedy.REPAIR: "kvstore-inspect repair {file}",
     Remedy.DELETE: (
-        "delete the key (python -m kvstore delete --file {file} KEY) and create it again, from a "
-        "copy if there is one; kvstore-inspect repair {file} drops all such records at once"
+        "put the value again (python -m kvstore put --file {file} KEY VALUE), from a copy if there "
+        "is one, or delete the key; kvstore-inspect repair {file} drops all such records at once"
     ),
     Remedy.RESTORE: (
         "restore the file from a copy; where there is none, kvstore-inspect repair {file} saves "
@@ -203,12 +203,12 @@ EXPLANATIONS: Final[dict[Breach, Explanation]] = {
     ),
     Breach.RECORD_STAMP: Explanation(
         "The time of the record is later than any can be: it is damaged or forged, and no rebuild "
-        "of the index keeps it. Read the value, then delete the key and create it again.",
+        "of the index keeps it. Read the value and put it again.",
         Remedy.DELETE,
     ),
     Breach.RECORD_CLASS: Explanation(
         "The record is whole, but in a block of another size: a recovery could drop it. Read the "
-        "value, then delete the key and create it again.",
+        "value and put it again.",
         Remedy.DELETE,
     ),
     Breach.RECORD_UNSLOTTED: Explanation(
