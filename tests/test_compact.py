@@ -17,9 +17,9 @@ from support.clock import FakeClock
 from support.stores import OpenStore, after_death
 from support.threads import run_together
 
-from kvstore import KVStore, StoreClosedError
+from kvstore import CorruptStoreError, KVStore, StoreClosedError
 from kvstore.compiled import Implementation
-from kvstore.format.layout import FIRST_FILE_SIZE
+from kvstore.format.layout import EXTENT_SHIFT, FIRST_FILE_SIZE
 from kvstore.index.records import Records
 from kvstore.index.slab import Slab
 
@@ -226,6 +226,18 @@ def test_progress_is_logged_and_told_to_the_inspector(
     assert all(0 <= done <= whole for done, whole in shown)
     assert shown[-1][0] == shown[-1][1]
     assert any("compacting" in record.getMessage() for record in caplog.records)
+
+
+def test_compact_of_a_damaged_table_says_so_and_does_not_cut_the_file(
+    open_store: OpenStore,
+) -> None:
+    store = open_store(check=False)
+    thinned_out(store)
+    before = getsize(store.path)
+    store._file.write(store._file.directory[0] << EXTENT_SHIFT, bytes(8))
+    with pytest.raises(CorruptStoreError, match="kvstore-inspect repair"):
+        store.compact()
+    assert getsize(store.path) == before
 
 
 def test_closed_store_is_not_compacted(store: KVStore) -> None:

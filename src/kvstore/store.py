@@ -528,6 +528,7 @@ class KVStore(MutableMapping[str, Value]):
         Raises:
             StoreBusyError: this thread is making room already, and was interrupted.
             StoreClosedError: the store is closed, or was opened before a fork.
+            CorruptStoreError: a page of the table is damaged; then the file is not cut.
             StoreFullError: a copy-on-write file system has no room to overwrite.
             OSError: the operating system refused a write or a flush. Nothing is lost.
         """
