@@ -300,6 +300,14 @@ def test_backup_of_a_damaged_record_names_the_key_and_leaves_nothing(
     assert store.backup(out, overwrite=True) == 99
 
 
+def test_backup_of_a_key_that_is_no_utf8_leaves_nothing(open_store: OpenStore, out: Path) -> None:
+    store = open_store(check=False)
+    store._one_key.store("forged", b"\xff", b"{}", 0, replace=False)
+    with pytest.raises(CorruptStoreError, match="no UTF-8"):
+        store.backup(out)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("key", ["key 70", "é" * 30])
 @pytest.mark.parametrize("damage", ["key in slot", "control byte", "page"])
 def test_backup_of_a_damaged_table_does_not_leave_out_a_key(

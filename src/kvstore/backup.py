@@ -94,11 +94,15 @@ def records_of(
         for key_hash, encoded_key in _keys(parts.file, pages, long_keys, positions):
             if key_hash >> DIRECTORY_SHIFT < position:
                 continue  # another segment had it, which is a part of this one by now
-            key = encoded_key.decode()
             try:
+                key = encoded_key.decode()
                 record = parts.one_key.read_record(key, encoded_key, moment)
             except KeyNotFoundError:  # it has expired, or was deleted meanwhile
                 continue
+            except UnicodeDecodeError as error:
+                raise CorruptStoreError(
+                    f"{parts.file.path}: a slot's key is no UTF-8: {error}"
+                ) from error
             yield key, *record
         position = positions.stop
     progress(position, DIRECTORY_ENTRIES)

@@ -808,7 +808,7 @@ cdef class FastPath(Blocks):
         if not old.is_fresh:
             flags |= SLOT_OLDER
             if old.stamp <= self.versions[SETTLED_STAMPS + stripe]:
-                self.versions[SETTLED_STAMPS + stripe] = old.stamp - 1
+                self.versions[SETTLED_STAMPS + stripe] = max(old.stamp, 1) - 1
         store(image, expires_at)
         store(image + 8, (tail & ~<uint64_t>(SLOT_RECORD_MASK | SLOT_FLAGS)) | copy | flags)
         self.write(slot + SLOT_EXPIRES_OFFSET, image, 16)

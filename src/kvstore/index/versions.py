@@ -150,7 +150,7 @@ class Versions:
         reclaiming: what was retired by now is settled by the next to come.
         """
         word = SETTLED_STAMPS + stripe
-        self.words[word] = min(self.words[word], stamp - 1)
+        self.words[word] = min(self.words[word], max(stamp - 1, 0))
 
     @property
     def released(self) -> int:
