@@ -107,15 +107,20 @@ class Room:
         if self._gains_nothing():
             return False
         released = self._versions.released
-        missing = EXTENT_SIZE
-        with suppress(StoreFullError, CorruptStoreError):
+        missing: int | None = EXTENT_SIZE
+        try:
             if self._file.pristine:
                 self._locks.mark_dirty()
             missing = self._reclaimer.evacuate_inside(_MOST_EMPTIED, _MOST_MOVED)
-        if not missing or self._merge(DIRECTORY_ENTRIES) or self._flush_freed():
+        except CorruptStoreError:
+            pass
+        except StoreFullError:  # the disk refused a write, and may take the next
+            missing = None
+        if missing == 0 or self._merge(DIRECTORY_ENTRIES) or self._flush_freed():
             return True
-        self._full_until = released + missing
-        self._unreclaimed = self._versions.retired_size
+        if missing is not None:
+            self._full_until = released + missing
+            self._unreclaimed = self._versions.retired_size
         return False
 
     def _lacks_extent(self, *, for_segment: bool = False) -> bool:
@@ -154,8 +159,12 @@ class Room:
         if released < self._merged_until:
             return 0
         merged = 0
-        with suppress(StoreFullError, CorruptStoreError):
+        try:
             merged = self._all_keys.merge_some(_MOST_MERGED, _MOST_IN_MERGED, most_looked_at)
+        except CorruptStoreError:
+            pass
+        except StoreFullError:  # as above
+            return 0
         if not merged and most_looked_at >= DIRECTORY_ENTRIES:
             self._merged_until = released + EXTENT_SIZE
         return merged

@@ -7,14 +7,16 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
+from support import MIN_MAX_BYTES
 from support.clock import FakeClock
 from support.components import FullDisk
 from support.consistency import assert_consistent
+from support.values import sized_value
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError
@@ -47,6 +49,22 @@ def count_writes_of_a_create(path: Path) -> int:
             store.create("key", {"n": 1})
         store.delete("key")
     return disk.calls
+
+
+def test_room_is_made_once_the_disk_takes_what_it_refused(path: Path) -> None:
+    """The store took itself for full until 64 KiB were freed."""
+    with KVStore(path, max_bytes=MIN_MAX_BYTES) as store:
+        for number in range(50):
+            store.create(f"small {number}", sized_value(3_000))
+        with suppress(StoreFullError):
+            for number in count():
+                store.create(f"large {number}", sized_value(16_000))
+        for number in range(50):
+            if number % 8:
+                store.delete(f"small {number}")
+        with full_disk(), pytest.raises(StoreFullError):
+            store.create("new", sized_value(16_000))
+        store.create("new", sized_value(16_000))
 
 
 def test_key_whose_create_could_not_be_undone_is_absent(path: Path) -> None:
