@@ -7,6 +7,7 @@ becomes of the call, every other key is as it was, and that one is as before or 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 from unittest import mock
@@ -267,6 +268,23 @@ def _scattered(store: KVStore) -> None:
             store.delete(f"s{number}")
 
 
+def _segment_behind_all_others(store: KVStore) -> None:
+    """Have a segment split once the extents of a new file are in use, and free most of these."""
+    _full_segment(store)
+    names = (
+        name
+        for name in map("f{}".format, count())
+        if key_hash(name.encode(), HASH_SEED) >> STRIPE_SHIFT
+    )
+    large = []
+    while _extents_left(store):
+        large.append(next(names))
+        store.create(large[-1], make_value("f", 0, 16_200))
+    store.create(_FIRST, {})
+    for name in large:
+        store.delete(name)
+
+
 def _extent_with_one_block(store: KVStore) -> None:
     store.create(KEY, LARGE)
 
@@ -424,6 +442,7 @@ CASES: Final = (
     ),
     Case("compact", _scattered, KVStore.compact),
     Case("compact first", _scattered, KVStore.compact, pristine=True),
+    Case("compact the table", _segment_behind_all_others, KVStore.compact),
     Case("put", _neighbours, _put(KEY, OTHER), KEY, OTHER),
     Case("put first", _neighbours, _put(KEY, OTHER), KEY, OTHER, pristine=True),
     Case("put an absent key", _nothing, _put(KEY, VALUE), KEY, VALUE),
