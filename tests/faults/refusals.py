@@ -27,8 +27,14 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore.clock
 import kvstore.file.platform
-from kvstore import CorruptStoreError, KVStore, KVStoreError
-from kvstore.format.layout import EXTENT_SIZE, FIXED_EXTENTS, SPLIT_AT
+from kvstore import CorruptStoreError, KVStore, KVStoreError, StoreFullError
+from kvstore.format.layout import (
+    EXTENT_SIZE,
+    FIXED_EXTENTS,
+    MAX_FILE_SIZE,
+    MIN_MAX_BYTES,
+    SPLIT_AT,
+)
 
 from .laboratory import Experiment
 
@@ -204,6 +210,55 @@ def leave_tombstones(store: KVStore, keys: list[str]) -> None:
         store.delete(key)
 
 
+def leave_buddies(store: KVStore, keys: list[str]) -> None:
+    """Have the segment split in two that are nearly empty."""
+    store.create(new_key(store, keys), {})
+    for key in keys[40:]:
+        store.delete(key)
+
+
+def leave_scattered(store: KVStore, keys: list[str]) -> None:
+    """Have few records left, in extents far apart, of a file that has grown."""
+    use_up_extents(store, keys)
+    _create_small(store)
+    _thin_out_small(store)
+    _delete_large(store)
+
+
+def leave_segment_behind(store: KVStore, keys: list[str]) -> None:
+    """Have the segment split into an extent behind all others, of which most are free."""
+    use_up_extents(store, keys)
+    store.create(new_key(store, keys), {})
+    _delete_large(store)
+
+
+def leave_full(store: KVStore, _keys: list[str]) -> None:
+    """Have a file at its limit, with room in sparse extents only."""
+    _create_small(store)
+    with suppress(StoreFullError):
+        for number in itertools.count():
+            store.create(f"large {number}", LARGE)
+    _thin_out_small(store)
+
+
+def _create_small(store: KVStore) -> None:
+    for number in range(50):
+        store.create(f"small {number}", make_value("small", number, 3_000))
+
+
+def _thin_out_small(store: KVStore) -> None:
+    """Have few records left in some extents of one class."""
+    for number in range(50):
+        if number % 8:
+            store.delete(f"small {number}")
+
+
+def _delete_large(store: KVStore) -> None:
+    for key in list(store):
+        if key.startswith("large"):
+            store.delete(key)
+
+
 def nothing(_store: KVStore, _keys: list[str]) -> None:
     pass
 
@@ -238,6 +293,14 @@ def purge(_store: KVStore, _keys: list[str]) -> Step:
 
 def reclaim(_store: KVStore, _keys: list[str]) -> Step:
     return Step(lambda store: store._parts.reclaimer.reclaim())
+
+
+def merge(_store: KVStore, _keys: list[str]) -> Step:
+    return Step(lambda store: store._all_keys.merge_segments())
+
+
+def compact(_store: KVStore, _keys: list[str]) -> Step:
+    return Step(KVStore.compact)
 
 
 def replace_first(store: KVStore, keys: list[str]) -> None:
@@ -277,6 +340,8 @@ class Shape:
         wait: seconds that go by before that.
         homes: how many buckets of the segment the keys are in.
         first: what is done in the same opening as that.
+        stride: every which write is refused, where all would take too long.
+        max_bytes: of the file.
     """
 
     slots: int
@@ -285,6 +350,8 @@ class Shape:
     wait: int = 0
     homes: int = 16
     first: Callable[[KVStore, list[str]], None] = nothing
+    stride: int = 1
+    max_bytes: int = MAX_FILE_SIZE
 
 
 LARGE: Final = make_value("new", 1, 16_200)
@@ -327,13 +394,24 @@ SHAPES: Final[dict[str, dict[str, Shape]]] = {
     "reclaiming": {"of all kinds": Shape(40, nothing, reclaim, first=retire_and_mark)},
     "purge": {"of expired ones": Shape(8, nothing, purge, 2_000)},
     "split": {
-        "into free extents": Shape(SPLIT_AT, nothing, create_new({"n": 0})),
-        "that drops expired ones": Shape(SPLIT_AT, nothing, create_new({"n": 0}), 2_000),
-        "that is not needed": Shape(SPLIT_AT, leave_tombstones, create_new({"n": 0}), homes=14),
+        "into free extents": Shape(SPLIT_AT, nothing, create_new({"n": 0}), stride=2),
+        "that drops expired ones": Shape(SPLIT_AT, nothing, create_new({"n": 0}), 2_000, stride=2),
+        "that is not needed": Shape(
+            SPLIT_AT, leave_tombstones, create_new({"n": 0}), homes=14, stride=2
+        ),
     },
     "growth": {
         "for a record": Shape(1, use_up_extents, create_new(LARGE)),
-        "for a split": Shape(SPLIT_AT, use_up_extents, create_new(LARGE)),
+        "for a split": Shape(SPLIT_AT, use_up_extents, create_new(LARGE), stride=2),
+    },
+    "merge": {
+        "of two": Shape(SPLIT_AT, leave_buddies, merge),
+        "that drops expired ones": Shape(SPLIT_AT, leave_buddies, merge, 2_000),
+    },
+    "move": {
+        "to make room": Shape(4, leave_full, create_new(LARGE), stride=5, max_bytes=MIN_MAX_BYTES),
+        "to compact the file": Shape(4, leave_scattered, compact, stride=7),
+        "to compact the table": Shape(SPLIT_AT, leave_segment_behind, compact, stride=5),
     },
 }
 
@@ -342,13 +420,12 @@ def refuse_writes_of(group: str, folder: Path, rng: random.Random) -> int:
     """Refuse each write of an operation of a group, by itself and with all that follow it."""
     name = rng.choice(sorted(SHAPES[group]))
     shape = SHAPES[group][name]
-    step = 2 if shape.slots == SPLIT_AT else 1  # these take their time: every second write
     tried = 0
     # A store through the map is cut short, if it is, by a signal: once.
     for write_path, lasting in (("pwrite", False), ("pwrite", True), ("map", False)):
         through(write_path)
         original = Original(shape, folder / "original.kvs", folder / "test.kvs")
-        for fail_at in itertools.count(rng.randrange(1, step + 1), step):
+        for fail_at in itertools.count(rng.randrange(shape.stride) + 1, shape.stride):
             number = rng.choice(NUMBERS)
             try:
                 reached = original.refuse(fail_at, number, lasting=lasting, rng=rng)
@@ -372,7 +449,7 @@ class Original:
         self._path = path
         self._clock = stop_clock()
         original.unlink(missing_ok=True)
-        with KVStore(original) as store:
+        with KVStore(original, max_bytes=shape.max_bytes) as store:
             self._keys = fill(store, shape.slots, shape.homes)
             shape.prepare(store, self._keys)
             self._keys = [key for key in self._keys if key in store]
@@ -382,7 +459,7 @@ class Original:
     def refuse(self, fail_at: int, number: int, *, lasting: bool, rng: random.Random) -> bool:
         """Refuse one write of the operation, and look at everything; False: it has not so many."""
         self._path.write_bytes(self._bytes)
-        with KVStore(self._path) as store:
+        with KVStore(self._path, max_bytes=self._shape.max_bytes) as store:
             store._file.mark_dirty()
             self._shape.first(store, self._keys)
             before = dict(store.items())
@@ -437,7 +514,7 @@ class Original:
     def _reopen(self, contents: bytes | None, state: State) -> None:
         if contents is not None:
             self._path.write_bytes(contents)
-        with KVStore(self._path) as store:
+        with KVStore(self._path, max_bytes=self._shape.max_bytes) as store:
             self._assert_holds(store, state)
 
 
@@ -651,8 +728,15 @@ def live_a_life(path: Path, live: State, prefix: str) -> None:
                 with suppress(KVStoreError, OSError):
                     store.delete(key)
                     del live[key]
-        with suppress(KVStoreError, OSError):
-            store._parts.reclaimer.reclaim()
+        for act in (store._parts.reclaimer.reclaim, store.compact):
+            with suppress(KVStoreError, OSError):
+                act()
+        # Wherever that was cut short, all that is free is to be had, and no error but these comes.
+        for number in range(40):
+            key, value = f"{prefix}late {number}", make_value(prefix, number, 16_000)
+            with suppress(StoreFullError, OSError):
+                store.create(key, value)
+                live[key] = value
         with suppress(OSError):
             store.sync()
         assert dict(store.items()) == live, difference(dict(store.items()), live)
@@ -723,12 +807,15 @@ class Witness:
             self._claim(store.sync)
         self._put(store)
         self._put(store)
-        self._delete(store)
+        for key in list(self.live)[::2]:
+            self._delete(store, key)
+        with suppress(OSError):
+            store.compact()
         self._claim(store.close)
 
     def _create(self, store: KVStore) -> None:
         self._number += 1
-        key, value = f"key {self._number}", {"n": self._number}
+        key, value = f"key {self._number}", make_value("large", self._number, 16_000)
         try:
             store.create(key, value)
         except OSError:
@@ -745,7 +832,7 @@ class Witness:
         if key is None:
             return
         self._number += 1
-        value = {"n": self._number}
+        value = make_value("large", self._number, 16_000)
         if key in self.on_disk:
             self.on_disk[key] = [*self.on_disk[key], value]
         try:
@@ -757,10 +844,7 @@ class Witness:
         if self._durable:
             self._take_down()
 
-    def _delete(self, store: KVStore) -> None:
-        key = next(iter(self.live), None)
-        if key is None:
-            return
+    def _delete(self, store: KVStore, key: str) -> None:
         self.on_disk.pop(key, None)
         try:
             store.delete(key)
