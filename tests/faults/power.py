@@ -17,6 +17,7 @@ one of them. So recovery is cut off as well, and the recovery of what that leave
 ended by a kill: then the next one finds what no disk has yet.
 """
 
+import itertools
 import os
 import random
 import sys
@@ -45,6 +46,7 @@ from kvstore.format.layout import (
     EXTENT_MAP_SIZE,
     EXTENT_SHIFT,
     SLAB_ENTRY,
+    SPLIT_AT,
     STRIPE_SHIFT,
     key_hash,
 )
@@ -806,9 +808,7 @@ def rewrite_segments(life: Life) -> None:
     if len(mine) > 800 and rng.random() < 0.6:
         for key in rng.sample(mine, len(mine) * 3 // 4):
             life.delete(key)
-    prefix = f"{rng.getrandbits(20):x}/"
-    names = (f"{prefix}{number}" for number in range(10**6))
-    keys = (name for name in names if key_hash(name.encode(), seed) >> STRIPE_SHIFT == stripe)
+    keys = new_keys(life, stripe)
     for _ in range(rng.choice((1_000, 1_090, 1_110))):
         life.create(next(keys), 0)
     life.sync()
@@ -818,6 +818,13 @@ def rewrite_segments(life: Life) -> None:
             life.delete(rng.choice(sorted(life.live)))
     if rng.random() < 0.6:
         merge_segments(life, stripe)
+
+
+def new_keys(life: Life, stripe: int) -> Iterator[str]:
+    """Yield keys of one stripe that are not there."""
+    seed, prefix = life.store._file.hash_seed, f"{life.rng.getrandbits(20):x}/"
+    names = (f"{prefix}{number}" for number in itertools.count())
+    return (name for name in names if key_hash(name.encode(), seed) >> STRIPE_SHIFT == stripe)
 
 
 def merge_segments(life: Life, stripe: int) -> None:
@@ -834,6 +841,36 @@ def merge_segments(life: Life, stripe: int) -> None:
         life.create(f"{rng.getrandbits(30)} {number}", rng.choice((300, 5_000, 16_000)))
 
 
+def leave_little(life: Life) -> None:
+    """Fill extents of two classes, have a segment split behind them, and delete most of all.
+
+    Now and then so few of the segment's keys that it is to be moved, not merged.
+    """
+    rng = life.rng
+    for size in rng.sample((700, 3_000, 6_000, 16_000), 2):
+        for number in range(300_000 // size):
+            life.create(f"{size} {number}", size)
+    small = set(itertools.islice(new_keys(life, rng.randrange(2)), SPLIT_AT + 10))
+    for key in sorted(small):
+        life.create(key, 0)
+    chance = rng.choice((0.3, 0.9))
+    for key in sorted(life.live):
+        if rng.random() < (chance if key in small else 0.9):
+            life.delete(key)
+
+
+def shrink_durably(life: Life) -> None:
+    """Merge, compact, and store what takes the extents that are free then, as durably as all."""
+    rng, store = life.rng, life.store
+    for _ in range(rng.choice((1, 2))):
+        for key in rng.sample(sorted(life.live), min(len(life.live), rng.randrange(20))):
+            life.delete(key)
+        rng.choice((store._all_keys.merge_segments, store.compact))()
+        for _ in range(rng.randrange(6)):
+            life.create(f"{rng.getrandbits(30)}", rng.choice((300, 5_000, 16_000)))
+        life.work(rng.randrange(10), FEW_KEYS, 3_000)
+
+
 def open_and_close(life: Life) -> None:
     """At most a first change."""
     for _ in range(life.rng.randrange(3)):
@@ -846,6 +883,7 @@ class Plan:
 
     deeds: Sequence[Deed]
     durable: bool = False
+    first: Deed | None = None  # instead, in the first life, which is not durable
     lives: int = LIVES
     images: int = IMAGES
     room: int = ROOM_AFTERWARDS  # that the file has in the opening after power was lost
@@ -853,6 +891,10 @@ class Plan:
     late: float = 0.0  # that power is lost before the last change of the longest epoch
     in_opening: float = 0.1  # the chance that power is lost while the store is being opened
     epochs: int = sys.maxsize  # then in one of so many first epochs
+
+    def of_life(self, number: int) -> tuple[Sequence[Deed], bool]:
+        """Return what may be done in a life, and whether it is durable."""
+        return ((self.first,), False) if self.first and not number else (self.deeds, self.durable)
 
 
 def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
@@ -868,7 +910,8 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
             if any(state and state.at(clock.seconds) is None for state in states):
                 disk.expired(key)  # recovery takes it back
         is_killed = rng.random() < 0.3
-        opened = live(plan, path, disk, clock, rng, is_killed=is_killed)
+        deeds, durable = plan.of_life(number)
+        opened = live(deeds, path, disk, clock, rng, durable=durable, is_killed=is_killed)
         outages: dict[int, Outage] = {}
         now_ns = clock.now_ns
         for image_number in range(plan.images + 1):
@@ -907,14 +950,21 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
 
 
 def live(
-    plan: Plan, path: Path, disk: Disk, clock: Clock, rng: random.Random, *, is_killed: bool
+    deeds: Sequence[Deed],
+    path: Path,
+    disk: Disk,
+    clock: Clock,
+    rng: random.Random,
+    *,
+    durable: bool,
+    is_killed: bool,
 ) -> tuple[int, int]:
     """Open, work and close or die; return the epoch and the moment at which it was open."""
     with recording(disk, clock, in_place=rng.random() < 0.7):
-        store = KVStore(path, max_bytes=MAX_BYTES, durable=plan.durable)
+        store = KVStore(path, max_bytes=MAX_BYTES, durable=durable)
         opened = len(disk.epochs) - 1, len(disk.epochs[-1].changes)
         life = Life(store, disk, clock, rng)
-        rng.choice(plan.deeds)(life)
+        rng.choice(deeds)(life)
         if not is_killed:
             life.close()
         assert bytes(disk.contents) == path.read_bytes(), "a change went past the write path"
@@ -982,6 +1032,10 @@ PLANS: Final = {
         Plan((rewrite_segments,), lives=3),
         "... while segments are rewritten, split and merged",
     ),
+    "shrinking-durably": (
+        Plan((shrink_durably,), durable=True, first=leave_little),
+        "... likewise, and while records move, where each operation is durable",
+    ),
     "creation": (
         Plan((open_and_close,), lives=1, images=16, in_opening=1.0, epochs=2),
         "... while the file is created",
@@ -997,7 +1051,8 @@ PLANS: Final = {
 }
 
 
-def _unavailable() -> str | None:
+def unavailable() -> str | None:
+    """Return why what a disk is told cannot be recorded here; None where it can."""
     return None if sys.platform == "linux" else "changes of the file are recorded on Linux only"
 
 
@@ -1007,7 +1062,7 @@ EXPERIMENTS = tuple(
         f"{fault}, by {word}",
         "images",
         partial(lose_power, plan, unit),
-        unavailable=_unavailable,
+        unavailable=unavailable,
     )
     for name, (plan, fault) in PLANS.items()
     for word, unit in (("sector", SECTOR), ("page", PAGE))
