@@ -1,4 +1,4 @@
-"""Backups whose writes, flushes and other calls to the system are refused, or that are interrupted.
+"""Backups that are refused writes, flushes and other calls, or interrupted, or cut off with power.
 
 Whatever is done to one, the store is untouched to the byte, and what is at the path is either what
 was there before or the whole copy. A backup that failed leaves no other file behind.
@@ -8,17 +8,23 @@ import itertools
 import os
 import random
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import pytest
 from support.consistency import assert_consistent
+from support.images import PAGE, SECTOR
 from support.workload import difference, make_value
 
-import kvstore
+import kvstore.backup
+import kvstore.file.platform
 from kvstore import KVStore, KVStoreError
 
+from . import power
 from .laboratory import Experiment
 from .refusals import NUMBERS, SYSTEM_CALLS, Refusals, State, through
 
@@ -28,6 +34,7 @@ _CALLS: Final = (
 )
 _SOURCES: Final = str(Path(kvstore.__file__).parent)
 _OLDER: Final = b"an older backup"
+_IMAGES: Final = 20  # a trial, of power lost
 
 
 class _Trial:
@@ -44,6 +51,11 @@ class _Trial:
         with KVStore(self.path) as store:
             for key, value in self.live.items():
                 store.create(key, value, ttl=10**6 if value["mark"] % 3 == 0 else None)
+
+    @property
+    def unnamed(self) -> Path:
+        """Where the backup is before it has its name."""
+        return self.out.with_name(f".{self.out.name}.backup-1")
 
     def prepare(self, overwrite: bool) -> None:
         """Have an older file at the path of the backup, or none."""
@@ -160,6 +172,66 @@ def _remove_leftover(store: KVStore, trial: _Trial) -> None:
         trial.out.write_bytes(at_path)
 
 
+def lose_power(unit: int, folder: Path, rng: random.Random) -> int:
+    """Lose power, or kill the process, after any write of a backup, and as it gets its name.
+
+    Until that is on the disk, what was there before may have the name; the backup, no part of which
+    may be missing, has it from then on. What is left under another name, the next one removes.
+    """
+    trial = _Trial(folder, rng)
+    overwrite = rng.random() < 0.5
+    trial.prepare(overwrite)
+    disk = power.Disk(b"", {})
+    steps: list[tuple[str, tuple[int, int]]] = []
+
+    def noted(what: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> None:
+            real(*arguments)
+            steps.append((what, (len(disk.epochs) - 1, len(disk.epochs[-1].changes))))
+
+        return call
+
+    with KVStore(trial.path) as store:
+        with (
+            power.recording(disk, power.Clock(), in_place=rng.random() < 0.7),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(kvstore.backup, "MAX_FILE_SIZE", power.MAX_BYTES)
+            patch.setattr(os, "link", noted("named", os.link))
+            patch.setattr(os, "replace", noted("named", os.replace))
+            flush_folder = noted("flushed", kvstore.file.platform.flush_folder)
+            patch.setattr(kvstore.backup, "flush_folder", flush_folder)
+            store.backup(trial.out, overwrite=overwrite)
+        assert [what for what, _ in steps] == ["named", "flushed"]
+        assert trial.out.read_bytes() == disk.contents, "a change went past the write path"
+        named = steps[0][1]
+        for _ in range(_IMAGES):
+            epoch = rng.randrange(len(disk.epochs))
+            moment = epoch, rng.randint(0, len(disk.epochs[epoch].changes))
+            moment = rng.choice((moment, moment, named))
+            image = power.Outage(disk.epochs[moment[0]], unit).image(moment[1], rng, 0.0)
+            has_name = moment >= named and rng.random() < 0.7
+            try:
+                _find_after_power_loss(store, trial, image, overwrite, has_name=has_name)
+            except BaseException as error:
+                error.add_note(f"after change {moment[1]} in epoch {moment[0]}, named: {has_name}")
+                raise
+    return _IMAGES
+
+
+def _find_after_power_loss(
+    store: KVStore, trial: _Trial, image: bytes, overwrite: bool, *, has_name: bool
+) -> None:
+    trial.prepare(overwrite)
+    trial.unnamed.write_bytes(image)
+    if has_name and overwrite:
+        trial.unnamed.replace(trial.out)
+    elif has_name:
+        trial.out.hardlink_to(trial.unnamed)  # and is yet to lose the other one
+    _remove_leftover(store, trial)
+    trial.check(overwrite, has_failed=not has_name)
+
+
 EXPERIMENTS: Final = (
     Experiment(
         "refused-backup",
@@ -169,5 +241,15 @@ EXPERIMENTS: Final = (
     ),
     Experiment(
         "interrupted-backup", "an exception at any step of a backup", "interrupts", interrupt
+    ),
+    *(
+        Experiment(
+            f"power-backup-by-{word}",
+            f"power lost, or a kill, after any write of a backup, by {word}",
+            "images",
+            partial(lose_power, unit),
+            unavailable=power.unavailable,
+        )
+        for word, unit in (("sector", SECTOR), ("page", PAGE))
     ),
 )
