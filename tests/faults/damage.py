@@ -76,7 +76,11 @@ def use(
         absent = [key for key, outcome in before.items() if outcome == "absent"]
         assert may_hide_keys or not absent, f"absent without damage to the index: {absent[:5]}"
         iterate(store, live, before)
+        if rng.random() < 0.3:
+            back_up(store, live, before, max_bytes)
         change(store, live, before, rng)
+        if rng.random() < 0.5:
+            _or_error(store.compact)  # what is damaged stays in its place, all else moves
         # Damage stays with whom it hit: what could be read can be read, whatever was written.
         right = {key: value for key, value in live.items() if before[key] == "right"}
         for key, value in right.items():
@@ -141,6 +145,19 @@ def iterate(store: KVStore, live: State, before: dict[str, str]) -> None:
         pass
     else:
         assert {key for key, outcome in before.items() if outcome == "right"} <= set(names)
+
+
+def back_up(store: KVStore, live: State, before: dict[str, str], max_bytes: int) -> None:
+    """Make a backup: it holds every key that can be told of, or there is none."""
+    out = store.path.with_suffix(".backup")
+    if isinstance(_or_error(lambda: store.backup(out)), KVStoreError):
+        assert not out.exists(), "the backup failed, and is there"
+        return
+    assert "error" not in before.values(), "a damaged key was left out"
+    with KVStore(out, max_bytes=max_bytes) as copy:
+        found = dict(copy.items())
+    out.unlink()
+    assert found == {key: live[key] for key, outcome in before.items() if outcome == "right"}
 
 
 def change(store: KVStore, live: State, before: dict[str, str], rng: random.Random) -> None:

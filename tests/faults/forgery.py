@@ -15,6 +15,7 @@ from support.forgery import KINDS, MAX_BYTES, Forge, build_deep
 from support.workload import Value, make_value
 from xxhash import xxh3_64_intdigest
 
+import kvstore.backup
 from kvstore import KVStore, KVStoreError
 from kvstore.format.layout import (
     EXTENT_SIZE,
@@ -42,6 +43,7 @@ MEMORY: Final = 64 * MIB
 def use_forged_files(kind: str, folder: Path, rng: random.Random) -> int:
     """Forge a store in that way, some times, and use each; return how many."""
     stop_clock_between_calls()
+    setattr(kvstore.backup, "MAX_FILE_SIZE", MAX_BYTES)  # noqa: B010 - more than memory allows
     path = folder / "forged.kvs"
     live = build_deep(path, rng)
     forge = Forge(path.read_bytes())

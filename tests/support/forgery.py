@@ -91,6 +91,10 @@ def build_deep(path: Path, rng: random.Random) -> State:
         hash_of_one = _hash(next(iter(deep)), seed)
         # As when it is 7/8 full, which would take longer to make and to read.
         assert store._parts.segments.split_or_compact(hash_of_one, 0)
+        # So that the two are few enough to be merged.
+        for key in list(deep)[:40]:
+            store.delete(key)
+            del deep[key]
         return {**live, **deep, **{key: store[key] for key in ("large 28", "large 29")}}
 
 
