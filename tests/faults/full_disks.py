@@ -90,6 +90,7 @@ def fill_while_open(disk: Disk, rng: random.Random) -> int:
     with KVStore(file) as store:
         _assert_holds(store, live)
         change_on_full_disk(store, live, copy_on_write)
+        compact_on_full_disk(store, live, copy_on_write)
     work_once_there_is_room(file, live)
     return 2
 
@@ -134,6 +135,7 @@ def kill_on_full_disk(disk: Disk, rng: random.Random) -> int:
     with KVStore(file) as store:
         _assert_holds(store, live)
         change_on_full_disk(store, live, copy_on_write=False)
+        compact_on_full_disk(store, live, copy_on_write=False)
     work_once_there_is_room(file, live)
     return 1
 
@@ -194,6 +196,7 @@ def share_while_open(disk: Disk, _rng: random.Random) -> int:
         create_until_full(store, live)
         _assert_holds(store, live)
         change_on_full_disk(store, live, copy_on_write=True)
+        compact_on_full_disk(store, live, copy_on_write=True)
     # `close` may have had no room for the mark that the index is whole.
     use_if_it_opens(file, live, must_open=True)
     work_once_there_is_room(file, live)
@@ -375,6 +378,7 @@ def use_if_it_opens(file: Path, live: State, *, must_open: bool) -> None:
         _assert_holds(store, live)
         create_until_full(store, live)
         change_on_full_disk(store, live, copy_on_write=True)
+        compact_on_full_disk(store, live, copy_on_write=True)
 
 
 def change_on_full_disk(store: KVStore, live: State, copy_on_write: bool) -> None:
@@ -384,6 +388,25 @@ def change_on_full_disk(store: KVStore, live: State, copy_on_write: bool) -> Non
     replace_some(store, live, copy_on_write)
     _assert_holds(store, live)
     create_into_freed(store, live, deleted, copy_on_write)
+    _assert_holds(store, live)
+
+
+def compact_on_full_disk(store: KVStore, live: State, copy_on_write: bool) -> None:
+    """Delete most, and compact: only a copy-on-write file system may refuse that, halfway too."""
+    for number, key in enumerate(list(live)):
+        if number % 10:
+            try:
+                store.delete(key)
+                del live[key]
+            except StoreFullError as error:
+                _assert_full_disk(error)
+                assert copy_on_write
+    size = store.stats().file_size
+    try:
+        assert store.compact() == size - store.stats().file_size
+    except StoreFullError as error:
+        _assert_full_disk(error)
+        assert copy_on_write
     _assert_holds(store, live)
 
 
