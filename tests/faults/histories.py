@@ -220,7 +220,7 @@ class Round:
             ),
             lambda: self._look_at_all(lister, with_values),
             lambda: fillers(self._rng.getrandbits(32)),
-            self._purge_and_merge,
+            self._tidy_up,
             lambda: self._set_clock(settings),
         )
         last = self._recorder()
@@ -257,11 +257,12 @@ class Round:
         recorder.iterate(self._stable, with_values)
         assert len(self._store) >= len(self._stable)
 
-    def _purge_and_merge(self) -> None:
+    def _tidy_up(self) -> None:
         for _ in range(3):
             self._store.purge_expired()
             self._store._parts.reclaimer.reclaim()
             self._store._all_keys.merge_segments()
+        self._store.compact()
 
     def _set_clock(self, settings: list[Operation]) -> None:
         dice = random.Random(self._rng.random())

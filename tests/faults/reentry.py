@@ -116,15 +116,18 @@ MEMBERS: Final[dict[str, Callable[[KVStore], object]]] = {
     "purge": KVStore.purge_expired,
     "sync": KVStore.sync,
     "stats": KVStore.stats,
+    "compact": KVStore.compact,
+    "backup": lambda store: store.backup(f"{store.path}.backup", overwrite=True),
     "close": KVStore.close,
 }
 _TAKES_ROOM: Final = ("create", "create with TTL", "put", "put over", "touch", "set a default")
 # What only looks is interrupted as well. At one key the compiled one looks without any Python.
 _LOOKS: Final = tuple(
     Case(name, prepare, MEMBERS[name])
-    for name in ("len", "keys", "items", "stats", "read", "read_bytes", "get", "in", "ttl")[
-        : 4 if IMPLEMENTATION == "compiled" else None
-    ]
+    for name in (
+        *("len", "keys", "items", "stats", "backup"),
+        *(() if IMPLEMENTATION == "compiled" else ("read", "read_bytes", "get", "in", "ttl")),
+    )
 )
 
 
