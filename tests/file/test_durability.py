@@ -445,6 +445,23 @@ def test_growth_of_another_thread_is_flushed_too(durable: KVStore) -> None:
     assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
 
 
+def test_clear_that_was_refused_is_taken_back_with_the_next_record(
+    durable: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk had been told that all records are void: power loss took those that were there."""
+    durable.create("kept", {})
+
+    def refuse(_fd: int, _length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        assert_raises_eio(durable.clear)
+    assert "kept" in durable
+    assert not has_asked_for_its_record_alone(lambda: durable.create("first", {}))
+    assert has_asked_for_its_record_alone(lambda: durable.create("second", {}))
+
+
 def test_extent_that_became_free_is_flushed_before_it_gets_another_class(durable: KVStore) -> None:
     """Two classes in an extent would be told apart by their bytes alone."""
     asked: list[list[Flush]] = []

@@ -277,6 +277,8 @@ class DataFile:
                 with state.lock:
                     self.restore(STATE_OFFSET, before.pack(self.hash_seed))
                     state.now = before
+                # The disk has heard of the shorter file, and of what is void in it.
+                self.require_full_flush()
             raise
 
     @property
