@@ -187,24 +187,13 @@ class Changes:
 
     def _supersede(self, slot: int, new: NewRecord) -> int:
         """Store a record in the place of the one that the live `slot` of its key has."""
-        file = self._file
         old = self._in_slot(slot, new.encoded_key, new.stripe)
         taken: list[int] = []
         try:
             record = self._slab.allocate(new.size, taken)
             self._write(record, new, supersedes=old.stamp)
-            with self._slab.lock:
-                is_fresh = self._is_fresh(old, new.stripe)
-                flags = old.tail & SLOT_FLAGS
-                if not (is_fresh and file.in_place):  # elsewhere the freeing may be refused
-                    flags |= SLOT_OLDER
-                if new.created_at is not None:
-                    flags |= SLOT_OLDER_UNDATED
-                self._slots.replace(slot, record | flags, len(new.encoded), new.expires_at)
-                if not file.in_place:
-                    self._records.finish_record(record)
-                # It counts from here on.
-                self._done_with(slot, old, is_fresh)
+            undated = 0 if new.created_at is None else SLOT_OLDER_UNDATED
+            self._switch(slot, old, new.stripe, record | undated, len(new.encoded), new.expires_at)
         except BaseException:
             self._undo_supersede(slot, old, taken)
             raise
@@ -243,7 +232,7 @@ class Changes:
     def _move(
         self, slot: int, old: Superseded, key_hash: int, encoded_key: bytes, value: bytes
     ) -> None:
-        file, stripe = self._file, key_hash >> STRIPE_SHIFT
+        stripe = key_hash >> STRIPE_SHIFT
         extent = (old.tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT
         taken: list[int] = []
         try:
@@ -252,19 +241,35 @@ class Changes:
             self._records.write_record(
                 copy, encoded_key, value, key_hash, old.stamp, old.expires_at
             )
-            with self._slab.lock:
-                is_fresh = self._is_fresh(old, stripe)
-                flags = old.tail & SLOT_FLAGS
-                if not (is_fresh and file.in_place):
-                    flags |= SLOT_OLDER
-                    self._versions.doubt(stripe, old.stamp)
-                self._slots.replace(slot, copy | flags, len(value), old.expires_at)
-                if not file.in_place:
-                    self._records.finish_record(copy)
-                self._done_with(slot, old, is_fresh)
+            self._switch(slot, old, stripe, copy, len(value), old.expires_at, is_copy=True)
         except BaseException:
             self._undo_supersede(slot, old, taken)
             raise
+
+    def _switch(
+        self,
+        slot: int,
+        old: Superseded,
+        stripe: int,
+        record_and_flags: int,
+        value_size: int,
+        expires_at: int,
+        *,
+        is_copy: bool = False,
+    ) -> None:
+        """Have a slot lead to a record that was written, which counts from then on."""
+        file = self._file
+        with self._slab.lock:
+            is_fresh = self._is_fresh(old, stripe)
+            record_and_flags |= old.tail & SLOT_FLAGS
+            if not (is_fresh and file.in_place):  # elsewhere the freeing may be refused
+                record_and_flags |= SLOT_OLDER
+                if is_copy:
+                    self._versions.doubt(stripe, old.stamp)
+            self._slots.replace(slot, record_and_flags, value_size, expires_at)
+            if not file.in_place:
+                self._records.finish_record(record_and_flags & SLOT_RECORD_MASK)
+            self._done_with(slot, old, is_fresh)
 
     def _in_slot(self, slot: int, encoded_key: bytes, stripe: int) -> Superseded:
         """Return what a live slot has at the moment."""
