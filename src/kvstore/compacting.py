@@ -25,17 +25,14 @@ from .file.datafile import DataFile
 from .file.rollback import Rollback
 from .format.layout import (
     DIRECTORY_ENTRIES,
-    EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     FIRST_FILE_SIZE,
     FIXED_EXTENTS,
     KIND_FREE,
     KIND_SEGMENT,
-    MAP_ENTRY_SHIFT,
     SHAPE_OFFSET,
     SHAPE_PREFIX_SHIFT,
     STRIPE_COUNT,
-    map_entry_offset,
 )
 from .index.extents import Extents
 from .index.segments import Segments
@@ -155,11 +152,9 @@ class Compactor:
         return self._locks.while_open(self._find_used)
 
     def _find_used(self) -> list[tuple[int, int]]:
-        entries = self._file.map[EXTENT_MAP_OFFSET : map_entry_offset(self._file.extent_count)]
-        kinds = entries[:: 1 << MAP_ENTRY_SHIFT]
         return [
             (extent, kind)
-            for extent, kind in enumerate(kinds)
+            for extent, kind in enumerate(self._extents.kinds(self._file.extent_count))
             if extent >= FIXED_EXTENTS and kind != KIND_FREE
         ]
 

@@ -136,8 +136,7 @@ class Extents:
         file = self._file
         # It may be past the end of the file, where that was cut short and is done again.
         fresh = min(file.shorts[FRESH_EXTENT_OFFSET >> 1], EXTENT_MAP_ENTRIES)
-        entries = file.map[EXTENT_MAP_OFFSET : map_entry_offset(fresh)]
-        kinds = entries[:: 1 << MAP_ENTRY_SHIFT]
+        kinds = self.kinds(fresh)
         following = NO_EXTENT
         for extent in range(fresh - 1, FIXED_EXTENTS - 1, -1):
             if kinds[extent] == KIND_FREE:
@@ -149,6 +148,10 @@ class Extents:
         rollback.write(FREE_EXTENTS_OFFSET, U16.pack(following))
         if fresh > count:
             rollback.write(FRESH_EXTENT_OFFSET, U16.pack(count))
+
+    def kinds(self, count: int) -> bytes:
+        """Return the kinds of the first `count` extents. The caller holds a stripe."""
+        return self._file.map[EXTENT_MAP_OFFSET : map_entry_offset(count) : 1 << MAP_ENTRY_SHIFT]
 
     def check(self, extent: int) -> None:
         """Raise CorruptStoreError for a number, read from the file, that can be no such extent."""
