@@ -143,10 +143,7 @@ class Reclaimer:
                 extents, missing = self._mover.choose(most, most_moved)
                 if not extents:
                     return missing
-                self._move(extents)
-                if self._versions.retired_size:
-                    self._reclaim()
-                self._locks.while_open(self._slab.free_spare)
+                self._empty(extents)
                 if self._slab.has_free_extent():
                     return 0
             return EXTENT_SIZE
@@ -159,14 +156,14 @@ class Reclaimer:
         Raises: as `reclaim_inside`.
         """
         with self._alone():
-            self._move(extents, limit)
-            if self._versions.retired_size:
-                self._reclaim()
-            self._locks.while_open(self._slab.free_spare)
+            self._empty(extents, limit)
 
-    def _move(self, extents: list[int], limit: int = MAX_EXTENTS) -> None:
+    def _empty(self, extents: list[int], limit: int = MAX_EXTENTS) -> None:
         self._swept = None  # what moves has a copy, be it settled or not
         self._mover.evacuate(extents, limit)
+        if self._versions.retired_size:
+            self._reclaim()
+        self._locks.while_open(self._slab.free_spare)
 
     def _reclaim(self) -> None:
         versions = self._versions

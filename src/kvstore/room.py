@@ -96,7 +96,7 @@ class Room:
         """
         if self._purge() or step == 0:
             return True
-        if self._lacks_extent(for_segment=True) and self._merge(_MOST_LOOKED_AT):
+        if (self._waits_for_flush() or self._lacks_extent()) and self._merge(_MOST_LOOKED_AT):
             return True
         if self._reclaim() and step < _MOST_RECLAIMED:
             return True
@@ -123,10 +123,12 @@ class Room:
             self._unreclaimed = self._versions.retired_size
         return False
 
-    def _lacks_extent(self, *, for_segment: bool = False) -> bool:
-        if for_segment and self._locks.while_open(lambda: self._extents.waits_for_flush):
-            return True
+    def _lacks_extent(self) -> bool:
         return not self._locks.while_open(self._slab.has_free_extent)
+
+    def _waits_for_flush(self) -> bool:
+        """Return whether there are free extents that are of no use to the table before a flush."""
+        return self._locks.while_open(lambda: self._extents.waits_for_flush)
 
     def _purge(self) -> int:
         """Take back some of what has expired, and what can be without a flush; return how many."""
@@ -147,8 +149,7 @@ class Room:
         return self._flush_freed() or self._versions.retired_size < before
 
     def _flush_freed(self) -> bool:
-        """Flush where free extents are of no use to the table before; return whether they were."""
-        waits = self._locks.while_open(lambda: self._extents.waits_for_flush)
+        waits = self._waits_for_flush()
         if waits:
             self._file.flush()
         return waits
