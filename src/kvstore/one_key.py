@@ -231,7 +231,7 @@ class OneKey:
                 leave()
 
     def delete(self, key: str, encoded_key: bytes, only: Version | None = None) -> tuple[int, int]:
-        """Delete a key; return the offset and the size of what says so in the file.
+        """Delete a key; return the offset of what says so in the file, and with `durable` its size.
 
         The offset is 0 where the record is damaged. With `only`, nothing is done, and it is -1,
         where the key has another record by now.
@@ -254,7 +254,7 @@ class OneKey:
                 ):
                     return -1, 0
                 record = self._changes.delete(key, key_hash, encoded_key, owes_flush=self._durable)
-                return record, self._records.end_size(record)
+                return record, self._records.end_size(record) if self._durable else 0
         finally:
             if waiting:
                 leave()

@@ -139,7 +139,7 @@ class Records:
 
         That may be retired by now.
         """
-        return self._words[offset >> 3] & 0xFFFF_FFFF == RECORD_MAGIC
+        return self._words[offset >> 3] & _MAGIC == RECORD_MAGIC
 
     def end_size(self, offset: int) -> int:
         """Return how many bytes from `offset` on say that the record there was deleted.
