@@ -7,8 +7,9 @@ what, and in which order.
 
 import atexit
 import os
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
@@ -35,6 +36,7 @@ from .format.layout import (
 from .index.slab import Slab
 from .index.stats import StoreStats
 from .locks import NOT_OPENED, StoreLocks, operation
+from .many_keys import Items, Written, delete_many, pairs_of, put_many, read_many
 from .one_key import OneKey
 from .parts import Parts, check_max_bytes, check_timeout, resolve
 from .views import StoreItems, StoreValues
@@ -199,6 +201,20 @@ class KVStore(MutableMapping[str, Value]):
         self, key: str, value: Value, ttl: int | None, encoded: bytes | None, *, replace: bool
     ) -> None:
         """Create or put what is out of the ordinary; `encoded` is `value` where it is known."""
+        record, size = self._store_unflushed(key, value, ttl, encoded, replace=replace)
+        if self._durable:
+            self._file.flush_record(record, size)
+
+    def _store_unflushed(
+        self,
+        key: str,
+        value: Value,
+        ttl: int | None,
+        encoded: bytes | None,
+        *,
+        replace: bool = True,
+    ) -> tuple[int, int]:
+        """Do so, and return offset and size of the record."""
         encoded_key = encode_key(key)
         lifetime = 0 if ttl is None else check_ttl(key, ttl)
         if encoded is None:
@@ -206,8 +222,7 @@ class KVStore(MutableMapping[str, Value]):
         record = self._with_room(
             lambda: self._one_key.store(key, encoded_key, encoded, lifetime, replace=replace)
         )
-        if self._durable:
-            self._file.flush_record(record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded))
+        return record, RECORD_HEADER_SIZE + len(encoded_key) + len(encoded)
 
     def _with_room(self, store: Callable[[], Result]) -> Result:
         """Return what `store` does; where it finds no room, once what can be was taken back."""
@@ -440,6 +455,116 @@ class KVStore(MutableMapping[str, Value]):
                 self._locks.raise_closed()
             return False
         return bool(self._one_key.expiry(encoded_key))
+
+    # --- many keys -----------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Value]:
+        """Return a dict of those of `keys` that are there, each with its value as a new dict.
+
+        It has the keys as they were given, in that order. One that is given twice, or is absent,
+        is no error. Each value is as it was at some moment during the call.
+
+        Faster than single reads, most so where the store is far larger than the processor's caches:
+        keys are taken and looked up up to 32 at a time. Other threads have their turn in between.
+
+        >>> import tempfile
+        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
+        >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}})
+        >>> store.get_many(["user:2", "user:3", "user:1"])
+        {'user:2': {'name': 'Alan'}, 'user:1': {'name': 'Ada'}}
+
+        Raises:
+            InvalidKeyError: one of `keys` is not a string of 1 to 32 characters.
+            CorruptStoreError: the bytes of one in the file are damaged.
+            StoreClosedError: the store is closed, or was opened before a fork.
+        """
+        if self._locks.closed:
+            self._locks.raise_closed()
+        return read_many(self._fast, keys, self.get)
+
+    def put_many(self, items: Items, ttl: int | None = None) -> None:
+        """Put each of a mapping or of an iterable of pairs, for `ttl` whole seconds or for ever.
+
+        In their order, each as `put` does, so each by itself is atomic; of a key that is given
+        twice the last value stays. With `durable` there is one flush for all, as it ends.
+
+        Where it raises, those before the key that the error names are stored and no other; what an
+        iterable gave before it raised is stored as well. With `durable` these are flushed, too, and
+        where the flush fails, that is what is raised. Nothing is put that was not taken off `items`
+        yet, but up to 32 pairs may be taken before they are put: as they are when they are taken.
+        Other threads have their turn in between.
+
+        >>> import tempfile
+        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
+        >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}}, ttl=3600)
+        >>> store.put_many((f"item:{number}", {"number": number}) for number in range(1000))
+        >>> len(store), store.ttl("user:2")
+        (1002, 3600)
+
+        Raises:
+            InvalidKeyError, InvalidTTLError: a key or `ttl` is not what the store takes.
+            InvalidValueError: a value would not read back equal.
+            ValueTooLargeError: it takes more than 16,384 bytes of JSON.
+            StoreFullError: no room, after what had expired was taken back; the key is as it was.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` the flush.
+            TypeError, ValueError: one of `items` is no pair.
+        """
+        if self._locks.closed:
+            self._locks.raise_closed()
+        written = Written()
+        try:
+            put_many(self._fast, pairs_of(items), ttl, written, self._store_unflushed)
+        finally:
+            if self._durable and written:
+                self._file.flush_record(written[0], written.size)
+
+    def update(self, other: Items = (), /, **pairs: Value) -> None:
+        """Put all pairs of a mapping, or of an iterable, and those that are given by name.
+
+        As `put_many`, which it raises as well.
+        """
+        self.put_many(chain(pairs_of(other), pairs.items()))
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        """Remove `keys`, and return how many of them were there and are now gone.
+
+        In their order; one that is given twice counts once. With `durable` there is one flush for
+        all, as it ends. Where it raises, those before the key that the error names are gone and no
+        other. Other threads have their turn in between.
+
+        >>> import tempfile
+        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
+        >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}})
+        >>> store.delete_many(["user:2", "user:3"])
+        1
+        >>> list(store)
+        ['user:1']
+
+        Raises:
+            InvalidKeyError: one of `keys` is not a string of 1 to 32 characters.
+            StoreFullError: a copy-on-write file system has no room to overwrite.
+            StoreClosedError: the store is closed, or was opened before a fork.
+            OSError: the operating system refused a write, or with `durable` the flush.
+        """
+        if self._locks.closed:
+            self._locks.raise_closed()
+        written = Written()
+
+        def delete(key: str) -> bool:
+            try:
+                record = self._one_key.delete(key, encode_key(key))
+            except KeyNotFoundError:
+                return False
+            written.add(record, FREE_BLOCK.size)
+            return True
+
+        try:
+            # With `durable`, the cleared record is noted under its stripe.
+            return delete_many(None if self._durable else self._fast, keys, delete)
+        finally:
+            if self._durable and written:
+                self._file.flush_record(written[0], written.size)
 
     # --- one key, for tools --------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ A store keeps to the implementation that was `selected` as it was opened.
 import os
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from mmap import mmap
 from types import ModuleType, TracebackType
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, cast
 from kvstore.format import layout
 
 if TYPE_CHECKING:
+    from kvstore.format.codec import Value
     from kvstore.format.records import FoundBlocks
 
 _EXTENSIONS: Final = ("_bytes", "_fast_path")
@@ -94,6 +95,39 @@ class FastPath(Protocol):
 
     def delete(self, key: object) -> bool | None:
         """Delete a key; return False where it is absent."""
+
+    def read_many(
+        self,
+        keys: Iterator[str],
+        found: "dict[str, Value]",
+        parse: "Callable[[bytes], Value]",
+        rare: Callable[[str], None],
+    ) -> bool:
+        """Set the values of the next keys in `found`, as `parse` makes them of JSON.
+
+        `rare` does it for what is out of the ordinary. Of this and the next two: the caller holds
+        no lock, and calls it again as long as there may be more, which it returns.
+        """
+
+    def put_many(
+        self,
+        pairs: "Iterator[tuple[str, Value]]",
+        ttl: object,
+        written: list[int],
+        rare: Callable[[tuple[str, object], bytes | None], None],
+    ) -> bool:
+        """Put the next pairs; return whether there may be more.
+
+        `written`, from and to where in the file something was written, is extended. `rare` puts
+        what is out of the ordinary: a pair, and its value as JSON where that is known; which is in
+        the pair then as well.
+        """
+
+    def delete_many(self, keys: Iterator[str], rare: Callable[[str], bool]) -> tuple[int, bool]:
+        """Delete the next keys; return how many were there, and whether there may be more.
+
+        `rare` deletes what is out of the ordinary, and returns whether it was there.
+        """
 
     def delete_slot(self, slot: int, key: bytes) -> bool | None:
         """Delete the key in a live slot. The caller holds its stripe."""

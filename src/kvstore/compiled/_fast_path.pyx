@@ -822,12 +822,13 @@ cdef class FastPath(Blocks):
 
     def delete(self, key):
         """Delete a key; return True, ABSENT (False) or RARE (None)."""
-        cdef uint64_t size = 0, key_hash, expires_at, now_ms
+        cdef uint64_t size = 0
         cdef const uint8_t *text = text_of(key, &size)
+        return RARE if text is NULL else self.delete_key(xxh3(text, size, self.seed), text, size)
+
+    cdef object delete_key(self, uint64_t key_hash, const uint8_t *text, uint64_t size):
+        cdef uint64_t expires_at, now_ms
         cdef int64_t slot
-        if text is NULL:
-            return RARE
-        key_hash = xxh3(text, size, self.seed)
         if not self.may_change(key_hash):
             return RARE
         slot = self.find(key_hash, text, size)
@@ -960,6 +961,23 @@ cdef class FastPath(Blocks):
             and self.may_retire(record)
             and self.value_in(slot, xxh3(key, key_size, self.seed), key_size) is not None
         )
+
+    # --- many keys -------------------------------------------------------------------------------
+
+    def read_many(self, keys, dict found not None, parse, rare):
+        """Read a group of keys into `found`; return whether there may be more: see "batches"."""
+        return read_group(self, keys, found, parse, rare)
+
+    def put_many(self, pairs, ttl, written, rare):
+        """Put a group of pairs; return whether there may be more: see "batches"."""
+        return put_group(self, pairs, ttl, written, rare)
+
+    def delete_many(self, keys, rare):
+        """Delete a group of keys; return how many, and whether there may be more."""
+        return delete_group(self, keys, rare)
+
+
+include "batches.pxi"
 
 
 cdef inline uint64_t seed_of(

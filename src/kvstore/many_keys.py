@@ -1,0 +1,129 @@
+"""The operations on many keys, as loops over those on one key.
+
+Nothing is held from one key to the next, nor from one group of them to the next where the store's
+fast path takes them by groups. What that does not do is done by the functions that it is given,
+which are those of the operations on one key.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol, cast
+
+from orjson import loads
+
+from .compiled import FastPath
+from .errors import KVStoreError, StoreFullError
+from .format.codec import Value
+
+_NOWHERE: Final = 2**64 - 1
+
+Pair = tuple[str, Value]
+
+
+class _HasKeys(Protocol):
+    def keys(self) -> Iterable[str]: ...
+    def __getitem__(self, key: str, /) -> Value: ...
+
+
+Items = _HasKeys | Iterable[Pair]
+"""What `dict.update` takes."""
+
+
+class Written(list[int]):
+    """From and to where in the file a batch has written: what its one flush is about.
+
+    A list, for code in C extends it as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((_NOWHERE, 0))
+
+    def add(self, offset: int, size: int) -> None:
+        """Extend it by the `size` bytes at `offset`."""
+        self[0] = min(self[0], offset)
+        self[1] = max(self[1], offset + size)
+
+    def __bool__(self) -> bool:
+        """Return whether anything was written."""
+        return self[0] != _NOWHERE
+
+    @property
+    def size(self) -> int:
+        """Bytes from its start to its end."""
+        return self[1] - self[0]
+
+
+def pairs_of(items: Items) -> Iterator[Pair]:
+    """Return the pairs that are meant by what `dict.update` takes."""
+    if isinstance(items, Mapping):
+        return iter(items.items())
+    if hasattr(items, "keys"):
+        of_key = cast(_HasKeys, items)
+        return ((key, of_key[key]) for key in of_key.keys())  # noqa: SIM118 - it need not iterate
+    return iter(items)
+
+
+def read_many(
+    fast: FastPath | None, keys: Iterable[str], get: Callable[[str, Any], Any]
+) -> dict[str, Value]:
+    """Return the values of those keys that are there; `get` gives that of one, or a default."""
+    found: dict[str, Value] = {}
+    absent = object()
+
+    def read(key: str) -> None:
+        value = get(key, absent)
+        if value is not absent:
+            found[key] = value
+
+    left = iter(keys)
+    if fast is None:
+        for key in left:
+            read(key)
+    else:
+        while fast.read_many(left, found, loads, read):
+            pass
+    return found
+
+
+def put_many(
+    fast: FastPath | None,
+    pairs: Iterator[Pair],
+    ttl: int | None,
+    written: Written,
+    store: Callable[[str, Value, int | None, bytes | None], tuple[int, int]],
+) -> None:
+    """Put the pairs in order; `store` puts one and returns offset and size of its record."""
+
+    def put(pair: tuple[Any, Any], encoded: bytes | None = None) -> None:
+        key, value = pair
+        try:
+            written.add(*store(key, value, ttl, encoded))
+        except (KVStoreError, OSError) as error:
+            _name_key(error, key)
+            raise
+
+    if fast is None:
+        for pair in pairs:
+            put(pair)
+    else:
+        while fast.put_many(pairs, ttl, written, put):
+            pass
+
+
+def _name_key(error: Exception, key: object) -> None:
+    """Have an error say which key it was that could not be put."""
+    if isinstance(error, StoreFullError):
+        error.args = (f"key {key!r}: {error}",)
+    elif not str(error).startswith("key "):
+        error.add_note(f"key {key!r} was not put; those before it were")
+
+
+def delete_many(fast: FastPath | None, keys: Iterable[str], delete: Callable[[str], bool]) -> int:
+    """Delete the keys in order; return how many `delete`, which deletes one, says were there."""
+    left = iter(keys)
+    if fast is None:
+        return sum(map(delete, left))
+    deleted, goes_on = 0, True
+    while goes_on:
+        count, goes_on = fast.delete_many(left, delete)
+        deleted += count
+    return deleted
