@@ -516,8 +516,12 @@ class KVStore(MutableMapping[str, Value]):
         try:
             put_many(self._fast, pairs_of(items), ttl, written, self._store_unflushed)
         finally:
-            if self._durable and written:
-                self._file.flush_record(written[0], written.size)
+            self._flush_written(written)
+
+    def _flush_written(self, written: Written) -> None:
+        """With `durable`, flush what a batch has written, unless this is a child forked amid it."""
+        if self._durable and written and not self._file.owned_by_parent:
+            self._file.flush_record(written[0], written.size)
 
     def update(self, other: Items = (), /, **pairs: Value) -> None:
         """Put all pairs of a mapping, or of an iterable, and those that are given by name.
@@ -563,8 +567,7 @@ class KVStore(MutableMapping[str, Value]):
             # With `durable`, the cleared record is noted under its stripe.
             return delete_many(None if self._durable else self._fast, keys, delete)
         finally:
-            if self._durable and written:
-                self._file.flush_record(written[0], written.size)
+            self._flush_written(written)
 
     # --- one key, for tools --------------------------------------------------------------------
 
