@@ -79,6 +79,9 @@ def test_a_mock_of_a_store_takes_what_a_store_takes() -> None:
         lambda: store.pop("key", None, None),
         lambda: store.popitem("key"),
         lambda: store.clear("key"),
+        store.get_many,
+        lambda: store.put_many({}, lifetime=1),
+        lambda: store.delete_many("key", "other"),
     ):
         with pytest.raises(TypeError):
             wrong()

@@ -87,6 +87,13 @@ def step(number):
     store.pop(f"key:{number % 5_000}", None)
     store.setdefault(f"key:{number % 5_000}", {"n": number})
 """,
+    "batches": """
+def step(number):
+    store.put_many([(f"key:{number % 5_000}", {"n": number, "text": text})] * 3)
+    store.get_many([f"key:{number % 5_000}"])
+    store.delete_many([f"key:{number % 5_000}"])
+    store.put_many({f"key:{number % 5_000}": {"n": number}})
+""",
     "clearing": """
 def step(number):
     store.put(f"key:{number % 5_000}", {"n": number, "text": text})

@@ -227,19 +227,49 @@ class StoreMachine(RuleBasedStateMachine):
             self.entries.clear()
             assert self.store.purge_expired() == 0
 
-    @rule(name=st.sampled_from("pq"), count=st.integers(1, 60), value=values)
-    def put_many(self, name: str, count: int, value: Value) -> None:
+    @rule(pairs=st.lists(st.tuples(contended_key, values), max_size=8), ttl=ttls)
+    def put_many(self, pairs: list[tuple[str, Value]], ttl: int | None) -> None:
+        self.store.put_many(pairs, ttl)
+        self.entries.update((key, self.entry(value, ttl)) for key, value in pairs)
+
+    @rule(keys=st.lists(contended_key, max_size=8), present=st.booleans())
+    def get_many(self, keys: list[str], present: bool) -> None:
+        model = self.model()
+        keys += sorted(model)[:40] if present else []
+        expected = {key: model[key] for key in keys if key in model}
+        found = self.store.get_many(keys)
+        assert identical(found, expected)
+        assert list(found) == list(expected)
+
+    @rule(keys=st.lists(contended_key, max_size=8), present=st.booleans())
+    def delete_many(self, keys: list[str], present: bool) -> None:
+        model = self.model()
+        keys += sorted(model)[::3] if present else []
+        gone = model.keys() & set(keys)
+        assert self.store.delete_many(keys) == len(gone)
+        for key in gone:
+            del self.entries[key]
+
+    @rule(name=st.sampled_from("pq"), count=st.integers(1, 60), value=values, batch=st.booleans())
+    def put_numbered(self, name: str, count: int, value: Value, batch: bool) -> None:
         """Some of them twice: the first is promised to nobody, unless there is a flush."""
-        for number in (*range(count), *range(0, count, 3)):
-            self.put(f"{name}{number}", {"n": number, "v": value.get("n")}, None)
+        pairs = [
+            (f"{name}{number}", {"n": number, "v": value.get("n")})
+            for number in (*range(count), *range(0, count, 3))
+        ]
+        if batch:
+            self.put_many(pairs, None)
+        else:
+            for key, each in pairs:
+                self.put(key, each, None)
 
     @rule(name=st.sampled_from("pq"), count=st.integers(1, 60), ttl=ttls, value=values)
-    def create_many(self, name: str, count: int, ttl: int | None, value: Value) -> None:
+    def create_numbered(self, name: str, count: int, ttl: int | None, value: Value) -> None:
         for number in range(count):
             self.create(f"{name}{number}", {"n": number, "v": value.get("n")}, ttl)
 
     @rule(name=st.sampled_from("pq"))
-    def delete_many(self, name: str) -> None:
+    def delete_numbered(self, name: str) -> None:
         for key in [key for key in self.model() if key[0] == name and key[1:].isdecimal()]:
             self.store.delete(key)
             del self.entries[key]

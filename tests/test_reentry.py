@@ -80,6 +80,9 @@ UNDER_A_STRIPE: dict[str, Callable[[KVStore], object]] = {
     "pop": lambda store: store.pop("key"),
     "setdefault": lambda store: store.setdefault("key", {}),
     "update": lambda store: store.update(key={"n": 3}),
+    "get_many": lambda store: store.get_many(["key", "other"]),
+    "put_many": lambda store: store.put_many({"key": {"n": 3}, "other": {}}),
+    "delete_many": lambda store: store.delete_many(["other", "key"]),
     "popitem": KVStore.popitem,
     "clear": KVStore.clear,
     "bool": bool,
@@ -116,6 +119,8 @@ REPLACING: dict[str, Callable[[KVStore], object]] = {
     "touch": lambda store: store.touch("key", 100),
     "pop": lambda store: store.pop("key"),
     "setdefault": lambda store: store.setdefault("other", {"n": 2}, 100),
+    "put_many": lambda store: store.put_many({"key": {"n": 2}, "other": {"n": 3}}, 100),
+    "delete_many": lambda store: store.delete_many(["other", "key"]),
     "clear": KVStore.clear,
 }
 AFTER: dict[str, dict[str, Any]] = {
@@ -123,6 +128,8 @@ AFTER: dict[str, dict[str, Any]] = {
     "touch": {"key": {"n": 1}},
     "pop": {},
     "setdefault": {"key": {"n": 1}, "other": {"n": 2}},
+    "put_many": {"key": {"n": 2}, "other": {"n": 3}},
+    "delete_many": {},
     "clear": {},
 }
 

@@ -327,6 +327,16 @@ class Recorder:
                     told = mark_of(key, self._store.setdefault(key, value_of(key, mark), ttl))
                     kind = "create" if told == mark else "read"
                     lifetime = ttl if told == mark else None
+                case "put_many":
+                    kind, told, lifetime = "put", mark, ttl
+                    self._store.put_many({key: value_of(key, mark)}, ttl)
+                case "get_many":
+                    kind = "read"
+                    value = self._store.get_many([key]).get(key)
+                    told = None if value is None else mark_of(key, value)
+                case "delete_many":
+                    kind = "delete"
+                    done = self._store.delete_many([key]) == 1
                 case "touch":
                     lifetime = ttl
                     self._store.touch(key, ttl)
@@ -345,7 +355,10 @@ class Recorder:
         self.notes[key].append(Operation(kind, start, end, told, done, lifetime))
 
 
-KINDS = ("create", "put", "put", "setdefault", "touch", "pop", "delete", "ttl", "read", "read")
+KINDS = (
+    *("create", "put", "put", "put_many", "setdefault", "touch"),
+    *("pop", "delete", "delete_many", "ttl", "read", "read", "get_many"),
+)
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -104,6 +104,11 @@ steps = st.one_of(
     calls("pop", keys),
     calls("pop", keys, st.just("another")),
     calls("popitem"),
+    calls("get_many", st.lists(keys, max_size=70)),
+    calls("put_many", st.lists(st.tuples(keys, values), max_size=10), ttls),
+    calls("put_many", st.lists(st.tuples(contended_key, st.just({"n": 1})), max_size=70)),
+    calls("update", st.dictionaries(contended_key, values, max_size=5)),
+    calls("delete_many", st.lists(keys, max_size=70)),
     calls("__bool__"),
     calls("delete", keys),
     calls("delete", contended_key),
@@ -231,6 +236,15 @@ class Walk:
             )
             if self._rng.random() < 0.05:
                 yield "call", "sync"
+        yield from self.in_batches(count, sizes)
+
+    def in_batches(self, count: int, sizes: tuple[int, ...]) -> Iterator[Step]:
+        for _ in range(count // 50):
+            batch = self._rng.choices(self._live or ["none"], k=self._rng.choice((3, 40, 80)))
+            value = {"p": "x" * self._rng.randrange(self._rng.choice(sizes))}
+            yield "call", "put_many", [(key, value) for key in batch], self._rng.choice((None, 60))
+            yield "call", "delete_many", self._rng.choices(batch, k=len(batch) // 4)
+            yield "call", "get_many", batch
 
     def reclaim(self) -> Iterator[Step]:
         yield ("reclaim",)

@@ -104,6 +104,9 @@ MEMBERS: Final[dict[str, Callable[[KVStore], object]]] = {
     "set a default": lambda store: store.setdefault(_NESTED, _VALUE),
     "set no default": lambda store: store.setdefault("14", _VALUE),
     "pop": lambda store: store.pop("11"),
+    "put many": lambda store: store.put_many({_NESTED: _VALUE}),
+    "get many": lambda store: store.get_many(["none", "1", "2"]),
+    "delete many": lambda store: store.delete_many(["none", "11"]),
     "read": lambda store: store.read("1"),
     "read_bytes": lambda store: store.read_bytes("2"),
     "get": lambda store: store.get("none"),
@@ -120,12 +123,20 @@ MEMBERS: Final[dict[str, Callable[[KVStore], object]]] = {
     "backup": lambda store: store.backup(f"{store.path}.backup", overwrite=True),
     "close": KVStore.close,
 }
-_TAKES_ROOM: Final = ("create", "create with TTL", "put", "put over", "touch", "set a default")
+_TAKES_ROOM: Final = (
+    "create",
+    "create with TTL",
+    "put",
+    "put over",
+    "touch",
+    "set a default",
+    "put many",
+)
 # What only looks is interrupted as well. At one key the compiled one looks without any Python.
 _LOOKS: Final = tuple(
     Case(name, prepare, MEMBERS[name])
     for name in (
-        *("len", "keys", "items", "stats", "backup"),
+        *("len", "keys", "items", "stats", "backup", "get many"),
         *(() if IMPLEMENTATION == "compiled" else ("read", "read_bytes", "get", "in", "ttl")),
     )
 )
@@ -165,11 +176,11 @@ class Outcome:
         """Return the contents of a store with what was done."""
         state = dict(state)
         if self.raised is None:
-            if self.name in ("create", "create with TTL", "put", "set a default"):
+            if self.name in ("create", "create with TTL", "put", "put many", "set a default"):
                 state[_NESTED] = _VALUE
             elif self.name == "put over":
                 state["12"] = _VALUE
-            elif self.name in ("delete", "pop"):
+            elif self.name in ("delete", "delete many", "pop"):
                 del state["11"]
         return state
 

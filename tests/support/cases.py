@@ -384,6 +384,14 @@ def _setdefault(key: str, value: Value) -> Act:
     return lambda store: store.setdefault(key, value)
 
 
+def _put_many(*pairs: tuple[str, Value]) -> Act:
+    return lambda store: store.put_many(pairs)
+
+
+def _delete_many(*keys: str) -> Act:
+    return lambda store: store.delete_many(keys)
+
+
 def _merge(store: KVStore) -> None:
     store._all_keys.merge_segments()
 
@@ -473,6 +481,17 @@ CASES: Final = (
     ),
     Case("touch", _neighbours, _touch(KEY, 50), KEY, VALUE),
     Case("touch a long key", _neighbours, _touch(LONG_KEY, None), LONG_KEY, VALUE),
+    Case(
+        "put many",
+        _neighbours,
+        _put_many(("x0", VALUE), (KEY, OTHER), ("x1", VALUE)),
+        KEY,
+        OTHER,
+    ),
+    Case("put many first", _nothing, _put_many((KEY, LARGE)), KEY, LARGE, pristine=True),
+    Case("put many and grow", _file_about_to_grow, _put_many((KEY, HUGE)), KEY, HUGE),
+    Case("delete many", _neighbours, _delete_many("none", KEY, "no other"), KEY),
+    Case("delete many first", _neighbours, _delete_many(KEY, KEY), KEY, pristine=True),
     Case("set a default", _nothing, _setdefault(KEY, VALUE), KEY, VALUE),
     Case("set no default", _neighbours, _setdefault(KEY, OTHER), KEY, VALUE),
     Case("pop", _neighbours, _pop(KEY), KEY),
