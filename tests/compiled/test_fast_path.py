@@ -11,6 +11,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, Final, cast
 
+import orjson
 import pytest
 from support.processes import run_script
 from support.stores import OpenStore
@@ -98,6 +99,123 @@ def test_the_common_case_is_done(fast: FastPath) -> None:
     assert fast.pop("other") is fast.touch("other", 1) is False
     assert fast.delete("new") is True
     assert fast.delete("other") is fast.read_bytes("other") is fast.expiry("other") is False
+
+
+class Batches:
+    """The batches of a fast path, each done to its end, with what it left to Python."""
+
+    def __init__(self, fast: FastPath) -> None:
+        self._fast = fast
+        self.rare: list[object] = []
+
+    def read(self, *keys: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        left = iter(keys)
+        while self._fast.read_many(left, found, orjson.loads, self.rare.append):
+            pass
+        return found
+
+    def put(self, *pairs: Any, ttl: object = None) -> list[int]:
+        written = [2**64 - 1, 0]
+        left = iter(pairs)
+        while self._fast.put_many(left, ttl, written, lambda *rare: self.rare.append(rare)):
+            pass
+        return written
+
+    def delete(self, *keys: Any) -> int:
+        def delete(key: str) -> bool:
+            self.rare.append(key)
+            return False
+
+        left, deleted, goes_on = iter(keys), 0, True
+        while goes_on:
+            count, goes_on = self._fast.delete_many(left, delete)
+            deleted += count
+        return deleted
+
+
+@pytest.fixture
+def batches(fast: FastPath) -> Batches:
+    return Batches(fast)
+
+
+def test_batches_of_common_cases_are_done(store: KVStore, batches: Batches) -> None:
+    pairs = {f"k{number}": {"n": number} for number in range(100)}
+    start, end = batches.put(*pairs.items(), ttl=60)
+    contents = store.path.read_bytes()
+    assert contents.index(b'k0{"n":0}') == start + RECORD_HEADER_SIZE
+    assert contents.index(b'k99{"n":99}') + len(b'k99{"n":99}') == end
+    assert batches.read("absent", *pairs, "key") == {**pairs, "key": {"n": 1}}
+    assert batches.delete("absent", *pairs, "k0") == 100
+    assert batches.read(*pairs) == {}
+    assert batches.put() == [2**64 - 1, 0]
+    assert batches.rare == []
+
+
+def test_what_is_not_ordinary_in_a_batch_is_left_to_python_in_its_turn(
+    store: KVStore, batches: Batches
+) -> None:
+    text = type("Text", (str,), {})("key")
+    odd = ("", "x" * 33, "\ud800", 1, None, text)
+    assert batches.read(*odd, "key") == {"key": {"n": 1}}
+    assert batches.delete(*odd) == 0
+    assert batches.rare == [*odd, *odd]
+    del batches.rare[:]
+    pairs: Any = (("", {}), ["key", {}], ("key",), ("key", {}, None), ("key", {"n": object}), 7)
+    batches.put(*pairs)
+    assert batches.rare == [(pair, None) for pair in pairs]
+    del batches.rare[:]
+    batches.put(("key", {}), ttl=0)
+    assert batches.rare == [(("key", {}), None)]
+    assert dict(store) == {"key": {"n": 1}}
+
+
+def test_what_became_out_of_the_ordinary_amid_a_group_is_left_to_python(
+    store: KVStore, fast: FastPath
+) -> None:
+    """Its JSON is made already. What comes after it in the group is done as ever."""
+    written = [2**64 - 1, 0]
+    stripe = store._locks.stripes[key_hash(b"held", store._file.hash_seed) >> STRIPE_SHIFT]
+    seed, keys = store._file.hash_seed, [f"k{number}" for number in range(8)]
+    free = [key for key in keys if key_hash(key.encode(), seed) >> STRIPE_SHIFT]
+    assert free
+    rare: list[object] = []
+    pairs = [("held", {"n": 2}), *((key, {}) for key in keys)]
+    with stripe:
+        other = threading.Thread(
+            target=lambda: fast.put_many(
+                iter(pairs), None, written, lambda pair, encoded: rare.append((pair, encoded))
+            )
+        )
+        other.start()
+        other.join()
+    held = [
+        key
+        for key, _ in pairs
+        if store._locks.stripes[key_hash(key.encode(), seed) >> STRIPE_SHIFT] is stripe
+    ]
+    assert [pair[0] for pair, _ in cast(list[Any], rare)] == held
+    assert rare[0] == (("held", b'{"n":2}'), b'{"n":2}')
+    assert set(store) == {"key", *keys} - set(held)
+
+
+def test_a_batch_that_its_store_is_closed_amid_leaves_the_rest_to_python(
+    store: KVStore, batches: Batches
+) -> None:
+    store.close()
+    assert batches.read("key", "absent") == {}
+    assert batches.put(("key", {})) == [2**64 - 1, 0]
+    assert batches.delete("key") == 0
+    assert batches.rare == ["key", "absent", (("key", b"{}"), b"{}"), "key"]
+
+
+def test_batches_of_a_thread_that_is_inside_are_left_to_the_rules(batches: Batches) -> None:
+    with thread.inside:
+        assert batches.read("key") == {}
+        assert batches.put(("other", {})) == [2**64 - 1, 0]
+        assert batches.delete("key") == 0
+    assert batches.rare == ["key", (("other", b"{}"), b"{}"), "key"]
+    assert batches.read("key", "other") == {"key": {"n": 1}}
 
 
 @pytest.mark.parametrize("key", ["", "x" * 33, "\ud800", 1, None, type("Text", (str,), {})("key")])
