@@ -39,8 +39,7 @@ class Written(list[int]):
 
     def add(self, offset: int, size: int) -> None:
         """Extend it by the `size` bytes at `offset`."""
-        self[0] = min(self[0], offset)
-        self[1] = max(self[1], offset + size)
+        self[:] = min(self[0], offset), max(self[1], offset + size)  # in one step
 
     def __bool__(self) -> bool:
         """Return whether anything was written."""

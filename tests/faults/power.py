@@ -534,6 +534,47 @@ class Life:
             self._disk.acknowledge(key, ABSENT)
         self._promise_if_durable()
 
+    def put_many(self, keys: list[str], largest: int) -> None:
+        """Put different keys at once; where there is no room for one, none after it is put."""
+        ttl = self.rng.choice(LIFETIMES)
+        before = dict(self.live)
+        states: dict[str, State] = {}
+        for key in keys:
+            self._marks += 1
+            value = make_value(key, self._marks, min(random_size(self.rng), largest))
+            states[key] = State(value, ttl and self._clock.seconds + ttl)
+            self._disk.intend(key, states[key])
+        self._key = keys[-1]
+        self.live |= states
+        missing: list[str] = []
+        try:
+            self.store.put_many(((key, state.value) for key, state in states.items()), ttl)
+        except StoreFullError as error:
+            missing = keys[next(n for n, key in enumerate(keys) if f"{key!r}:" in str(error)) :]
+        for key, state in states.items():
+            if key in missing:
+                self._disk.has_ended(key)
+                if key in before:
+                    self.live[key] = before[key]
+                else:
+                    self._disk.expired(key)
+                    del self.live[key]
+            elif self.live.get(key) is state:
+                self._disk.acknowledge(key, state)
+        self._promise_if_durable()
+
+    def delete_many(self, keys: list[str]) -> None:
+        """Delete different keys at once, be they there or not."""
+        for key in keys:
+            self._disk.intend(key, ABSENT)
+            self.live.pop(key, None)
+        self._key = keys[-1]
+        self.store.delete_many(keys)
+        for key in keys:
+            if key not in self.live:
+                self._disk.acknowledge(key, ABSENT)
+        self._promise_if_durable()
+
     def clear(self) -> None:
         """Remove all keys."""
         for key in self.live:
@@ -599,9 +640,15 @@ class Life:
         self._clock.stands_still = False
 
     def work(self, count: int, population: int = 120, largest: int = 16_000) -> None:
-        """Create, put, touch and delete at random, the same keys again and again."""
+        """Create, put, touch and delete, one or some, at random the same keys again and again."""
         for _ in range(count):
             self._work_on(_key(self.rng.randrange(population)), largest)
+            if self.rng.random() < 0.05:
+                keys = [_key(number) for number in self.rng.sample(range(population), 3)]
+                if self.rng.random() < 0.7:
+                    self.put_many(keys, largest)
+                else:
+                    self.delete_many(keys)
 
     def _work_on(self, key: str, largest: int) -> None:
         size, chance = min(random_size(self.rng), largest), self.rng.random()
