@@ -822,13 +822,12 @@ cdef class FastPath(Blocks):
 
     def delete(self, key):
         """Delete a key; return True, ABSENT (False) or RARE (None)."""
-        cdef uint64_t size = 0
+        cdef uint64_t size = 0, key_hash, expires_at, now_ms
         cdef const uint8_t *text = text_of(key, &size)
-        return RARE if text is NULL else self.delete_key(xxh3(text, size, self.seed), text, size)
-
-    cdef object delete_key(self, uint64_t key_hash, const uint8_t *text, uint64_t size):
-        cdef uint64_t expires_at, now_ms
         cdef int64_t slot
+        if text is NULL:
+            return RARE
+        key_hash = xxh3(text, size, self.seed)
         if not self.may_change(key_hash):
             return RARE
         slot = self.find(key_hash, text, size)

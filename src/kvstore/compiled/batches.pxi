@@ -107,6 +107,19 @@ cdef void fetch(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
             keys[index].slot = 0
 
 
+cdef inline int64_t slot_of(FastPath path, Expected *key, bint is_stale) noexcept:
+    """Return the slot of a key as `find` does: the one that `fetch` has found, if it still is.
+
+    It is unless another of the group was stored in it, or removed from it, or Python has run since,
+    of which `is_stale` tells.
+    """
+    cdef int64_t slot = key.slot
+    if slot and not is_stale:
+        if (path.base[control_of(slot if slot > 0 else -slot)] > CONTROL_TOMBSTONE) == (slot > 0):
+            return slot
+    return path.find(key.key_hash, key.text, key.size)
+
+
 cdef bint read_group(FastPath path, object iterator, dict found, object parse, object rare) except -1:
     """Set the values of a group of keys in `found`, as `parse` makes them of JSON.
 
@@ -176,7 +189,7 @@ cdef bint put_group(FastPath path, object iterator, object ttl, object written, 
     cdef Py_ssize_t count = 0, index, size = 0
     cdef list names = [], values = []
     cdef int64_t lifetime = lifetime_of(ttl)
-    cdef bint is_last = False, ends_rare = False
+    cdef bint is_last = False, ends_rare = False, is_stale = False
     cdef uint64_t now_ms = 0, done, start = written[0], end = written[1]
     cdef object pair = None, failure = None
     cdef bytes encoded
@@ -203,15 +216,14 @@ cdef bint put_group(FastPath path, object iterator, object ttl, object written, 
     except BaseException as error:
         failure = error  # those before it first
     try:
+        if count:
+            now_ms = path.now_ms()
         fetch(path, keys, count)
         for index in range(count):
-            encoded = values[index]
-            if not now_ms:
-                now_ms = path.now_ms()  # may run Python
-            stored = encoded
+            encoded = stored = values[index]
             if path.may_change(keys[index].key_hash):
                 stored = path.store_record(
-                    path.find(keys[index].key_hash, keys[index].text, keys[index].size),
+                    slot_of(path, &keys[index], is_stale),
                     keys[index].key_hash,
                     keys[index].text,
                     keys[index].size,
@@ -223,7 +235,8 @@ cdef bint put_group(FastPath path, object iterator, object ttl, object written, 
                 )
             if stored is encoded:
                 rare((names[index], encoded), encoded)
-                now_ms = 0
+                now_ms = path.now_ms()
+                is_stale = True
             else:
                 done = stored
                 start = min(start, done & SLOT_RECORD_MASK)
@@ -247,8 +260,10 @@ cdef tuple delete_group(FastPath path, object iterator, object rare):
     """
     cdef Expected keys[MOST_IN_GROUP]
     cdef Py_ssize_t count = 0, index, deleted = 0
+    cdef uint64_t now_ms = 0, expires_at
+    cdef int64_t slot
     cdef list group = []
-    cdef bint is_last = False, ends_rare = False
+    cdef bint is_last = False, ends_rare = False, is_stale = False
     cdef object key = None, failure = None
     try:
         for key in iterator:
@@ -263,11 +278,25 @@ cdef tuple delete_group(FastPath path, object iterator, object rare):
             is_last = True
     except BaseException as error:
         failure = error  # those before it first
+    if count:
+        now_ms = path.now_ms()
     fetch(path, keys, count)
     for index in range(count):
-        done = path.delete_key(keys[index].key_hash, keys[index].text, keys[index].size)
+        done = RARE
+        if path.may_change(keys[index].key_hash):
+            slot = slot_of(path, &keys[index], is_stale)
+            if slot > 0:
+                expires_at = load(path.base + slot + SLOT_EXPIRES_OFFSET)
+                if not 0 < expires_at <= now_ms and path.delete_(
+                    slot, keys[index].text, keys[index].size
+                ):
+                    done = True
+            elif slot:
+                done = ABSENT
         if done is RARE:
             done = rare(group[index])
+            now_ms = path.now_ms()
+            is_stale = True
         deleted += bool(done)
     if ends_rare:
         deleted += bool(rare(key))
