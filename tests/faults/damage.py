@@ -78,6 +78,7 @@ def use(
         iterate(store, live, before)
         if rng.random() < 0.3:
             back_up(store, live, before, max_bytes)
+        read_together(store, live, before)
         change(store, live, before, rng)
         if rng.random() < 0.5:
             _or_error(store.compact)  # what is damaged stays in its place, all else moves
@@ -122,6 +123,15 @@ def look_at(store: KVStore, key: str, value: Value) -> str:
     assert store.get(key) == value
     assert key in store
     return "right"
+
+
+def read_together(store: KVStore, live: State, before: dict[str, str]) -> None:
+    """Read all at once: what can be read is, beside what is absent; damage is told of."""
+    readable = [key for key, outcome in before.items() if outcome != "error"]
+    right = {key: live[key] for key in readable if before[key] == "right"}
+    assert store.get_many(readable) == right
+    for key in list(before.keys() - set(readable))[:40]:
+        assert isinstance(_or_error(lambda: store.get_many([*right, key])), KVStoreError)  # noqa: B023
 
 
 def iterate(store: KVStore, live: State, before: dict[str, str]) -> None:
@@ -182,11 +192,14 @@ def change(store: KVStore, live: State, before: dict[str, str], rng: random.Rand
 def _put(store: KVStore, key: str, rng: random.Random) -> str | None:
     """Put a key, and now and then delete it; return "put", or None where that raised an error."""
     value = {"put": "over it", "x": "x" * rng.choice(SIZES)}
-    if isinstance(_or_error(lambda: store.put(key, value)), KVStoreError):
+    put = rng.choice((lambda: store.put(key, value), lambda: store.put_many({key: value})))
+    if isinstance(_or_error(put), KVStoreError):
         return None
     assert look_at(store, key, value) == "right", f"{key!r} was put just now"
     if rng.random() < 0.3:
         _or_error(lambda: store.delete(key))
+    elif rng.random() < 0.1:
+        _or_error(lambda: store.delete_many([key]))
     return "put"
 
 

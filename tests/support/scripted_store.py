@@ -337,6 +337,12 @@ def steps_on(keys: list[str], rng: random.Random) -> list[Step]:
         if kind == 2:
             steps.append(("call", "create", key, {"again": "y" * rng.randrange(3_000)}))
         steps.append(("look", key))
+    for _ in range(4):
+        batch = rng.sample(keys, min(50, len(keys)))
+        value = {"many": "x" * rng.choice((0, 40, 700))}
+        steps += [("call", "get_many", batch), ("call", "get_many", batch[:5])]
+        steps += [("call", "put_many", [(key, value) for key in batch[:20]], 10**6)]
+        steps += [("call", "delete_many", batch[10:30]), ("call", "get_many", batch)]
     for number in range(30):
         value = {"new": "z" * rng.choice((0, 40, 200, 700, 3_000, 15_000))}
         steps.append(("call", "create", f"{number} new", value, rng.choice((None, 10**6))))
