@@ -19,12 +19,16 @@ _NOWHERE: Final = 2**64 - 1
 Pair = tuple[str, Value]
 
 
-class _HasKeys(Protocol):
-    def keys(self) -> Iterable[str]: ...
+class SupportsKeys(Protocol):
+    """What `dict.update` takes for a mapping."""
+
+    def keys(self) -> Iterable[str]:
+        """Return the keys."""
+
     def __getitem__(self, key: str, /) -> Value: ...
 
 
-Items = _HasKeys | Iterable[Pair]
+Items = SupportsKeys | Iterable[Pair]
 """What `dict.update` takes."""
 
 
@@ -56,7 +60,7 @@ def pairs_of(items: Items) -> Iterator[Pair]:
     if isinstance(items, Mapping):
         return iter(items.items())
     if hasattr(items, "keys"):
-        of_key = cast(_HasKeys, items)
+        of_key = cast(SupportsKeys, items)
         return ((key, of_key[key]) for key in of_key.keys())  # noqa: SIM118 - it need not iterate
     return iter(items)
 
@@ -87,24 +91,30 @@ def put_many(
     fast: FastPath | None,
     pairs: Iterator[Pair],
     ttl: int | None,
-    written: Written,
+    written: Written | None,
     store: Callable[[str, Value, int | None, bytes | None], tuple[int, int]],
 ) -> None:
-    """Put the pairs in order; `store` puts one and returns offset and size of its record."""
+    """Put the pairs in order; `store` puts one and returns offset and size of its record.
+
+    `written` is extended by each, if what is written is of interest.
+    """
 
     def put(pair: tuple[Any, Any], encoded: bytes | None = None) -> None:
         key, value = pair
         try:
-            written.add(*store(key, value, ttl, encoded))
+            offset, size = store(key, value, ttl, encoded)
         except (KVStoreError, OSError) as error:
             _name_key(error, key)
             raise
+        if written is not None:
+            written.add(offset, size)
 
     if fast is None:
         for pair in pairs:
             put(pair)
     else:
-        while fast.put_many(pairs, ttl, written, put):
+        of_fast_path = Written() if written is None else written
+        while fast.put_many(pairs, ttl, of_fast_path, put):
             pass
 
 

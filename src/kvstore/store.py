@@ -512,15 +512,15 @@ class KVStore(MutableMapping[str, Value]):
         """
         if self._locks.closed:
             self._locks.raise_closed()
-        written = Written()
+        written = Written() if self._durable else None
         try:
             put_many(self._fast, pairs_of(items), ttl, written, self._store_unflushed)
         finally:
             self._flush_written(written)
 
-    def _flush_written(self, written: Written) -> None:
-        """With `durable`, flush what a batch has written, unless this is a child forked amid it."""
-        if self._durable and written and not self._file.owned_by_parent:
+    def _flush_written(self, written: Written | None) -> None:
+        """Flush what a durable batch has written, unless this is a child forked amid it."""
+        if written and not self._file.owned_by_parent:
             self._file.flush_record(written[0], written.size)
 
     def update(self, other: Items = (), /, **pairs: Value) -> None:
@@ -553,14 +553,15 @@ class KVStore(MutableMapping[str, Value]):
         """
         if self._locks.closed:
             self._locks.raise_closed()
-        written = Written()
+        written = Written() if self._durable else None
 
         def delete(key: str) -> bool:
             try:
                 record = self._one_key.delete(key, encode_key(key))
             except KeyNotFoundError:
                 return False
-            written.add(record, FREE_BLOCK.size)
+            if written is not None:
+                written.add(record, FREE_BLOCK.size)
             return True
 
         try:
