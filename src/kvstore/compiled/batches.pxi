@@ -2,16 +2,25 @@
 #
 # Looked up one by one, a key of a large store costs the processor a wait for each line of memory on
 # its way: page of the table, slot, record. So of a group's keys all pages are fetched first, then
-# all slots, then all records; what follows finds them at hand. It is done key by key, in order, as
-# the operations on one key do it: that what was fetched may have changed by then does not matter.
+# all slots, then all records; then each is read, put or deleted, in order, as by the operations on
+# one key, and finds them at hand.
 #
-# Each function takes keys off an iterator, which may run Python, until it has a group of them. It
-# ends with what is not for it: that is for `rare`, as whatever turns out to be so amid the group,
-# in its turn. Between two groups the caller, in Python, has other threads and signals get theirs.
+# Each of the last three functions takes items off an iterator, which may run Python, until it has a
+# group of them. `rare` is called with what is for Python: the item that a group ends with, and
+# whatever turns out to be so amid the others, in its turn. Where the iterator raises, those before
+# come first. Between two groups the caller, in Python, has other threads and signals get theirs.
 
 cdef enum:
     MOST_IN_GROUP = 32
     MOST_BYTES_IN_GROUP = 65536  # of values that are to be stored
+
+cdef enum Ending:
+    # How a group ended. Is its last item ODD, it is none of the group but for Python; is it an
+    # ERROR, it is the one that the iterator raised.
+    FULL
+    LAST
+    ODD
+    ERROR
 
 
 cdef struct Expected:
@@ -19,32 +28,36 @@ cdef struct Expected:
     const uint8_t *text
     uint64_t size
     uint64_t key_hash
-    uint64_t bucket  # its home's offset; 0 where that cannot be followed
+    uint64_t bucket  # the offset of its home; 0 where the directory is damaged
     int64_t slot  # as `find` gives it
     uint64_t expires_at
 
 
-cdef inline bint take_key(FastPath path, object key, Expected *expected) noexcept:
-    """Set what is known of a key by itself, and fetch its entry in the directory; False for RARE."""
-    expected.text = text_of(key, &expected.size)
-    if expected.text is NULL:
-        return False
-    expected.key_hash = xxh3(expected.text, expected.size, path.seed)
-    return True
+# --- what is fetched -----------------------------------------------------------------------------
 
 
-cdef void fetch_buckets(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
-    """Fetch the pages and the slots where a group's keys are looked for."""
-    cdef const uint8_t *memory = path.base
-    cdef const uint8_t *control
-    cdef const uint8_t *place
-    cdef uint64_t extent
+cdef void fetch(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
+    """Have the processor fetch what is needed for a group's keys; set their slots, 0 for RARE.
+
+    Nothing of Python's runs: until something does, what may be read now stays as it is.
+    """
     cdef Py_ssize_t index
-    cdef int fingerprint
+    if path.is_open:
+        fetch_buckets(path, keys, count)
+        fetch_slots(path, keys, count)
+        fetch_records(path, keys, count)
+    else:
+        for index in range(count):
+            keys[index].slot = 0
+
+
+cdef inline void fetch_buckets(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
+    cdef const uint8_t *memory = path.base
+    cdef uint64_t extent, position
+    cdef Py_ssize_t index
     for index in range(count):
-        extent = load_short(
-            memory + DIRECTORY_OFFSET + 2 * (keys[index].key_hash >> DIRECTORY_SHIFT)
-        )
+        position = keys[index].key_hash >> DIRECTORY_SHIFT
+        extent = load_short(memory + DIRECTORY_OFFSET + 2 * position)
         keys[index].bucket = 0
         if path.is_extent(extent):
             keys[index].bucket = (
@@ -53,27 +66,33 @@ cdef void fetch_buckets(FastPath path, Expected *keys, Py_ssize_t count) noexcep
             prefetch(memory + keys[index].bucket)
             prefetch(memory + keys[index].bucket + 64)
             prefetch(memory + map_entry_of(extent))
+
+
+cdef inline void fetch_slots(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
+    """Fetch those that a key may be in; where there is none, the one that is free for it."""
+    cdef const uint8_t *bucket
+    cdef const uint8_t *control
+    cdef const uint8_t *place
+    cdef Py_ssize_t index
+    cdef int fingerprint
     for index in range(count):
         if not keys[index].bucket:
             continue
-        control = memory + keys[index].bucket + CONTROL_OFFSET
+        bucket = path.base + keys[index].bucket
+        control = bucket + CONTROL_OFFSET
         fingerprint = FINGERPRINT_CODES[keys[index].key_hash >> FINGERPRINT_SHIFT & 0xFF]
         place = <const uint8_t *>memchr(control, fingerprint, SLOT_COUNT)
         if place is NULL:
             place = <const uint8_t *>memchr(control, CONTROL_EMPTY, SLOT_COUNT)
         while place is not NULL:
-            fetch_slot(memory + keys[index].bucket + BUCKET_HEADER_SIZE + <uint64_t>(place - control) * SLOT_SIZE)
+            prefetch(bucket + BUCKET_HEADER_SIZE + (place - control) * SLOT_SIZE)
+            prefetch(bucket + BUCKET_HEADER_SIZE + (place - control + 1) * SLOT_SIZE - 1)
             place += 1
             place = <const uint8_t *>memchr(place, fingerprint, SLOT_COUNT - (place - control))
 
 
-cdef inline void fetch_slot(const uint8_t *slot) noexcept:
-    prefetch(slot)
-    prefetch(slot + SLOT_SIZE - 1)
-
-
-cdef void fetch_records(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
-    """Find a group's keys, whose pages are at hand, and fetch the records that they have."""
+cdef inline void fetch_records(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
+    """Find the keys, and fetch the records that they have."""
     cdef uint64_t tail, offset, end
     cdef Py_ssize_t index
     for index in range(count):
@@ -93,20 +112,6 @@ cdef void fetch_records(FastPath path, Expected *keys, Py_ssize_t count) noexcep
                 offset += 64
 
 
-cdef void fetch(FastPath path, Expected *keys, Py_ssize_t count) noexcept:
-    """Have the processor fetch what is needed for a group's keys; set their slots.
-
-    Nothing of Python's runs: until something does, what may be read now stays as it is.
-    """
-    cdef Py_ssize_t index
-    if path.is_open:
-        fetch_buckets(path, keys, count)
-        fetch_records(path, keys, count)
-    else:
-        for index in range(count):
-            keys[index].slot = 0
-
-
 cdef inline int64_t slot_of(FastPath path, Expected *key, bint is_stale) noexcept:
     """Return the slot of a key as `find` does: the one that `fetch` has found, if it still is.
 
@@ -114,36 +119,59 @@ cdef inline int64_t slot_of(FastPath path, Expected *key, bint is_stale) noexcep
     of which `is_stale` tells.
     """
     cdef int64_t slot = key.slot
+    cdef bint is_live
     if slot and not is_stale:
-        if (path.base[control_of(slot if slot > 0 else -slot)] > CONTROL_TOMBSTONE) == (slot > 0):
+        is_live = path.base[control_of(<uint64_t>(slot if slot > 0 else -slot))] > CONTROL_TOMBSTONE
+        if is_live == (slot > 0):
             return slot
     return path.find(key.key_hash, key.text, key.size)
 
 
-cdef bint read_group(FastPath path, object iterator, dict found, object parse, object rare) except -1:
+# --- the operations ------------------------------------------------------------------------------
+
+
+cdef inline bint take_key(FastPath path, object key, Expected *expected) noexcept:
+    """Set what a key says by itself; False for RARE."""
+    expected.text = text_of(key, &expected.size)
+    if expected.text is NULL:
+        return False
+    expected.key_hash = xxh3(expected.text, expected.size, path.seed)
+    return True
+
+
+cdef Ending take_keys(FastPath path, object iterator, Expected *keys, list group) except *:
+    """Append the keys of a group; return how it ended."""
+    cdef Py_ssize_t count = 0
+    try:
+        for key in iterator:
+            group.append(key)
+            if not take_key(path, key, &keys[count]):
+                return ODD
+            count += 1
+            if count == MOST_IN_GROUP:
+                return FULL
+    except BaseException as error:
+        group.append(error)
+        return ERROR
+    return LAST
+
+
+cdef bint read_group(
+    FastPath path, object iterator, dict found, object parse, object rare
+) except -1:
     """Set the values of a group of keys in `found`, as `parse` makes them of JSON.
 
-    `rare` is called with a key that is for Python, amid the others, and sets its value itself.
+    `rare` is called with a key, and sets its value itself.
 
     Returns:
         Whether there may be more.
     """
     cdef Expected keys[MOST_IN_GROUP]
-    cdef Py_ssize_t count = 0, index
     cdef list group = [], values = []
-    cdef bint is_last = False, ends_rare = False, expires = False
+    cdef Ending ending = take_keys(path, iterator, keys, group)
+    cdef Py_ssize_t count = len(group) - (ending == ODD or ending == ERROR), index
+    cdef bint expires = False
     cdef uint64_t now_ms = 0
-    cdef object key = None
-    for key in iterator:
-        if not take_key(path, key, &keys[count]):
-            ends_rare = True
-            break
-        group.append(key)
-        count += 1
-        if count == MOST_IN_GROUP:
-            break
-    else:
-        is_last = True
     fetch(path, keys, count)
     for index in range(count):
         value = RARE
@@ -168,16 +196,20 @@ cdef bint read_group(FastPath path, object iterator, dict found, object parse, o
             except ValueError:
                 pass
         rare(group[index])
-    if ends_rare:
-        rare(key)
-    return not is_last
+    if ending == ODD:
+        rare(group[count])
+    elif ending == ERROR:
+        raise group[count]
+    return ending != LAST
 
 
-cdef bint put_group(FastPath path, object iterator, object ttl, object written, object rare) except -1:
+cdef bint put_group(
+    FastPath path, object iterator, object ttl, object written, object rare
+) except -1:
     """Put a group of pairs.
 
-    `rare` is called with a pair that is for Python, amid the others, and its value as JSON where
-    that was made already; then the pair has it instead of the value.
+    `rare` is called with a pair, and its value as JSON where that was made already; then the pair
+    has it instead of the value.
 
     Args:
         written: where the bytes begin and end that all records are in; extended.
@@ -186,38 +218,38 @@ cdef bint put_group(FastPath path, object iterator, object ttl, object written, 
         Whether there may be more.
     """
     cdef Expected keys[MOST_IN_GROUP]
-    cdef Py_ssize_t count = 0, index, size = 0
     cdef list names = [], values = []
     cdef int64_t lifetime = lifetime_of(ttl)
-    cdef bint is_last = False, ends_rare = False, is_stale = False
+    cdef Ending ending = LAST
+    cdef Py_ssize_t count = 0, index, size = 0
+    cdef bint is_stale = False
     cdef uint64_t now_ms = 0, done, start = written[0], end = written[1]
-    cdef object pair = None, failure = None
+    cdef object last = None
     cdef bytes encoded
     try:
         for pair in iterator:
-            ends_rare = True
-            if lifetime < 0 or not PyTuple_CheckExact(pair) or len(<tuple>pair) != 2:
+            # Encoded at once: whoever gives the pairs may use the same dict for the next one.
+            if (
+                lifetime < 0
+                or not PyTuple_CheckExact(pair)
+                or len(<tuple>pair) != 2
+                or not take_key(path, (<tuple>pair)[0], &keys[count])
+                or (encoded := json_of((<tuple>pair)[1])) is None
+            ):
+                ending, last = ODD, pair
                 break
-            if not take_key(path, (<tuple>pair)[0], &keys[count]):
-                break
-            # At once: whoever gives the pairs may use the same dict for the next one.
-            encoded = json_of((<tuple>pair)[1])
-            if encoded is None:
-                break
-            ends_rare = False
             names.append((<tuple>pair)[0])
             values.append(encoded)
             count += 1
             size += PyBytes_GET_SIZE(encoded)
             if count == MOST_IN_GROUP or size >= MOST_BYTES_IN_GROUP:
+                ending = FULL
                 break
-        else:
-            is_last = True
     except BaseException as error:
-        failure = error  # those before it first
+        ending, last = ERROR, error
     try:
         if count:
-            now_ms = path.now_ms()
+            now_ms = path.now_ms()  # before it is found where they are: it may run Python
         fetch(path, keys, count)
         for index in range(count):
             encoded = stored = values[index]
@@ -241,45 +273,32 @@ cdef bint put_group(FastPath path, object iterator, object ttl, object written, 
                 done = stored
                 start = min(start, done & SLOT_RECORD_MASK)
                 end = max(end, (done & SLOT_RECORD_MASK) + (done >> RECORD_SIZE_SHIFT))
-        if ends_rare:
-            rare(pair, None)
+        if ending == ODD:
+            rare(last, None)
     finally:
         # What `rare` has written is there already.
-        written[0] = min(start, <uint64_t>written[0])
-        written[1] = max(end, <uint64_t>written[1])
-    if failure is not None:
-        raise failure
-    return not is_last
+        start, end = min(start, <uint64_t>written[0]), max(end, <uint64_t>written[1])
+        written[0], written[1] = start, end
+    if ending == ERROR:
+        raise last
+    return ending != LAST
 
 
 cdef tuple delete_group(FastPath path, object iterator, object rare):
-    """Delete a group of keys; `rare` deletes one that is for Python, and returns whether it was there.
+    """Delete a group of keys; `rare` is called with a key, and returns whether it was there.
 
     Returns:
         How many were there, and whether there may be more.
     """
     cdef Expected keys[MOST_IN_GROUP]
-    cdef Py_ssize_t count = 0, index, deleted = 0
+    cdef list group = []
+    cdef Ending ending = take_keys(path, iterator, keys, group)
+    cdef Py_ssize_t count = len(group) - (ending == ODD or ending == ERROR), index, deleted = 0
+    cdef bint is_stale = False
     cdef uint64_t now_ms = 0, expires_at
     cdef int64_t slot
-    cdef list group = []
-    cdef bint is_last = False, ends_rare = False, is_stale = False
-    cdef object key = None, failure = None
-    try:
-        for key in iterator:
-            if not take_key(path, key, &keys[count]):
-                ends_rare = True
-                break
-            group.append(key)
-            count += 1
-            if count == MOST_IN_GROUP:
-                break
-        else:
-            is_last = True
-    except BaseException as error:
-        failure = error  # those before it first
     if count:
-        now_ms = path.now_ms()
+        now_ms = path.now_ms()  # before it is found where they are: it may run Python
     fetch(path, keys, count)
     for index in range(count):
         done = RARE
@@ -298,8 +317,8 @@ cdef tuple delete_group(FastPath path, object iterator, object rare):
             now_ms = path.now_ms()
             is_stale = True
         deleted += bool(done)
-    if ends_rare:
-        deleted += bool(rare(key))
-    if failure is not None:
-        raise failure
-    return deleted, not is_last
+    if ending == ODD:
+        deleted += bool(rare(group[count]))
+    elif ending == ERROR:
+        raise group[count]
+    return deleted, ending != LAST
