@@ -360,6 +360,19 @@ def test_put_many_takes_another_store_and_even_itself(
     assert store.delete_many(other) == len(contents)
 
 
+def test_what_gives_the_items_may_use_the_store(store: KVStore) -> None:
+    """Nothing is held while they are given."""
+    contents = numbered(100)
+    store.put_many(contents)
+    store.put_many((f"new {key}", store.pop(key)) for key in contents)
+    assert dict(store) == {f"new {key}": value for key, value in contents.items()}
+    assert store.get_many(key for key in store if store[key]["n"] < 3) == {
+        f"new k{number}": {"n": number} for number in range(3)
+    }
+    assert store.delete_many(key for key in store if len(store)) == 100
+    assert len(store) == 0
+
+
 # --- delete_many ----------------------------------------------------------------------------------
 
 
