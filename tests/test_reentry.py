@@ -356,6 +356,22 @@ def test_close_amid_an_operation_takes_effect_as_it_ends(
         assert dict(opened) == expected
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_close_amid_a_batch_takes_effect_before_its_next_item(
+    path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    """As where another thread closes: those before it are stored, and the error says which."""
+    store = KVStore(path, durable=durable)
+    store.create("key", {"n": 1})
+    outcomes = amid(monkeypatch, kvstore.clock, "time_ns", store.close)
+    with pytest.raises(StoreClosedError) as caught:
+        store.put_many({"first": {}, "second": {}, "third": {}})
+    assert (outcomes, store.closed) == ([None], True)
+    assert caught.value.__notes__ == ["key 'second' was not put; those before it were"]
+    with KVStore(path) as opened:
+        assert dict(opened) == {"key": {"n": 1}, "first": {}}
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_close_amid_close_leaves_it_to_that(
     path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool

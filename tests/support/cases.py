@@ -384,6 +384,9 @@ def _setdefault(key: str, value: Value) -> Act:
     return lambda store: store.setdefault(key, value)
 
 
+# What changes is the last of a batch: closed amid it, that ends where another item would follow.
+
+
 def _put_many(*pairs: tuple[str, Value]) -> Act:
     return lambda store: store.put_many(pairs)
 
@@ -484,14 +487,14 @@ CASES: Final = (
     Case(
         "put many",
         _neighbours,
-        _put_many(("x0", VALUE), (KEY, OTHER), ("x1", VALUE)),
+        _put_many(("x0", VALUE), ("x1", VALUE), (KEY, OTHER)),
         KEY,
         OTHER,
     ),
     Case("put many first", _nothing, _put_many((KEY, LARGE)), KEY, LARGE, pristine=True),
     Case("put many and grow", _file_about_to_grow, _put_many((KEY, HUGE)), KEY, HUGE),
-    Case("delete many", _neighbours, _delete_many("none", KEY, "no other"), KEY),
-    Case("delete many first", _neighbours, _delete_many(KEY, KEY), KEY, pristine=True),
+    Case("delete many", _neighbours, _delete_many("none", "no other", KEY), KEY),
+    Case("delete many first", _neighbours, _delete_many("none", KEY), KEY, pristine=True),
     Case("set a default", _nothing, _setdefault(KEY, VALUE), KEY, VALUE),
     Case("set no default", _neighbours, _setdefault(KEY, OTHER), KEY, VALUE),
     Case("pop", _neighbours, _pop(KEY), KEY),
