@@ -45,7 +45,7 @@ def _is_constant(value: object) -> bool:
 def as_cython(constants: dict[str, Constant]) -> Iterator[str]:
     """Yield the lines of a file that declares these numbers and tables as constants of C.
 
-    They are also in ``BUILT_WITH``, for `kvstore.compiled` to compare with the layout it finds.
+    ``built_with`` returns them, for `kvstore.compiled` to compare with the layout that it finds.
     """
     yield "from libc.stdint cimport uint8_t, uint64_t"
     yield "cdef extern from *:"
@@ -63,7 +63,19 @@ def as_cython(constants: dict[str, Constant]) -> Iterator[str]:
             yield f'    const uint64_t {name} "KVSTORE_{name}"'
         else:
             yield f'    const {_item_type(value)} {name} "KVSTORE_{name}"[{len(value)}]'
-    yield f"BUILT_WITH = {constants}"
+    yield "def built_with():"
+    yield "    return {"
+    for name, value in constants.items():
+        yield f'        "{name}": {_as_object(name, value)},'
+    yield "    }"
+
+
+def _as_object(name: str, value: Constant) -> str:
+    """Return what makes an object of a constant of C: kept as objects they would take memory."""
+    if isinstance(value, int):
+        return name
+    kind = "bytes" if isinstance(value, bytes) else "tuple"
+    return f"{kind}([each for each in {name}[:{len(value)}]])"
 
 
 def _item_type(table: tuple[int, ...] | bytes) -> str:

@@ -18,7 +18,7 @@ from kvstore import KVStore
 
 IS_BUILT: Final = find_spec("kvstore.compiled._fast_path") is not None
 SHOW: Final = "import kvstore; print(kvstore.IMPLEMENTATION)"
-FITS: Final = "BUILT_WITH = {'BUCKET_SIZE': 4096}\n"
+FITS: Final = "def built_with(): return {'BUCKET_SIZE': 4096}\n"
 
 
 def show(**changes: str) -> "subprocess.CompletedProcess[str]":
@@ -159,6 +159,6 @@ def test_a_constant_that_the_layout_lost_is_named(plain_package: Path, name: str
     for each in ("_fast_path", "_bytes"):
         (plain_package / "compiled" / f"{each}.py").write_text(FITS, "utf-8")
     (plain_package / "compiled" / f"{name}.py").write_text(
-        "BUILT_WITH = {'BUCKET_HEIGHT': 12}\n", "utf-8"
+        "def built_with(): return {'BUCKET_HEIGHT': 12}\n", "utf-8"
     )
     assert_refused(plain_package, f"{name}.py", "BUCKET_HEIGHT = 12", "None")

@@ -255,7 +255,7 @@ def _check(found: dict[str, ModuleType]) -> None:
                 f"{__package__}.{name} is missing, though {', '.join(found)} was built with it"
             )
     for module in found.values():
-        built_with: dict[str, object] = module.BUILT_WITH
+        built_with: dict[str, object] = module.built_with()
         for constant, value in built_with.items():
             now = getattr(layout, constant, None)
             if now != value:
