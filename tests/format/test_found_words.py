@@ -84,6 +84,13 @@ def test_members_have_the_slots_of_their_records(
     assert members == 2 * MEMBER.pack(word, slot)
 
 
+@pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="the plain one has no pointers")
+def test_what_are_no_words_are_not_taken_for_some() -> None:
+    for items in (array("H", [1, 2, 3, 4]), bytes(16), "words"):
+        with pytest.raises((ValueError, TypeError)):
+            IMPLEMENTATIONS[1].has_equal_hashes(items)  # type: ignore[arg-type]
+
+
 def test_word_that_leads_out_of_the_file_is_refused(implementation: Implementation) -> None:
     file = bytes(320) + RECORD.pack(RECORD_MAGIC, 2, 1, 0, 1, 0, 2).ljust(64, b"k")
     implementation.members_of_words(file, len(file), array("Q", [found_word(0, 320)]))

@@ -1,4 +1,5 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False, cdivision=True, binding=False
+# cython: auto_pickle=False, freethreading_compatible=True
 """What splits and recovery do for each slot and record, or for each extent: pure functions of bytes.
 
 Each has a function of the same name, arguments and results in `kvstore.format`, which tells what it
@@ -6,14 +7,17 @@ does: see `kvstore.compiled.Implementation`.
 
 Whatever is read is bounded before it is followed. Words are read and written by `memcpy`, which
 asks for no alignment. A number of more than 31 bits is never written out but as a name or with a
-type: Cython would go through objects.
+type: Cython would go through objects. Nor is there a typed memoryview: what Cython has for these
+would be half of this module.
 """
 
-from array import array
-
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
+
+from array import array
 
 from xxhash import xxh3_64_intdigest
 
@@ -29,6 +33,28 @@ cdef struct Member:  # as `segment.MEMBER`
 
 cdef inline uint8_t *bytes_of(bytes object_) noexcept:
     return <uint8_t *>PyBytes_AS_STRING(object_)
+
+
+@cython.final
+@cython.no_gc
+cdef class View:
+    """The memory of an object, which keeps it for as long as this is there."""
+
+    cdef Py_buffer buffer
+    cdef uint8_t *start
+
+    def __cinit__(self, viewed):
+        PyObject_GetBuffer(viewed, &self.buffer, PyBUF_SIMPLE)
+        self.start = <uint8_t *>self.buffer.buf
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+    cdef Py_ssize_t count(self, Py_ssize_t size) except -1:
+        """Return how many items there are, each of so many bytes."""
+        if self.buffer.itemsize != size:
+            raise ValueError(f"items of {self.buffer.itemsize} bytes, not of {size}")
+        return self.buffer.len // size
 
 
 # --- records: `format.records` -------------------------------------------------------------------
@@ -120,15 +146,16 @@ def scan_blocks(
     )
 
 
-def link_free_blocks(const uint16_t[::1] positions not None, uint64_t block_size):
-    cdef Py_ssize_t last = len(positions) - 1
+def link_free_blocks(positions, uint64_t block_size):
+    cdef View view = View(positions)
+    cdef Py_ssize_t last = view.count(sizeof(uint16_t)) - 1
     cdef uint64_t block, first_free = NO_BLOCK
     cdef list links = []
     if last < 0 or not block_size:
         raise ValueError("no live block, or no size of one")
-    block = positions[last] // block_size
+    block = load_short(view.start + 2 * last) // block_size
     while True:
-        if last >= 0 and positions[last] == block * block_size:
+        if last >= 0 and load_short(view.start + 2 * last) == block * block_size:
             last -= 1
         else:
             links.append((block * block_size, FREE_MAGIC | first_free << FREE_NEXT_SHIFT))
@@ -145,9 +172,8 @@ def sort_words(list found not None):
     words = array("Q")
     while found:
         words.extend(found.pop())
-    cdef uint64_t[::1] view = words
-    if len(view):
-        sort_by(56, &view[0], len(view))
+    cdef View view = View(words)
+    sort_by(56, <uint64_t *>view.start, view.count(sizeof(uint64_t)))
     return words
 
 
@@ -192,9 +218,11 @@ cdef void sort_by(int shift, uint64_t *words, Py_ssize_t count) noexcept:
             start = ends[byte]
 
 
-def has_equal_hashes(const uint64_t[::1] words not None):
-    cdef Py_ssize_t index, earlier
-    for index in range(1, len(words)):
+def has_equal_hashes(found):
+    cdef View view = View(found)
+    cdef const uint64_t *words = <uint64_t *>view.start
+    cdef Py_ssize_t count = view.count(sizeof(uint64_t)), index, earlier
+    for index in range(1, count):
         earlier = index - 1
         while earlier >= 0 and words[earlier] >> FOUND_UPPER_SHIFT == words[index] >> FOUND_UPPER_SHIFT:
             if not (words[earlier] ^ words[index]) & FOUND_HASH_MASK:
@@ -203,14 +231,10 @@ def has_equal_hashes(const uint64_t[::1] words not None):
     return False
 
 
-def judge_words(
-    const uint8_t[::1] mapped not None,
-    uint64_t file_size,
-    const uint64_t[::1] words not None,
-    uint64_t now_ms,
-    uint64_t void_stamp,
-):
-    cdef Py_ssize_t count = len(words)
+def judge_words(mapped, uint64_t file_size, found, uint64_t now_ms, uint64_t void_stamp):
+    cdef View file = View(mapped), view = View(found)
+    cdef const uint64_t *words = <uint64_t *>view.start
+    cdef Py_ssize_t count = view.count(sizeof(uint64_t))
     cdef Py_ssize_t index, earlier
     cdef bytes scratch = PyBytes_FromStringAndSize(NULL, count)
     cdef uint8_t *is_loser = bytes_of(scratch)
@@ -218,14 +242,14 @@ def judge_words(
     cdef const uint8_t *record
     cdef const uint8_t *other
     cdef list live = [], retired = [], losers = [], gone = []
-    file_size = min(file_size, <uint64_t>len(mapped))
+    file_size = min(file_size, <uint64_t>file.buffer.len)
     for index in range(count):
         offset = words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK
         if offset + RECORD_HEADER_SIZE > file_size or (
-            offset + RECORD_HEADER_SIZE + mapped[offset + RECORD_KEY_SIZE_OFFSET] > file_size
+            offset + RECORD_HEADER_SIZE + file.start[offset + RECORD_KEY_SIZE_OFFSET] > file_size
         ):
             raise ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")
-        record = &mapped[0] + offset
+        record = file.start + offset
         is_loser[index] = load(record + RECORD_STAMP_OFFSET) <= void_stamp
         if is_loser[index]:
             continue
@@ -233,7 +257,7 @@ def judge_words(
         earlier = index - 1
         while earlier >= 0 and words[earlier] >> FOUND_UPPER_SHIFT == words[index] >> FOUND_UPPER_SHIFT:
             if not is_loser[earlier] and not (words[earlier] ^ words[index]) & FOUND_HASH_MASK:
-                other = &mapped[0] + (words[earlier] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
+                other = file.start + (words[earlier] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
                 if is_of_same_key(record, other):
                     is_loser[earlier if outranks(record, other) else index] = True
                     break
@@ -242,7 +266,7 @@ def judge_words(
         if is_loser[index]:
             losers.append(words[index])
             continue
-        record = &mapped[0] + (words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
+        record = file.start + (words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK)
         head = load(record)
         if <uint32_t>head == MARKED_MAGIC or 0 < load(record + RECORD_EXPIRES_OFFSET) <= now_ms:
             gone.append(words[index])
@@ -268,22 +292,23 @@ cdef inline bint outranks(const uint8_t *record, const uint8_t *other) noexcept:
     return <uint32_t>load(record) == MARKED_MAGIC and <uint32_t>load(other) != MARKED_MAGIC
 
 
-def members_of_words(
-    const uint8_t[::1] mapped not None, uint64_t file_size, const uint64_t[::1] words not None
-):
-    cdef bytes members = PyBytes_FromStringAndSize(NULL, len(words) * sizeof(Member))
+def members_of_words(mapped, uint64_t file_size, found):
+    cdef View file = View(mapped), view = View(found)
+    cdef const uint64_t *words = <uint64_t *>view.start
+    cdef Py_ssize_t count = view.count(sizeof(uint64_t)), index
+    cdef bytes members = PyBytes_FromStringAndSize(NULL, count * sizeof(Member))
     cdef Member *member = <Member *>bytes_of(members)
     cdef const uint8_t *record
-    cdef uint64_t word, offset, head
-    file_size = min(file_size, <uint64_t>len(mapped))
-    for word in words:
-        offset = word >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK
+    cdef uint64_t offset, head
+    file_size = min(file_size, <uint64_t>file.buffer.len)
+    for index in range(count):
+        offset = words[index] >> FOUND_OFFSET_SHIFT & FOUND_OFFSET_MASK
         if offset + RECORD_HEADER_SIZE + SLOT_KEY_SIZE > file_size:
             raise ValueError(f"a found word leads to byte {offset:,} of a file of {file_size:,}")
-        record = &mapped[0] + offset
+        record = file.start + offset
         head = load(record)
         memset(member, 0, sizeof(Member))
-        store(member.word, word)
+        store(member.word, words[index])
         memcpy(
             member.slot,
             record + RECORD_HEADER_SIZE,
@@ -299,7 +324,7 @@ def members_of_words(
 
 
 def partition_slots(
-    const uint8_t[::1] mapped not None,
+    mapped,
     uint64_t file_size,
     uint64_t extent,
     uint64_t depth,
@@ -307,10 +332,11 @@ def partition_slots(
     uint64_t now_ms,
     uint64_t hash_seed,
 ):
-    file_size = min(file_size, <uint64_t>len(mapped))
+    cdef View file = View(mapped)
+    file_size = min(file_size, <uint64_t>file.buffer.len)
     if extent >= file_size >> EXTENT_SHIFT or not MIN_DEPTH <= depth <= MAX_DEPTH:
         raise IndexError(f"extent {extent} of {file_size:,} bytes is no segment of depth {depth}")
-    cdef const uint8_t *memory = &mapped[0]
+    cdef const uint8_t *memory = file.start
     cdef const uint8_t *bucket = memory + (extent << EXTENT_SHIFT)
     cdef const uint8_t *slot
     # What of a hash tells the segment, and which half of it.
