@@ -11,10 +11,9 @@ A file that is not written through the map costs a call of the system for each s
 steps are the same, but the fast path tells what they are, where the store has one.
 """
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from . import clock
-from .compiled import Change, FastPath, Plan
 from .errors import (
     CorruptStoreError,
     KeyExistsError,
@@ -44,6 +43,9 @@ from .index.segments import Segments
 from .index.slab import NoOtherBlockError, Slab
 from .index.slots import Slots
 from .index.versions import Versions
+
+if TYPE_CHECKING:
+    from .compiled.interface import Change, FastPath, Plan
 
 # Beyond 7/8, where no extent could be had: how many inserts until that is tried again.
 _RETRY_EVERY: Final = 16
@@ -105,7 +107,7 @@ class Changes:
         slots: Slots,
         segments: Segments,
         versions: Versions,
-        fast: FastPath | None,
+        fast: "FastPath | None",
     ) -> None:
         self._file = file
         self._words = file.words
@@ -383,14 +385,14 @@ class Changes:
     # Each returns the offset of the record; 0 where nothing was done: it would raise, or is out of
     # the ordinary.
 
-    def _store_fast(self, fast: FastPath, new: NewRecord, replace: bool) -> int:
+    def _store_fast(self, fast: "FastPath", new: NewRecord, replace: bool) -> int:
         done = self._ask(fast, new, replace)
         if done == 0:
             self._slab.open_extent_for(new.size)
             done = self._ask(fast, new, replace)
         return done & SLOT_RECORD_MASK if type(done) is int else 0
 
-    def _ask(self, fast: FastPath, new: NewRecord, replace: bool) -> int | Plan | None:
+    def _ask(self, fast: "FastPath", new: NewRecord, replace: bool) -> "int | Plan | None":
         stamp = 0  # the next one
         if new.created_at is not None:
             # Fits an absent key that nothing outranks; all else is done in Python.
@@ -402,7 +404,7 @@ class Changes:
             new.encoded_key, new.encoded, stamp, new.expires_at, new.now_ms, replace
         )
 
-    def _delete_fast(self, fast: FastPath, encoded_key: bytes) -> int:
+    def _delete_fast(self, fast: "FastPath", encoded_key: bytes) -> int:
         now_ms = clock.now_ms()
         done = fast.delete_under_locks(encoded_key, now_ms)
         if done == 0:
@@ -410,7 +412,7 @@ class Changes:
             done = fast.delete_under_locks(encoded_key, now_ms)
         return done if type(done) is int else 0
 
-    def _store_planned(self, fast: FastPath, new: NewRecord, replace: bool) -> int:
+    def _store_planned(self, fast: "FastPath", new: NewRecord, replace: bool) -> int:
         slot = record = 0
         changes: list[Change] = []
         taken: list[int] = []
@@ -442,7 +444,7 @@ class Changes:
             raise
         return record
 
-    def _delete_planned(self, fast: FastPath, encoded_key: bytes) -> int:
+    def _delete_planned(self, fast: "FastPath", encoded_key: bytes) -> int:
         slot = record = 0
         changes: list[Change] = []
         now_ms = clock.now_ms()
@@ -465,14 +467,14 @@ class Changes:
             raise
         return record
 
-    def _are_written(self, changes: list[Change]) -> bool:
+    def _are_written(self, changes: "list[Change]") -> bool:
         """Return whether all of these, at least one, are in the file."""
         mapped = self._file.map
         return bool(changes) and all(
             mapped[offset : offset + len(data)] == data for offset, data, _ in changes
         )
 
-    def _restore_unless_whole(self, changes: list[Change]) -> None:
+    def _restore_unless_whole(self, changes: "list[Change]") -> None:
         """Take back changes that belong together, if not all of them were made."""
         if not self._are_written(changes):
             for offset, _, old in reversed(changes):

@@ -12,18 +12,30 @@ from collections.abc import Callable
 from functools import wraps
 from threading import get_ident
 from time import monotonic, sleep
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from .compiled import Lock, OwnedLock
+from .compiled import Lock
 from .errors import StoreBusyError, StoreClosedError
 from .file.datafile import DataFile
 from .file.reentry import begin_inside, is_inside, leave, thread, waiting
 from .format.layout import STRIPE_COUNT
 
-_TURN_SECONDS: Final = 0.002
-
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+if TYPE_CHECKING:
+    from typing import Concatenate, ParamSpec, Protocol
+
+    from .compiled.interface import OwnedLock
+
+    class _HasLocks(Protocol):
+        @property
+        def _locks(self) -> "StoreLocks": ...
+
+    Parameters = ParamSpec("Parameters")
+    Self = TypeVar("Self", bound=_HasLocks)
+    Method = Callable[Concatenate[Self, Parameters], Result]
+
+_TURN_SECONDS: Final = 0.002
 
 
 class StoreLocks:
@@ -38,7 +50,7 @@ class StoreLocks:
         was_open: it is closed, and had been open.
     """
 
-    def __init__(self, file: DataFile, space: OwnedLock) -> None:
+    def __init__(self, file: DataFile, space: "OwnedLock") -> None:
         self._file = file
         self.space = space
         self.inside: set[int] = set()
@@ -203,27 +215,16 @@ class _NotOpened:
 NOT_OPENED: Final[Any] = _NotOpened()
 
 
-class _HasLocks(Protocol):
-    @property
-    def _locks(self) -> StoreLocks: ...
-
-
-Self = TypeVar("Self", bound=_HasLocks)
-
-
 def operation(
     *, flushes: bool
-) -> Callable[
-    [Callable[Concatenate[Self, Parameters], Result]],
-    Callable[Concatenate[Self, Parameters], Result],
-]:
+) -> "Callable[[Method[Self, Parameters, Result]], Method[Self, Parameters, Result]]":
     """Make an operation of a method that takes locks: its thread is inside while it runs."""
 
     def decorate(
-        method: Callable[Concatenate[Self, Parameters], Result],
-    ) -> Callable[Concatenate[Self, Parameters], Result]:
+        method: "Method[Self, Parameters, Result]",
+    ) -> "Method[Self, Parameters, Result]":
         @wraps(method)
-        def run(self: Self, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        def run(self: "Self", /, *args: "Parameters.args", **kwargs: "Parameters.kwargs") -> Result:
             locks = self._locks
             if is_inside():
                 locks.check_reentry(flushes)

@@ -10,10 +10,9 @@ stripe at the least: `clear` makes the index anew, and cuts the file, with all o
 """
 
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .changes import Changes
-from .compiled import FastPath
 from .errors import CorruptStoreError
 from .file.datafile import DataFile
 from .format.layout import (
@@ -33,6 +32,9 @@ from .index.slab import NoOtherBlockError, Slab
 from .index.sparse import Sparse, find_sparse
 from .locks import StoreLocks, Turns
 
+if TYPE_CHECKING:
+    from .compiled.interface import FastPath
+
 # How many records are moved before other threads may get their turn.
 _AT_A_TIME: Final = 128
 
@@ -51,7 +53,7 @@ class Mover:
         slab: Slab,
         records: Records,
         changes: Changes,
-        fast: FastPath | None,
+        fast: "FastPath | None",
     ) -> None:
         self._locks = locks
         self._file = file

@@ -5,13 +5,12 @@ before that until after it: see `reentry`. That is spelled out in each, for `loc
 cost several calls more.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from xxhash import xxh3_64_intdigest
 
 from . import clock
 from .changes import Changes, NewRecord, Version, damaged_error
-from .compiled import FastPath
 from .errors import KeyNotFoundError
 from .file.datafile import DataFile
 from .file.reentry import leave, thread, waiting
@@ -27,6 +26,9 @@ from .index.records import Records, verify
 from .index.slots import Slots
 from .locks import StoreLocks, operation
 
+if TYPE_CHECKING:
+    from .compiled.interface import FastPath
+
 
 class OneKey:
     """The operations on one key of a store, without their checks of arguments and their flushes.
@@ -41,7 +43,7 @@ class OneKey:
         slots: Slots,
         records: Records,
         changes: Changes,
-        fast: FastPath | None,
+        fast: "FastPath | None",
         *,
         durable: bool,
     ) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, SupportsIndex
 from . import clock, compiled
 from .all_keys import AllKeys
 from .changes import Changes
-from .compiled import FastPath
 from .errors import KVStoreError, StoreFullError
 from .file.datafile import DataFile
 from .format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
@@ -28,6 +27,7 @@ from .recovery.opening import open_file
 
 if TYPE_CHECKING:
     from .compacting import Compactor
+    from .compiled.interface import FastPath
     from .moving import Mover
     from .room import Room
 
@@ -38,7 +38,7 @@ class Parts:
     Raises: as `KVStore`.
     """
 
-    fast: FastPath | None = None
+    fast: "FastPath | None" = None
     _room: "Room"
 
     def __init__(

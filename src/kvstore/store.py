@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Final, NoReturn, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
 from orjson import JSONDecodeError, loads
@@ -19,7 +19,6 @@ from orjson import JSONDecodeError, loads
 from . import clock
 from .all_keys import AllKeys
 from .changes import exists_error
-from .compiled import FastPath
 from .errors import (
     InvalidKeyError,
     KeyExistsError,
@@ -40,6 +39,9 @@ from .many_keys import Items, Written, delete_many, pairs_of, put_many, read_man
 from .one_key import OneKey
 from .parts import Parts, check_max_bytes, check_timeout, resolve
 from .views import StoreItems, StoreValues
+
+if TYPE_CHECKING:
+    from .compiled.interface import FastPath
 
 Default = TypeVar("Default")
 Result = TypeVar("Result")
@@ -93,7 +95,9 @@ class KVStore(MutableMapping[str, Value]):
     _creates = True  # the file, where there is none; not so for a tool that only looks into it
 
     # What is asked for before a store is opened, and where it never is.
-    _fast: FastPath | None = None
+    if TYPE_CHECKING:
+        _fast: FastPath | None
+    _fast = None
     _locks: StoreLocks = NOT_OPENED
     _slab: Slab = NOT_OPENED
     _one_key: OneKey = NOT_OPENED

@@ -27,7 +27,8 @@ from kvstore import (
     StoreBusyError,
     StoreClosedError,
 )
-from kvstore.compiled import IMPLEMENTATION, PLAIN, FastPath, Lock, OwnedLock, selected
+from kvstore.compiled import IMPLEMENTATION, PLAIN, Lock, selected
+from kvstore.compiled.interface import FastPath, OwnedLock
 from kvstore.file.reentry import thread
 from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,

@@ -20,7 +20,7 @@ from support.values import sized_value
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError
-from kvstore.compiled import OwnedLock
+from kvstore.compiled.interface import OwnedLock
 from kvstore.format.layout import STRIPE_SHIFT, key_hash
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system has no pwrite")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kvstore import compiled
-from kvstore.compiled import Change
+from kvstore.compiled.interface import Change
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import RECORD_HEADER_SIZE, U64, key_hash
 from kvstore.index.extents import Extents

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 import kvstore.file.writers
-from kvstore.compiled import Change as Planned
+from kvstore.compiled.interface import Change as Planned
 from kvstore.file.writers import ByPwrite, ThroughMap
 from kvstore.format.layout import U64
 

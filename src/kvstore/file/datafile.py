@@ -23,9 +23,8 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
-from kvstore.compiled import Change
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
 from kvstore.format.layout import (
     EXTENT_SHIFT,
@@ -45,6 +44,9 @@ from .lock import FileLock
 from .mapping import FileMap
 from .opening import FoundFile
 from .state import DiskState
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import Change
 
 
 class DataFile:
@@ -88,7 +90,7 @@ class DataFile:
 
     write: Callable[[int, bytes], None]
     write_word: Callable[[int, int], None]
-    write_all: Callable[[Sequence[Change]], None]
+    write_all: "Callable[[Sequence[Change]], None]"
 
     def __init__(
         self,

@@ -26,20 +26,24 @@ import sys
 import threading
 from contextlib import suppress
 from threading import get_ident
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from kvstore.compiled import Inside, Lock, OwnedLock
+from kvstore.compiled import Inside, Lock
 from kvstore.errors import StoreBusyError
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class _Store(Protocol):
-    def close(self) -> None: ...
+    from kvstore.compiled.interface import OwnedLock
+
+    class _Store(Protocol):
+        def close(self) -> None: ...
 
 
 class _OwnLock:
     """Makes a thread's lock as that is first asked for; then it is found before this is asked."""
 
-    def __get__(self, local: "_Thread", _owner: type | None = None) -> OwnedLock:
+    def __get__(self, local: "_Thread", _owner: type | None = None) -> "OwnedLock":
         # Of two that want the first one, the second amid the first, both get the same.
         return vars(local).setdefault("inside", Lock())  # type: ignore[no-any-return]
 
@@ -53,7 +57,7 @@ class _Thread(threading.local):
 class _ThreadOfC:
     """The same where locks of C count for themselves: one object does for all threads."""
 
-    def __init__(self, inside: OwnedLock) -> None:
+    def __init__(self, inside: "OwnedLock") -> None:
         self.inside = inside
 
 
@@ -66,7 +70,7 @@ def is_inside() -> bool:
 
 
 # A dict, for each change of it is one step, and asking whether it is empty costs next to nothing.
-waiting: Final[dict[int, list[_Store]]] = {}
+waiting: "Final[dict[int, list[_Store]]]" = {}
 
 
 def begin_inside(path: str) -> None:
@@ -83,7 +87,7 @@ def begin_inside(path: str) -> None:
         )
 
 
-def close_at_end(store: _Store) -> None:
+def close_at_end(store: "_Store") -> None:
     """Have `store` closed as soon as the operation that this thread is inside of has ended."""
     waiting.setdefault(get_ident(), []).append(store)
 
@@ -103,7 +107,7 @@ def leave() -> None:
     waiting.pop(get_ident(), None)
 
 
-def close_reporting(store: _Store) -> None:
+def close_reporting(store: "_Store") -> None:
     """Close a store; an error goes to `sys.excepthook`, for there is nobody to raise it to."""
     try:
         store.close()

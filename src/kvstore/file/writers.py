@@ -9,14 +9,16 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import setitem
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from kvstore.compiled import Change
 from kvstore.errors import KVStoreError
 from kvstore.format.layout import U64
 
 from . import platform
 from .held import HeldFile
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import Change
 
 
 class ThroughMap:
@@ -33,7 +35,7 @@ class ThroughMap:
         # No function of ours: a word costs a fifth of what its eight bytes would.
         self.write_word: Callable[[int, int], None] = partial(setitem, words)
 
-    def write_all(self, changes: Sequence[Change]) -> None:
+    def write_all(self, changes: "Sequence[Change]") -> None:
         """As `write`, of each."""
         for offset, data, _ in changes:
             self.write(offset, data)
@@ -88,7 +90,7 @@ class ByPwrite:
         """As `write`, of one word."""
         self.write(index << 3, U64.pack(word))
 
-    def write_all(self, changes: Sequence[Change]) -> None:
+    def write_all(self, changes: "Sequence[Change]") -> None:
         """Write these one after the other, up to one that fails. Raises as `write`."""
         fd, pwrite = self._held.fd, os.pwrite
         try:

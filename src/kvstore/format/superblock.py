@@ -1,6 +1,6 @@
 """Identity, state and holder of a file, decoded and built: see `layout`, "Superblock"."""
 
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -20,13 +20,16 @@ from .layout import (
     U64,
 )
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Sliceable(Protocol):
+        """The bytes of a file, or of its start: `bytes`, say."""
+
+        def __getitem__(self, where: slice, /) -> bytes: ...
+
+
 _CHECKSUM_SIZE: Final = U64.size  # at the end of identity and state
-
-
-class Sliceable(Protocol):
-    """The bytes of a file, or of its start: `bytes`, say."""
-
-    def __getitem__(self, where: slice, /) -> bytes: ...
 
 
 class Identity(NamedTuple):
@@ -125,7 +128,7 @@ def is_state(packed: bytes, hash_seed: int) -> bool:
     )
 
 
-def index_checksum(contents: Sliceable, extent_count: int, hash_seed: int) -> int:
+def index_checksum(contents: "Sliceable", extent_count: int, hash_seed: int) -> int:
     """Return the checksum of directory, extent map and allocator that a clean state has.
 
     `contents` is the file, or as much of its start as they take.

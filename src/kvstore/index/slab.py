@@ -17,9 +17,8 @@ Invariants, under the space lock of `extents`:
 
 from array import array
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kvstore.compiled import FastPath
 from kvstore.errors import CorruptStoreError, KVStoreError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
@@ -66,6 +65,9 @@ from kvstore.format.records import is_valid_record, magics, size_class_at
 from .buckets import advice
 from .extents import Extents
 from .versions import Versions
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import FastPath
 
 _NO_FREE_BLOCK: Final = NO_BLOCK << ENTRY_FIRST_FREE_SHIFT
 # The upper half of an entry's first word where no block of its class is left.

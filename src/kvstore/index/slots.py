@@ -14,9 +14,8 @@ entries in the directory, and the records its slots point to. Unless they say ot
 of these functions holds it.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from kvstore.compiled import FastPath
 from kvstore.file.datafile import DataFile
 from kvstore.format.layout import (
     BUCKET_COUNT,
@@ -63,6 +62,9 @@ from .buckets import SHAPE_MASKS, torn_bucket_error, wanted_shape, wrong_bucket_
 from .records import Records
 from .slab import Slab
 from .versions import Versions
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import FastPath
 
 _COUNT_MASK: Final = 0xFFFF
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
