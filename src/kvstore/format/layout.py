@@ -301,6 +301,7 @@ The seed of the record's checksum, modulo 2**64::
         = 0xB374825C6F6C0168
 """
 
+from itertools import pairwise
 from struct import Struct
 from typing import Final
 
@@ -486,8 +487,9 @@ BLOCK_SIZES: Final[tuple[int, ...]] = (
 BLOCKS_PER_EXTENT: Final = tuple(EXTENT_SIZE // size for size in BLOCK_SIZES)
 # The size class of a record, by its size in steps of 32 bytes, rounded up.
 SIZE_CLASSES: Final = bytes(
-    next(c for c, size in enumerate(BLOCK_SIZES) if size >= 32 * steps)
-    for steps in range(MAX_RECORD_SIZE // 32 + 1)
+    size_class
+    for size_class, (below, size) in enumerate(pairwise((-32, *BLOCK_SIZES)))
+    for _ in range(below, size, 32)
 )
 
 # --- a found record ----------------------------------------------------------------------------
