@@ -14,6 +14,7 @@ import pytest
 from support.consistency import assert_consistent
 from xxhash import xxh3_64_intdigest
 
+import kvstore.format.extent_records
 import kvstore.format.layout
 import kvstore.format.records
 import kvstore.format.segment
@@ -135,7 +136,7 @@ def forced(prefix: int) -> Iterator[None]:
         patch.setattr(compiled, "selected", compiled.PLAIN)
         for module in (kvstore.one_key, kvstore.format.segment):
             patch.setattr(module, "xxh3_64_intdigest", of_key)
-        patch.setattr(kvstore.format.records, "xxh3_64_intdigest", in_recovery)
+        patch.setattr(kvstore.format.extent_records, "xxh3_64_intdigest", in_recovery)
         for module in (
             kvstore.format.records,
             kvstore.index.records,

@@ -13,6 +13,7 @@ from support.implementations import IMPLEMENTATIONS
 from xxhash import xxh3_64_intdigest
 
 from kvstore.compiled import Implementation
+from kvstore.format.extent_records import classify
 from kvstore.format.found_words import found_word
 from kvstore.format.layout import (
     BLOCK_SIZES,
@@ -35,7 +36,7 @@ from kvstore.format.layout import (
     U64,
     record_checksum,
 )
-from kvstore.format.records import classify, magics
+from kvstore.format.records import magics
 
 SEED: Final = 0x0123456789ABCDEF
 NOW_MS: Final = 1_700_000_000_000

@@ -218,7 +218,7 @@ def test_records_whose_hashes_collide_are_given_the_same_slots(
         home = 15 if bits == 0 or hashed >> 40 & 3 == 0 else 0
         return (same & ~rest | hashed & rest | home) & 2**64 - 1
 
-    for module in ("records", "layout"):
+    for module in ("extent_records", "layout"):
         monkeypatch.setattr(f"kvstore.format.{module}.xxh3_64_intdigest", digest)
     image = Image(empty + bytes(8 * EXTENT_SIZE), digest)
     # Without a state, the file is as long as it is.

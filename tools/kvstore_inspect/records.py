@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from kvstore.format.extent_records import classify
 from kvstore.format.layout import (
     BUCKET_COUNT,
     BUCKET_HEADER,
@@ -58,7 +59,7 @@ from kvstore.format.layout import (
     slot_offset,
 )
 from kvstore.format.quick_check import count_by_map
-from kvstore.format.records import classify, is_valid_record, magics, size_class_at
+from kvstore.format.records import is_valid_record, magics, size_class_at
 from kvstore.format.segment import live_slots
 
 from .file_view import FileView

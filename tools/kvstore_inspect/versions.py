@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from kvstore import compiled
+from kvstore.format.extent_records import classify
 from kvstore.format.found_words import found_offset
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
@@ -30,7 +31,7 @@ from kvstore.format.layout import (
     U64,
     map_entry_offset,
 )
-from kvstore.format.records import classify, size_class_at
+from kvstore.format.records import size_class_at
 from kvstore.format.superblock import State
 
 from .file_view import FileView

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from mmap import mmap
 
-    from kvstore.format.records import FoundBlocks
+    from kvstore.format.extent_records import FoundBlocks
 
     from .interface import FastPath, OwnedLock
 
@@ -134,9 +134,14 @@ _fast_path: Final = _extensions.get("_fast_path")
 
 
 def _make_plain() -> Implementation:
-    from kvstore.format import extent_map, found_words, records, segment  # where not compiled
+    from kvstore.format import (  # where not compiled
+        extent_map,
+        extent_records,
+        found_words,
+        segment,
+    )
 
-    return Implementation("plain", (records, found_words, segment, extent_map), None)
+    return Implementation("plain", (extent_records, found_words, segment, extent_map), None)
 
 
 def __getattr__(name: str) -> Implementation:

@@ -21,8 +21,6 @@ from array import array
 
 from xxhash import xxh3_64_intdigest
 
-from kvstore.format.records import FoundBlocks
-
 include "layout_constants.pxi"
 include "words.pxi"
 
@@ -57,7 +55,7 @@ cdef class View:
         return self.buffer.len // size
 
 
-# --- records: `format.records` -------------------------------------------------------------------
+# --- records: `format.extent_records` ------------------------------------------------------------
 
 
 def find_magics(bytes contents not None):
@@ -138,6 +136,8 @@ def scan_blocks(
                 or 0 < expires_at <= now_ms
             ):
                 doubtful.append(word)
+    from kvstore.format.extent_records import FoundBlocks  # by recovery only
+
     return FoundBlocks(
         array("H", positions[: count * <Py_ssize_t>sizeof(uint16_t)]),
         array("Q", words[: count * <Py_ssize_t>sizeof(uint64_t)]),

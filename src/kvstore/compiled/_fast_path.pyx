@@ -215,7 +215,7 @@ cdef class FastPath(Blocks):
         uint64_t shape,
         dict clock not None,
     ):
-        if len(stripes) != STRIPE_COUNT or not all(type(stripe) is Lock for stripe in stripes):
+        if len(stripes) != STRIPE_COUNT or set(map(type, stripes)) != {Lock}:
             raise TypeError(f"not the {STRIPE_COUNT} locks of a store")
         self.stripes, self.space, self.clock = stripes, space, clock
         self.seed, self.shape, self.last_ms = hash_seed, shape, clock["LAST_MS"]

@@ -6,6 +6,7 @@ has a later record of its key, and each marked one is later than what the slot o
 
 from collections.abc import Iterator
 
+from kvstore.format.extent_records import is_of_table
 from kvstore.format.layout import (
     BLOCK_SIZES,
     DIRECTORY_ENTRIES,
@@ -23,7 +24,7 @@ from kvstore.format.layout import (
     STAMP_LIMIT,
     STATE_OFFSET,
 )
-from kvstore.format.records import is_of_table, is_valid_record, magics, size_class_at
+from kvstore.format.records import is_valid_record, magics, size_class_at
 
 from .check_table import stamp_in_slot
 from .checked_file import CheckedFile, entry_problem

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from kvstore import compiled
+from kvstore.format.extent_records import classify
 from kvstore.format.layout import (
     BLOCK_ALIGNMENT,
     EXTENT_SHIFT,
@@ -24,7 +25,6 @@ from kvstore.format.layout import (
     RECORD_KEY_SIZE_OFFSET,
 )
 from kvstore.format.records import (
-    classify,
     is_valid_record,
     magics,
     places_of_magics,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvstore.compiled import Implementation
+from kvstore.format.extent_records import FoundBlocks
 from kvstore.format.layout import DIRECTORY_ENTRIES, DIRECTORY_SHIFT, FOUND_UPPER_SHIFT
-from kvstore.format.records import FoundBlocks
 
 _PART: Final = 2048  # words that are looked at together: few, for one in doubt delays all of them
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from kvstore.compiled import Implementation
 from kvstore.file.datafile import DataFile
+from kvstore.format.extent_records import FoundBlocks, classify
 from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -35,7 +36,7 @@ from kvstore.format.layout import (
     U64,
     bucket_marker,
 )
-from kvstore.format.records import FoundBlocks, classify, size_class_at
+from kvstore.format.records import size_class_at
 
 from .found_records import FoundRecords
 from .report import Report
