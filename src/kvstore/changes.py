@@ -11,7 +11,7 @@ A file that is not written through the map costs a call of the system for each s
 steps are the same, but the fast path tells what they are, where the store has one.
 """
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from . import clock
 from .errors import (
@@ -51,19 +51,40 @@ if TYPE_CHECKING:
 _RETRY_EVERY: Final = 16
 
 
-class NewRecord(NamedTuple):
-    """What is to be stored under a key."""
+class NewRecord:
+    """What is to be stored under a key.
 
-    key: str
-    """For messages; `encoded_key` is what counts."""
-    key_hash: int
-    encoded_key: bytes
-    encoded: bytes
-    """The value as JSON."""
-    now_ms: int
-    expires_at: int
-    created_at: int | None = None
-    """Its time of creation, in ms, where that is not now."""
+    `key` is for messages, `encoded_key` is what counts; `encoded` is the value as JSON;
+    `created_at`, in ms, the time of creation where that is not `now_ms`.
+    """
+
+    __slots__ = (
+        "created_at",
+        "encoded",
+        "encoded_key",
+        "expires_at",
+        "key",
+        "key_hash",
+        "now_ms",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        key_hash: int,
+        encoded_key: bytes,
+        encoded: bytes,
+        now_ms: int,
+        expires_at: int,
+        created_at: int | None = None,
+    ) -> None:
+        self.key = key
+        self.key_hash = key_hash
+        self.encoded_key = encoded_key
+        self.encoded = encoded
+        self.now_ms = now_ms
+        self.expires_at = expires_at
+        self.created_at = created_at
 
     @property
     def size(self) -> int:

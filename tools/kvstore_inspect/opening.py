@@ -27,7 +27,7 @@ def next_opening(path: str | os.PathLike[str], fd: int) -> Opening:
     try:
         found = FoundFile(os.fspath(path), fd)
         # In a blank one a new store is made.
-        rebuilds = found.is_blank or decide(found).distrust
+        rebuilds = found.is_blank or bool(decide(found)[0])
     except (CorruptStoreError, UnsupportedFormatError):
         return Opening.REFUSES
     return Opening.REBUILDS if rebuilds else Opening.USES

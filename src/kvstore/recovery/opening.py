@@ -5,8 +5,6 @@ nothing is lost that was promised. Whatever else takes an index for wrong is dam
 knows how far it goes: then the records must be as many as they were, and whole: see `evidence`.
 """
 
-from typing import NamedTuple
-
 from kvstore.errors import CorruptStoreError, UnsupportedFormatError
 from kvstore.file import platform
 from kvstore.file.datafile import DataFile
@@ -24,15 +22,6 @@ from kvstore.format.layout import (
 )
 from kvstore.format.quick_check import count_by_map, index_is_consistent
 from kvstore.format.superblock import index_checksum, unpack_holder
-
-
-class Decision(NamedTuple):
-    """What is to be done with the index of a file."""
-
-    distrust: str
-    """Why it cannot be used and is to be rebuilt, in words; empty where it is used as it is."""
-    extent_count: int
-    """How many extents of the file are in use."""
 
 
 def open_file(
@@ -96,10 +85,14 @@ def open_file(
         raise
 
 
-def decide(found: FoundFile) -> Decision:
+def decide(found: FoundFile) -> tuple[str, int]:
     """Return what is to be done with the index of a file that is not blank; change nothing.
 
     Reads all of a file that it does not trust.
+
+    Returns:
+        Why the index cannot be used and is to be rebuilt, in words, empty where it is used as it
+        is; and how many extents of the file are in use.
 
     Raises:
         CorruptStoreError: a rebuild would lose records that a repair could use.
@@ -108,7 +101,7 @@ def decide(found: FoundFile) -> Decision:
     count = found.state.extent_count
     distrust = _find_distrust(found)
     if not distrust:
-        return Decision("", count)
+        return "", count
     beyond = platform.find_last(found.fd, RECORD_MAGIC_BYTES, count << EXTENT_SHIFT, found.length)
     if found.state.clean or not found.state.intact:
         loss = _find_loss(found, beyond)
@@ -122,7 +115,7 @@ def decide(found: FoundFile) -> Decision:
             f"{loss}. The file was not changed; kvstore-inspect repair {found.path} rebuilds "
             f"the index from those records that are whole, and keeps a copy of the file"
         )
-    return Decision(distrust, count)
+    return distrust, count
 
 
 def _find_distrust(found: FoundFile) -> str:
