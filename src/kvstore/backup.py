@@ -32,6 +32,7 @@ from .errors import (
 from .file.datafile import DataFile
 from .file.lock import FileLock
 from .file.platform import flush_folder, raise_if_full
+from .format.bucket import live_slots
 from .format.layout import (
     BUCKET_COUNT,
     BUCKET_SIZE,
@@ -48,7 +49,6 @@ from .format.layout import (
     SLOT_KEY_SIZE_OFFSET,
     slot_offset,
 )
-from .format.segment import live_slots
 from .index.buckets import advice
 from .parts import Parts
 

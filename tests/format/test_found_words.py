@@ -12,6 +12,7 @@ from support import scaled, seeded_random
 from support.implementations import IMPLEMENTATIONS
 
 from kvstore.compiled import Implementation
+from kvstore.format.bucket import MEMBER
 from kvstore.format.found_words import found_offset, found_word
 from kvstore.format.layout import (
     FOUND_HASH_MASK,
@@ -22,7 +23,6 @@ from kvstore.format.layout import (
     RECORD_MAGIC,
     SLOT,
 )
-from kvstore.format.segment import MEMBER
 
 NOW_MS: Final = 1_700_000_000_000
 

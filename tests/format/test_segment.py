@@ -8,6 +8,7 @@ from support.implementations import IMPLEMENTATIONS
 from xxhash import xxh3_64_intdigest
 
 from kvstore.compiled import Implementation
+from kvstore.format.bucket import MEMBER, live_slots
 from kvstore.format.layout import (
     BUCKET_HEADER,
     BUCKET_SIZE,
@@ -26,7 +27,6 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.segment import MEMBER, live_slots
 
 EXTENT = 9
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from kvstore.format.bucket import live_slots
 from kvstore.format.extent_records import classify
 from kvstore.format.layout import (
     BUCKET_COUNT,
@@ -60,7 +61,6 @@ from kvstore.format.layout import (
 )
 from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import is_valid_record, magics, size_class_at
-from kvstore.format.segment import live_slots
 
 from .file_view import FileView
 from .versions import BlockSet, Retired, find_losers, slab_extents, stamp_at, void_stamp

@@ -9,6 +9,7 @@ from array import array
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from .bucket import MEMBER_WORDS
 from .layout import (
     FOUND_HASH_MASK,
     FOUND_OFFSET_MASK,
@@ -20,7 +21,6 @@ from .layout import (
     SLOT_KEY_SIZE,
     SLOT_KEY_SIZE_SHIFT,
 )
-from .segment import MEMBER_WORDS
 
 if TYPE_CHECKING:
     from mmap import mmap

@@ -1,22 +1,19 @@
 """One segment of the table as bytes: partitioned and built, knowing nothing of files.
 
-Used where a segment is looked at whole: rewriting, recovery, checking. The one-key operations in
-`slots` work on the mapped file itself.
+Used where a segment is rewritten or built anew. The one-key operations in `slots` work on the
+mapped file itself.
 """
 
-from collections.abc import Iterator
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_64_intdigest
 
+from .bucket import MEMBER, live_slots
 from .layout import (
     BUCKET_COUNT,
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
     BUCKET_WORDS,
-    CONTROL_OFFSET,
-    CONTROL_TOMBSTONE,
     DIRECTORY_SHIFT,
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -28,13 +25,11 @@ from .layout import (
     SEGMENT_SLOTS,
     SLOT_COUNT,
     SLOT_EXPIRES_OFFSET,
-    SLOT_EXPIRY,
     SLOT_KEY_SIZE,
     SLOT_KEY_SIZE_OFFSET,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
     SLOT_SIZE,
-    SLOT_WHOLE,
     U64,
     bucket_marker,
     segment_run,
@@ -44,28 +39,6 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 _HEADER_PADDING: Final = bytes(BUCKET_HEADER_SIZE - BUCKET_WORDS.size)
-
-# A live slot on its way from one segment to another: the hash of its key, or what a `found_words`
-# word has of that, and its 48 bytes. Members are these, one after the other.
-MEMBER: Final = Struct(f"<Q{SLOT_SIZE}s")
-MEMBER_WORDS: Final = Struct("<Q32sQQ")  # the same, with the slot as `layout.SLOT_WORDS`
-
-
-def live_slots(bucket: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield index in the bucket, expires_at and the 48 bytes of each live slot of a page."""
-    controls = bucket[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT]
-    if not any(controls):  # as most are in a small store
-        return
-    slots = bucket[BUCKET_HEADER_SIZE:]
-    for index, control, (slot,), (expires_at,) in zip(
-        range(SLOT_COUNT),
-        controls,
-        SLOT_WHOLE.iter_unpack(slots),
-        SLOT_EXPIRY.iter_unpack(slots),
-        strict=True,
-    ):
-        if control > CONTROL_TOMBSTONE:
-            yield index, expires_at, slot
 
 
 def partition_slots(

@@ -15,6 +15,7 @@ from kvstore.compiled import Implementation
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
+from kvstore.format.bucket import MEMBER, live_slots
 from kvstore.format.layout import (
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
@@ -61,7 +62,6 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.segment import MEMBER, live_slots
 
 from .buckets import (
     advice,

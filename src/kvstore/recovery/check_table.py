@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from struct import Struct
 from typing import Final
 
+from kvstore.format.bucket import live_slots
 from kvstore.format.layout import (
     BLOCK_SIZES,
     BUCKET_COUNT,
@@ -42,7 +43,6 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.segment import live_slots
 
 from .checked_file import CheckedFile, entry_problem
 from .problems import Breach, Problem

@@ -7,6 +7,7 @@ from kvstore.compiled import Implementation
 from kvstore.errors import StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
+from kvstore.format.bucket import MEMBER
 from kvstore.format.layout import (
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
@@ -23,7 +24,6 @@ from kvstore.format.layout import (
     map_entry_offset,
     segment_run,
 )
-from kvstore.format.segment import MEMBER
 from kvstore.index.extents import Extents
 
 from .found_records import FoundRecords

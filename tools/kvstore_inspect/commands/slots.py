@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvstore.clock import now_ms
+from kvstore.format.bucket import live_slots
 from kvstore.format.codec import encode_key
 from kvstore.format.layout import (
     BLOCK_SIZES,
@@ -33,7 +34,6 @@ from kvstore.format.layout import (
     bucket_marker,
     segment_run,
 )
-from kvstore.format.segment import live_slots
 from kvstore_inspect.describe import (
     Section,
     blocks,
