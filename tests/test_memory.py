@@ -165,7 +165,8 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
             store.create(f"{number}", {"n": number})
     without, modules_without = measure(WITHOUT + REPORT, path)
     with_kvstore, modules_with = measure(WITHOUT + WITH + REPORT, path)
-    assert with_kvstore - without <= 1.5 * MIB
+    # Reached are 1.1; but a table of names doubles, with 0.2, where Python has so many of them.
+    assert with_kvstore - without <= 1.35 * MIB
     imported = modules_with - modules_without
     assert "kvstore.store" in imported
     rare = {
@@ -175,10 +176,13 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
         "kvstore.recovery.check",
         "kvstore.backup",
         "kvstore.compacting",
+        "kvstore.compiled.interface",
         "kvstore.location",
         "kvstore.moving",
         "kvstore.recovery.found_records",
         "kvstore.recovery.rebuild",
         "kvstore.__main__",
     }
+    if IMPLEMENTATION == "compiled":
+        rare |= {"kvstore.format.extent_records", "kvstore.format.segment"}
     assert not imported & rare
