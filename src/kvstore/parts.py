@@ -79,6 +79,7 @@ class Parts:
                 file.hash_seed,
                 wanted_shape(file),
                 vars(clock),
+                file.fd,
             )
             slab.fast = slots.fast = self.fast
         self.changes = changes = Changes(file, slab, records, slots, segments, versions, self.fast)

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final, cast
@@ -34,6 +35,7 @@ from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
     FREE_MAGIC,
+    FRESH_EXTENT_OFFSET,
     LAST_STAMPS,
     MARKED_MAGIC,
     MARKED_MAGIC_BYTES,
@@ -689,6 +691,98 @@ def test_hashing_a_long_value_lets_no_other_thread_in() -> None:
     finally:
         sys.setswitchinterval(interval)
         waiting.join()
+
+
+# --- pages brought in ahead ---------------------------------------------------------------------
+
+
+def test_what_is_in_extents_that_nobody_has_yet_stays(store: KVStore, fast: FastPath) -> None:
+    """Their pages are brought in ahead of need, with whatever is there."""
+    file = store._file
+    first = file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT
+    garbage = bytes(range(256)) * ((file.size - first) // 256)
+    file.map[first : file.size] = garbage
+    for number in range(100):
+        assert type(fast.create(f"other {number}", {"n": number}, None)) is int
+    assert file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT == first
+    assert file.map[first : file.size] == garbage
+    file.map[first : file.size] = bytes(file.size - first)
+
+
+LARGE: Final = {"text": "x" * (MAX_VALUE_SIZE - 11)}
+
+
+@contextmanager
+def descriptor_replaced(store: KVStore, other: int) -> Iterator[None]:
+    """Have another file by the number of the store's own; `other` is closed in the end."""
+    number = store._file.fd
+    kept = os.dup(number)
+    os.dup2(other, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(other)
+
+
+def create_large(store: KVStore, first: int, until: Callable[[], bool]) -> int:
+    """Create large records, numbered from `first`, until that is so; return the next number."""
+    while not until():
+        store.create(f"large {first}", LARGE)
+        first += 1
+    return first
+
+
+def create_large_in_new_space(store: KVStore, other: int) -> int:
+    """Create records where the file has just grown, with `other` for its descriptor; count all."""
+    file = store._file
+    size = file.size
+    count = create_large(store, 0, lambda: file.size > size)
+    size = file.size
+    with descriptor_replaced(store, other):
+        count = create_large(
+            store, count, lambda: file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT == size
+        )
+        assert file.size == size
+    return count
+
+
+def test_large_records_of_all_sizes_are_whole(open_store: OpenStore) -> None:
+    store = open_store()
+    sizes = [*range(7000, MAX_VALUE_SIZE - 11, 97)] * 3
+    for number, size in enumerate(sizes):
+        store.create(f"large {number}", {"text": "x" * size})
+    for number in range(0, len(sizes), 2):
+        store.delete(f"large {number}")
+    for number in range(0, len(sizes), 2):
+        store.create(f"large {number}", {"text": "y" * sizes[number]})
+    store.close()
+    store = open_store()
+    for number, size in enumerate(sizes):
+        assert store.read(f"large {number}") == {"text": "xy"[number % 2 == 0] * size}
+
+
+def test_large_records_are_created_where_the_system_writes_no_zeros(open_store: OpenStore) -> None:
+    """They only take a little longer: here the file is open for reading by that number."""
+    store = open_store()
+    count = create_large_in_new_space(store, os.open(store.path, os.O_RDONLY))
+    store.close()
+    store = open_store()
+    assert [store.read(f"large {number}") for number in range(count)] == [LARGE] * count
+
+
+def test_another_file_by_the_number_of_the_stores_is_left_alone(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    """A program that becomes a daemon closes all that it finds open, and opens files of its own."""
+    other = tmp_path / "other"
+    other.write_bytes(b"its own")
+    store = open_store()
+    count = create_large_in_new_space(store, os.open(other, os.O_RDWR))
+    assert other.read_bytes() == b"its own"
+    store.close()
+    assert len(open_store()) == count
 
 
 # --- misuse --------------------------------------------------------------------------------------

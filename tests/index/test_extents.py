@@ -86,6 +86,17 @@ def test_file_does_not_grow_while_an_extent_is_free_or_fresh(path: Path) -> None
     assert [str(problem) for problem in check_file(path)] == []
 
 
+def test_what_the_file_has_grown_by_is_not_looked_at_for_older_records(path: Path) -> None:
+    with open_components(path) as parts:
+        before = parts.file.extent_count
+        while parts.file.extent_count == before:
+            take(parts)
+        looked_at = parts.extents.looked_at
+        assert not any(looked_at[:before])
+        assert all(looked_at[before : parts.file.extent_count])
+        assert not any(looked_at[parts.file.extent_count :])
+
+
 def test_table_takes_no_extent_whose_records_power_loss_could_bring_back(path: Path) -> None:
     """It takes others until everything has been flushed; and then those too."""
     with open_components(path, 4 * MIB) as parts:

@@ -177,6 +177,7 @@ cdef inline uint64_t checksum_of(bytes value, uint64_t seed) except? 0:
 
 
 include "blocks.pxi"
+include "growing.pxi"
 
 
 # --- the operations ------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ include "blocks.pxi"
 
 @cython.final
 @cython.no_gc
-cdef class FastPath(Blocks):
+cdef class FastPath(Growing):
     """The common case of the operations on one key of one open store.
 
     Args:
@@ -194,6 +195,7 @@ cdef class FastPath(Blocks):
         hash_seed: of the file.
         shape: what the shapes of the file's buckets have in common: `buckets.wanted_shape`.
         clock: the names of `kvstore.clock`.
+        fd: of the file; -1: the system is not asked for large pages.
     """
 
     cdef tuple stripes
@@ -214,11 +216,13 @@ cdef class FastPath(Blocks):
         uint64_t hash_seed,
         uint64_t shape,
         dict clock not None,
+        int fd=-1,
     ):
         if len(stripes) != STRIPE_COUNT or set(map(type, stripes)) != {Lock}:
             raise TypeError(f"not the {STRIPE_COUNT} locks of a store")
         self.stripes, self.space, self.clock = stripes, space, clock
         self.seed, self.shape, self.last_ms = hash_seed, shape, clock["LAST_MS"]
+        self.use_large_pages(fd)
 
     def begin(self):
         """Allow changes: the disk knows that the index is in flux."""
@@ -569,6 +573,7 @@ cdef class FastPath(Blocks):
         cdef uint64_t entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
         cdef uint64_t stripe = key_hash >> STRIPE_SHIFT
         cdef uint64_t flags = 0, entry = 0, after = 0, record, checksum, tail, earliest
+        cdef bint is_first_use  # of the block, since its extent was opened
         cdef Superseded old
         cdef uint8_t control
         cdef uint8_t image[48]
@@ -597,11 +602,16 @@ cdef class FastPath(Blocks):
             if not stamp:
                 return encoded
         checksum = checksum_of(encoded, seed_of(key_hash, stamp, expires_at, record))
+        is_first_use = (
+            load(self.base + map_entry_of(record >> EXTENT_SHIFT)) ^ after
+        ) >> ENTRY_FRESH_SHIFT != 0
         # Nothing was stored so far, and from here on all is.
         if not self.take_block(record >> EXTENT_SHIFT, size_class, after):
             return encoded
         self.versions[LAST_STAMPS + stripe] = max(stamp, self.versions[LAST_STAMPS + stripe])
         if self.plan is None:
+            if is_first_use and size > LEAST_LARGE:
+                self.bring_in_block(record, BLOCK_SIZES[size_class])
             self.write_record(
                 self.base + record, key, key_size, encoded, stamp, expires_at, checksum
             )
@@ -653,6 +663,8 @@ cdef class FastPath(Blocks):
                 self.free_(old.record, old.entry, old.after)
             else:
                 self.retire(old.record, RECORD_MAGIC)
+        elif size <= LEAST_LARGE:
+            self.prepare()
         return record | size << RECORD_SIZE_SHIFT
 
     cdef inline uint64_t next_stamp(

@@ -137,6 +137,11 @@ class DataFile:
             self._unmap()
             raise
 
+    @property
+    def fd(self) -> int:
+        """The descriptor that the file is written and flushed by; -1 once it is closed."""
+        return self._held.fd
+
     def read_ahead(self, wanted: bool) -> None:
         """Have the map read from end to end fast, or here and there, as it is after opening."""
         platform.read_ahead(self.map, wanted)

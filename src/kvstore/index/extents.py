@@ -8,6 +8,8 @@ Invariants, under `lock`, the space lock:
    became free is for slabs alone until everything has been flushed. Else the table could lose its
    own extents to records that were deleted, where there are no others. A segment's that became
    free is anybody's at once: while it was one, no record was there.
+4. What the file has grown by in this opening held nothing but zeros: nobody has to look there for
+   records of before it.
 
 The space lock covers the extent map but for the counts in segments' entries, the allocator, and
 growth. It is taken after a stripe and never before one.
@@ -39,11 +41,18 @@ _UNUSED: Final = bytes(SLAB_ENTRY.size)
 
 
 class Extents:
-    """Takes and gives back extents of `file`."""
+    """Takes and gives back extents of `file`.
+
+    Attributes:
+        lock: the space lock.
+        looked_at: a byte for each extent: it is known to have no record of before this opening that
+            its entry does not know. See `slab`.
+    """
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
         self.lock = Lock()
+        self.looked_at = bytearray(EXTENT_MAP_ENTRIES)
         # Whether room should be made before the file grows; then there is none, for the time being.
         self.refuses_growth: Callable[[], bool] = _never
 
@@ -84,10 +93,16 @@ class Extents:
         while extent >= file.extent_count:
             if file.extent_count < file.max_extents and self.refuses_growth():
                 raise StoreFullError(f"{file.path}: room is to be made before the file grows")
-            file.grow()
-        file.prefault(extent)
+            self._grow()
+        if for_segment:  # it is stored to all at once; a slab's a page now and then
+            file.prefault(extent)
         rollback.write(FRESH_EXTENT_OFFSET, U16.pack(extent + 1))
         return extent
+
+    def _grow(self) -> None:
+        before = self._file.extent_count
+        count = self._file.grow()
+        self.looked_at[before : before + count] = b"\1" * count
 
     def allocate_before(self, limit: int, rollback: Rollback, *, for_segment: bool = True) -> int:
         """As `allocate`, but of the free extents before that number.

@@ -105,7 +105,7 @@ class Slab:
         self.wants_reclaiming = False
         # The extent that was last emptied or opened: the spare, while it has no live block.
         self.spare = array("Q", [NO_EXTENT])
-        self.looked_at = bytearray(EXTENT_MAP_ENTRIES)
+        self.looked_at = extents.looked_at
         # Blocks of records that no slot points to: an operation that was to free them could not.
         self._pending: list[int] = []
         self.fast: FastPath | None = None  # of the store, once it is open
