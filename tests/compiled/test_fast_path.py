@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 import orjson
 import pytest
+from support.cases import CASES
 from support.processes import run_script
 from support.stores import OpenStore
 from xxhash import xxh3_64_intdigest
@@ -31,20 +32,27 @@ from kvstore import (
 from kvstore.compiled import IMPLEMENTATION, PLAIN, Lock, selected
 from kvstore.compiled.interface import FastPath, OwnedLock
 from kvstore.file.reentry import thread
+from kvstore.file.rollback import Rollback
 from kvstore.format.layout import (
+    BUCKET_SIZE,
     EXTENT_MAP_OFFSET,
     EXTENT_SHIFT,
+    EXTENT_SIZE,
     FREE_MAGIC,
     FRESH_EXTENT_OFFSET,
     LAST_STAMPS,
     MARKED_MAGIC,
     MARKED_MAGIC_BYTES,
     MAX_VALUE_SIZE,
+    MIN_DEPTH,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
     RECORD_MAGIC_BYTES,
     RECORD_MAGIC_SIZE,
+    SHAPE_OFFSET,
+    SHAPE_REWRITES_SHIFT,
     SLOT_EXPIRES_OFFSET,
+    SLOT_KEY_SIZE_OFFSET,
     SLOT_OLDER,
     SLOT_RECORD_MASK,
     SLOT_RECORD_OFFSET,
@@ -52,12 +60,17 @@ from kvstore.format.layout import (
     STAMP_SHIFT,
     STRIPE_SHIFT,
     U64,
+    UNDONE_WORD,
     VERSION_WORDS,
     key_hash,
+    segment_run,
+    slot_offset,
 )
+from kvstore.format.segment import live_slots
 from kvstore.index.buckets import wanted_shape
 
 U32: Final = Struct("<I")
+SPLITTING: Final = next(case for case in CASES if case.name == "create and split")
 
 pytestmark = pytest.mark.skipif(
     IMPLEMENTATION != "compiled", reason="the compiled code is not built, or not in use"
@@ -693,18 +706,121 @@ def test_hashing_a_long_value_lets_no_other_thread_in() -> None:
         waiting.join()
 
 
+# --- extents opened, and segments split -----------------------------------------------------------
+
+
+@pytest.fixture
+def full(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> KVStore:
+    """A store in which the next key of its first segment has that split."""
+    monkeypatch.setattr(os, "urandom", bytes)
+    store = open_store(check=False)
+    SPLITTING.prepare(store)
+    return store
+
+
+def has_split(store: KVStore) -> bool:
+    directory = store._file.directory
+    return directory[0] != directory[segment_run(MIN_DEPTH) // 2]
+
+
+def create_splitting(store: KVStore) -> object:
+    assert store._fast is not None
+    return store._fast.create(SPLITTING.key, {}, None)
+
+
+def test_an_extent_is_opened_in_one_go(store: KVStore, fast: FastPath) -> None:
+    size = store._file.size
+    create_large(store, 0, lambda: store._file.size > size)
+    # What the file has before it grows may have records of another time.
+    create_large(store, 1000, lambda: fresh_end(store) >= size + EXTENT_SIZE)
+    records = [fast.create(f"key {number}", LARGE, None) for number in range(12)]
+    assert all(type(record) is int for record in records)
+    assert len({cast(int, record) >> EXTENT_SHIFT & 0xFFFF for record in records}) > 3
+
+
+def test_a_segment_is_split_in_one_go(full: KVStore) -> None:
+    keys = set(full)
+    assert type(create_splitting(full)) is int
+    assert has_split(full)
+    assert set(full) == keys | {SPLITTING.key}
+    assert {full.read(key) == {} for key in keys} == {True}
+
+
+def some_slot(store: KVStore) -> int:
+    """Return the offset of a live slot of the first segment."""
+    extent = store._file.directory[0]
+    for bucket in range(extent << EXTENT_SHIFT, extent + 1 << EXTENT_SHIFT, BUCKET_SIZE):
+        for index, *_ in live_slots(store._file.map[bucket : bucket + BUCKET_SIZE]):
+            return slot_offset(bucket, index)
+    raise AssertionError("an empty segment")
+
+
+def expire(store: KVStore) -> None:
+    store._file.words[some_slot(store) + SLOT_EXPIRES_OFFSET >> 3] = 1
+
+
+def spoil_key(store: KVStore) -> None:
+    store._file.map[some_slot(store)] ^= 0x55
+
+
+def spoil_key_size(store: KVStore) -> None:
+    store._file.map[some_slot(store) + SLOT_KEY_SIZE_OFFSET] = 255
+
+
+def spoil_page(store: KVStore) -> None:
+    store._file.words[(some_slot(store) & -BUCKET_SIZE) >> 3] ^= 1
+
+
+def spoil_directory(store: KVStore) -> None:
+    directory = store._file.directory
+    run = segment_run(MIN_DEPTH)
+    directory[run] = directory[run - 1]
+
+
+def free_an_extent(store: KVStore) -> None:
+    extents = store._parts.extents
+    with extents.lock, Rollback(store._file) as rollback:
+        extents.free(extents.allocate(rollback), rollback)
+
+
+@pytest.mark.parametrize(
+    "harm", [expire, spoil_key, spoil_key_size, spoil_page, spoil_directory, free_an_extent]
+)
+def test_a_segment_out_of_the_ordinary_is_left_to_python(
+    full: KVStore, harm: Callable[[KVStore], None]
+) -> None:
+    full._file.require_rebuild()
+    harm(full)
+    before = bytes(full._file.map[: full._file.size])
+    assert create_splitting(full) == b"{}"
+    assert bytes(full._file.map[: full._file.size]) == before
+
+
+def test_rewrites_that_were_taken_back_are_counted(full: KVStore) -> None:
+    """Pages of them may be in a copy, and must not look like those of the next one."""
+    full._parts.versions.words[UNDONE_WORD] = 3
+    before, _ = rewrites_of_first(full), create_splitting(full)
+    assert has_split(full)
+    assert rewrites_of_first(full) == before + 4
+
+
+def rewrites_of_first(store: KVStore) -> int:
+    first = store._file.directory[0] << EXTENT_SHIFT
+    return store._file.words[first + SHAPE_OFFSET >> 3] >> SHAPE_REWRITES_SHIFT
+
+
 # --- pages brought in ahead ---------------------------------------------------------------------
 
 
 def test_what_is_in_extents_that_nobody_has_yet_stays(store: KVStore, fast: FastPath) -> None:
     """Their pages are brought in ahead of need, with whatever is there."""
     file = store._file
-    first = file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT
+    first = fresh_end(store)
     garbage = bytes(range(256)) * ((file.size - first) // 256)
     file.map[first : file.size] = garbage
     for number in range(100):
         assert type(fast.create(f"other {number}", {"n": number}, None)) is int
-    assert file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT == first
+    assert fresh_end(store) == first
     assert file.map[first : file.size] == garbage
     file.map[first : file.size] = bytes(file.size - first)
 
@@ -726,6 +842,11 @@ def descriptor_replaced(store: KVStore, other: int) -> Iterator[None]:
         os.close(other)
 
 
+def fresh_end(store: KVStore) -> int:
+    """Return where the extents begin that nobody has taken so far, in bytes."""
+    return store._file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT
+
+
 def create_large(store: KVStore, first: int, until: Callable[[], bool]) -> int:
     """Create large records, numbered from `first`, until that is so; return the next number."""
     while not until():
@@ -741,9 +862,7 @@ def create_large_in_new_space(store: KVStore, other: int) -> int:
     count = create_large(store, 0, lambda: file.size > size)
     size = file.size
     with descriptor_replaced(store, other):
-        count = create_large(
-            store, count, lambda: file.shorts[FRESH_EXTENT_OFFSET >> 1] << EXTENT_SHIFT == size
-        )
+        count = create_large(store, count, lambda: fresh_end(store) == size)
         assert file.size == size
     return count
 
@@ -881,12 +1000,16 @@ def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: 
     """
     said = run_script(
         """
+        from kvstore.file.rollback import Rollback
         from support.cases import CASES
         os.urandom = bytes
         case = next(case for case in CASES if case.name == "create and split")
         store = KVStore(sys.argv[1])
         if sys.argv[2] == "split_or_compact":
             case.prepare(store)
+            # Which only the Python code takes.
+            with store._parts.extents.lock, Rollback(store._file) as rollback:
+                store._parts.extents.free(store._parts.extents.allocate(rollback), rollback)
         parts = store._slab if sys.argv[2] == "_open_extent" else store._parts.segments
         real = getattr(parts, sys.argv[2])
         children = []

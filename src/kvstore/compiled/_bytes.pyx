@@ -23,11 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 include "layout_constants.pxi"
 include "words.pxi"
-
-cdef struct Member:  # as `segment.MEMBER`
-    uint8_t word[8]
-    uint8_t slot[SLOT_SIZE]
-
+include "members.pxi"
 
 cdef inline uint8_t *bytes_of(bytes object_) noexcept:
     return <uint8_t *>PyBytes_AS_STRING(object_)
@@ -390,19 +386,6 @@ cdef inline bint is_expired(
     )
 
 
-cdef inline uint64_t hash_of_slot(
-    const uint8_t *memory, uint64_t file_size, const uint8_t *slot, uint64_t hash_seed
-) except? 0:
-    cdef uint64_t size = slot[SLOT_KEY_SIZE_OFFSET]
-    cdef uint64_t start
-    if size <= SLOT_KEY_SIZE:
-        return digest(slot, size, hash_seed)
-    start = (load(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK) + RECORD_HEADER_SIZE
-    if start + size > file_size:
-        return digest(slot, 0, hash_seed)
-    return digest(memory + start, size, hash_seed)
-
-
 def build_segment(uint64_t extent, uint64_t shape, bytes members not None):
     cdef uint64_t count = len(members) // sizeof(Member)
     if len(members) % sizeof(Member) or count > SEGMENT_SLOTS:
@@ -410,58 +393,17 @@ def build_segment(uint64_t extent, uint64_t shape, bytes members not None):
             f"{len(members):,} bytes of members, a segment has {SEGMENT_SLOTS:,} slots of "
             f"{sizeof(Member)}"
         )
-    cdef const Member *member = <const Member *>bytes_of(members)
-    # Which members a bucket gets, in their order; room for all of them in each.
-    cdef bytes scratch = PyBytes_FromStringAndSize(
-        NULL, BUCKET_COUNT * SEGMENT_SLOTS * sizeof(uint16_t)
-    )
-    cdef uint16_t *numbers = <uint16_t *>bytes_of(scratch)
-    cdef uint64_t counts[BUCKET_COUNT]
-    cdef uint64_t bucket, number, index, expires_at, earliest, earliest_of_all = NO_EXPIRY
-    for bucket in range(BUCKET_COUNT):
-        counts[bucket] = 0
-    for number in range(count):
-        bucket = load(member[number].word) & BUCKET_COUNT - 1
-        numbers[bucket * SEGMENT_SLOTS + counts[bucket]] = <uint16_t>number
-        counts[bucket] += 1
-    spill(numbers, counts)
+    cdef bytes scratch = PyBytes_FromStringAndSize(NULL, MOST_NUMBERS * sizeof(uint16_t))
     cdef bytes image = PyBytes_FromStringAndSize(NULL, EXTENT_SIZE)
-    cdef uint8_t *page = bytes_of(image)
-    memset(page, 0, EXTENT_SIZE)
-    for bucket in range(BUCKET_COUNT):
-        earliest = NO_EXPIRY
-        for index in range(counts[bucket]):
-            number = numbers[bucket * SEGMENT_SLOTS + index]
-            page[CONTROL_OFFSET + index] = FINGERPRINT_CODES[
-                load(member[number].word) >> FINGERPRINT_SHIFT & 0xFF
-            ]
-            memcpy(page + BUCKET_HEADER_SIZE + index * SLOT_SIZE, member[number].slot, SLOT_SIZE)
-            expires_at = load(member[number].slot + SLOT_EXPIRES_OFFSET)
-            if expires_at and expires_at < earliest:
-                earliest = expires_at
-        store(page, BUCKET_MARKER | (extent << EXTENT_SHIFT >> BUCKET_SHIFT) + bucket)
-        store(page + EARLIEST_OFFSET, earliest)
-        store(page + SHAPE_OFFSET, shape)
-        earliest_of_all = min(earliest_of_all, earliest)
-        page += BUCKET_SIZE
-    return image, earliest_of_all
-
-
-cdef void spill(uint16_t *numbers, uint64_t *counts) noexcept:
-    cdef uint64_t start, bucket, following, excess
-    for start in range(BUCKET_COUNT):
-        bucket = start
-        while counts[bucket] > SLOT_COUNT:
-            following = (bucket + 1) % BUCKET_COUNT
-            excess = counts[bucket] - SLOT_COUNT
-            memcpy(
-                numbers + following * SEGMENT_SLOTS + counts[following],
-                numbers + bucket * SEGMENT_SLOTS + SLOT_COUNT,
-                excess * sizeof(uint16_t),
-            )
-            counts[following] += excess
-            counts[bucket] = SLOT_COUNT
-            bucket = following
+    cdef uint64_t earliest = fill_segment(
+        bytes_of(image),
+        extent,
+        shape,
+        <const Member *>bytes_of(members),
+        count,
+        <uint16_t *>bytes_of(scratch),
+    )
+    return image, earliest
 
 
 # --- all extents: `format.extent_map` ------------------------------------------------------------

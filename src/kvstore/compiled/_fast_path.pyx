@@ -4,7 +4,8 @@
 A `FastPath` belongs to one store and works on the mapped bytes of its file. Each of its methods
 either does the whole of an operation, or answers RARE (None) before it has stored a byte: whatever
 is out of the ordinary is done by the Python code from the start. So nothing here is undone, and
-nothing but a want of memory is raised.
+nothing but a want of memory is raised. (By then a segment may have been split for it, or an extent
+opened: each is whole by itself, and would be what the Python code does first.)
 
 1. From the look at the locks until the last byte is stored or copied nothing of Python's runs, so
    the interpreter's lock is never let go of: no other thread, signal handler, finalizer or trace
@@ -50,6 +51,7 @@ from kvstore.format import codec, layout
 
 include "layout_constants.pxi"
 include "words.pxi"
+include "members.pxi"
 include "locks.pxi"
 include "arguments.pxi"
 
@@ -572,7 +574,7 @@ cdef class FastPath(Growing):
         cdef uint64_t slot = <uint64_t>(found if found > 0 else -found)
         cdef uint64_t entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
         cdef uint64_t stripe = key_hash >> STRIPE_SHIFT
-        cdef uint64_t flags = 0, entry = 0, after = 0, record, checksum, tail, earliest
+        cdef uint64_t flags = 0, entry = 0, after = 0, used, record, checksum, tail, earliest
         cdef bint is_first_use  # of the block, since its extent was opened
         cdef Superseded old
         cdef uint8_t control
@@ -587,9 +589,21 @@ cdef class FastPath(Growing):
             prefetch(self.base + map_entry_of((tail & SLOT_RECORD_MASK) >> EXTENT_SHIFT))
         else:
             entry = load(self.base + entry_offset)
-            if not found or (entry >> ENTRY_USED_SHIFT & 0xFFFF) >= SPLIT_AT:
+            used = entry >> ENTRY_USED_SHIFT & 0xFFFF
+            if not found or used > SPLIT_AT:
                 return encoded
+            if used == SPLIT_AT:
+                if not self.split(key_hash, now_ms, self.seed, self.shape):
+                    return encoded
+                found = self.find(key_hash, key, key_size)
+                if found >= 0:
+                    return encoded
+                slot = <uint64_t>-found
+                entry_offset = map_entry_of(slot >> EXTENT_SHIFT)
+                entry = load(self.base + entry_offset)
         record = self.next_block(size_class, &after)
+        if not record and self.open_extent(size_class):
+            record = self.next_block(size_class, &after)
         if not record:
             self.awaits_extent = not load_short(self.base + CLASS_HEADS_OFFSET + 2 * size_class)
             return encoded

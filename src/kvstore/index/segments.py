@@ -56,6 +56,7 @@ from kvstore.format.layout import (
     TOMBSTONE_BYTE,
     U16,
     U64,
+    UNDONE_WORD,
     bucket_shape,
     key_hash,
     map_entry_offset,
@@ -109,7 +110,6 @@ class Segments:
         self._versions = versions
         self._implementation = implementation
         self._rebuilds = file.shorts[REBUILDS_OFFSET >> 1]
-        self._undone = 0  # rewrites that were taken back
 
     def index_rebuilt(self) -> None:
         """Go on with an index that was built anew. The caller holds all stripes."""
@@ -148,12 +148,12 @@ class Segments:
                 return True
         if count >= self._slots.used_slot_count(extent << EXTENT_SHIFT):
             return False
-        rewrites = rewrites_after(self._file, extent, self._undone)
+        rewrites = rewrites_after(self._file, extent, self._versions.words[UNDONE_WORD])
         try:
             with Rollback(self._file) as rollback:
                 self._write_segment(extent, depth, prefix, rewrites, lower + upper, rollback)
         except BaseException:
-            self._undone += 1
+            self._versions.words[UNDONE_WORD] += 1
             raise
         self._free_records(expired)
         return True
@@ -192,7 +192,7 @@ class Segments:
             )
         half = segment_run(depth + 1)
         upper_prefix = prefix + half
-        rewrites = rewrites_after(self._file, extent, self._undone)
+        rewrites = rewrites_after(self._file, extent, self._versions.words[UNDONE_WORD])
         try:
             with Rollback(self._file) as rollback:
                 self._write_segment(
@@ -201,7 +201,7 @@ class Segments:
                 rollback.write(DIRECTORY_OFFSET + 2 * upper_prefix, U16.pack(upper_extent) * half)
                 self._write_segment(extent, depth + 1, prefix, rewrites, lower, rollback)
         except BaseException:
-            self._undone += 1
+            self._versions.words[UNDONE_WORD] += 1
             # Cut short after the last write, the split is complete.
             if self._directory[upper_prefix] != upper_extent:
                 with self._extents.lock, Rollback(self._file) as rollback:
@@ -249,7 +249,10 @@ class Segments:
             expired += due
         if len(members) > most * MEMBER.size:
             return False  # their entries say fewer
-        rewrites = max(rewrites_after(self._file, extent, self._undone) for extent in extents)
+        rewrites = max(
+            rewrites_after(self._file, extent, self._versions.words[UNDONE_WORD])
+            for extent in extents
+        )
         with self._counting_undone(), self._extents.lock, Rollback(self._file) as rollback:
             lower_extent, upper_extent = extents
             self._write_segment(lower_extent, depth - 1, prefix, rewrites, members, rollback)
@@ -292,7 +295,7 @@ class Segments:
         lower, upper, expired, lost = self._partition_slots(extent, depth, prefix, now_ms)
         if lost:
             return False
-        rewrites = rewrites_after(self._file, extent, self._undone)
+        rewrites = rewrites_after(self._file, extent, self._versions.words[UNDONE_WORD])
         with self._counting_undone(), self._extents.lock, Rollback(self._file) as rollback:
             target = self._extents.allocate_before(before, rollback)
             if target == NO_EXTENT:
@@ -308,7 +311,7 @@ class Segments:
         try:
             yield
         except BaseException:
-            self._undone += 1
+            self._versions.words[UNDONE_WORD] += 1
             raise
 
     def _lead_to(

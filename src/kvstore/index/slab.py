@@ -43,6 +43,7 @@ from kvstore.format.layout import (
     FRESH_EXTENT_OFFSET,
     GENERATION_SHIFT,
     KIND_SLAB,
+    LEAST_RECLAIMED,
     MARKED_MAGIC,
     MARKS_WORD,
     NO_BLOCK,
@@ -76,7 +77,6 @@ _MAGIC: Final = 0xFFFF_FFFF
 _SIZES: Final = (1 << GENERATION_SHIFT) - 1 ^ _MAGIC  # in a record's first word
 # How much may be retired before the file grows: this part of what is in use, or so many bytes.
 _MOST_RETIRED: Final = 7 / 16
-_LEAST_RECLAIMED: Final = 4 * 1024 * 1024
 # An entry's first word without its first free block.
 _REST: Final = ~(0xFFFF << ENTRY_FIRST_FREE_SHIFT)
 
@@ -546,7 +546,7 @@ class Slab:
         It is the spare, if there is one; and then itself, until a block of it is taken.
         """
         self._free_spare()
-        if self._versions.retired_size > _LEAST_RECLAIMED:
+        if self._versions.retired_size > LEAST_RECLAIMED:
             self.wants_reclaiming = self._retires_more_than(_MOST_RETIRED)
         with Rollback(self._file) as rollback:
             extent = self._extents.allocate(rollback)
