@@ -815,6 +815,8 @@ def rewrites_of_first(store: KVStore) -> int:
 def test_what_is_in_extents_that_nobody_has_yet_stays(store: KVStore, fast: FastPath) -> None:
     """Their pages are brought in ahead of need, with whatever is there."""
     file = store._file
+    before = fresh_end(store)
+    create_large(store, 0, lambda: fresh_end(store) > before)
     first = fresh_end(store)
     garbage = bytes(range(256)) * ((file.size - first) // 256)
     file.map[first : file.size] = garbage

@@ -224,7 +224,7 @@ cdef class FastPath(Growing):
             raise TypeError(f"not the {STRIPE_COUNT} locks of a store")
         self.stripes, self.space, self.clock = stripes, space, clock
         self.seed, self.shape, self.last_ms = hash_seed, shape, clock["LAST_MS"]
-        self.use_large_pages(fd)
+        self.start_growing(fd)
 
     def begin(self):
         """Allow changes: the disk knows that the index is in flux."""

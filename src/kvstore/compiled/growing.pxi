@@ -60,7 +60,8 @@ cdef class Growing(Blocks):
     cdef int fd
     cdef uint64_t device, number  # of the file
     cdef uint64_t zeros_from  # from here on, what was never used holds zeros
-    cdef uint64_t prepared  # up to here, fresh extents are in memory
+    cdef uint64_t first_fresh  # where those extents began, at opening, that nobody had taken
+    cdef uint64_t prepared  # up to here, they are in memory
     cdef Member *members  # room for a split, of two segments' slots and of what numbers these
     cdef uint16_t *numbers
 
@@ -77,10 +78,12 @@ cdef class Growing(Blocks):
         Each page that is not there costs a fault as it is first stored to, which takes longer than
         that of a small record. The sixteen of an extent at once, as a segment wants them, would be
         a pause; one at a time, they would cost a third more. They are small ones, for a flush
-        writes each of them whole.
+        writes each of them whole. Where no extent was taken so far, none may be for long.
         """
         cdef uint64_t first = load_short(self.base + FRESH_EXTENT_OFFSET) << EXTENT_SHIFT
         cdef uint64_t end = min(first + PREPARED, self.live[0])
+        if first == self.first_fresh:
+            return
         if not first <= self.prepared <= end:
             self.prepared = first
         if self.prepared < end:
@@ -88,10 +91,11 @@ cdef class Growing(Blocks):
             self.prepared += PREPARED_AT_ONCE
 
     @cython.final
-    cdef void use_large_pages(self, int fd) noexcept:
-        """Let `bring_in_block` make some of what the file grows by from now on."""
+    cdef void start_growing(self, int fd) noexcept:
+        """Remember how long the file is so far, and which of its extents were taken."""
         self.fd = fd if identify(fd, &self.device, &self.number) else -1
         self.zeros_from = self.live[0]
+        self.first_fresh = load_short(self.base + FRESH_EXTENT_OFFSET) << EXTENT_SHIFT
 
     @cython.final
     cdef void bring_in_block(self, uint64_t block, uint64_t size) noexcept:
