@@ -6,13 +6,15 @@ which are those of the operations on one key.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from orjson import loads
 
-from .compiled import FastPath
 from .errors import KVStoreError, StoreFullError
 from .format.codec import Value
+
+if TYPE_CHECKING:
+    from .compiled.interface import FastPath
 
 _NOWHERE: Final = 2**64 - 1
 
@@ -66,7 +68,7 @@ def pairs_of(items: Items) -> Iterator[Pair]:
 
 
 def read_many(
-    fast: FastPath | None, keys: Iterable[str], get: Callable[[str, Any], Any]
+    fast: "FastPath | None", keys: Iterable[str], get: Callable[[str, Any], Any]
 ) -> dict[str, Value]:
     """Return the values of those keys that are there; `get` gives that of one, or a default."""
     found: dict[str, Value] = {}
@@ -88,7 +90,7 @@ def read_many(
 
 
 def put_many(
-    fast: FastPath | None,
+    fast: "FastPath | None",
     pairs: Iterator[Pair],
     ttl: int | None,
     written: Written | None,
@@ -126,7 +128,7 @@ def _name_key(error: Exception, key: object) -> None:
         error.add_note(f"key {key!r} was not put; those before it were")
 
 
-def delete_many(fast: FastPath | None, keys: Iterable[str], delete: Callable[[str], bool]) -> int:
+def delete_many(fast: "FastPath | None", keys: Iterable[str], delete: Callable[[str], bool]) -> int:
     """Delete the keys in order; return how many `delete`, which deletes one, says were there."""
     left = iter(keys)
     if fast is None:
