@@ -33,6 +33,7 @@ from kvstore.compiled import IMPLEMENTATION, PLAIN, Lock, selected
 from kvstore.compiled.interface import FastPath, OwnedLock
 from kvstore.file.reentry import thread
 from kvstore.file.rollback import Rollback
+from kvstore.format.bucket import live_slots
 from kvstore.format.layout import (
     BUCKET_SIZE,
     EXTENT_MAP_OFFSET,
@@ -66,7 +67,6 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
-from kvstore.format.segment import live_slots
 from kvstore.index.buckets import wanted_shape
 
 U32: Final = Struct("<I")
