@@ -1,6 +1,6 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
-    python bench/run.py                     all of it, in some 35 minutes
+    python bench/run.py                     all of it, in half an hour
     python bench/run.py --quick             all of it, small, in three
     python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
@@ -36,9 +36,7 @@ from harness import (
     to_json,
 )
 
-EXPERIMENTS: Final = (
-    *("operations", "updates", "latency", "durable", "footprint", "failures", "microbench"),
-)
+EXPERIMENTS: Final = ("operations", "updates", "latency", "durable", "footprint", "failures")
 
 
 def parse_arguments() -> argparse.Namespace:

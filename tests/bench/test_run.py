@@ -19,7 +19,6 @@ from support.processes import PATIENCE_SECONDS, environment
 import harness
 
 pytest.importorskip("hdrh", reason="percentiles take hdrhistogram (extra `bench`)")
-pytest.importorskip("pyperf", reason="members are measured by pyperf (extra `bench`)")
 
 RUN: Final = Path(harness.__file__).with_name("run.py")
 
