@@ -29,12 +29,13 @@ from engines.atomic import (
 )
 from engines.locked import (
     DictEngine,
+    open_babeldb,
     open_plyvel,
     open_rocksdict,
     open_semidbm,
     open_unqlite,
 )
-from engines.sql import DiskcacheEngine, SqliteEngine
+from engines.sql import DiskcacheEngine, PysciqlopEngine, SnkvEngine, SqliteEngine
 
 
 class Engine(Protocol):
@@ -46,6 +47,14 @@ class Engine(Protocol):
     def touch(self, key: str, ttl: int | None) -> None: ...
     def delete(self, key: str) -> None: ...
     def close(self) -> None: ...
+
+
+class BatchEngine(Engine, Protocol):
+    """One that takes many keys at a time, too."""
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]: ...
+    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None: ...
+    def delete_many(self, keys: Iterable[str]) -> int: ...
 
 
 class OpenEngine(Protocol):
@@ -66,11 +75,13 @@ class Kind(NamedTuple):
     version: Callable[[], str]
     can_be_durable: bool = False
     keeps_a_file: bool = True
+    has_batches: bool = True
+    """Whether what it opens is a `BatchEngine`."""
     find: Callable[[str], ModuleSpec | None] = find_spec
     """Finds the module."""
     environment: Mapping[str, str] = MappingProxyType({})
     """What the process of this engine is started with."""
-    wanting: str = "not installed (extra `bench`)"
+    wanting: str = "not installed (extra `bench`), or without a wheel for this Python"
     """What is said where the module is not to be found."""
     python: str = sys.executable
     """What the process of this engine runs."""
@@ -127,8 +138,13 @@ ENGINES: Final[dict[str, Kind]] = {
     "diskcache": Kind(DiskcacheEngine, "diskcache", _installed("diskcache"), can_be_durable=True),
     "rocksdict": Kind(open_rocksdict, "rocksdict", _installed("rocksdict"), can_be_durable=True),
     "plyvel": Kind(open_plyvel, "plyvel", _installed("plyvel"), can_be_durable=True),
-    "semidbm": Kind(open_semidbm, "semidbm", _installed("semidbm")),
-    "unqlite": Kind(open_unqlite, "unqlite", _installed("unqlite"), can_be_durable=True),
+    "semidbm": Kind(open_semidbm, "semidbm", _installed("semidbm"), has_batches=False),
+    "unqlite": Kind(
+        open_unqlite, "unqlite", _installed("unqlite"), can_be_durable=True, has_batches=False
+    ),
+    "snkv": Kind(SnkvEngine, "snkv", _installed("snkv"), can_be_durable=True),
+    "pysciqlop-cache": Kind(PysciqlopEngine, "pysciqlop_cache", _installed("pysciqlop-cache")),
+    "babeldb": Kind(open_babeldb, "babeldb", _installed("babeldb"), can_be_durable=True),
     "tkrzw": Kind(open_tkrzw, "tkrzw", _tkrzw_version, find=find_extension),
     "kyotocabinet": Kind(
         open_kyotocabinet, "kyotocabinet", _kyotocabinet_version, find=find_extension

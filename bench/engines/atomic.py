@@ -1,6 +1,6 @@
 """Engines that by themselves put a record only where there is none, and are safe from threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
 from importlib.util import find_spec, module_from_spec
@@ -8,14 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from engines.record import BytesEngine, decode, encode, has_expired, renew
+from engines.record import Batches, Bulk, BytesEngine, decode, encode, has_expired, renew
 
 # As many as the largest experiment stores. A table of hashes needs to be told when it is made.
 _RECORDS: Final = 3_000_000
 _DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
 
-class LmdbEngine:
+class LmdbEngine(Batches):
     """py-lmdb with a writable map and no flushes: one short transaction an operation."""
 
     _MAP_SIZE: Final = 8 << 30  # address space; the file has holes
@@ -32,6 +32,7 @@ class LmdbEngine:
             metasync=durable,
         )
         self._begin = self._environment.begin
+        self._bulk = Bulk(self._get_bulk, self._put_bulk, self._remove_bulk)
 
     def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
         """Put the record; where the key is there, take the place of an expired one."""
@@ -67,6 +68,20 @@ class LmdbEngine:
     def close(self) -> None:
         self._environment.close()
 
+    def _get_bulk(self, names: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
+        with self._begin() as transaction:
+            found: list[tuple[bytes, bytes]] = transaction.cursor().getmulti(names)
+        return found
+
+    def _put_bulk(self, records: list[tuple[bytes, bytes]]) -> None:
+        with self._begin(write=True) as transaction:
+            transaction.cursor().putmulti(records)
+
+    def _remove_bulk(self, names: list[bytes]) -> None:
+        with self._begin(write=True) as transaction:
+            for name in names:
+                transaction.delete(name)
+
 
 class SwappingEngine(BytesEngine):
     """A store of bytes under bytes whose operations each do all that is needed, atomically.
@@ -78,6 +93,7 @@ class SwappingEngine(BytesEngine):
         swap: put a record in place of the one given, or return False if there is another.
         pop: remove a record and return it, None where there is none.
         close: close the file.
+        bulk: the same of many.
     """
 
     def __init__(
@@ -88,8 +104,9 @@ class SwappingEngine(BytesEngine):
         swap: Callable[[bytes, bytes, bytes], bool],
         pop: Callable[[bytes], bytes | None],
         close: Callable[[], object],
+        bulk: Bulk,
     ) -> None:
-        super().__init__(get, close)
+        super().__init__(get, close, bulk)
         self._add = add
         self._put = put
         self._swap = swap
@@ -172,7 +189,15 @@ def open_tkrzw(directory: Path, *, durable: bool = False) -> SwappingEngine:
             status.OrDie()
         return False
 
-    return SwappingEngine(add, put, get, swap, pop, lambda: store.Close().OrDie())
+    bulk = Bulk(
+        lambda names: store.GetMulti(*names).items(),
+        # Keys are names of arguments.
+        lambda records: store.SetMulti(
+            True, **{key.decode(): each for key, each in records}
+        ).OrDie(),
+        lambda names: store.RemoveMulti(*names).OrDie(),
+    )
+    return SwappingEngine(add, put, get, swap, pop, lambda: store.Close().OrDie(), bulk)
 
 
 def open_kyotocabinet(directory: Path, *, durable: bool = False) -> SwappingEngine:
@@ -190,7 +215,14 @@ def open_kyotocabinet(directory: Path, *, durable: bool = False) -> SwappingEngi
     mode = library.DB.OWRITER | library.DB.OCREATE
     if not store.open(f"{path}#bnum={_RECORDS * 2}#opts=l#msiz={1 << 30}", mode):
         raise store.error()
-    return SwappingEngine(store.add, store.set, store.get, store.cas, store.seize, store.close)
+    bulk = Bulk(
+        lambda names: store.get_bulk(names, False).items(),
+        lambda records: store.set_bulk(dict(records), False),
+        lambda names: store.remove_bulk(names, False),
+    )
+    return SwappingEngine(
+        store.add, store.set, store.get, store.cas, store.seize, store.close, bulk
+    )
 
 
 def find_extension(name: str) -> ModuleSpec | None:

@@ -1,10 +1,12 @@
 """Engines that cannot put a record only where there is none: a lock is held while they look.
 
-They may be read by several threads at a time without it, semidbm excepted. What they hold may be
-read after the death of the process, but for what is said of `dict` and unqlite.
+They may be read by several threads at a time without it, semidbm excepted. Those that may be
+written by several threads too have a lock for each of some keys, so that threads can share flushes.
+What they hold may be read after the death of the process, but for what is said of `dict` and
+unqlite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -12,9 +14,10 @@ from typing import Any, Final
 
 import orjson
 
-from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, now, renew
+from engines.record import Bulk, BytesEngine, decode, encode, expiry_of, has_expired, now, renew
 
 _CACHE_MIB: Final = 64
+_STRIPES: Final = 64  # locks of what several threads may write
 
 
 class DictEngine:
@@ -66,6 +69,25 @@ class DictEngine:
         if found is None or self._expired(found):
             raise KeyError(key)
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        with self._lock:
+            found = [(key, self._records[key]) for key in keys if key in self._records]
+        return {key: orjson.loads(each[1]) for key, each in found if not self._expired(each)}
+
+    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
+        expires_at = expiry_of(ttl)
+        encoded = {
+            key: (expires_at, bytes(memoryview(orjson.dumps(value))))
+            for key, value in items.items()
+        }
+        with self._lock:
+            self._records.update(encoded)
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        with self._lock:
+            found = [self._records.pop(key) for key in keys if key in self._records]
+        return sum(not self._expired(each) for each in found)
+
     def close(self) -> None:
         self._records.clear()
 
@@ -74,7 +96,16 @@ class DictEngine:
 
 
 class LockedEngine(BytesEngine):
-    """A store of bytes under bytes that can get (None where there is nothing), put and remove."""
+    """A store of bytes under bytes that can get (None where there is nothing), put and remove.
+
+    Args:
+        get: return what is there.
+        put: put a record, whatever there is.
+        remove: remove a record that is there.
+        close: close the store.
+        bulk: the same of many.
+        locks: how many there are: one where one thread at a time may write.
+    """
 
     def __init__(
         self,
@@ -82,9 +113,11 @@ class LockedEngine(BytesEngine):
         put: Callable[[bytes, bytes], object],
         remove: Callable[[bytes], object],
         close: Callable[[], object],
+        bulk: Bulk | None = None,
+        locks: int = 1,
     ) -> None:
-        super().__init__(get, close)
-        self._lock = Lock()
+        super().__init__(get, close, bulk)
+        self._locks = [Lock() for _ in range(locks)]
         self._put = put
         self._remove = remove
 
@@ -92,26 +125,27 @@ class LockedEngine(BytesEngine):
         """Put the record if there is none, or an expired one."""
         name = key.encode()
         stored = encode(value, ttl)
-        with self._lock:
+        with self._locks[hash(name) % len(self._locks)]:
             found = self._get(name)
             if found is not None and not has_expired(found):
                 raise ValueError(f"{key!r} exists")
             self._put(name, stored)
 
     def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        name = key.encode()
         stored = encode(value, ttl)
-        with self._lock:
-            self._put(key.encode(), stored)
+        with self._locks[hash(name) % len(self._locks)]:
+            self._put(name, stored)
 
     def touch(self, key: str, ttl: int | None) -> None:
         name = key.encode()
-        with self._lock:
+        with self._locks[hash(name) % len(self._locks)]:
             self._put(name, renew(key, self._get(name), ttl))
 
     def delete(self, key: str) -> None:
         """Remove the record; an expired one is taken away too, but was absent."""
         name = key.encode()
-        with self._lock:
+        with self._locks[hash(name) % len(self._locks)]:
             found = self._get(name)
             if found is None:
                 raise KeyError(key)
@@ -125,7 +159,7 @@ class LockedReadsEngine(LockedEngine):
 
     def read(self, key: str) -> dict[str, Any]:
         name = key.encode()
-        with self._lock:
+        with self._locks[hash(name) % len(self._locks)]:
             found = self._get(name)
         return decode(key, found)
 
@@ -137,16 +171,34 @@ def open_rocksdict(directory: Path, *, durable: bool = False) -> LockedEngine:
     index by hash in each block, and a cache, here of 64 MiB. Blocks are compressed by Snappy, as by
     default. `durable`: the log is flushed.
     """
-    from rocksdict import Options, Rdict, WriteOptions
+    from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.optimize_for_point_lookup(_CACHE_MIB)
-    store = Rdict(str(directory / "store.rocksdb"), options)
+    store: Any = Rdict(str(directory / "store.rocksdb"), options)
     writing = WriteOptions()
     writing.sync = durable
     store.set_write_options(writing)
-    return LockedEngine(store.get, store.put, store.delete, store.close)
+
+    def put_bulk(records: list[tuple[bytes, bytes]]) -> None:
+        batch = WriteBatch(raw_mode=True)
+        for name, stored in records:
+            batch.put(name, stored)
+        store.write(batch, writing)
+
+    def remove_bulk(names: list[bytes]) -> None:
+        batch = WriteBatch(raw_mode=True)
+        for name in names:
+            batch.delete(name)
+        store.write(batch, writing)
+
+    def get_bulk(names: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
+        found = zip(names, store.get(names), strict=True)
+        return [(name, stored) for name, stored in found if stored is not None]
+
+    bulk = Bulk(get_bulk, put_bulk, remove_bulk)
+    return LockedEngine(store.get, store.put, store.delete, store.close, bulk, _STRIPES)
 
 
 def open_plyvel(directory: Path, *, durable: bool = False) -> LockedEngine:
@@ -165,12 +217,51 @@ def open_plyvel(directory: Path, *, durable: bool = False) -> LockedEngine:
         lru_cache_size=_CACHE_MIB << 20,
         write_buffer_size=_CACHE_MIB << 20,
     )
+
+    def put_bulk(records: list[tuple[bytes, bytes]]) -> None:
+        with store.write_batch(sync=durable) as batch:
+            for name, stored in records:
+                batch.put(name, stored)
+
+    def remove_bulk(names: list[bytes]) -> None:
+        with store.write_batch(sync=durable) as batch:
+            for name in names:
+                batch.delete(name)
+
     return LockedEngine(
         store.get,
         partial(store.put, sync=True) if durable else store.put,
         partial(store.delete, sync=True) if durable else store.delete,
         store.close,
+        Bulk(partial(_get_each, store.get), put_bulk, remove_bulk),
+        _STRIPES,
     )
+
+
+def _get_each(
+    get: Callable[[bytes], bytes | None], names: list[bytes]
+) -> Iterable[tuple[bytes, bytes]]:
+    """Get one after the other, where a store has nothing else."""
+    return [(name, stored) for name in names if (stored := get(name)) is not None]
+
+
+def open_babeldb(directory: Path, *, durable: bool = False) -> LockedEngine:
+    """BabelDB: an LSM tree behind a log. Buffered: flushed ten times a second, and by each batch.
+
+    It can put a record only where there is none, which takes longer than to look first. `durable`:
+    immediate, as by default; threads share flushes.
+    """
+    import babeldb
+
+    store = babeldb.open(
+        directory / "store.babeldb", durability="immediate" if durable else "buffered"
+    )
+    bulk = Bulk(
+        partial(_get_each, store.get),
+        lambda records: store.batch([("put", *record) for record in records]),
+        lambda names: store.batch([("delete", name) for name in names]),
+    )
+    return LockedEngine(store.get, store.put, store.delete, store.close, bulk, _STRIPES)
 
 
 def open_semidbm(directory: Path, *, durable: bool = False) -> LockedEngine:

@@ -1,13 +1,21 @@
-"""Engines on SQLite: one statement decides whether the key is there, and changes it."""
+"""Engines on SQLite or on a part of it: statements, or a library that has a time to live."""
 
 import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from engines.record import expiry_of, now
+
+_PUT: Final = (
+    "INSERT INTO record VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
+    "SET value = excluded.value, expires_at = excluded.expires_at"
+)
+_DELETE: Final = "DELETE FROM record WHERE key = ? AND (expires_at = 0 OR expires_at > ?)"
 
 
 class SqliteEngine:
@@ -61,11 +69,7 @@ class SqliteEngine:
     def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
         record = (key, orjson.dumps(value), expiry_of(ttl))
         with self._lock:
-            self._execute(
-                "INSERT INTO record VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
-                "SET value = excluded.value, expires_at = excluded.expires_at",
-                record,
-            )
+            self._execute(_PUT, record)
 
     def touch(self, key: str, ttl: int | None) -> None:
         with self._lock:
@@ -89,12 +93,34 @@ class SqliteEngine:
 
     def delete(self, key: str) -> None:
         with self._lock:
-            changed = self._execute(
-                "DELETE FROM record WHERE key = ? AND (expires_at = 0 OR expires_at > ?)",
-                (key, now()),
-            ).rowcount
+            changed = self._execute(_DELETE, (key, now())).rowcount
         if not changed:
             raise KeyError(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        keys = list(keys)
+        query = f"SELECT * FROM record WHERE key IN ({', '.join('?' * len(keys))})"
+        with self._lock:
+            rows = self._execute(query, keys).fetchall()
+        then = now()
+        return {key: orjson.loads(text) for key, text, end in rows if not end or end > then}
+
+    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
+        expires_at = expiry_of(ttl)
+        records = [(key, orjson.dumps(value), expires_at) for key, value in items.items()]
+        self._execute_many(_PUT, records)
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        then = now()
+        return self._execute_many(_DELETE, [(key, then) for key in keys])
+
+    def _execute_many(self, statement: str, records: list[tuple[Any, ...]]) -> int:
+        """Execute the statement for each of some records in one transaction; return the changes."""
+        with self._lock:
+            self._execute("BEGIN")
+            changed = self._connection.executemany(statement, records).rowcount
+            self._execute("COMMIT")
+        return changed
 
     def close(self) -> None:
         self._connection.close()
@@ -141,5 +167,146 @@ class DiskcacheEngine:
     def delete(self, key: str) -> None:
         del self._cache[key]
 
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        with self._cache.transact():
+            found = [(key, self._cache.get(key)) for key in keys]
+        return {key: orjson.loads(encoded) for key, encoded in found if encoded is not None}
+
+    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
+        with self._cache.transact():
+            for key, value in items.items():
+                self._cache.set(key, orjson.dumps(value), expire=ttl)
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        with self._cache.transact():
+            return sum(self._cache.pop(key) is not None for key in keys)
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
     def close(self) -> None:
         self._cache.close()
+
+
+class _Plain:
+    """The serializer of what is bytes already, as pysciqlop-cache wants one."""
+
+    name = "plain"
+    dumps = bytes
+    loads = bytes
+
+
+class PysciqlopEngine(DiskcacheEngine):
+    """pysciqlop-cache, with its own expiry, which is in whole seconds; used like diskcache.
+
+    It has no settings for durability: its SQLite is `synchronous=NORMAL`. Its `add` and `delete`
+    take what has expired and was not yet taken back for live.
+    """
+
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+        from pysciqlop_cache import Cache
+
+        if durable:
+            raise ValueError(f"{directory}: not offered, pysciqlop-cache flushes at checkpoints")
+        self._cache = Cache(str(directory / "store.sciqlop"), serializer=_Plain())
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        """Add the record; where the key is there, take the place of an expired one."""
+        encoded = orjson.dumps(value)
+        if not self._cache.add(key, encoded, expire=ttl):
+            with self._cache.transact():
+                if key in self._cache:
+                    raise ValueError(f"{key!r} exists")
+                self._cache.set(key, encoded, expire=ttl)
+
+    def delete(self, key: str) -> None:
+        if self._cache.pop(key) is None:
+            raise KeyError(key)
+
+
+class SnkvEngine:
+    """SNKV: the B-tree of SQLite without its SQL, with its own expiry, in an index of its own.
+
+    A store is for one thread at a time. WAL, moved to the file every 1,000 pages as by SQLite, for
+    by default it grows forever; SYNC_OFF (`durable`: SYNC_FULL). It has no `touch`, and of what it
+    deletes it does not say that it had expired.
+    """
+
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+        import snkv
+
+        self._lock = Lock()
+        self._store = snkv.KVStore(
+            str(directory / "store.snkv"),
+            sync_level=snkv.SYNC_FULL if durable else snkv.SYNC_OFF,
+            wal_size_limit=1000,
+        )
+
+    def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        """Put the record if there is none; an expired one is as absent."""
+        encoded = orjson.dumps(value)
+        with self._lock:
+            if not self._store.put_if_absent(key.encode(), encoded, ttl):
+                raise ValueError(f"{key!r} exists")
+
+    def read(self, key: str) -> dict[str, Any]:
+        with self._lock:
+            encoded = self._store.get(key.encode())
+        if encoded is None:
+            raise KeyError(key)
+        value: dict[str, Any] = orjson.loads(encoded)
+        return value
+
+    def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+        encoded = orjson.dumps(value)
+        with self._lock:
+            self._store.put(key.encode(), encoded, ttl)
+
+    def touch(self, key: str, ttl: int | None) -> None:
+        name = key.encode()
+        with self._lock:
+            encoded = self._store.get(name)
+            if encoded is None:
+                raise KeyError(key)
+            self._store.put(name, encoded, ttl)
+
+    def delete(self, key: str) -> None:
+        with self._lock:
+            self._delete(key.encode())
+
+    def _delete(self, name: bytes) -> None:
+        if self._store.ttl(name) == 0:
+            raise KeyError(name)
+        self._store.delete(name)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        with self._lock:
+            self._store.begin()
+            found = [(key, self._store.get(key.encode())) for key in keys]
+            self._store.commit()
+        return {key: orjson.loads(encoded) for key, encoded in found if encoded is not None}
+
+    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
+        with self._lock:
+            self._store.begin(write=True)
+            for key, value in items.items():
+                self._store.put(key.encode(), orjson.dumps(value), ttl)
+            self._store.commit()
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        removed = 0
+        with self._lock:
+            self._store.begin(write=True)
+            for key in keys:
+                with suppress(KeyError):
+                    self._delete(key.encode())
+                    removed += 1
+            self._store.commit()
+        return removed
+
+    def __len__(self) -> int:
+        count: int = self._store.count()
+        return count
+
+    def close(self) -> None:
+        self._store.close()

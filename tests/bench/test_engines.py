@@ -8,11 +8,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, cast
 
 import engines.record
 import pytest
-from engines import ENGINES, Engine, Kind, importable, own
+from engines import ENGINES, BatchEngine, Engine, Kind, importable, own
 from engines.own import IMPLEMENTATIONS, PLAIN
 from support.clock import FakeClock
 from support.tasks import tell_implementation
@@ -64,6 +64,8 @@ def engine(open_again: OpenAgain) -> Engine:
 @pytest.fixture
 def engine_clock(kind: Kind, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """The clock of every engine, kvstore among them, in the test's hands."""
+    if kind.module in {"snkv", "pysciqlop_cache"}:
+        pytest.skip("its clock is in its library")
     monkeypatch.setattr(engines.record, "time_ns", clock)
     if kind.module == "diskcache":
         library = pytest.importorskip("diskcache.core")
@@ -162,9 +164,45 @@ def test_create_takes_the_place_of_an_expired_key(engine: Engine, engine_clock: 
         engine.create("key", VALUE, None)
 
 
-def test_opened_again_it_holds_what_was_stored(
-    kind: Kind, open_again: OpenAgain, engine_clock: FakeClock
-) -> None:
+def test_what_expired_in_the_past_is_absent_by_every_clock(kind: Kind, engine: Engine) -> None:
+    if kind.is_own:
+        pytest.skip("takes no time to live that is over")
+    for key in ("read", "deleted", "touched", "created", "put"):
+        engine.put(key, VALUE, -1)
+    for operation, key in (
+        (engine.read, "read"),
+        (engine.delete, "deleted"),
+        (partial(engine.touch, ttl=60), "touched"),
+    ):
+        with pytest.raises(KeyError):
+            operation(key)
+    for store in (engine.create, engine.put):
+        key = "created" if store == engine.create else "put"
+        store(key, OTHER, 60)
+        assert engine.read(key) == OTHER
+    with pytest.raises(Exists):
+        engine.create("created", VALUE, None)
+
+
+def test_batches_do_what_single_calls_do(kind: Kind, engine: Engine) -> None:
+    if not kind.has_batches or (kind.is_own and not hasattr(engine, "get_many")):
+        pytest.skip("has no batches")
+    store = cast("BatchEngine", engine)
+    store.put_many({"a": OTHER, "b": OTHER}, None)
+    store.put_many({"b": VALUE, "c": OTHER}, 60)
+    keys = ["absent", "c", "b", "a"]
+    if not kind.is_own:  # which takes no time to live that is over
+        store.put_many({"expired": VALUE}, -1)
+        keys.append("expired")
+    assert store.get_many(keys) == {"a": OTHER, "b": VALUE, "c": OTHER}
+    assert store.read("b") == VALUE
+    assert store.delete_many(keys[:2] + keys[3:]) == 2
+    assert store.get_many(keys) == {"b": VALUE}
+    with pytest.raises(KeyError):
+        store.read("c")
+
+
+def test_opened_again_it_holds_what_was_stored(kind: Kind, open_again: OpenAgain) -> None:
     if not kind.keeps_a_file:
         pytest.skip("keeps nothing")
     engine = open_again()
@@ -177,10 +215,21 @@ def test_opened_again_it_holds_what_was_stored(
     assert [engine.read(f"key {index}") for index in range(1, 100)] == [
         {"index": index} for index in range(1, 100)
     ]
+
+
+def test_opened_again_it_knows_what_expires(
+    kind: Kind, open_again: OpenAgain, engine_clock: FakeClock
+) -> None:
+    if not kind.keeps_a_file:
+        pytest.skip("keeps nothing")
+    engine = open_again()
+    engine.create("key", VALUE, 60)
+    engine.create("for good", VALUE, None)
+    engine = open_again()
     engine_clock.advance(60)
     with pytest.raises(KeyError):
-        engine.read("key 1")
-    assert engine.read("key 2") == {"index": 2}
+        engine.read("key")
+    assert engine.read("for good") == VALUE
 
 
 def test_durable_engine_does_the_same(kind: Kind, tmp_path: Path) -> None:
