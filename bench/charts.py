@@ -19,7 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from operations import OPERATIONS, typical_case
-from records import TEXT
+from records import SHAPES, WORDS
 
 OWN: Final = "kvstore"
 
@@ -181,20 +181,18 @@ def _save(figure: Figure, path: Path, title: str, height: float) -> None:
 
 
 def _values(result: Result) -> Dots:
-    words, text = typical_case(result, 16_000), typical_case(result, 16_000, TEXT)
-    middle = typical_case(result, 1000)
     return {
-        "create, 1,000 B": middle.get("create", {}),
-        "read, 1,000 B": middle.get("read", {}),
-        "create, 16,000 B": words.get("create", {}),
-        "create, one string": text.get("create", {}),
+        f"create {size:,} B{', one string' if shape != WORDS else ''}": figures["create"]
+        for size in (1000, 16_000)
+        for shape in SHAPES
+        if (figures := typical_case(result, size, shape))
     }
 
 
 def _growth(result: Result) -> Lines:
     panels: Lines = {operation: {} for operation in OPERATIONS}
     for case in result["cases"]:
-        if case["size"] == 100:
+        if (case["size"], case["shape"]) == (100, WORDS):
             for operation, figures in case["microseconds"].items():
                 for engine, figure in figures.items():
                     point = (case["records"], figure["median"])

@@ -1,4 +1,4 @@
-"""What each engine does on a full disk, and with one byte of its files changed.
+"""What each engine does on a full disk, with one byte of its files changed, and what it counts.
 
 Full disk: a small disk in memory is mounted. A process creates records until that fails, reads all
 of them, deletes a tenth, creates half as many new ones, and closes; another one opens the store on
@@ -7,6 +7,9 @@ the disk, still full, and looks for everything that was acknowledged and not del
 Changed byte: in each trial a closed store is copied and one byte of the copy, of those that are not
 zero, is changed to another by chance. A process opens it and reads everything. JSON that no longer
 parses counts as an error, though it is the adapter here that finds it.
+
+What has expired, and is not yet taken back, may be in the number of keys that an engine tells. It
+is asked where it has a time to live of its own and a way to count: kvstore's `len`, and the like.
 
 Engines differ in what they promise. An error is what a user can act on; a dead process, a value
 that nobody stored, and a key that is gone without a word are not.
@@ -19,12 +22,13 @@ import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shutil import rmtree, which
 from signal import Signals
+from time import sleep
 from typing import Any, Final
 
 from engines import Engine, OpenEngine
@@ -43,6 +47,7 @@ PHASES: Final = ("fill", "read", "delete", "create", "close")
 FLIPPED_SIZE: Final = 200  # of a value where a byte is changed
 RECORDS: Final = 3000
 TRIALS: Final = 40
+EXPIRING: Final = 10  # records
 PATIENCE: Final = 20.0  # seconds that a trial may take
 # How a trial may end, the worst first, by how outcomes of it begin.
 VERDICTS: Final = {
@@ -105,6 +110,19 @@ def fill_disk(
     return {}
 
 
+def count_expired(open_engine: OpenEngine, _say: Say, folder: Path) -> str:
+    """Task: return whether the number of keys that the engine tells includes what has expired."""
+    folder.mkdir()
+    with closing(open_engine(folder)) as store:
+        if not isinstance(store, Sized):
+            return "no `len`, or no time to live"
+        for index in range(2 * EXPIRING):
+            key, value, _ = Records(FLIPPED_SIZE).record(index)
+            store.create(key, value, 1 if index < EXPIRING else None)
+        sleep(2.1)  # some count in whole seconds
+        return {EXPIRING: "not counted", 2 * EXPIRING: "counted"}.get(len(store), f"{len(store)}?")
+
+
 def make_store(open_engine: OpenEngine, _say: Say, folder: Path, records: int) -> None:
     """Task: leave a store of some records, closed twice: for some tidy up when they are opened."""
     folder.mkdir()
@@ -133,7 +151,7 @@ def read_all(
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Return what came of full disks and of changed bytes."""
+    """Return what came of full disks and of changed bytes, and who counts what has expired."""
     disk = plan.pick(*DISKS)
     trials, records = plan.pick((TRIALS, RECORDS), (3, 300), (1, 300))
     full: dict[str, Any] = {}
@@ -147,12 +165,22 @@ def measure(plan: Plan) -> dict[str, Any]:
     for engine in plan.with_file():
         with noting_failure(failures, f"{engine}, with a changed byte,"):
             flipped[engine] = _flip_bytes(plan, engine, trials, records)
+    expired: dict[str, str] = {}
+    for engine in plan.with_file():
+        with noting_failure(failures, f"{engine}, counting,"), Worker(plan, engine) as worker:
+            expired[engine] = worker.call(count_expired, plan.place / f"{engine}-counting")
     return {
         "disk_bytes": disk,
-        "full_disk": full,
         "trials": trials,
-        "flipped": flipped,
         "failures": failures,
+        "engines": {
+            engine: {
+                "full_disk": full.get(engine, {}),
+                "flipped": flipped.get(engine, {}),
+                "expired": expired.get(engine, "unknown"),
+            }
+            for engine in plan.with_file()
+        },
     }
 
 
@@ -213,10 +241,9 @@ def how_it_ended(error: WorkerError) -> str:
     return f"dies: {Signals(-error.exit_code).name}" if error.exit_code < 0 else "dies"
 
 
-def _flip_bytes(plan: Plan, engine: str, trials: int, records: int) -> dict[str, Any]:
-    """Return how often each verdict was reached, and what came of all reads."""
+def _flip_bytes(plan: Plan, engine: str, trials: int, records: int) -> dict[str, int]:
+    """Return how often each verdict was reached."""
     verdicts: Counter[str] = Counter()
-    outcomes: Counter[str] = Counter()
     intact = plan.place / engine
     rng = random.Random(6)
     with ExitStack() as stack:
@@ -232,10 +259,9 @@ def _flip_bytes(plan: Plan, engine: str, trials: int, records: int) -> dict[str,
             if worker.is_dead:
                 worker = stack.enter_context(Worker(plan, engine, PATIENCE))
             verdicts[verdict_of(seen)] += 1
-            outcomes.update(seen)
             rmtree(copy)
     rmtree(intact)
-    return {"verdicts": dict(verdicts), "outcomes": dict(outcomes)}
+    return dict(verdicts)
 
 
 def flip_byte(folder: Path, rng: random.Random) -> None:
@@ -280,26 +306,32 @@ def verdict_of(seen: Outcomes) -> str:
 
 
 def format_result(result: Mapping[str, Any]) -> str:
-    """Return two tables."""
-    disks: list[Column] = [
-        ("records taken", "{:,}".format, ("records",)),
-        ("create raises", ", ".join, ("fill",)),
-        ("reads", show, ("read",)),
-        ("deletes", show, ("delete",)),
-        ("then creates", show, ("create",)),
-        ("closes", show, ("close",)),
-        ("opened again", show, ("again",)),
+    """Return one table."""
+    columns: list[Column] = [
+        (f"{result['trials']} times one byte changed", show_verdicts, ("flipped",)),
+        (f"on a full disk of {result['disk_bytes'] >> 20} MiB", show_phases, ("full_disk",)),
+        ("what has expired, in `len`", str, ("expired",)),
     ]
-    flips: list[Column] = [
-        (verdict, str, ("verdicts", verdict)) for verdict in (FINE, *VERDICTS.values())
-    ]
-    flips.append(("reads", show, ("outcomes",)))
-    full, trials = result["disk_bytes"] >> 20, result["trials"]
-    tables = [
-        engine_table(f"on a full disk of {full} MiB", result["full_disk"], disks),
-        engine_table(f"{trials} trials, one byte each", result["flipped"], flips),
-    ]
-    return with_failures(tables, result["failures"])
+    return with_failures([engine_table("failures", result["engines"], columns)], result["failures"])
+
+
+def show_verdicts(verdicts: Mapping[str, int]) -> str:
+    """Return how often each verdict was reached, as text; the worst first."""
+    ordered = [verdict for verdict in (*VERDICTS.values(), FINE) if verdict in verdicts]
+    return ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ordered) or "not tried"
+
+
+def show_phases(phases: Mapping[str, Any]) -> str:
+    """Return what creating raised, and what did not go right then, as text."""
+    if not phases:
+        return "not tried"
+    bad = {
+        phase: show(outcomes)
+        for phase, outcomes in phases.items()
+        if phase not in {"records", "fill"} and set(outcomes) - {"right"}
+    }
+    told = [f"{phase}: {text}" for phase, text in bad.items()] or ["then all right"]
+    return "; ".join([f"{', '.join(phases.get('fill', {}))} at {phases['records']:,}", *told])
 
 
 def show(outcomes: Outcomes) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from engines import Kind
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
-RESULT_FORMAT: Final = 3  # of the files there: add one where figures come under another name
+RESULT_FORMAT: Final = 4  # of the files there: add one where figures come under another name
 
 Choice = TypeVar("Choice")
 Figures = Mapping[str, float]
@@ -57,6 +57,8 @@ class Plan:
     rounds: int | None = None
     """How often everything is to be measured, if not as often as the experiment has it."""
     progress: Progress = field(default_factory=Progress)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Engines that cannot be imported, and why."""
 
     def pick(self, full: Choice, quick: Choice, tiny: Choice | None = None) -> Choice:
         """Return what is meant for the scale; where it has no tiny form, the quick one."""
@@ -152,26 +154,29 @@ def with_failures(tables: Iterable[str], failures: Mapping[str, str]) -> str:
     return "\n\n".join([*tables, lines] if lines else tables)
 
 
-def describe_machine(directory: Path, engines: Mapping[str, Kind]) -> dict[str, Any]:
-    """Return what figures depend on: machine, Python, versions, file system of a folder."""
+def describe_machine(plan: Plan) -> dict[str, Any]:
+    """Return what figures depend on: machine, Python, versions, file system; and who is missing."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
-        "file_system": file_system(directory),
+        "file_system": file_system(plan.place),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "orjson": metadata.version("orjson"),
-        "engines": {name: kind.version() for name, kind in engines.items()},
+        "engines": {name: kind.version() for name, kind in plan.engines.items()},
+        "left_out": plan.left_out,
     }
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
     """Return the record of `describe_machine` as a line of text."""
     versions = ", ".join(dict.fromkeys(machine["engines"].values()))
+    missing = ", ".join(f"{name} ({why})" for name, why in machine["left_out"].items())
     return (
         f"{machine['date']}: {machine['cpu']}, {machine['cpu_count']} CPUs, {machine['system']}, "
         f"{machine['file_system']}; {machine['python']}, orjson {machine['orjson']}, {versions}"
+        f"{missing and f'; left out: {missing}'}"
     )
 
 

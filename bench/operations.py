@@ -1,16 +1,19 @@
-"""The time of create, read, a missed read and delete, for values and stores of some sizes.
+"""The time of each operation on one key, for values and stores of some sizes.
 
 In each round each engine, in a new process and on a new file: creates all keys, reads them in
-random order, reads as many absent ones, deletes them in another random order; of many keys only a
-part is read, missed and deleted. One pair of clock readings surrounds each loop; the cost of the
-loop itself is the same for all. Garbage collection is on, as by default. Keys and values are made
-before. All sizes and engines take turns, so that ratios of any two figures mean something. Who is
-fast enough does more rounds: the tables say how many.
+random order, reads as many absent ones, puts other values of the same size to half of the keys,
+touches these, deletes the other half; of many keys only a part is worked on. One pair of clock
+readings surrounds each loop; the cost of the loop itself is the same for all. Garbage collection is
+on, as by default. Keys and values are made before. All sizes and engines take turns, so that ratios
+of any two figures mean something. Who is fast enough does more rounds: the tables say how many.
+
+The largest stores have as many records as a kvstore of 1 GB can hold, or a million; who is many
+times slower in the smaller ones is not waited for there.
 """
 
 import gc
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from itertools import cycle
 from math import inf
@@ -19,20 +22,18 @@ from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from engines import Engine, OpenEngine
-from engines.own import COMPILED, IMPLEMENTATIONS
-from records import TEXT, WORDS, make_keys, make_values
+from engines.own import COMPILED, IMPLEMENTATIONS, PLAIN
+from records import SHAPES, TEXT, WORDS, make_keys, make_values
 from workers import Job, Say, rounds_in_turns
 
 from harness import Column, Plan, engine_table, ratio, show_spread, spread, with_failures
 
-OPERATIONS: Final = ("create", "read", "miss", "delete")
+OPERATIONS: Final = ("create", "put", "read", "miss", "delete", "touch")
 TTL: Final = 3600
 ROUNDS: Final = 5
-SECONDS: Final = 9.0  # for the rounds of a case, beyond the least number of them
 CHUNK: Final = 10_000  # creates between two looks at the clock
 
 Micros = dict[str, float]  # that one of each operation took
-Round = Callable[[OpenEngine, Say, Path, int, "Case"], Micros]
 
 
 class Case(NamedTuple):
@@ -43,11 +44,13 @@ class Case(NamedTuple):
     records: int
     shape: str = WORDS
     share: int = 1
-    """One in so many is read, missed and deleted."""
-    least: int = 2
-    """Rounds that every engine does."""
+    """One in so many is worked on once it was created."""
     engines: tuple[str, ...] = ()
     """That alone do it, if any are named."""
+    least: int = 1
+    """Rounds that every engine does,"""
+    seconds: float = 9.0
+    """and more of them only as far as they fit into this time."""
     patience: float = 30.0
     """Seconds to create all records."""
 
@@ -57,20 +60,29 @@ class Case(NamedTuple):
         return f"{self.records:,} records of {self.size:,} B, {self.shape}"
 
 
+FASTEST: Final = (COMPILED, "dict", "lmdb", "tkrzw", "kyotocabinet")
+_FAST: Final = (
+    *(*FASTEST, PLAIN, "sqlite3", "sqlite3-tuned", "rocksdict", "plyvel", "semidbm", "unqlite"),
+    *("snkv", "babeldb"),
+)
 FULL: Final = (
     Case(100, 10_000),
-    Case(100, 100_000),
-    Case(100, 1_000_000, share=10, least=1),
-    Case(100, 3_000_000, share=30, least=1, engines=(*IMPLEMENTATIONS,), patience=90),
-    Case(1000, 100_000),
-    Case(16_000, 10_000),
-    Case(16_000, 10_000, TEXT),
+    *(
+        Case(size, records, shape, least=2 if shape == WORDS else 1)
+        for size, records in ((100, 100_000), (1000, 100_000), (16_000, 10_000))
+        for shape in SHAPES
+    ),
+    Case(100, 1_000_000, WORDS, 10, _FAST, seconds=25),
+    Case(100, 1_000_000, TEXT, 10, FASTEST, seconds=25),
+    *(Case(1000, 600_000, shape, 10, FASTEST, seconds=25) for shape in SHAPES),
+    *(Case(16_000, 50_000, shape, 5, FASTEST, seconds=25) for shape in SHAPES),
+    Case(100, 3_000_000, WORDS, 30, (*IMPLEMENTATIONS,), seconds=25, patience=90),
 )
 QUICK: Final = tuple(each._replace(records=each.records // 100, least=1) for each in FULL)
 TINY: Final = (
-    Case(100, 500, share=5, least=1),
-    Case(100, 400, least=1, engines=(*IMPLEMENTATIONS,)),
-    Case(16_000, 20, TEXT, least=1),
+    Case(100, 500, share=5),
+    Case(100, 400, engines=(*IMPLEMENTATIONS,)),
+    *(Case(size, 20, TEXT) for size in (100, 1000, 16_000)),
 )
 
 
@@ -83,10 +95,13 @@ def run_round(open_engine: OpenEngine, say: Say, folder: Path, number: int, case
     say(f"{case.name}, round {number + 1}")
     rng = random.Random(number)
     keys = make_keys(case.records)
-    count = case.records // case.share
-    absent = make_keys(count, first=case.records)
-    wanted, doomed = rng.sample(keys, count), rng.sample(keys, count)
+    chosen = rng.sample(keys, case.records // case.share)
+    absent = make_keys(len(chosen), first=case.records)
+    wanted = rng.sample(chosen, len(chosen))
+    replaced, doomed = chosen[::2], chosen[1::2]
+    touched = rng.sample(replaced, len(replaced))
     values = make_values(case.size, shape=case.shape)
+    others = values[1:] + values[:1]
     micros = {}
     with closing(open_engine(folder)) as store:
         gc.collect()
@@ -95,13 +110,22 @@ def run_round(open_engine: OpenEngine, say: Say, folder: Path, number: int, case
         micros["read"] = time_calls(store.read, wanted)
         gc.collect()
         micros["miss"] = time_misses(store, absent)
-        last = case.records - 1
-        if store.read(keys[last]) != values[last % len(values)]:
-            raise AssertionError("it does not hold what was stored")
+        _check_last(store, keys, values)
+        gc.collect()
+        micros["put"] = time_writes(store.put, replaced, others)
+        _check_last(store, replaced, others)
+        gc.collect()
+        micros["touch"] = _time_touches(store, touched)
         gc.collect()
         micros["delete"] = time_calls(store.delete, doomed)
         time_misses(store, doomed[-1:])
-    return micros
+    return {name: micros[name] for name in OPERATIONS}
+
+
+def _check_last(store: Engine, keys: list[str], values: list[dict[str, Any]]) -> None:
+    last = len(keys) - 1
+    if store.read(keys[last]) != values[last % len(values)]:
+        raise AssertionError("it does not hold what was stored")
 
 
 def time_writes(
@@ -121,11 +145,19 @@ def time_writes(
     return (perf_counter() - begin) / len(keys) * 1e6
 
 
-def time_calls(function: Callable[[str], object], keys: list[str]) -> float:
-    """Return the microseconds that a call takes."""
+def time_calls(function: Callable[[Any], object], keys: Collection[Any]) -> float:
+    """Return the microseconds that a call for one of these takes."""
     begin = perf_counter()
     for key in keys:
         function(key)
+    return (perf_counter() - begin) / len(keys) * 1e6
+
+
+def _time_touches(store: Engine, keys: list[str]) -> float:
+    touch = store.touch
+    begin = perf_counter()
+    for key in keys:
+        touch(key, TTL)
     return (perf_counter() - begin) / len(keys) * 1e6
 
 
@@ -148,13 +180,10 @@ def time_misses(store: Engine, keys: list[str]) -> float:
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Run all rounds; return the figures of each case."""
-    cases, rounds = plan.pick(FULL, QUICK, TINY), plan.pick(ROUNDS, 1)
-    return measure_cases(plan, run_round, cases, rounds, SECONDS)
+    return measure_cases(plan, plan.pick(FULL, QUICK, TINY), plan.pick(ROUNDS, 1))
 
 
-def measure_cases(
-    plan: Plan, task: Round, cases: Iterable[Case], rounds: int, seconds: float
-) -> dict[str, Any]:
+def measure_cases(plan: Plan, cases: Iterable[Case], rounds: int) -> dict[str, Any]:
     """Run all rounds of some cases; return microseconds by operation and engine of each."""
     jobs = {
         (case, engine): Job(
@@ -163,13 +192,13 @@ def measure_cases(
             (case,),
             plan.rounds or rounds,
             plan.rounds or case.least,
-            seconds,
+            case.seconds,
         )
         for case in cases
         for engine in plan.engines
         if engine in case.engines or not case.engines
     }
-    results, failures = rounds_in_turns(plan, task, jobs.values())
+    results, failures = rounds_in_turns(plan, run_round, jobs.values())
     rows: dict[Case, dict[str, Any]] = {}
     for (case, engine), job in jobs.items():
         row = rows.setdefault(case, {**case._asdict(), "name": case.name, "microseconds": {}})
@@ -181,8 +210,15 @@ def measure_cases(
 
 
 def typical_case(result: Mapping[str, Any], size: int, shape: str = WORDS) -> Mapping[str, Any]:
-    """Return the figures of values like this, by operation and engine: of about 100,000 records."""
-    cases = [each for each in result["cases"] if (each["size"], each["shape"]) == (size, shape)]
+    """Return the figures of values like this, by operation and engine: of about 100,000 records.
+
+    It is a case that all engines do.
+    """
+    cases = [
+        each
+        for each in result["cases"]
+        if (each["size"], each["shape"]) == (size, shape) and not each["engines"]
+    ]
     if not cases:
         return {}
     nearest = min(cases, key=lambda each: abs(each["records"] - 100_000))

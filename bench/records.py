@@ -14,6 +14,7 @@ from workers import Say
 KEY_SIZE: Final = 20  # bytes, and characters
 WORDS: Final = "words and numbers"
 TEXT: Final = "one long string"
+SHAPES: Final = (WORDS, TEXT)
 
 _KEY_BITS: Final = KEY_SIZE * 4
 _KEY_MASK: Final = (1 << _KEY_BITS) - 1

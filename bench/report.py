@@ -18,9 +18,9 @@ from typing import Any, Final
 from charts import draw_all
 from engines.own import COMPILED, PLAIN
 from operations import OPERATIONS, typical_case
+from records import SHAPES, TEXT, WORDS
 from run import EXPERIMENTS
 from targets import PEERS, Target, judge, targets_table
-from updates import OPERATIONS as UPDATES
 
 from harness import (
     RESULT_FORMAT,
@@ -37,8 +37,8 @@ END: Final = "<!-- figures: end -->"
 RESULTS: Final = "bench/results"
 PAGE: Final = "bench/README.md"
 TABLES: Final = "tables.md"
-SHOWN: Final = (*OPERATIONS, *UPDATES)
 SIZES: Final = (100, 1000, 16_000)  # of values, in bytes
+PARSING: Final = ("create", "put", "read")  # what takes more where values are harder to parse
 
 Results = Mapping[str, dict[str, Any]]
 
@@ -68,6 +68,8 @@ def make_page(results: Results, missing: Mapping[str, str], charts: Mapping[str,
     if results:
         parts += [f"{machine_line(_first_machine(results))}.", make_summary(results)]
     parts += [f"![{shows}](results/{name})" for name, shows in charts.items()]
+    if failures := results.get("failures"):
+        parts += ["## Failures", import_module("failures").format_result(failures)]
     if targets := judge(results):
         parts += ["## Targets", _missed(targets)]
     if missing:
@@ -78,7 +80,7 @@ def make_page(results: Results, missing: Mapping[str, str], charts: Mapping[str,
 
 def make_summary(results: Results) -> str:
     """Return a table with a line for each engine, of figures of all experiments."""
-    small, large = _typical(results, 100), _typical(results, 16_000)
+    small, large = _typical(results, 100), _typical(results, 16_000, TEXT)
     latency = results.get("latency", {}).get("engines", {})
     durable = {row["engine"]: row for row in results.get("durable", {}).get("rows", ())[::-1]}
     stores = results.get("footprint", {}).get("engines", {})
@@ -92,15 +94,19 @@ def make_summary(results: Results) -> str:
         }
         for name in _first_machine(results)["engines"]
     }
-    tail = ("p99.9", "median")
     columns: list[Column] = [
-        *((f"{name}, µs", "{:.2f}".format, ("small", name, "median")) for name in SHOWN),
-        ("create 16,000 B, µs", "{:.1f}".format, ("large", "create", "median")),
+        *((f"{name}, µs", "{:.2f}".format, ("small", name, "median")) for name in OPERATIONS),
+        ("create 16,000 B, one string, µs", "{:.1f}".format, ("large", "create", "median")),
         *(
-            (f"p99.9 of {name}, µs", "{:,.0f}".format, ("latency", "microseconds", name, *tail))
-            for name in ("create", "put")
+            (
+                f"{share} of {name}, µs",
+                "{:,.0f}".format,
+                ("latency", "microseconds", name, share, "median"),
+            )
+            for share, name in (("p99.9", "create"), ("p99.99", "create"), ("p99.9", "put"))
         ),
         ("durable creates a second", "{:,.0f}".format, ("durable", "per_second", "1", "median")),
+        ("bytes to the disk for each", "{:,.0f}".format, ("durable", "written_bytes")),
         ("bytes a record", "{:,.0f}".format, ("store", "bytes_per_record", "100")),
         ("memory, MiB", show_mebibytes, ("store", "late_bytes")),
         ("opening after SIGKILL, ms", "{:,.1f}".format, ("store", "killed", "median")),
@@ -108,16 +114,15 @@ def make_summary(results: Results) -> str:
     return engine_table("100 B, where no size is said", rows, columns)
 
 
-def _typical(results: Results, size: int) -> Mapping[str, Any]:
-    """Return the figures of values of a size in a store that is neither small nor large."""
-    both = (results.get(name, {"cases": []}) for name in ("operations", "updates"))
-    return {name: each for result in both for name, each in typical_case(result, size).items()}
+def _typical(results: Results, size: int, shape: str = WORDS) -> Mapping[str, Any]:
+    """Return the figures of values like this in a store that is neither small nor large."""
+    return typical_case(results.get("operations", {"cases": []}), size, shape)
 
 
 def _missed(targets: Sequence[Target]) -> str:
-    now = [target for target in targets if not target.is_next]
-    missed = [target for target in now if not target.met]
-    text = f"{len(now) - len(missed)} of {len(now)} [targets](results/{TABLES}#targets) are met"
+    missed = [target for target in targets if not target.met]
+    met = len(targets) - len(missed)
+    text = f"{met} of {len(targets)} [targets](results/{TABLES}#targets) are met"
     return f"{text}; missed are:\n\n{targets_table(missed)}" if missed else f"{text}."
 
 
@@ -137,11 +142,9 @@ def make_tables(results: Results) -> str:
             module.format_result(result),
             _how_measured(name, result, _first_machine(results)),
         ]
-    targets = judge(results)
-    for heading, is_next in (("Targets", False), ("Next targets", True)):
-        if chosen := [target for target in targets if target.is_next is is_next]:
-            text = "Speeds are ratios of medians, the worst of all sizes and numbers of records."
-            parts += [f"## {heading}", text, targets_table(chosen)]
+    if targets := judge(results):
+        text = "Speeds are ratios of medians, the worst of both shapes of value and of all stores."
+        parts += ["## Targets", text, targets_table(targets)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -170,11 +173,11 @@ def make_short(results: Results) -> str:
 
 
 def _short_rows(results: Results) -> Iterable[list[str]]:
-    figures = [_typical(results, size) for size in SIZES]
-    for operation in SHOWN:
-        cells = [_short_cell(each.get(operation, {})) for each in figures]
-        if any(cells):
-            yield [operation, *cells]
+    for operation in OPERATIONS:
+        for shape in SHAPES if operation in PARSING else (WORDS,):
+            figures = [_typical(results, size, shape).get(operation, {}) for size in SIZES]
+            if any(cells := [_short_cell(each) for each in figures]):
+                yield [f"{operation}, {shape}" if operation in PARSING else operation, *cells]
 
 
 def _short_cell(figures: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
-    python bench/run.py                     all of it, in half an hour
-    python bench/run.py --quick             all of it, small, in three
+    python bench/run.py                     all of it, in 40 minutes
+    python bench/run.py --quick             all of it, small, in five
     python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
-    python bench/run.py --only updates,latency,durable --engines kvstore,lmdb,tkrzw --rounds 3
+    python bench/run.py --only latency,durable --engines kvstore,lmdb,tkrzw --rounds 3
     python bench/run.py --compare OLD NEW   two builds of kvstore, each that of a Python
 
 Each experiment is a module beside this one; what it measured goes to `bench/results/NAME.json`, but
@@ -36,7 +36,7 @@ from harness import (
     to_json,
 )
 
-EXPERIMENTS: Final = ("operations", "updates", "latency", "durable", "footprint", "failures")
+EXPERIMENTS: Final = ("operations", "latency", "batches", "durable", "footprint", "failures")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -84,7 +84,7 @@ def run(name: str, plan: Plan, results: Path | None) -> dict[str, Any]:
     """Do one experiment, print its figures and save them; return them as they read back."""
     experiment = import_module(name)
     started = time.monotonic()
-    machine = describe_machine(plan.place, plan.engines)
+    machine = describe_machine(plan)
     try:
         result = experiment.measure(plan)
     except Skipped as reason:
@@ -108,13 +108,14 @@ def main() -> None:
     """Measure, print and save."""
     arguments = parse_arguments()
     asked = arguments.engines or list(ENGINES)
+    left_out: dict[str, str] = {}
     if arguments.compare:
         engines = compare.builds(arguments.engines, *arguments.compare)
     else:
         engines = importable(asked)
-        for engine in asked:
-            if engine not in engines:
-                print(f"left out: {engine}, {ENGINES[engine].wanting}", file=sys.stderr)
+        left_out = {name: ENGINES[name].wanting for name in asked if name not in engines}
+        for name, why in left_out.items():
+            print(f"left out: {name}, {why}", file=sys.stderr)
     if not engines:
         sys.exit("none of the engines is there")
     default = None if arguments.scale != "full" or arguments.engines else RESULTS
@@ -124,11 +125,11 @@ def main() -> None:
     for number, name in enumerate(names, start=1):
         progress.heading = f"{name} ({number} of {len(names)}): "
         with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=arguments.dir) as place:
-            plan = Plan(Path(place), engines, arguments.scale, arguments.rounds, progress)
+            plan = Plan(Path(place), engines, arguments.scale, arguments.rounds, progress, left_out)
             if arguments.compare:
                 tables = compare.compare(plan, name)
                 progress.show("")
-                machine = machine_line(describe_machine(plan.place, engines))
+                machine = machine_line(describe_machine(plan))
                 print(f"## {name}\n\n{machine}\n\n{tables}\n", flush=True)
             else:
                 measured[name] = run(name, plan, arguments.results or default)

@@ -3,18 +3,23 @@
 import os
 import random
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import batches
+import durable
+import engines.record
 import failures
 import pytest
-import updates
 from engines import ENGINES
 from engines.locked import DictEngine
 from failures import flip_byte, how_it_ended, show, verdict_of
 from footprint import allocated, copy_folder
 from operations import OPERATIONS, Case, run_round
 from records import TEXT, WORDS, key_of, make_values
+from support.clock import FakeClock
+from support.processes import PATIENCE_SECONDS
 from support.tasks import meet_an_end
 from targets import judge
 from workers import Job, Worker, WorkerError, rounds_in_turns
@@ -75,7 +80,7 @@ def test_values_are_of_their_size_and_differ(size: int, shape: str) -> None:
 
 
 def test_round_works_on_every_key_and_on_none_that_is_absent(tmp_path: Path) -> None:
-    seen: dict[str, list[str]] = {"create": [], "read": [], "delete": []}
+    seen: dict[str, list[str]] = {name: [] for name in ("create", "read", "put", "touch", "delete")}
 
     class Recorder(DictEngine):
         def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
@@ -87,6 +92,15 @@ def test_round_works_on_every_key_and_on_none_that_is_absent(tmp_path: Path) -> 
             seen["read"].append(key)
             return value
 
+        def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
+            super().read(key)  # it is there
+            super().put(key, value, ttl)
+            seen["put"].append(key)
+
+        def touch(self, key: str, ttl: int | None) -> None:
+            super().touch(key, ttl)
+            seen["touch"].append(key)
+
         def delete(self, key: str) -> None:
             super().delete(key)
             seen["delete"].append(key)
@@ -94,58 +108,62 @@ def test_round_works_on_every_key_and_on_none_that_is_absent(tmp_path: Path) -> 
     micros = run_round(Recorder, lambda _: None, tmp_path, 0, Case(100, 50))
     keys = {key_of(index) for index in range(50)}
     assert list(micros) == list(OPERATIONS)
-    for calls in seen.values():
-        assert Counter(calls).keys() == keys
-    assert seen["create"] != seen["read"][:50] != seen["delete"]
+    assert Counter(seen["create"]) == Counter(seen["put"] + seen["delete"]) == Counter(keys)
+    assert set(seen["read"]) == keys
+    assert Counter(seen["put"]) == Counter(seen["touch"])
+    assert seen["create"] != seen["read"][:50]
+    assert seen["put"] != seen["touch"]
 
 
-def test_round_of_updates_works_on_live_keys_and_on_as_many_new_ones(tmp_path: Path) -> None:
-    live: set[str] = set()
-    seen: dict[str, list[str]] = {"live": [], "new": []}
+def test_batches_and_single_calls_are_of_keys_that_are_there(tmp_path: Path) -> None:
+    calls: Counter[str] = Counter()
 
     class Recorder(DictEngine):
-        def create(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
-            super().create(key, value, ttl)
-            live.add(key)
+        def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+            found = super().get_many(keys)
+            calls["get_many"] += len(found)
+            return found
 
-        def put(self, key: str, value: dict[str, Any], ttl: int | None) -> None:
-            seen["live" if key in live else "new"].append(key)
-            super().put(key, value, ttl)
+        def delete_many(self, keys: Iterable[str]) -> int:
+            removed = super().delete_many(keys)
+            calls["delete_many"] += removed
+            return removed
 
-    micros = updates.run_round(Recorder, lambda _: None, tmp_path, 0, Case(100, 200))
-    keys = {key_of(index) for index in range(200)}
-    assert list(micros) == [*updates.OPERATIONS, *updates.NEW]
-    assert Counter(seen["live"]) == Counter(keys)
-    assert len(seen["new"]) == len(live - keys) == 100
-    assert not keys.intersection(seen["new"])
+    seconds = (PATIENCE_SECONDS, None)
+    grown, micros = batches.run_round(Recorder, lambda _: None, tmp_path, 0, 4000, 3, seconds)
+    assert grown == 4000
+    assert calls["delete_many"] == 3 * batches.COLD
+    assert calls["get_many"] > 3 * 0.9 * batches.COLD  # one may come twice in a batch
+    assert set(micros) == {name for pair in batches.PAIRS[:3] for name in pair} | {"orjson.loads"}
 
 
-def test_put_is_judged_beside_each_peer_and_beside_create() -> None:
-    row = {"kvstore": spread([1.0]), "lmdb": spread([1.1]), "dict": spread([0.95])}
-    create, put = updates.NEW
-    new = {create: {"kvstore": spread([1.0])}, put: {"kvstore": spread([1.25])}}
-    micros = {**dict.fromkeys(updates.OPERATIONS, row), **new}
-    case = {**Case(1000, 600_000, TEXT)._asdict(), "microseconds": micros}
-    found = judge({"updates": {"cases": [case]}})
-    assert {each.what: (each.measured, each.met) for each in found} == {
-        "put beside lmdb, 100 and 1,000 B": (1.1, False),
-        "put beside dict, 100 and 1,000 B": (0.95, True),
-        "touch beside lmdb, 1,000 B": (1.1, False),
-        "put to an absent key beside create": (0.8, False),
-    }
+def test_batch_is_told_in_times_a_single_call_and_without_what_parsing_takes() -> None:
+    singles = {"create": 3.0, "read": 2.0, "read_bytes": 1.0, "delete": 1.0}
+    micros = {"put_many": 1.0, "get_many": 1.0, "orjson.loads": 0.75, "delete_many": 0.5}
+    row = batches.summarise([(1000, singles | micros), (900, singles | micros)])
+    assert row["records"] == 900
+    times = {"put_many": 3.0, "get_many": 2.0, "delete_many": 2.0, "get_many, unparsed": 4.0}
+    assert row["times"] == times
+    targets = judge({"batches": {"engines": {"kvstore": row}}})
+    assert [each.measured for each in targets] == [4.0, 2.0, 3.0, 2.0]
+    assert all(each.met for each in targets)
 
 
 def test_targets_are_judged_by_the_worst_ratio_of_medians() -> None:
-    def case(records: int, kvstore: float) -> dict[str, Any]:
+    def case(shape: str, kvstore: float, tkrzw: float) -> dict[str, Any]:
         figures = {"kvstore": spread([kvstore]), "sqlite3": spread([2.0, 9.0, 1.0])}
-        micros = dict.fromkeys(OPERATIONS, figures)
-        return {**Case(100, records)._asdict(), "microseconds": micros}
+        figures |= {"tkrzw": spread([tkrzw]), "kvstore-plain": spread([4.0])}
+        what = Case(100, 100_000, shape)
+        return {**what._asdict(), "name": what.name, "microseconds": {"put": figures}}
 
-    results = {"operations": {"cases": [case(100_000, 1.0), case(1_000_000, 1.6)]}}
-    targets = {each.what: each for each in judge(results) if not each.is_next}
-    assert {each.measured for each in targets.values()} == {1.25}
-    assert not targets["create beside sqlite3, 100 and 1,000 B"].met
-    assert targets["miss beside sqlite3, 100 and 1,000 B"].met
+    cases = [case(WORDS, 1.0, 1.5), case(TEXT, 1.6, 1.76), case(TEXT, 1.0, 9.0)]
+    (target,) = judge({"operations": {"cases": cases}})
+    assert (target.engine, target.what) == ("kvstore", "put beside the fastest on disk, 100 B")
+    assert target.where == f"tkrzw, 100,000 records of 100 B, {TEXT}"
+    assert target.measured == pytest.approx(1.1)
+    assert not target.met
+    cases[1] = case(TEXT, 1.0, 1.2)
+    assert judge({"operations": {"cases": cases}})[0].met
 
 
 def test_limit_is_met_by_what_is_within_it() -> None:
@@ -155,6 +173,19 @@ def test_limit_is_met_by_what_is_within_it() -> None:
     assert (target.measured, target.bound, target.met) == (3.5, 3, False)
     rows["kvstore-plain"]["killed"] = spread([3.0])
     assert judge({"footprint": {"engines": rows}})[0].met
+
+
+def test_bytes_that_reach_the_disk_are_counted_by_its_device_or_for_the_process(
+    tmp_path: Path,
+) -> None:
+    before, who = durable.bytes_written(tmp_path)
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"data" * 100_000)
+        file.flush()
+        os.fsync(file.fileno())
+    after, still = durable.bytes_written(tmp_path)
+    assert who == still
+    assert after - before >= 400_000 or who != "the device"
 
 
 # --- turns ---------------------------------------------------------------------------------------
@@ -261,7 +292,33 @@ def test_full_disk_that_cannot_be_mounted_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", os.devnull)
-    monkeypatch.setattr(failures, "_flip_bytes", lambda *_: {"verdicts": {}, "outcomes": {}})
+    monkeypatch.setattr(failures, "_flip_bytes", lambda *_: {"no harm": 2, "wrong values": 1})
     result = failures.measure(plan_of(tmp_path, "sqlite3"))
     assert "mount" in result["failures"]["the full disk"]
-    assert "mount" in failures.format_result(result)
+    shown = failures.format_result(result)
+    assert "mount" in shown
+    for cell in ("1 wrong values, 2 no harm", "not tried", "no `len`, or no time to live"):
+        assert f"| {cell} |" in " ".join(shown.split())
+
+
+def test_full_disk_is_told_by_what_create_raises_and_what_goes_wrong_then() -> None:
+    fine = {"records": 1200, "fill": {"OSError": 1}, "read": {"right": 1200}, "close": {"right": 1}}
+    assert failures.show_phases(fine) == "OSError at 1,200; then all right"
+    bad = {**fine, "again": {"right": 1100, "absent": 100}}
+    assert failures.show_phases(bad) == "OSError at 1,200; again: 1,100 right, 100 absent"
+
+
+def test_engine_is_asked_whether_it_counts_what_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(DictEngine):
+        def __len__(self) -> int:
+            return sum(not self._expired(each) for each in self._records.values())
+
+    clock = FakeClock()
+    monkeypatch.setattr(engines.record, "time_ns", clock)
+    monkeypatch.setattr(failures, "sleep", clock.advance)
+    opened = {"not counted": Counting, "no `len`, or no time to live": DictEngine}
+    for number, (told, engine) in enumerate(opened.items()):
+        folder = tmp_path / str(number)
+        assert failures.count_expired(engine, lambda _: None, folder) == told
