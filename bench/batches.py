@@ -38,7 +38,7 @@ DURABLE: Final = 100  # records of a durable batch
 FEW: Final = 10  # single puts after it
 DURABLE_SECONDS: Final = 0.5
 ROUNDS: Final = 5
-SECONDS: Final = 20.0  # for all rounds of an engine, beyond the first
+SECONDS: Final = (25.0, 12.0)  # for all rounds of kvstore, and of another, beyond the first
 
 # What is compared: a batch, and what does the same one by one.
 PAIRS: Final = (
@@ -162,10 +162,10 @@ def measure(plan: Plan) -> dict[str, Any]:
     rounds = plan.rounds or plan.pick(ROUNDS, 1)
     jobs = []
     for engine, kind in plan.engines.items():
-        seconds = PATIENCE[not kind.is_own], durable if kind.can_be_durable else None
+        to_grow, seconds = PATIENCE[not kind.is_own], SECONDS[not kind.is_own]
         if kind.has_batches:
-            arguments = (records, turns, seconds)
-            jobs.append(Job(engine, engine, arguments, rounds, seconds=SECONDS))
+            arguments = (records, turns, (to_grow, durable if kind.can_be_durable else None))
+            jobs.append(Job(engine, engine, arguments, rounds, seconds=seconds))
     results, failures = rounds_in_turns(plan, run_round, jobs)
     return {
         "value_size": VALUE_SIZE,

@@ -182,7 +182,7 @@ def _save(figure: Figure, path: Path, title: str, height: float) -> None:
 
 def _values(result: Result) -> Dots:
     return {
-        f"create {size:,} B{', one string' if shape != WORDS else ''}": figures["create"]
+        f"{size:,} B, {'words' if shape == WORDS else 'string'}": figures["create"]
         for size in (1000, 16_000)
         for shape in SHAPES
         if (figures := typical_case(result, size, shape))
@@ -244,7 +244,9 @@ def draw_all(results: Mapping[str, Result], folder: Path) -> dict[str, str]:
     if result := results.get("operations"):
         figures = typical_case(result, 100)
         draw_dots(*name("operations-100", "µs an operation, values of 100 bytes"), figures)
-        draw_dots(*name("values", "µs an operation, larger values"), _values(result))
+        draw_dots(
+            *name("values", "µs to create larger values, of words or one string"), _values(result)
+        )
         title = "µs an operation in stores of so many records"
         draw_lines(*name("growth", title), _growth(result), {})
     if result := results.get("latency"):

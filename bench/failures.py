@@ -186,7 +186,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 def _fill_disk(plan: Plan, engine: str, size: int) -> dict[str, Any]:
     """Return how many records were acknowledged, and what came of each phase."""
-    limit = size // FULL_SIZE * 2
+    limit = size // FULL_SIZE * 3  # some compress
     noted = plan.place / f"{engine}.notes"
     noted.touch()
     noted.with_suffix(".count").write_text("0")
@@ -318,7 +318,7 @@ def format_result(result: Mapping[str, Any]) -> str:
 def show_verdicts(verdicts: Mapping[str, int]) -> str:
     """Return how often each verdict was reached, as text; the worst first."""
     ordered = [verdict for verdict in (*VERDICTS.values(), FINE) if verdict in verdicts]
-    return ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in ordered) or "not tried"
+    return ", ".join(f"{verdict} {verdicts[verdict]}×" for verdict in ordered) or "not tried"
 
 
 def show_phases(phases: Mapping[str, Any]) -> str:
