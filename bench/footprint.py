@@ -15,9 +15,8 @@ synced records each is also put ten times, touched, deleted and put again: what 
 memory that it had after any of these.
 
 Bytes of file are what the file system has allocated for a store that was closed, opened and closed,
-under keys of 20 bytes. kvstore is also filled until it refuses, with one of its implementations,
-for their files are the same. Values are made of a few words: engines that compress them save more
-than they might elsewhere.
+under keys of 20 bytes. Values are made of a few words: engines that compress them save more than
+they might elsewhere.
 """
 
 import gc
@@ -30,7 +29,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
-from itertools import count
 from math import inf
 from pathlib import Path
 from shutil import rmtree
@@ -60,7 +58,6 @@ SECONDS: Final = (25.0, 4.0)  # that kvstore has to create them, and others, who
 ROUNDS: Final = (5, 2)  # of imports and openings of kvstore, and of openings of others
 UPDATED: Final = 100_000  # records, a tenth of the puts
 LARGER_VALUES: Final = {1000: 50_000, 16_000: 5000}  # size, and how many of these
-FULL_SIZE: Final = 1_000_000_000  # bytes
 OWN_LIBRARIES: Final = ("mmap", "orjson", "portalocker", "xxhash")
 
 # The first look at the memory makes what looking takes. Arguments: libraries that are to be there,
@@ -174,16 +171,6 @@ def _ignore_warnings() -> None:
     logging.getLogger("kvstore").addHandler(logging.NullHandler())  # it tells of each recovery
 
 
-def fill_up(_open_engine: OpenEngine, say: Say, path: Path, size: int, max_bytes: int) -> int:
-    """Task: create records in a kvstore until it is full; return how many it holds."""
-    from kvstore import KVStore, StoreFullError
-
-    with KVStore(path, max_bytes=max_bytes) as store:
-        with suppress(StoreFullError):
-            Records(size).fill(store, count(), inf, say)
-        return len(store)
-
-
 def measure(plan: Plan) -> dict[str, Any]:
     """Import, load, kill, open, complete, open again; then store larger values.
 
@@ -224,14 +211,10 @@ def measure(plan: Plan) -> dict[str, Any]:
                 worker.call(complete, folder, size, wanted)
                 row["bytes_per_record"][size] = allocated(folder) / wanted
             rmtree(folder)
-    full_bytes = plan.pick(FULL_SIZE, 8 << 20, 4 << 20)
-    own = [engine for engine in files if plan.engines[engine].is_own]
     return {
         "value_size": VALUE_SIZE,
         "first_records": FIRST_RECORDS,
         "records": records,
-        "full_bytes": full_bytes,
-        "held": _fill_up(plan, own[0], full_bytes, failures) if own else {},
         "engines": rows,
         "failures": failures,
     }
@@ -320,16 +303,6 @@ def copy_folder(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-r", "--sparse=always", source, target], check=True)
 
 
-def _fill_up(plan: Plan, engine: str, full_bytes: int, failures: dict[str, str]) -> dict[int, int]:
-    """Return how many records of each size of value kvstore holds."""
-    held = {}
-    for size in (VALUE_SIZE, *plan.pick(LARGER_VALUES, {})):
-        with noting_failure(failures, f"{engine}, filling up,"), Worker(plan, engine) as worker:
-            held[size] = worker.call(fill_up, plan.place / "full.kvs", size, full_bytes)
-            (plan.place / "full.kvs").unlink()
-    return held
-
-
 def format_result(result: Mapping[str, Any]) -> str:
     """Return the figures as tables: memory, opening, space."""
     rows = result["engines"]
@@ -358,11 +331,9 @@ def format_result(result: Mapping[str, Any]) -> str:
         (f"{size:,} B", "{:,.0f}".format, ("bytes_per_record", f"{size}"))
         for size in (VALUE_SIZE, *LARGER_VALUES)
     ]
-    held = "; ".join(f"{n:,} of {int(size):,} B" for size, n in result["held"].items())
     tables = [
         engine_table("private memory, MiB", rows, memory),
         engine_table("opening, ms", files, opening),
         engine_table(f"bytes a record, beside {KEY_SIZE} B of key", files, space),
-        f"Records in {result['full_bytes']:,} bytes of a kvstore: {held or 'not measured'}.",
     ]
     return with_failures(tables, result["failures"])

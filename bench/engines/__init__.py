@@ -129,7 +129,7 @@ ENGINES: Final[dict[str, Kind]] = {
         can_be_durable=True,
         environment=own.ENVIRONMENTS[own.PLAIN],
     ),
-    "dict": Kind(DictEngine, "builtins", _dict_version, keeps_a_file=False),
+    "dict": Kind(DictEngine, "builtins", _dict_version, keeps_a_file=False, has_batches=False),
     "sqlite3": Kind(SqliteEngine, "sqlite3", _sqlite_version, can_be_durable=True),
     "sqlite3-tuned": Kind(
         partial(SqliteEngine, tuned=True), "sqlite3", _sqlite_version, can_be_durable=True

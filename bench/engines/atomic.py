@@ -8,14 +8,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from engines.record import Batches, Bulk, BytesEngine, decode, encode, has_expired, renew
+from engines.batches import Bulk, BytesBatches
+from engines.record import BytesEngine, decode, encode, has_expired, renew
 
 # As many as the largest experiment stores. A table of hashes needs to be told when it is made.
 _RECORDS: Final = 3_000_000
 _DEBIAN_PACKAGES: Final = "/usr/lib/python3/dist-packages"
 
 
-class LmdbEngine(Batches):
+class LmdbEngine(BytesBatches):
     """py-lmdb with a writable map and no flushes: one short transaction an operation."""
 
     _MAP_SIZE: Final = 8 << 30  # address space; the file has holes
@@ -83,7 +84,7 @@ class LmdbEngine(Batches):
                 transaction.delete(name)
 
 
-class SwappingEngine(BytesEngine):
+class SwappingEngine(BytesEngine, BytesBatches):
     """A store of bytes under bytes whose operations each do all that is needed, atomically.
 
     Args:
@@ -106,7 +107,8 @@ class SwappingEngine(BytesEngine):
         close: Callable[[], object],
         bulk: Bulk,
     ) -> None:
-        super().__init__(get, close, bulk)
+        super().__init__(get, close)
+        self._bulk = bulk
         self._add = add
         self._put = put
         self._swap = swap

@@ -6,7 +6,7 @@ What they hold may be read after the death of the process, but for what is said 
 unqlite.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import orjson
 
-from engines.record import Bulk, BytesEngine, decode, encode, expiry_of, has_expired, now, renew
+from engines.batches import Bulk, BytesBatches
+from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, now, renew
 
 _CACHE_MIB: Final = 64
 _STRIPES: Final = 64  # locks of what several threads may write
@@ -69,25 +70,6 @@ class DictEngine:
         if found is None or self._expired(found):
             raise KeyError(key)
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        with self._lock:
-            found = [(key, self._records[key]) for key in keys if key in self._records]
-        return {key: orjson.loads(each[1]) for key, each in found if not self._expired(each)}
-
-    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
-        expires_at = expiry_of(ttl)
-        encoded = {
-            key: (expires_at, bytes(memoryview(orjson.dumps(value))))
-            for key, value in items.items()
-        }
-        with self._lock:
-            self._records.update(encoded)
-
-    def delete_many(self, keys: Iterable[str]) -> int:
-        with self._lock:
-            found = [self._records.pop(key) for key in keys if key in self._records]
-        return sum(not self._expired(each) for each in found)
-
     def close(self) -> None:
         self._records.clear()
 
@@ -95,7 +77,7 @@ class DictEngine:
         return 0 < found[0] <= now()
 
 
-class LockedEngine(BytesEngine):
+class LockedEngine(BytesEngine, BytesBatches):
     """A store of bytes under bytes that can get (None where there is nothing), put and remove.
 
     Args:
@@ -116,7 +98,9 @@ class LockedEngine(BytesEngine):
         bulk: Bulk | None = None,
         locks: int = 1,
     ) -> None:
-        super().__init__(get, close, bulk)
+        super().__init__(get, close)
+        if bulk is not None:
+            self._bulk = bulk
         self._locks = [Lock() for _ in range(locks)]
         self._put = put
         self._remove = remove

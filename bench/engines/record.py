@@ -4,10 +4,10 @@ Expiry is in milliseconds since 1970, 0 for never. Engines of plain bytes store 
 before the JSON.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from struct import Struct
 from time import time_ns
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -29,6 +29,11 @@ def encode(value: dict[str, Any], ttl: int | None) -> bytes:
     return _EXPIRY.pack(now() + ttl * 1000 if ttl else 0) + orjson.dumps(value)
 
 
+def expiry_prefix(ttl: int | None) -> bytes:
+    """Return what `encode` puts before the JSON."""
+    return _EXPIRY.pack(expiry_of(ttl))
+
+
 def renew(key: str, stored: bytes | None, ttl: int | None) -> bytes:
     """Return what `encode` returned with another expiry.
 
@@ -37,7 +42,7 @@ def renew(key: str, stored: bytes | None, ttl: int | None) -> bytes:
     """
     if stored is None or has_expired(stored):
         raise KeyError(key)
-    return _EXPIRY.pack(expiry_of(ttl)) + stored[_EXPIRY.size :]
+    return expiry_prefix(ttl) + stored[_EXPIRY.size :]
 
 
 def has_expired(stored: Any) -> bool:
@@ -58,49 +63,12 @@ def decode(key: str, stored: Any) -> dict[str, Any]:
     return value
 
 
-class Bulk(NamedTuple):
-    """What a store of bytes under bytes has for many of them; a loop where it has nothing."""
-
-    get: Callable[[list[bytes]], Iterable[tuple[bytes, bytes]]]
-    """Return what is there of some keys, each with its key."""
-    put: Callable[[list[tuple[bytes, bytes]]], object]
-    remove: Callable[[list[bytes]], object]
-    """Remove keys that are there."""
-
-
-class Batches:
-    """Batches of an engine of plain bytes, which are for one thread: nobody else may write then."""
-
-    _bulk: Bulk
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        found = self._bulk.get([key.encode() for key in keys])
-        return {name.decode(): decode("", each) for name, each in found if not has_expired(each)}
-
-    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
-        expiry = _EXPIRY.pack(expiry_of(ttl))
-        self._bulk.put([(key.encode(), expiry + orjson.dumps(each)) for key, each in items.items()])
-
-    def delete_many(self, keys: Iterable[str]) -> int:
-        """Remove what is there; what has expired is taken away too, but not counted."""
-        found = list(self._bulk.get([key.encode() for key in keys]))
-        self._bulk.remove([name for name, _ in found])
-        return sum(not has_expired(stored) for _, stored in found)
-
-
-class BytesEngine(Batches):
+class BytesEngine:
     """What engines of plain bytes share: reading without a lock, and closing."""
 
-    def __init__(
-        self,
-        get: Callable[[bytes], bytes | None],
-        close: Callable[[], object],
-        bulk: Bulk | None = None,
-    ) -> None:
+    def __init__(self, get: Callable[[bytes], bytes | None], close: Callable[[], object]) -> None:
         self._get = get
         self._close = close
-        if bulk is not None:
-            self._bulk = bulk
 
     def read(self, key: str) -> dict[str, Any]:
         return decode(key, self._get(key.encode()))

@@ -1,14 +1,15 @@
 """Engines on SQLite or on a part of it: statements, or a library that has a time to live."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, Final
 
 import orjson
 
+from engines.batches import TransactionBatches
 from engines.record import expiry_of, now
 
 _PUT: Final = (
@@ -126,7 +127,7 @@ class SqliteEngine:
         self._connection.close()
 
 
-class DiskcacheEngine:
+class DiskcacheEngine(TransactionBatches):
     """diskcache, with its own `add` and its own expiry, and nothing ever evicted.
 
     Each thread has a connection of its own, and SQLite has them wait for each other. Of its
@@ -167,19 +168,9 @@ class DiskcacheEngine:
     def delete(self, key: str) -> None:
         del self._cache[key]
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        with self._cache.transact():
-            found = [(key, self._cache.get(key)) for key in keys]
-        return {key: orjson.loads(encoded) for key, encoded in found if encoded is not None}
-
-    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
-        with self._cache.transact():
-            for key, value in items.items():
-                self._cache.set(key, orjson.dumps(value), expire=ttl)
-
-    def delete_many(self, keys: Iterable[str]) -> int:
-        with self._cache.transact():
-            return sum(self._cache.pop(key) is not None for key in keys)
+    def transact(self) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = self._cache.transact()
+        return context
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -214,7 +205,7 @@ class PysciqlopEngine(DiskcacheEngine):
         """Add the record; where the key is there, take the place of an expired one."""
         encoded = orjson.dumps(value)
         if not self._cache.add(key, encoded, expire=ttl):
-            with self._cache.transact():
+            with self.transact():
                 if key in self._cache:
                     raise ValueError(f"{key!r} exists")
                 self._cache.set(key, encoded, expire=ttl)
@@ -224,7 +215,7 @@ class PysciqlopEngine(DiskcacheEngine):
             raise KeyError(key)
 
 
-class SnkvEngine:
+class SnkvEngine(TransactionBatches):
     """SNKV: the B-tree of SQLite without its SQL, with its own expiry, in an index of its own.
 
     A store is for one thread at a time. WAL, moved to the file every 1,000 pages as by SQLite, for
@@ -235,7 +226,7 @@ class SnkvEngine:
     def __init__(self, directory: Path, *, durable: bool = False) -> None:
         import snkv
 
-        self._lock = Lock()
+        self._lock = RLock()
         self._store = snkv.KVStore(
             str(directory / "store.snkv"),
             sync_level=snkv.SYNC_FULL if durable else snkv.SYNC_OFF,
@@ -271,38 +262,18 @@ class SnkvEngine:
             self._store.put(name, encoded, ttl)
 
     def delete(self, key: str) -> None:
+        name = key.encode()
         with self._lock:
-            self._delete(key.encode())
+            if self._store.ttl(name) == 0:
+                raise KeyError(key)
+            self._store.delete(name)
 
-    def _delete(self, name: bytes) -> None:
-        if self._store.ttl(name) == 0:
-            raise KeyError(name)
-        self._store.delete(name)
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        with self._lock:
-            self._store.begin()
-            found = [(key, self._store.get(key.encode())) for key in keys]
-            self._store.commit()
-        return {key: orjson.loads(encoded) for key, encoded in found if encoded is not None}
-
-    def put_many(self, items: Mapping[str, dict[str, Any]], ttl: int | None) -> None:
+    @contextmanager
+    def transact(self) -> Iterator[None]:
         with self._lock:
             self._store.begin(write=True)
-            for key, value in items.items():
-                self._store.put(key.encode(), orjson.dumps(value), ttl)
+            yield
             self._store.commit()
-
-    def delete_many(self, keys: Iterable[str]) -> int:
-        removed = 0
-        with self._lock:
-            self._store.begin(write=True)
-            for key in keys:
-                with suppress(KeyError):
-                    self._delete(key.encode())
-                    removed += 1
-            self._store.commit()
-        return removed
 
     def __len__(self) -> int:
         count: int = self._store.count()

@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import engines.record
 import failures
 import pytest
 from engines import ENGINES
+from engines.batches import TransactionBatches
 from engines.locked import DictEngine
 from failures import flip_byte, how_it_ended, show, verdict_of
 from footprint import allocated, copy_folder
@@ -118,7 +120,10 @@ def test_round_works_on_every_key_and_on_none_that_is_absent(tmp_path: Path) -> 
 def test_batches_and_single_calls_are_of_keys_that_are_there(tmp_path: Path) -> None:
     calls: Counter[str] = Counter()
 
-    class Recorder(DictEngine):
+    class Recorder(TransactionBatches, DictEngine):
+        def transact(self) -> AbstractContextManager[object]:
+            return nullcontext()
+
         def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
             found = super().get_many(keys)
             calls["get_many"] += len(found)
