@@ -6,7 +6,8 @@ What they hold may be read after the death of the process, but for what is said 
 unqlite.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -19,6 +20,8 @@ from engines.record import BytesEngine, decode, encode, expiry_of, has_expired, 
 
 _CACHE_MIB: Final = 64
 _STRIPES: Final = 64  # locks of what several threads may write
+
+NewBatch = Callable[[], AbstractContextManager[Any]]  # that is written when it ends
 
 
 class DictEngine:
@@ -165,23 +168,17 @@ def open_rocksdict(directory: Path, *, durable: bool = False) -> LockedEngine:
     writing.sync = durable
     store.set_write_options(writing)
 
-    def put_bulk(records: list[tuple[bytes, bytes]]) -> None:
+    @contextmanager
+    def new_batch() -> Iterator[Any]:
         batch = WriteBatch(raw_mode=True)
-        for name, stored in records:
-            batch.put(name, stored)
-        store.write(batch, writing)
-
-    def remove_bulk(names: list[bytes]) -> None:
-        batch = WriteBatch(raw_mode=True)
-        for name in names:
-            batch.delete(name)
+        yield batch
         store.write(batch, writing)
 
     def get_bulk(names: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
         found = zip(names, store.get(names), strict=True)
         return [(name, stored) for name, stored in found if stored is not None]
 
-    bulk = Bulk(get_bulk, put_bulk, remove_bulk)
+    bulk = Bulk(get_bulk, partial(_put_each, new_batch), partial(_remove_each, new_batch))
     return LockedEngine(store.get, store.put, store.delete, store.close, bulk, _STRIPES)
 
 
@@ -202,22 +199,17 @@ def open_plyvel(directory: Path, *, durable: bool = False) -> LockedEngine:
         write_buffer_size=_CACHE_MIB << 20,
     )
 
-    def put_bulk(records: list[tuple[bytes, bytes]]) -> None:
-        with store.write_batch(sync=durable) as batch:
-            for name, stored in records:
-                batch.put(name, stored)
-
-    def remove_bulk(names: list[bytes]) -> None:
-        with store.write_batch(sync=durable) as batch:
-            for name in names:
-                batch.delete(name)
-
+    new_batch = partial(store.write_batch, sync=durable)
     return LockedEngine(
         store.get,
         partial(store.put, sync=True) if durable else store.put,
         partial(store.delete, sync=True) if durable else store.delete,
         store.close,
-        Bulk(partial(_get_each, store.get), put_bulk, remove_bulk),
+        Bulk(
+            partial(_get_each, store.get),
+            partial(_put_each, new_batch),
+            partial(_remove_each, new_batch),
+        ),
         _STRIPES,
     )
 
@@ -227,6 +219,18 @@ def _get_each(
 ) -> Iterable[tuple[bytes, bytes]]:
     """Get one after the other, where a store has nothing else."""
     return [(name, stored) for name in names if (stored := get(name)) is not None]
+
+
+def _put_each(new_batch: NewBatch, records: list[tuple[bytes, bytes]]) -> None:
+    with new_batch() as batch:
+        for name, stored in records:
+            batch.put(name, stored)
+
+
+def _remove_each(new_batch: NewBatch, names: list[bytes]) -> None:
+    with new_batch() as batch:
+        for name in names:
+            batch.delete(name)
 
 
 def open_babeldb(directory: Path, *, durable: bool = False) -> LockedEngine:
