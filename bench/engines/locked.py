@@ -2,8 +2,8 @@
 
 They may be read by several threads at a time without it, semidbm excepted. Those that may be
 written by several threads too have a lock for each of some keys, so that threads can share flushes.
-What they hold may be read after the death of the process, but for what is said of `dict` and
-unqlite.
+What they hold may be read after the death of the process, but for what is said of `dict`, unqlite
+and babeldb.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -234,10 +234,11 @@ def _remove_each(new_batch: NewBatch, names: list[bytes]) -> None:
 
 
 def open_babeldb(directory: Path, *, durable: bool = False) -> LockedEngine:
-    """BabelDB: an LSM tree behind a log. Buffered: flushed ten times a second, and by each batch.
+    """BabelDB: an LSM tree behind a log. Buffered: written and flushed ten times a second.
 
-    It can put a record only where there is none, which takes longer than to look first. `durable`:
-    immediate, as by default; threads share flushes.
+    So a tenth of a second is lost if the process dies; a batch is flushed in any case. It can put a
+    record only where there is none, which takes longer than to look first. `durable`: immediate, as
+    by default; threads share flushes.
     """
     import babeldb
 
