@@ -26,22 +26,26 @@ Column = tuple[str, Callable[[Any], str], tuple[str, ...]]
 
 
 class Progress:
-    """One line on standard error that says how far it is; nothing where that is no terminal."""
+    """One line on standard error that says how far it is; a line a minute, if no terminal."""
 
     heading = ""
     """What each of them begins with."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._began = monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._began = self._told = monotonic()
 
     def show(self, text: str) -> None:
         """Put `text` in the place of what was there; an empty one clears the line."""
-        if self._shown:
-            if text:
-                minutes, seconds = divmod(int(monotonic() - self._began), 60)
-                text = f"{minutes}:{seconds:02} {self.heading}{text}"
-            print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+        now = monotonic()
+        if text:
+            minutes, seconds = divmod(int(now - self._began), 60)
+            text = f"{minutes}:{seconds:02} {self.heading}{text}"[:100]
+        if self._is_terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif text and now >= self._told + 60:
+            self._told = now
+            print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

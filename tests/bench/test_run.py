@@ -158,3 +158,17 @@ def test_result_of_another_format_or_of_a_quick_run_is_left_out(
     assert not results
     assert why in missing["latency"]
     assert missing["durable"] == "not measured"
+
+
+def test_progress_is_a_line_a_minute_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(harness, "monotonic", lambda: now)
+    progress = harness.Progress()
+    progress.heading = "latency (2 of 6): "
+    for now in (1.0, 59.0, 60.0, 61.0, 119.0, 125.0):
+        progress.show(f"at {now:g}")
+    progress.show("")
+    told = ["1:00 latency (2 of 6): at 60", "2:05 latency (2 of 6): at 125"]
+    assert capsys.readouterr().err.splitlines() == told
