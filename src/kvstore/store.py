@@ -561,11 +561,11 @@ class KVStore(MutableMapping[str, Value]):
 
         def delete(key: str) -> bool:
             try:
-                record = self._one_key.delete(key, encode_key(key))
+                record, size = self._one_key.delete(key, encode_key(key))
             except KeyNotFoundError:
                 return False
             if written is not None:
-                written.add(record, FREE_BLOCK.size)
+                written.add(record, size)
             return True
 
         try:
