@@ -42,7 +42,7 @@ def thinned_out(store: KVStore, part: int = 10, records: int = 3_000) -> dict[st
 
 
 def test_file_becomes_shorter_by_as_many_bytes_as_compact_says(
-    implementation: Implementation, open_store: OpenStore, path: Path
+    implementation: Implementation, clock: FakeClock, open_store: OpenStore, path: Path
 ) -> None:
     store = open_store()
     contents = thinned_out(store)

@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from kvstore import KVStore
+import pytest
+
+from kvstore import KVStore, clock
 
 from .consistency import assert_consistent
 from .values import Value
@@ -24,7 +26,11 @@ def after_death(store: KVStore) -> dict[str, Value]:
     with KVStore(path) as copy:
         contents = dict(copy)
         assert len(copy) == len(contents)
-        assert {key: copy.ttl(key) for key in copy} == {key: store.ttl(key) for key in contents}
+        with pytest.MonkeyPatch.context() as patch:  # both at the same moment
+            now_ns = clock.time_ns()
+            patch.setattr(clock, "time_ns", lambda: now_ns)
+            lifetimes = {key: store.ttl(key) for key in contents}
+            assert {key: copy.ttl(key) for key in copy} == lifetimes
     assert_consistent(path)
     path.unlink()
     return contents
