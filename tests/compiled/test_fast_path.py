@@ -746,6 +746,26 @@ def test_a_segment_is_split_in_one_go(full: KVStore) -> None:
     assert {full.read(key) == {} for key in keys} == {True}
 
 
+def test_a_batch_finds_its_keys_where_a_split_amid_it_has_put_them(full: KVStore) -> None:
+    """They were looked up before it, and those that were absent are put twice."""
+    seed = full._file.hash_seed
+    keys = [
+        key
+        for key in (f"more {number}" for number in range(500))
+        if key_hash(key.encode(), seed) >> STRIPE_SHIFT == 0
+    ][:15]
+    contents: dict[str, dict[str, int]] = dict.fromkeys(full, {})
+    put = [
+        (key, {"n": number}) for number, key in enumerate((cast(str, SPLITTING.key), *keys, *keys))
+    ]
+    full.put_many(put)
+    assert has_split(full)
+    contents.update(put)
+    assert full.get_many(contents) == contents
+    assert sorted(full) == sorted(contents)
+    assert full.delete_many(contents) == len(contents)
+
+
 def some_slot(store: KVStore) -> int:
     """Return the offset of a live slot of the first segment."""
     extent = store._file.directory[0]

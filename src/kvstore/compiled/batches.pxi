@@ -115,8 +115,8 @@ cdef inline void fetch_records(FastPath path, Expected *keys, Py_ssize_t count) 
 cdef inline int64_t slot_of(FastPath path, Expected *key, bint is_stale) noexcept:
     """Return the slot of a key as `find` does: the one that `fetch` has found, if it still is.
 
-    It is unless another of the group was stored in it, or removed from it, or Python has run since,
-    of which `is_stale` tells.
+    It is unless another of the group was stored in it, or removed from it; or a segment was split,
+    or Python has run since, of which `is_stale` tells.
     """
     cdef int64_t slot = key.slot
     cdef bint is_live
@@ -223,7 +223,7 @@ cdef bint put_group(
     cdef Ending ending = LAST
     cdef Py_ssize_t count = 0, index, size = 0
     cdef bint is_stale = False
-    cdef uint64_t now_ms = 0, done, start = written[0], end = written[1]
+    cdef uint64_t now_ms = 0, done, start = written[0], end = written[1], splits
     cdef object last = None
     cdef bytes encoded
     try:
@@ -251,11 +251,12 @@ cdef bint put_group(
         if count:
             now_ms = path.now_ms()  # before it is found where they are: it may run Python
         fetch(path, keys, count)
+        splits = path.splits
         for index in range(count):
             encoded = stored = values[index]
             if path.may_change(keys[index].key_hash):
                 stored = path.store_record(
-                    slot_of(path, &keys[index], is_stale),
+                    slot_of(path, &keys[index], is_stale or path.splits != splits),
                     keys[index].key_hash,
                     keys[index].text,
                     keys[index].size,

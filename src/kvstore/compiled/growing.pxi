@@ -64,6 +64,7 @@ cdef class Growing(Blocks):
     cdef uint64_t prepared  # up to here, they are in memory
     cdef Member *members  # room for a split, of two segments' slots and of what numbers these
     cdef uint16_t *numbers
+    cdef uint64_t splits  # how many there were: each has moved slots
 
     def __dealloc__(self):
         PyMem_Free(self.members)
@@ -198,6 +199,7 @@ cdef class Growing(Blocks):
         ):
             return False
         # Nothing was stored so far, and from here on all is.
+        self.splits += 1
         shape &= (<uint64_t>1 << SHAPE_REWRITES_SHIFT) - 1 ^ SHAPE_DEPTH_MASK
         shape |= depth + 1
         shape |= (
