@@ -754,7 +754,7 @@ def test_a_batch_finds_its_keys_where_a_split_amid_it_has_put_them(full: KVStore
         for key in (f"more {number}" for number in range(500))
         if key_hash(key.encode(), seed) >> STRIPE_SHIFT == 0
     ][:15]
-    contents: dict[str, dict[str, int]] = dict.fromkeys(full, {})
+    contents = {key: full[key] for key in full}
     put = [
         (key, {"n": number}) for number, key in enumerate((cast(str, SPLITTING.key), *keys, *keys))
     ]
