@@ -564,13 +564,17 @@ class Life:
         self._promise_if_durable()
 
     def delete_many(self, keys: list[str]) -> None:
-        """Delete different keys at once, be they there or not."""
-        for key in keys:
+        """Delete different keys at once, be they there or not.
+
+        Of one that has expired nothing is deleted: it may come back with the time.
+        """
+        there = [key for key in keys if key in self.live]
+        for key in there:
             self._disk.intend(key, ABSENT)
-            self.live.pop(key, None)
+            del self.live[key]
         self._key = keys[-1]
-        self.store.delete_many(keys)
-        for key in keys:
+        assert self.store.delete_many(keys) == len(there)
+        for key in there:
             if key not in self.live:
                 self._disk.acknowledge(key, ABSENT)
         self._promise_if_durable()
