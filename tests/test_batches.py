@@ -329,22 +329,44 @@ def test_a_full_store_has_those_before_the_one_that_is_named(
     assert dict(store) == {"old": {"n": 1}, **expected}
 
 
-def test_what_the_system_refuses_says_for_which_key(
-    store: KVStore, monkeypatch: pytest.MonkeyPatch
+def refuse(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch, step: str, refused: str, error: Exception
 ) -> None:
-    real = store._one_key.store
+    """Have what stores or deletes one key raise the error for that key."""
+    real = getattr(store._one_key, step)
 
-    def refuse(key: str, *arguments: Any, **named: Any) -> int:
-        if key == "k2":
-            raise OSError(5, "refused")
+    def take(key: str, *arguments: Any, **named: Any) -> Any:
+        if key == refused:
+            raise error
         return real(key, *arguments, **named)
 
     monkeypatch.setattr(store, "_fast", None)
-    monkeypatch.setattr(store._one_key, "store", refuse)
+    monkeypatch.setattr(store._one_key, step, take)
+
+
+def test_what_the_system_refuses_says_for_which_key(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(store, monkeypatch, "store", "k2", OSError(5, "refused"))
     with pytest.raises(OSError, match="refused") as caught:
         store.put_many(numbered(5))
     assert caught.value.__notes__ == ["key 'k2' was not put; those before it were"]
     assert dict(store) == numbered(2)
+    refuse(store, monkeypatch, "delete", "k1", OSError(5, "refused"))
+    with pytest.raises(OSError, match="refused") as caught:
+        store.delete_many(numbered(2))
+    assert caught.value.__notes__ == ["key 'k1' was not deleted; those before it were"]
+    assert list(store) == ["k1"]
+
+
+def test_a_full_disk_that_refuses_a_deletion_says_of_which_key(
+    store: KVStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_many(numbered(5))
+    refuse(store, monkeypatch, "delete", "k2", StoreFullError("/a/file: no room to overwrite"))
+    with pytest.raises(StoreFullError, match=r"^key 'k2': /a/file: no room to overwrite$"):
+        store.delete_many(numbered(5))
+    assert sorted(store) == ["k2", "k3", "k4"]
 
 
 def test_put_many_takes_another_store_and_even_itself(

@@ -106,7 +106,7 @@ def put_many(
         try:
             offset, size = store(key, value, ttl, encoded)
         except (KVStoreError, OSError) as error:
-            _name_key(error, key)
+            _name_key(error, key, "put")
             raise
         if written is not None:
             written.add(offset, size)
@@ -120,21 +120,31 @@ def put_many(
             pass
 
 
-def _name_key(error: Exception, key: object) -> None:
-    """Have an error say which key it was that could not be put."""
+def _name_key(error: Exception, key: object, done: str) -> None:
+    """Have an error say which key it was for which something could not be `done`."""
+    if str(error).startswith("key "):
+        return
     if isinstance(error, StoreFullError):
         error.args = (f"key {key!r}: {error}",)
-    elif not str(error).startswith("key "):
-        error.add_note(f"key {key!r} was not put; those before it were")
+    else:
+        error.add_note(f"key {key!r} was not {done}; those before it were")
 
 
 def delete_many(fast: "FastPath | None", keys: Iterable[str], delete: Callable[[str], bool]) -> int:
     """Delete the keys in order; return how many `delete`, which deletes one, says were there."""
+
+    def delete_naming(key: str) -> bool:
+        try:
+            return delete(key)
+        except (KVStoreError, OSError) as error:
+            _name_key(error, key, "deleted")
+            raise
+
     left = iter(keys)
     if fast is None:
-        return sum(map(delete, left))
+        return sum(map(delete_naming, left))
     deleted, goes_on = 0, True
     while goes_on:
-        count, goes_on = fast.delete_many(left, delete)
+        count, goes_on = fast.delete_many(left, delete_naming)
         deleted += count
     return deleted
