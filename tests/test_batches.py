@@ -469,6 +469,18 @@ def test_what_was_deleted_does_not_come_back_with_what_it_had_replaced(store: KV
 # --- all of them ----------------------------------------------------------------------------------
 
 
+def test_batches_lose_nothing_while_the_table_grows(store: KVStore) -> None:
+    """Each of its segments is split amid some group of keys, of which half go elsewhere then."""
+    contents = numbered(20_000)
+    twice = ((key, value) for key in contents for value in ({}, contents[key]))
+    store.put_many(twice)
+    assert store.stats().segments > 16
+    assert store.get_many(contents) == contents
+    assert sorted(store) == sorted(contents)
+    assert store.delete_many(contents) == len(contents)
+    assert not store
+
+
 def test_random_batches_leave_what_a_dictionary_holds(
     store: KVStore, open_store: OpenStore
 ) -> None:

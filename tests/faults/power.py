@@ -864,7 +864,10 @@ def rewrite_segments(life: Life) -> None:
         life.create(next(keys), 0)
     life.sync()
     for _ in range(rng.choice((30, 200))):
-        life.create(next(keys), rng.randrange(60))
+        if rng.random() < 0.1:
+            life.put_many(list(itertools.islice(keys, 10)), 60)
+        else:
+            life.create(next(keys), rng.randrange(60))
         if rng.random() < 0.2:
             life.delete(rng.choice(sorted(life.live)))
     if rng.random() < 0.6:
