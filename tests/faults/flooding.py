@@ -134,8 +134,12 @@ def forced(prefix: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "selected", compiled.PLAIN)
-        for module in (kvstore.one_key, kvstore.format.segment):
-            patch.setattr(module, "xxh3_64_intdigest", of_key)
+        patch.setattr(kvstore.one_key, "xxh3_64_intdigest", of_key)
+        patch.setattr(
+            kvstore.format.segment,
+            "xxh3_64_digest",
+            lambda key, seed: of_key(key, seed).to_bytes(8, "big"),
+        )
         patch.setattr(kvstore.format.extent_records, "xxh3_64_intdigest", in_recovery)
         for module in (
             kvstore.format.records,

@@ -30,7 +30,7 @@ def test_full_entry_of_the_directory_refuses_keys_without_looking_at_those_it_ha
     with forced(0x1234), KVStore(path) as store:
         fill(store, KEYS)
         looked: list[object] = []
-        monkeypatch.setattr("kvstore.format.segment.live_slots", looked.append)
+        monkeypatch.setattr("kvstore.format.segment._keys", lambda *given: looked.append(given))
         for number in range(100):
             with pytest.raises(StoreFullError):
                 store.create(f"refused {number}", {})

@@ -1,14 +1,16 @@
 """A segment as bytes: built and partitioned again, with each slot where a search finds it."""
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 from support import scaled, seeded_random
 from support.implementations import IMPLEMENTATIONS
+from support.members import HASH_MASK, MEMBER, pack_members, unpack_members
 from xxhash import xxh3_64_intdigest
 
 from kvstore.compiled import Implementation
-from kvstore.format.bucket import MEMBER, live_slots
+from kvstore.format.bucket import live_slots
 from kvstore.format.layout import (
     BUCKET_HEADER,
     BUCKET_SIZE,
@@ -27,6 +29,9 @@ from kvstore.format.layout import (
     segment_run,
     slot_offset,
 )
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import Members
 
 EXTENT = 9
 
@@ -49,8 +54,8 @@ def make_members(
     return members
 
 
-def packed(members: list[Member]) -> bytes:
-    return b"".join(MEMBER.pack(hash_of_key, slot) for hash_of_key, _, slot in members)
+def packed(implementation: Implementation, members: list[Member]) -> "Members":
+    return pack_members(implementation, [(hash_of_key, slot) for hash_of_key, _, slot in members])
 
 
 def pages(image: bytes) -> list[bytes]:
@@ -74,7 +79,7 @@ def test_what_is_built_has_the_same_slots(
     """Also where members overflow into the next buckets, as far as all of them are full."""
     members = make_members(seeded_random(), count, homes=homes)
     image, earliest = implementation.build_segment(
-        EXTENT, bucket_shape(6, 512, 1, 0), packed(members)
+        EXTENT, bucket_shape(6, 512, 1, 0), packed(implementation, members)
     )
     assert len(image) == EXTENT_SIZE
     found = slots_of(image)
@@ -92,7 +97,9 @@ def test_every_member_can_be_found_from_its_home_bucket(
     implementation: Implementation, count: int, homes: int
 ) -> None:
     members = make_members(seeded_random(), count, homes=homes)
-    image, _ = implementation.build_segment(EXTENT, bucket_shape(4, 0, 1, 0), packed(members))
+    image, _ = implementation.build_segment(
+        EXTENT, bucket_shape(4, 0, 1, 0), packed(implementation, members)
+    )
     hashes = {slot: hash_of_key for hash_of_key, _, slot in members}
     has_empty = [0 in page[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT] for page in pages(image)]
     for number, index, slot, _ in slots_of(image):
@@ -108,7 +115,9 @@ def test_every_member_can_be_found_from_its_home_bucket(
 
 def test_overflow_of_the_last_bucket_wraps_to_the_first(implementation: Implementation) -> None:
     members = [(15, 0, SLOT.pack(bytes([n]), 0, 0, 2, 1)) for n in range(81)]
-    image, _ = implementation.build_segment(EXTENT, bucket_shape(4, 0, 1, 0), packed(members))
+    image, _ = implementation.build_segment(
+        EXTENT, bucket_shape(4, 0, 1, 0), packed(implementation, members)
+    )
     found = [number for number, _, _, _ in slots_of(image)]
     assert (found.count(15), found.count(0)) == (80, 1)
 
@@ -117,7 +126,7 @@ def test_full_segment_has_no_empty_slot(implementation: Implementation) -> None:
     image, _ = implementation.build_segment(
         EXTENT,
         bucket_shape(4, 0, 1, 0),
-        packed(make_members(seeded_random(), SEGMENT_SLOTS, homes=2)),
+        packed(implementation, make_members(seeded_random(), SEGMENT_SLOTS, homes=2)),
     )
     for page in pages(image):
         assert min(page[CONTROL_OFFSET : CONTROL_OFFSET + SLOT_COUNT]) >= 2
@@ -125,7 +134,9 @@ def test_full_segment_has_no_empty_slot(implementation: Implementation) -> None:
 
 def test_headers_tell_page_depth_prefix_and_earliest_expiry(implementation: Implementation) -> None:
     members = make_members(seeded_random(), 500)
-    image, _ = implementation.build_segment(EXTENT, bucket_shape(7, 1_024, 3, 5), packed(members))
+    image, _ = implementation.build_segment(
+        EXTENT, bucket_shape(7, 1_024, 3, 5), packed(implementation, members)
+    )
     for number, page in enumerate(pages(image)):
         marker, earliest, *shape, _ = BUCKET_HEADER.unpack_from(page)
         assert marker == bucket_marker(EXTENT * EXTENT_SIZE + number * BUCKET_SIZE)
@@ -137,7 +148,9 @@ def test_headers_tell_page_depth_prefix_and_earliest_expiry(implementation: Impl
 def test_segment_without_members_is_zeros_but_for_its_headers(
     implementation: Implementation,
 ) -> None:
-    image, earliest = implementation.build_segment(EXTENT, bucket_shape(4, 2_048, 1, 0), b"")
+    image, earliest = implementation.build_segment(
+        EXTENT, bucket_shape(4, 2_048, 1, 0), packed(implementation, [])
+    )
     assert earliest == NO_EXPIRY
     for page in pages(image):
         assert not any(page[CONTROL_OFFSET:])
@@ -148,7 +161,11 @@ def test_tombstones_and_empty_slots_are_not_live_whatever_they_hold(
 ) -> None:
     members = make_members(seeded_random(), 16 * 40)
     page = bytearray(
-        pages(implementation.build_segment(EXTENT, bucket_shape(4, 0, 1, 0), packed(members))[0])[0]
+        pages(
+            implementation.build_segment(
+                EXTENT, bucket_shape(4, 0, 1, 0), packed(implementation, members)
+            )[0]
+        )[0]
     )
     live = list(live_slots(bytes(page)))
     page[CONTROL_OFFSET] = 0
@@ -162,18 +179,25 @@ def test_expiry_is_not_looked_up_in_a_bucket_where_nothing_expires(
     """It is the speed of a rewrite where nothing expires; the slots come out the same."""
     members = make_members(seeded_random(), 800, expiring=False)
     image, earliest = implementation.build_segment(
-        EXTENT, bucket_shape(4, 0, 1, 0), packed(members)
+        EXTENT, bucket_shape(4, 0, 1, 0), packed(implementation, members)
     )
     assert earliest == NO_EXPIRY
     assert {expires_at for _, _, _, expires_at in slots_of(image)} == {0}
 
 
-@pytest.mark.parametrize("size", [1, MEMBER.size - 1, (SEGMENT_SLOTS + 1) * MEMBER.size])
-def test_bytes_that_are_no_members_of_a_segment_are_refused(
-    implementation: Implementation, size: int
-) -> None:
+def test_more_members_than_a_segment_has_slots_are_refused(implementation: Implementation) -> None:
+    members = make_members(seeded_random(), SEGMENT_SLOTS + 1)
+    with pytest.raises(ValueError, match="members, a segment has 1,280 slots"):
+        implementation.build_segment(
+            EXTENT, bucket_shape(4, 0, 1, 0), packed(implementation, members)
+        )
+
+
+@pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="members are bytes in the compiled code")
+@pytest.mark.parametrize("size", [1, MEMBER.size - 1])
+def test_bytes_that_are_no_members_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"{size:,} bytes of members"):
-        implementation.build_segment(EXTENT, bucket_shape(4, 0, 1, 0), bytes(size))
+        IMPLEMENTATIONS[1].build_segment(EXTENT, bucket_shape(4, 0, 1, 0), bytes(size))
 
 
 # --- partitioned ---------------------------------------------------------------------------------
@@ -207,26 +231,28 @@ class Segment:
 
     def file(self, implementation: Implementation) -> bytes:
         shape = bucket_shape(self.depth, self.prefix, 1, 0)
-        image, _ = implementation.build_segment(0, shape, packed(self.members))
+        image, _ = implementation.build_segment(0, shape, packed(implementation, self.members))
         return image + bytes(self.records)
 
     def partition(
         self, implementation: Implementation, file: bytes = b""
-    ) -> tuple[bytes, bytes, list[bytes], int]:
+    ) -> "tuple[Members, Members, list[bytes], int]":
         file = file or self.file(implementation)
         return implementation.partition_slots(
             file, len(file), 0, self.depth, self.prefix, NOW_MS, SEED
         )
 
 
-def slots_in(members: bytes) -> list[tuple[int, bytes]]:
-    return sorted(MEMBER.iter_unpack(members))
+def slots_in(*parts: "Members") -> list[tuple[int, bytes]]:
+    return sorted(member for members in parts for member in unpack_members(members))
 
 
 KEYS = [f"{'é' * (number % 40)}{number}".encode() for number in range(8_000)]
 
 
-@pytest.mark.parametrize(("depth", "prefix"), [(4, 0), (4, 30_720), (7, 1_024), (15, 12_345)])
+@pytest.mark.parametrize(
+    ("depth", "prefix"), [(4, 0), (4, 30_720), (7, 1_024), (8, 32_640), (9, 64), (15, 12_345)]
+)
 def test_members_are_parted_by_the_half_of_the_hashes_they_are_in(
     implementation: Implementation, depth: int, prefix: int
 ) -> None:
@@ -238,8 +264,12 @@ def test_members_are_parted_by_the_half_of_the_hashes_they_are_in(
     lower, upper, expired, lost = segment.partition(implementation)
     half = 1 << 63 - depth
     members = [(hash_of_key, slot) for hash_of_key, _, slot in segment.members]
-    assert slots_in(lower) == sorted(each for each in members if not each[0] & half)
-    assert slots_in(upper) == sorted(each for each in members if each[0] & half)
+    for part, is_upper in ((lower, False), (upper, True)):
+        assert slots_in(part) == sorted(
+            (hash_of_key & HASH_MASK, slot)
+            for hash_of_key, slot in members
+            if bool(hash_of_key & half) == is_upper
+        )
     assert (expired, lost) == ([], 0)
 
 
@@ -255,7 +285,7 @@ def test_what_expired_is_told_apart_if_its_record_agrees(implementation: Impleme
         segment.records[segment.used - 192 + 16] ^= 1  # the record's expiry
     lower, upper, expired, lost = segment.partition(implementation)
     assert sorted(expired) == sorted(gone)
-    assert (len(lower) + len(upper), lost) == (20 * MEMBER.size, 0)
+    assert (len(slots_in(lower, upper)), lost) == (20, 0)
 
 
 def test_slots_whose_keys_lead_elsewhere_are_left_out_and_counted(
@@ -266,7 +296,7 @@ def test_slots_whose_keys_lead_elsewhere_are_left_out_and_counted(
         segment.add(key, lead=False)
     lower, upper, expired, lost = segment.partition(implementation)
     assert lost > 150
-    assert (len(lower) + len(upper)) // MEMBER.size == 200 - lost
+    assert implementation.count_members(lower + upper) == 200 - lost
     assert expired == []
 
 
@@ -288,7 +318,10 @@ def test_damaged_slots_are_partitioned_the_same(number: int) -> None:
         file[place] = rng.choice((0, 1, 32, 33, 240, 241, 255, rng.randrange(256)))
     for index in range(SLOT_COUNT):
         file[CONTROL_OFFSET + index] = rng.randrange(4)
-    assert segment.partition(plain, bytes(file)) == segment.partition(compiled, bytes(file))
+    *parted, expired, lost = segment.partition(plain, bytes(file))
+    *compiled_parted, compiled_expired, compiled_lost = segment.partition(compiled, bytes(file))
+    assert list(map(unpack_members, parted)) == list(map(unpack_members, compiled_parted))
+    assert (expired, lost) == (compiled_expired, compiled_lost)
 
 
 @pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="the plain one has no pointers")

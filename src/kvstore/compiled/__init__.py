@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from kvstore.format.extent_records import FoundBlocks
 
-    from .interface import FastPath, OwnedLock
+    from .interface import FastPath, Members, OwnedLock
 
 _EXTENSIONS: Final = ("_bytes", "_fast_path")
 _FUNCTIONS: Final = {
@@ -35,6 +35,7 @@ _FUNCTIONS: Final = {
     "has_equal_hashes",
     "judge_words",
     "members_of_words",
+    "count_members",
     "partition_slots",
     "build_segment",
     "count_in_use",
@@ -57,11 +58,12 @@ class Implementation:
             [mmap | bytes, int, array[int], int, int],
             tuple[array[int], array[int], array[int], array[int]],
         ]
-        members_of_words: Callable[[mmap | bytes, int, array[int]], bytes]
+        members_of_words: Callable[[mmap | bytes, int, array[int]], Members]
+        count_members: Callable[[Members], int]
         partition_slots: Callable[
-            [mmap | bytes, int, int, int, int, int, int], tuple[bytes, bytes, list[bytes], int]
+            [mmap | bytes, int, int, int, int, int, int], tuple[Members, Members, list[bytes], int]
         ]
-        build_segment: Callable[[int, int, bytes], tuple[bytes, int]]
+        build_segment: Callable[[int, int, Members], tuple[bytes, int]]
         count_in_use: Callable[[bytes], tuple[int, int, int, int]]
         find_partly_used: Callable[[bytes], list[int]]
         make_fast_path: Callable[..., FastPath] | None
@@ -138,10 +140,12 @@ def _make_plain() -> Implementation:
         extent_map,
         extent_records,
         found_words,
+        members,
         segment,
     )
 
-    return Implementation("plain", (extent_records, found_words, segment, extent_map), None)
+    modules = extent_records, found_words, members, segment, extent_map
+    return Implementation("plain", modules, None)
 
 
 def __getattr__(name: str) -> Implementation:

@@ -316,7 +316,11 @@ def members_of_words(mapped, uint64_t file_size, found):
     return members
 
 
-# --- segments: `format.segment` ------------------------------------------------------------------
+# --- segments: `format.members`, `format.segment` ------------------------------------------------
+
+
+def count_members(bytes members not None):
+    return len(members) // <Py_ssize_t>sizeof(Member)
 
 
 def partition_slots(
@@ -346,14 +350,17 @@ def partition_slots(
     cdef Py_ssize_t counts[2]
     cdef Member *member
     cdef list expired = []
+    cdef uint64_t earliest = NO_EXPIRY
     halves[0], halves[1] = <Member *>bytes_of(lower), <Member *>bytes_of(upper)
     counts[0] = counts[1] = 0
+    for number in range(BUCKET_COUNT):
+        earliest = min(earliest, load(bucket + number * BUCKET_SIZE + EARLIEST_OFFSET))
     for number in range(BUCKET_COUNT):
         for index in range(SLOT_COUNT):
             if bucket[CONTROL_OFFSET + index] <= CONTROL_TOMBSTONE:
                 continue
             slot = bucket + BUCKET_HEADER_SIZE + index * SLOT_SIZE
-            if is_expired(memory, file_size, slot, now_ms):
+            if earliest <= now_ms and is_expired(memory, file_size, slot, now_ms):
                 expired.append(PyBytes_FromStringAndSize(<const char *>slot, SLOT_SIZE))
                 continue
             key_hash = hash_of_slot(memory, file_size, slot, hash_seed)

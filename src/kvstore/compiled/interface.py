@@ -5,7 +5,7 @@ At run time a protocol would only take time and memory.
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from kvstore.format.codec import Value
 
@@ -28,6 +28,13 @@ class OwnedLock(Protocol):
         /,
     ) -> None: ...
     def _is_owned(self) -> bool: ...
+
+
+class Members(Protocol):
+    """Live slots on their way from one segment to another, as one implementation has them."""
+
+    def __add__(self, others: Self, /) -> Self:
+        """Return these and others."""
 
 
 Change = tuple[int, bytes, bytes]

@@ -1,10 +1,10 @@
-# Live slots on their way from one segment to another: see `format.segment`.
+# Live slots on their way from one segment to another: bytes, one member after the other.
 
 cdef enum:
     MOST_NUMBERS = 16 * 1280  # each of a segment's buckets may be the home of all its members
 
-cdef struct Member:  # as `segment.MEMBER`
-    uint8_t word[8]
+cdef struct Member:
+    uint8_t word[8]  # the hash of its key, or what a `found_words` word has of that
     uint8_t slot[SLOT_SIZE]
 
 

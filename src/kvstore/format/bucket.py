@@ -1,8 +1,6 @@
-"""One page of the table as bytes: its live slots, and what they are on their way to another one."""
+"""One page of the table as bytes: its live slots."""
 
 from collections.abc import Iterator
-from struct import Struct
-from typing import Final
 
 from .layout import (
     BUCKET_HEADER_SIZE,
@@ -10,14 +8,8 @@ from .layout import (
     CONTROL_TOMBSTONE,
     SLOT_COUNT,
     SLOT_EXPIRY,
-    SLOT_SIZE,
     SLOT_WHOLE,
 )
-
-# A live slot on its way from one segment to another: the hash of its key, or what a `found_words`
-# word has of that, and its 48 bytes. Members are these, one after the other.
-MEMBER: Final = Struct(f"<Q{SLOT_SIZE}s")
-MEMBER_WORDS: Final = Struct("<Q32sQQ")  # the same, with the slot as `layout.SLOT_WORDS`
 
 
 def live_slots(bucket: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -5,11 +5,11 @@ the middle. What is left of the hash is all that a segment asks of it: the lowes
 bucket and fingerprint, and by the uppermost 27 two records of one key are found close together.
 """
 
+import sys
 from array import array
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from .bucket import MEMBER_WORDS
 from .layout import (
     FOUND_HASH_MASK,
     FOUND_OFFSET_MASK,
@@ -20,7 +20,9 @@ from .layout import (
     RECORD_MAGIC,
     SLOT_KEY_SIZE,
     SLOT_KEY_SIZE_SHIFT,
+    SLOT_WORDS,
 )
+from .members import Members, place_members
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -120,19 +122,17 @@ def judge_words(
     )
 
 
-def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]") -> bytes:
+def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]") -> Members:
     """Return the members of a segment that these words of live records become.
-
-    See `segment.MEMBER`.
 
     Raises:
         ValueError: one leads out of the file, of which the first `file_size` bytes are there.
     """
-    pack, unpack = MEMBER_WORDS.pack, _HEAD_AND_EXPIRY.unpack_from
+    pack, unpack = SLOT_WORDS.pack, _HEAD_AND_EXPIRY.unpack_from
     offset_shift, offset_mask = FOUND_OFFSET_SHIFT, FOUND_OFFSET_MASK
     magic, header_size, size_shift = RECORD_MAGIC, RECORD_HEADER_SIZE, SLOT_KEY_SIZE_SHIFT
     last = file_size - header_size - SLOT_KEY_SIZE
-    members = []
+    slots = []
     for word in words:
         offset = word >> offset_shift & offset_mask
         if offset > last:
@@ -140,15 +140,17 @@ def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]"
         head, expires_at = unpack(mapped, offset)
         start = offset + header_size
         # The sizes are in the same place in header and slot: change the magic for the offset.
-        members.append(
+        slots.append(
             pack(
-                word,
                 mapped[start : start + (head >> size_shift & 0xFF)],
                 expires_at,
                 head - magic + offset,
             )
         )
-    return b"".join(members)
+    by_uppermost = array("Q", words)
+    if sys.byteorder == "little":
+        by_uppermost.byteswap()
+    return place_members(slots, by_uppermost.tobytes())[0]
 
 
 def _outside(offset: int, file_size: int) -> ValueError:

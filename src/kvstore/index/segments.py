@@ -9,13 +9,13 @@ moved meanwhile; an extent does so only while the stripe is held.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvstore.compiled import Implementation
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
-from kvstore.format.bucket import MEMBER, live_slots
+from kvstore.format.bucket import live_slots
 from kvstore.format.layout import (
     BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
@@ -78,6 +78,9 @@ from .slab import Slab
 from .slots import Slots, control_offset_of
 from .versions import Versions
 
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import Members
+
 _COUNT_MASK: Final = 0xFFFF
 _RUN_PER_STRIPE: Final = DIRECTORY_ENTRIES // STRIPE_COUNT
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
@@ -137,7 +140,7 @@ class Segments:
             # Damaged slots: no lookup comes here for such keys. Their records, if whole, are found
             # when the index is next rebuilt.
             self._file.require_rebuild()
-        count = (len(lower) + len(upper)) // MEMBER.size
+        count = sum(map(self._implementation.count_members, (lower, upper)))
         if count > SEGMENT_SLOTS // 2 and depth < MAX_DEPTH:
             try:
                 self._split(extent, depth, prefix, lower, upper)
@@ -160,7 +163,7 @@ class Segments:
 
     def _partition_slots(
         self, extent: int, depth: int, prefix: int, now_ms: int
-    ) -> tuple[bytes, bytes, list[bytes], int]:
+    ) -> "tuple[Members, Members, list[bytes], int]":
         """As `segment.partition_slots`, of a segment whose pages are checked first.
 
         This loop is what the slowest creates take their time for.
@@ -178,7 +181,9 @@ class Segments:
         )
         return bool(live != used or earliest <= now_ms)
 
-    def _split(self, extent: int, depth: int, prefix: int, lower: bytes, upper: bytes) -> None:
+    def _split(
+        self, extent: int, depth: int, prefix: int, lower: "Members", upper: "Members"
+    ) -> None:
         """Give the members with the upper half of a segment's hashes to a new one.
 
         Raises:
@@ -240,14 +245,16 @@ class Segments:
         if buddies is None:
             return False
         depth, prefix, extents = buddies
-        members, expired = b"", []
+        halves: list[Members] = []
+        expired: list[bytes] = []
         for extent, first in zip(extents, (prefix, prefix + segment_run(depth)), strict=True):
             lower, upper, due, lost = self._partition_slots(extent, depth, first, now_ms)
             if lost:
                 return False
-            members += lower + upper
+            halves.append(lower + upper)
             expired += due
-        if len(members) > most * MEMBER.size:
+        members = halves[0] + halves[1]
+        if self._implementation.count_members(members) > most:
             return False  # their entries say fewer
         rewrites = max(
             rewrites_after(self._file, extent, self._versions.words[UNDONE_WORD])
@@ -334,12 +341,12 @@ class Segments:
         depth: int,
         prefix: int,
         rewrites: int,
-        members: bytes,
+        members: "Members",
         rollback: Rollback,
     ) -> None:
         shape = bucket_shape(depth, prefix, self._rebuilds, rewrites)
         image, earliest = self._implementation.build_segment(extent, shape, members)
-        count = len(members) // MEMBER.size
+        count = self._implementation.count_members(members)
         rollback.write(extent << EXTENT_SHIFT, image)
         rollback.write(
             map_entry_offset(extent),

@@ -2,12 +2,12 @@
 
 from array import array
 from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
 
 from kvstore.compiled import Implementation
 from kvstore.errors import StoreFullError
 from kvstore.file.datafile import DataFile
 from kvstore.file.rollback import Rollback
-from kvstore.format.bucket import MEMBER
 from kvstore.format.layout import (
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
@@ -28,6 +28,9 @@ from kvstore.index.extents import Extents
 
 from .found_records import FoundRecords
 from .report import Report
+
+if TYPE_CHECKING:
+    from kvstore.compiled.interface import Members
 
 
 class NewTable:
@@ -62,7 +65,7 @@ class NewTable:
             members = self._members(prefix, run)
             shape = bucket_shape(depth, prefix, rebuilds, 0)
             image, earliest = self._implementation.build_segment(extent, shape, members)
-            live = len(members) // MEMBER.size
+            live = self._implementation.count_members(members)
             self._file.write(extent << EXTENT_SHIFT, image)
             self._file.write(
                 map_entry_offset(extent),
@@ -113,7 +116,7 @@ class NewTable:
             )
         return extent
 
-    def _members(self, prefix: int, run: int) -> bytes:
+    def _members(self, prefix: int, run: int) -> "Members":
         """Return the members that become of the records of `run` directory entries."""
         words = self._found.words[self._found.slice_of(prefix, run)]
         if len(words) > SEGMENT_SLOTS:
