@@ -4,10 +4,10 @@ Used where a segment is rewritten or built anew. The one-key operations in `slot
 mapped file itself.
 """
 
-from collections.abc import Sequence
-from itertools import compress, repeat
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress, repeat
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_64_digest
 
@@ -51,17 +51,16 @@ _IS_LIVE: Final = bytes(control > CONTROL_TOMBSTONE for control in range(256))
 _SHORT_KEY_SIZES: Final = bytes(range(SLOT_KEY_SIZE + 1))
 
 
-def _of_segment(of_slot: str, *, shift: int = 0) -> Struct:
-    """Return the struct of one part of all slots of a segment, which begin `shift` bytes later."""
-    before, after = BUCKET_HEADER_SIZE + shift, -shift
-    return Struct("<" + f"{before}x{of_slot * SLOT_COUNT}{after}x" * BUCKET_COUNT)
+def _of_bucket(of_slot: str, *, shift: int = 0) -> Struct:
+    """Return the struct of one part of all slots of a page, which begin `shift` bytes later."""
+    return Struct(f"<{BUCKET_HEADER_SIZE + shift}x{of_slot * SLOT_COUNT}{-shift}x")
 
 
-_SLOTS: Final = _of_segment(SLOT_WHOLE.format)
-_EXPIRIES: Final = _of_segment(SLOT_EXPIRY.format.lstrip("<"))
-_ENDINGS: Final = _of_segment(f"{SLOT_RECORD_OFFSET}xQ")  # record and sizes
+_SLOTS: Final = _of_bucket(SLOT_WHOLE.format)
+_EXPIRIES: Final = _of_bucket(SLOT_EXPIRY.format.lstrip("<"))
+_ENDINGS: Final = _of_bucket(f"{SLOT_RECORD_OFFSET}xQ")  # record and sizes
 # The keys, where the byte before each slot is the size of its key.
-_KEYS: Final = _of_segment(f"{1 + SLOT_KEY_SIZE}p{SLOT_SIZE - SLOT_KEY_SIZE - 1}x", shift=-1)
+_KEYS: Final = _of_bucket(f"{1 + SLOT_KEY_SIZE}p{SLOT_SIZE - SLOT_KEY_SIZE - 1}x", shift=-1)
 
 
 def partition_slots(
@@ -85,13 +84,13 @@ def partition_slots(
     # What can be is done for all slots by one call; so is looked for what is rare.
     start = extent << EXTENT_SHIFT
     image = mapped[start : start + EXTENT_SIZE]
-    slots: Sequence[bytes] = _SLOTS.unpack(image)
+    slots: Sequence[bytes] = tuple(_unpack(_SLOTS, image))
     stay = _controls(image).translate(_IS_LIVE)
     expired: list[bytes] = []
     if _may_have_expired(image, now_ms):
         is_due = [
             0 < expires_at <= now_ms and expires_at == _record_expiry(mapped, file_size, slot)
-            for expires_at, slot in zip(_EXPIRIES.unpack(image), slots, strict=True)
+            for expires_at, slot in zip(_unpack(_EXPIRIES, image), slots, strict=True)
         ]
         expired = list(compress(compress(slots, stay), compress(is_due, stay)))
         stay = bytes(live and not due for live, due in zip(stay, is_due, strict=True))
@@ -114,6 +113,11 @@ def partition_slots(
     halves = joined[byte :: U64.size].translate(bytes(middle[byte]).ljust(256, b"\1"))
     lower, upper = place_members(slots, joined, halves)
     return lower, upper, expired, lost
+
+
+def _unpack(part: Struct, image: bytes | bytearray) -> Iterator[Any]:
+    """Yield one part of each slot of a segment."""
+    return chain.from_iterable(part.iter_unpack(image))
 
 
 def _controls(image: bytes) -> bytes:
@@ -139,9 +143,9 @@ def _keys(image: bytes, stay: bytes, mapped: "mmap | bytes", file_size: int) -> 
         of_page = image[first + SLOT_KEY_SIZE_OFFSET : end : SLOT_SIZE]
         with_sizes[first - 1 : end - 1 : SLOT_SIZE] = of_page
         sizes += of_page
-    keys: list[bytes] = list(compress(_KEYS.unpack(with_sizes), stay))
+    keys: list[bytes] = list(compress(_unpack(_KEYS, with_sizes), stay))
     if sizes.translate(None, _SHORT_KEY_SIZES):
-        for number, ending in enumerate(compress(_ENDINGS.unpack(image), stay)):
+        for number, ending in enumerate(compress(_unpack(_ENDINGS, image), stay)):
             size = ending >> SLOT_KEY_SIZE_SHIFT & 0xFF
             if size > SLOT_KEY_SIZE:
                 start = (ending & SLOT_RECORD_MASK) + RECORD_HEADER_SIZE
