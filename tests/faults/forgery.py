@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from support import MIB
+from support import MEMORY_FACTOR, MIB
 from support.consistency import assert_consistent
 from support.damage import State
 from support.forgery import KINDS, MAX_BYTES, Forge, build_deep
@@ -37,7 +37,7 @@ from .laboratory import Experiment, stop_clock_between_calls
 
 FILES: Final = 10  # a trial, all of one original
 # More than the trial has as it begins and the map takes: see `limit_memory`.
-MEMORY: Final = 64 * MIB
+MEMORY: Final = round(64 * MIB * MEMORY_FACTOR)
 
 
 def use_forged_files(kind: str, folder: Path, rng: random.Random) -> int:

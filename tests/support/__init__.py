@@ -1,11 +1,13 @@
 """Helpers of the tests: one module each for clock, files, keys, values, threads, processes, ….
 
-Two settings, both environment variables:
+Three settings, all environment variables:
 
 KVSTORE_TEST_SCALE  how long the random tests are, as a factor; 1 takes seconds
 KVSTORE_TEST_SEED   a seed for the random tests, or "random" for another one each time; each prints
                     its own. By default they do the same every time, so that a commit passes or not:
                     it is the fault laboratory (`tests.faults`) that looks for the unexpected.
+KVSTORE_TEST_MEMORY how much memory forged files may cost, as a factor; more than 1 for extensions
+                    that take more, as those with sanitizers do
 """
 
 import os
@@ -14,6 +16,7 @@ from typing import Final
 
 SCALE: Final = float(os.environ.get("KVSTORE_TEST_SCALE", "1"))
 SEED: Final = os.environ.get("KVSTORE_TEST_SEED", "1")
+MEMORY_FACTOR: Final = float(os.environ.get("KVSTORE_TEST_MEMORY", "1"))
 
 MIB: Final = 1024 * 1024
 MIN_MAX_BYTES: Final = 4 * MIB
