@@ -3,9 +3,11 @@
 What the store gives back of all kinds of values is in `test_values`.
 """
 
+import sys
 from typing import Any
 
 import pytest
+from support.processes import run_script
 
 from kvstore import (
     CorruptStoreError,
@@ -125,3 +127,28 @@ def test_bytes_that_are_no_json_are_damage() -> None:
     assert decode_value("a", b'{"b":[1]}') == {"b": [1]}
     with pytest.raises(CorruptStoreError, match="key 'a': its value is not JSON"):
         decode_value("a", b'{"b":[1]')
+
+
+def test_bytes_of_another_kind_or_no_text_are_damage() -> None:
+    for encoded in (b"", b"x", b'{"b":"\xff"}', b"{", b'{"b":1}}'):
+        with pytest.raises(CorruptStoreError, match="key 'a': its value is not JSON"):
+            decode_value("a", encoded)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS as on Linux")
+def test_too_little_memory_to_parse_a_value_is_no_damage() -> None:
+    """Then orjson says that the text is wrong: it wants 12 bytes for each of its own."""
+    script = """
+        import resource
+        from pathlib import Path
+        from kvstore.format.codec import decode_value
+        encoded = b'{"text":"' + b"x" * 10_000_000 + b'"}'
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64_000_000,) * 2)
+        try:
+            decode_value("a", encoded)
+        except MemoryError as error:
+            say(error)
+    """
+    said = run_script(script)
+    assert said == "key 'a': too little memory to parse 10,000,011 bytes of JSON\n"

@@ -121,10 +121,16 @@ def decode_value(key: str, encoded: bytes) -> dict[str, Any]:
 
     Raises:
         CorruptStoreError: they are not JSON, although their checksum was right.
+        MemoryError: there is too little memory to parse them.
     """
     try:
         value: dict[str, Any] = orjson.loads(encoded)
     except orjson.JSONDecodeError as error:
+        # An object's first character is never wrong: orjson says so where it gets no memory.
+        if error.pos == 0 and error.doc.startswith("{"):
+            raise MemoryError(
+                f"key {key!r}: too little memory to parse {len(encoded):,} bytes of JSON"
+            ) from error
         raise CorruptStoreError(f"key {key!r}: its value is not JSON: {error}") from error
     return value
 
