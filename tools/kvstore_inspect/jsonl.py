@@ -13,7 +13,7 @@ import orjson
 
 from kvstore import KVStoreError
 from kvstore.clock import LAST_MS
-from kvstore.format.codec import encode_key, encode_value
+from kvstore.format.codec import encode_key, encode_value, parse
 from kvstore.format.layout import TIME_LIMIT
 
 from .records import Record
@@ -62,7 +62,7 @@ def from_line(line: bytes, now_ms: int) -> Record:
     if len(line) > LONGEST_LINE:
         raise MalformedLineError(f"longer than {LONGEST_LINE:,} bytes")
     try:
-        fields = (json if _LONG_INTEGER.search(line) else orjson).loads(line)
+        fields = (json.loads if _LONG_INTEGER.search(line) else parse)(line)
     except (ValueError, RecursionError) as error:
         raise MalformedLineError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):

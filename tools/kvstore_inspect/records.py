@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import orjson
-
 from kvstore.format.bucket import live_slots
+from kvstore.format.codec import parse
 from kvstore.format.extent_records import classify
 from kvstore.format.layout import (
     BUCKET_COUNT,
@@ -86,7 +85,7 @@ class Record(NamedTuple):
 
     def parsed(self) -> object:
         """Return the value as Python has it."""
-        return orjson.loads(self.value)
+        return parse(self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,15 +124,26 @@ def decode_value(key: str, encoded: bytes) -> dict[str, Any]:
         MemoryError: there is too little memory to parse them.
     """
     try:
-        value: dict[str, Any] = orjson.loads(encoded)
+        value: dict[str, Any] = parse(encoded)
+    except ValueError as error:
+        raise CorruptStoreError(f"key {key!r}: its value is not JSON: {error}") from error
+    return value
+
+
+def parse(encoded: bytes) -> Any:
+    """Return what these bytes say as JSON.
+
+    Raises:
+        ValueError: they are not JSON.
+        MemoryError: there is too little memory to parse them.
+    """
+    try:
+        return orjson.loads(encoded)
     except orjson.JSONDecodeError as error:
         # An object's first character is never wrong: orjson says so where it gets no memory.
         if error.pos == 0 and error.doc.startswith("{"):
-            raise MemoryError(
-                f"key {key!r}: too little memory to parse {len(encoded):,} bytes of JSON"
-            ) from error
-        raise CorruptStoreError(f"key {key!r}: its value is not JSON: {error}") from error
-    return value
+            raise MemoryError(f"too little memory to parse {len(encoded):,} bytes") from error
+        raise
 
 
 def _walk(items: Iterable[Any], depth: int) -> None:
