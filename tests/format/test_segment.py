@@ -1,6 +1,7 @@
 """A segment as bytes: built and partitioned again, with each slot where a search finds it."""
 
 import random
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +14,12 @@ from kvstore.compiled import Implementation
 from kvstore.format.bucket import live_slots
 from kvstore.format.layout import (
     BUCKET_HEADER,
+    BUCKET_HEADER_SIZE,
     BUCKET_SIZE,
     CONTROL_OFFSET,
     DIRECTORY_SHIFT,
     EXTENT_SIZE,
+    FINGERPRINT_SHIFT,
     NO_EXPIRY,
     RECORD,
     RECORD_MAGIC,
@@ -24,6 +27,8 @@ from kvstore.format.layout import (
     SLOT,
     SLOT_COUNT,
     SLOT_KEY_SIZE,
+    SLOT_KEY_SIZE_OFFSET,
+    SLOT_SIZE,
     bucket_marker,
     bucket_shape,
     segment_run,
@@ -298,6 +303,51 @@ def test_slots_whose_keys_lead_elsewhere_are_left_out_and_counted(
     assert lost > 150
     assert implementation.count_members(lower + upper) == 200 - lost
     assert expired == []
+
+
+def of_one_segment(implementation: Implementation) -> tuple[Segment, bytearray]:
+    """Return a segment of 300 keys, short and long, and the bytes of its file."""
+    segment = Segment(4, 0)
+    for key in KEYS:
+        if len(segment.members) < 300:
+            segment.add(key)
+    return segment, bytearray(segment.file(implementation))
+
+
+def test_slot_whose_key_was_damaged_into_another_is_left_out(
+    implementation: Implementation,
+) -> None:
+    """It would come to the other one's home bucket, and be taken for it."""
+    segment, file = of_one_segment(implementation)
+    for (hash_of_key, _, slot), (hash_of_other, _, other) in combinations(segment.members, 2):
+        size = slot[SLOT_KEY_SIZE_OFFSET]
+        fingerprints = (each >> FINGERPRINT_SHIFT & 0xFF for each in (hash_of_key, hash_of_other))
+        if size == other[SLOT_KEY_SIZE_OFFSET] <= SLOT_KEY_SIZE and len(set(fingerprints)) == 2:
+            break
+    place = file.index(slot)
+    file[place : place + SLOT_KEY_SIZE] = other[:SLOT_KEY_SIZE]
+    lower, upper, expired, lost = segment.partition(implementation, bytes(file))
+    assert (expired, lost) == ([], 1)
+    assert sorted(each for _, each in slots_in(lower, upper)) == sorted(
+        each for _, _, each in segment.members if each != slot
+    )
+
+
+def test_slot_whose_control_byte_was_damaged_is_found_again(
+    implementation: Implementation,
+) -> None:
+    """Its record has its key: so it is that byte that was not what the hash makes it."""
+    segment, file = of_one_segment(implementation)
+    for _, _, slot in segment.members[:20]:
+        place = file.index(slot)
+        bucket = place & -BUCKET_SIZE
+        index = (place - bucket - BUCKET_HEADER_SIZE) // SLOT_SIZE
+        file[bucket + CONTROL_OFFSET + index] ^= 0x40
+    lower, upper, expired, lost = segment.partition(implementation, bytes(file))
+    assert (expired, lost) == ([], 0)
+    assert sorted(slot for _, slot in slots_in(lower, upper)) == sorted(
+        each for _, _, each in segment.members
+    )
 
 
 @pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="there is one implementation")

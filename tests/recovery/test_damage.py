@@ -25,6 +25,7 @@ from kvstore import (
     KVStore,
     UnsupportedFormatError,
 )
+from kvstore.clock import now_ms
 from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     BLOCK_ALIGNMENT,
@@ -404,6 +405,42 @@ def test_key_that_rewriting_its_segment_brings_to_light_exists(
     with KVStore(path) as again:
         assert again[case.key] == {"n": 1}
     assert_consistent(path)
+
+
+def test_slot_whose_key_was_damaged_into_another_hides_none(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rewriting of their segment brought both to one bucket, the damaged one first.
+
+    One bit is between two keys that end in numbers. The next opening finds both.
+    """
+    monkeypatch.setattr(os, "urandom", random.Random(7).randbytes)
+    values: dict[str, dict[str, object]] = {f"key {number}": {"n": number} for number in range(400)}
+    with KVStore(path) as store:
+        hashes = {key: key_hash(key.encode(), store._file.hash_seed) for key in values}
+        for key, value in values.items():
+            store.create(key, value)
+        damaged = {}
+        for one in list(values)[::2]:
+            other = f"key {int(one.split()[1]) + 1}"
+            if hashes[one] >> 60 == hashes[other] >> 60 and hashes[one] % 16 < hashes[other] % 16:
+                change_slot(store, one, 0, other.encode())
+                damaged[other] = one
+        assert len(damaged) > 3
+        for other in damaged:
+            doomed = next(
+                key
+                for key in values
+                if hashes[key] >> 60 == hashes[other] >> 60
+                and key not in {*damaged, *damaged.values()}
+            )
+            store.delete(doomed)
+            del values[doomed]
+            store._parts.segments.split_or_compact(hashes[other], now_ms())
+        for key in values.keys() - set(damaged.values()):
+            assert store[key] == values[key]
+    with KVStore(path) as again:
+        assert dict(again) == values
 
 
 @pytest.mark.parametrize("copy", [0, 1])

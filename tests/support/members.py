@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from kvstore.compiled import Implementation
 from kvstore.format.members import Members as PlainMembers
-from kvstore.format.members import place_members
+from kvstore.format.members import fingerprints_of, place_members
 
 if TYPE_CHECKING:
     from kvstore.compiled.interface import Members
@@ -19,7 +19,7 @@ def pack_members(implementation: Implementation, members: list[tuple[int, bytes]
     if implementation.name == "compiled":
         return b"".join(MEMBER.pack(*each) for each in members)
     hashes = b"".join(hash_of_key.to_bytes(8, "big") for hash_of_key, _ in members)
-    return place_members([slot for _, slot in members], hashes)[0]
+    return place_members([slot for _, slot in members], hashes, fingerprints_of(hashes))[0]
 
 
 def unpack_members(members: "Members") -> list[tuple[int, bytes]]:

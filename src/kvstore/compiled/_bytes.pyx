@@ -364,7 +364,11 @@ def partition_slots(
                 expired.append(PyBytes_FromStringAndSize(<const char *>slot, SLOT_SIZE))
                 continue
             key_hash = hash_of_slot(memory, file_size, slot, hash_seed)
-            if key_hash & of_segment != own:
+            if key_hash & of_segment != own or not (
+                bucket[CONTROL_OFFSET + index]
+                == FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+                or has_its_key(memory, file_size, slot)
+            ):
                 lost += 1
                 continue
             member = halves[key_hash & of_half != 0] + counts[key_hash & of_half != 0]
@@ -378,6 +382,16 @@ def partition_slots(
         expired,
         lost,
     )
+
+
+cdef inline bint has_its_key(
+    const uint8_t *memory, uint64_t file_size, const uint8_t *slot
+) noexcept:
+    """As `segment._has_its_key`."""
+    cdef uint64_t size = min(<uint64_t>slot[SLOT_KEY_SIZE_OFFSET], <uint64_t>SLOT_KEY_SIZE)
+    cdef uint64_t start = load(slot + SLOT_RECORD_OFFSET) & SLOT_RECORD_MASK
+    start += RECORD_HEADER_SIZE
+    return start + size <= file_size and memcmp(memory + start, slot, size) == 0
 
 
 cdef inline bint is_expired(

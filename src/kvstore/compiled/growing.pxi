@@ -277,7 +277,11 @@ cdef class Growing(Blocks):
                 if 0 < expires_at <= now_ms or slot[SLOT_KEY_SIZE_OFFSET] > MAX_KEY_SIZE:
                     return False
                 key_hash = hash_of_slot(self.base, self.live[0], slot, seed)
-                if key_hash >> 64 - depth != prefix >> DIRECTORY_BITS - depth:
+                if (
+                    key_hash >> 64 - depth != prefix >> DIRECTORY_BITS - depth
+                    or bucket[CONTROL_OFFSET + index]
+                    != FINGERPRINT_CODES[key_hash >> FINGERPRINT_SHIFT & 0xFF]
+                ):
                     return False
                 half = key_hash >> 63 - depth & 1
                 member = self.members + half * SEGMENT_SLOTS + counts[half]

@@ -22,7 +22,7 @@ from .layout import (
     SLOT_KEY_SIZE_SHIFT,
     SLOT_WORDS,
 )
-from .members import Members, place_members
+from .members import Members, fingerprints_of, place_members
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -150,7 +150,8 @@ def members_of_words(mapped: "mmap | bytes", file_size: int, words: "array[int]"
     by_uppermost = array("Q", words)
     if sys.byteorder == "little":
         by_uppermost.byteswap()
-    return place_members(slots, by_uppermost.tobytes())[0]
+    hashes = by_uppermost.tobytes()
+    return place_members(slots, hashes, fingerprints_of(hashes))[0]
 
 
 def _outside(offset: int, file_size: int) -> ValueError:

@@ -9,6 +9,7 @@ from typing import Final
 from .layout import BUCKET_COUNT, FINGERPRINT_SHIFT, U64
 
 _HOMES: Final = bytes(byte % BUCKET_COUNT for byte in range(256))
+_LOWEST: Final = slice(U64.size - 1, None, U64.size)  # byte of each hash
 
 
 class Members:
@@ -41,21 +42,24 @@ def count_members(members: Members) -> int:
     return sum(map(len, members.fingerprints))
 
 
+def fingerprints_of(hashes: bytes) -> bytes:
+    """Return the fingerprints of hashes as those that `place_members` takes."""
+    shifted = int.from_bytes(hashes, "big") >> FINGERPRINT_SHIFT  # all at once
+    return shifted.to_bytes(len(hashes), "big")[_LOWEST]
+
+
 def place_members(
-    slots: Iterable[bytes], hashes: bytes, halves: bytes | None = None
+    slots: Iterable[bytes], hashes: bytes, fingerprints: bytes, halves: bytes | None = None
 ) -> tuple[Members, Members]:
     """Return the slots with a 0 in `halves`, and those with a 1; without it, all are the former.
 
     `hashes`, of 8 bytes each, the uppermost first, are those of their keys, or what `found_words`
     words have of that.
     """
-    column = slice(U64.size - 1, None, U64.size)  # the lowest byte of each
-    places = hashes[column].translate(_HOMES)
+    places = hashes[_LOWEST].translate(_HOMES)
     if halves is not None:
         both = int.from_bytes(places, "big") + int.from_bytes(halves, "big") * BUCKET_COUNT
         places = both.to_bytes(len(places), "big")
-    shifted = int.from_bytes(hashes, "big") >> FINGERPRINT_SHIFT  # all at once
-    fingerprints = shifted.to_bytes(len(hashes), "big")[column]
     slots_at: list[list[bytes]] = [[] for _ in range(2 * BUCKET_COUNT)]
     fingerprints_at = [bytearray() for _ in range(2 * BUCKET_COUNT)]
     for place, slot, fingerprint in zip(places, slots, fingerprints, strict=True):

@@ -41,7 +41,7 @@ from .layout import (
     bucket_marker,
     segment_run,
 )
-from .members import Members, count_members, place_members
+from .members import Members, count_members, fingerprints_of, place_members
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -79,7 +79,9 @@ def partition_slots(
 
     Returns:
         The members in the lower half of the segment's hashes, those in the upper half, the slots
-        that expired, and how many were left out because their hash does not lead here.
+        that expired, and how many were left out: their hash does not lead here, or was another one
+        when they were stored and their record is of another key. Such a one, whose key was damaged
+        into that of another slot, would be found in its place.
     """
     # What can be is done for all slots by one call; so is looked for what is rare.
     start = extent << EXTENT_SHIFT
@@ -103,15 +105,27 @@ def partition_slots(
         each.to_bytes(U64.size, "big") for each in (first, first + run // 2, first + run - 1)
     )
     joined = b"".join(hashes)
+    fingerprints = fingerprints_of(joined)
+    controls = bytes(compress(_controls(image), stay))
     lost = 0
-    if _is_any_outside(joined, lowest, highest):
-        is_here = [lowest <= each <= highest for each in hashes]
+    if (
+        _is_any_outside(joined, lowest, highest)
+        or fingerprints.translate(FINGERPRINT_CODES) != controls
+    ):
+        is_here = [
+            lowest <= each <= highest
+            and (FINGERPRINT_CODES[number] == control or _has_its_key(mapped, file_size, slot))
+            for each, number, control, slot in zip(
+                hashes, fingerprints, controls, slots, strict=True
+            )
+        ]
         lost = is_here.count(False)
         slots = list(compress(slots, is_here))
         joined = b"".join(compress(hashes, is_here))
+        fingerprints = bytes(compress(fingerprints, is_here))
     byte = depth // 8  # the one that tells the halves apart
     halves = joined[byte :: U64.size].translate(bytes(middle[byte]).ljust(256, b"\1"))
-    lower, upper = place_members(slots, joined, halves)
+    lower, upper = place_members(slots, joined, fingerprints, halves)
     return lower, upper, expired, lost
 
 
@@ -163,6 +177,14 @@ def _is_any_outside(hashes: bytes, lowest: bytes, highest: bytes) -> bool:
         for byte, (low, high) in enumerate(zip(lowest, highest, strict=True))
         if (low, high) != (0, 0xFF)
     )
+
+
+def _has_its_key(mapped: "mmap | bytes", file_size: int, slot: bytes) -> bool:
+    """Return whether a slot's record has the key, or its first 32 bytes, that the slot has."""
+    size = min(slot[SLOT_KEY_SIZE_OFFSET], SLOT_KEY_SIZE)
+    offset = U64.unpack_from(slot, SLOT_RECORD_OFFSET)[0] & SLOT_RECORD_MASK
+    start = offset + RECORD_HEADER_SIZE
+    return start + size <= file_size and mapped[start : start + size] == slot[:size]
 
 
 def _record_expiry(mapped: "mmap | bytes", file_size: int, slot: bytes) -> int:
