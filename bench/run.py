@@ -1,6 +1,6 @@
 """kvstore beside what its user would pick instead: measures, prints and saves the figures.
 
-    python bench/run.py                     all of it, in 40 minutes
+    python bench/run.py                     all of it, in 43 minutes
     python bench/run.py --quick             all of it, small, in five
     python bench/run.py --only latency      a part anew; the other results stay
     python bench/run.py --only operations --engines kvstore,sqlite3,lmdb
