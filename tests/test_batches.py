@@ -770,8 +770,8 @@ def test_a_batch_that_the_disk_does_not_take_raises_as_a_single_put_does(
         raise OSError(5, "refused")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kvstore.file.platform.flush_pages", refuse)
-        patched.setattr("kvstore.file.platform.flush_file", refuse)
+        patched.setattr("kvstore.file.platform.system.flush_pages", refuse)
+        patched.setattr("kvstore.file.platform.system.flush_file", refuse)
         with pytest.raises(OSError, match="refused"):
             durable.put_many(numbered(50))
     assert durable.get_many(numbered(50)) == numbered(50)

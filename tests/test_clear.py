@@ -205,11 +205,11 @@ def test_a_flush_under_way_as_the_store_is_cleared_does_not_vouch_for_its_former
     """Killed after that, the file was "shorter than its contents", and not opened again."""
     for number in range(500):
         store.create(f"k{number}", sized_value(10_000, number))
-    flush_file, set_shorter = kvstore.file.platform.flush_file, DiskState.set_shorter
+    flush_file, set_shorter = kvstore.file.platform.system.flush_file, DiskState.set_shorter
     clearing, is_shorter = threading.Thread(target=store.clear), threading.Event()
 
     def clear_meanwhile(fd: int, mapped: mmap.mmap) -> None:
-        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        monkeypatch.setattr(kvstore.file.platform.system, "flush_file", flush_file)
         flush_file(fd, mapped)
         clearing.start()
         assert is_shorter.wait(PATIENCE_SECONDS)
@@ -218,7 +218,7 @@ def test_a_flush_under_way_as_the_store_is_cleared_does_not_vouch_for_its_former
         set_shorter(state, count, void_stamp)
         is_shorter.set()
 
-    monkeypatch.setattr(kvstore.file.platform, "flush_file", clear_meanwhile)
+    monkeypatch.setattr(kvstore.file.platform.system, "flush_file", clear_meanwhile)
     monkeypatch.setattr(DiskState, "set_shorter", say_so)
     store.sync()
     clearing.join(PATIENCE_SECONDS)

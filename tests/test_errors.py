@@ -437,7 +437,7 @@ def _failing_flushes() -> Iterator[None]:
         fail(-1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kvstore.file.platform, "flush_pages", fail_pages)
+        patch.setattr(kvstore.file.platform.system, "flush_pages", fail_pages)
         patch.setattr(os, "fdatasync", fail)
         patch.setattr(os, "fsync", fail)
         yield

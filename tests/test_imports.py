@@ -139,7 +139,7 @@ def test_ctypes_is_loaded_as_a_durable_store_is_opened_and_for_no_other(path: Pa
 import sys
 import kvstore.file.platform
 from kvstore import KVStore
-kvstore.file.platform.overwrites_in_place = lambda _: True
+kvstore.file.platform.system.overwrites_in_place = lambda _: True
 for durable in (False, True):
     with KVStore(sys.argv[1], durable=durable) as store:
         print("ctypes" in sys.modules)

@@ -191,12 +191,16 @@ def test_what_needs_no_flush_works_amid_a_flush(
     open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A durable store spends nearly all of its time there: handlers may look at what it holds."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
     store = open_store(durable=True)
     store.create("key", {"n": 1})
-    looks = amid(monkeypatch, kvstore.file.platform, "flush_file", lambda: dict(store.items()))
+    looks = amid(
+        monkeypatch, kvstore.file.platform.system, "flush_file", lambda: dict(store.items())
+    )
     store.create("second", {})
-    deletes = amid(monkeypatch, kvstore.file.platform, "flush_file", lambda: store.delete("key"))
+    deletes = amid(
+        monkeypatch, kvstore.file.platform.system, "flush_file", lambda: store.delete("key")
+    )
     store.create("third", {})
     assert (looks, [type(outcome) for outcome in deletes]) == ([None], [StoreBusyError])
     assert dict(store) == {"key": {"n": 1}, "second": {}, "third": {}}
@@ -213,7 +217,7 @@ def test_what_needs_no_flush_is_refused_amid_one_that_who_holds_the_table_waits_
         store.create(f"k{number}", {"v": "x" * 9_000})
     for number in range(1, 300):
         store.delete(f"k{number}")
-    flush_file, cut = kvstore.file.platform.flush_file, getattr(owner, name)
+    flush_file, cut = kvstore.file.platform.system.flush_file, getattr(owner, name)
     is_held, is_flushing = threading.Event(), threading.Event()
     outcomes: list[BaseException] = []
 
@@ -223,7 +227,7 @@ def test_what_needs_no_flush_is_refused_amid_one_that_who_holds_the_table_waits_
         cut(self)
 
     def read_amid(fd: int, mapped: mmap.mmap) -> None:
-        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        monkeypatch.setattr(kvstore.file.platform.system, "flush_file", flush_file)
         is_flushing.set()
         try:
             store.read("k0")
@@ -233,7 +237,7 @@ def test_what_needs_no_flush_is_refused_amid_one_that_who_holds_the_table_waits_
 
     def sync() -> None:
         assert is_held.wait(PATIENCE_SECONDS)
-        monkeypatch.setattr(kvstore.file.platform, "flush_file", read_amid)
+        monkeypatch.setattr(kvstore.file.platform.system, "flush_file", read_amid)
         store.sync()
 
     monkeypatch.setattr(owner, name, hold_and_cut)
@@ -247,12 +251,12 @@ def test_who_was_interrupted_amid_a_flush_goes_on_before_the_store_is_cleared(
 ) -> None:
     """For he may be waiting for a part of the table by then."""
     store.create("key", {})
-    flush_file = kvstore.file.platform.flush_file
+    flush_file = kvstore.file.platform.system.flush_file
     is_waiting = threading.Event()
     clearing = threading.Thread(target=store.clear)
 
     def read_and_clear_amid(fd: int, mapped: mmap.mmap) -> None:
-        monkeypatch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        monkeypatch.setattr(kvstore.file.platform.system, "flush_file", flush_file)
         assert store.read("key") == {}
         clearing.start()
         assert is_waiting.wait(PATIENCE_SECONDS)
@@ -263,7 +267,7 @@ def test_who_was_interrupted_amid_a_flush_goes_on_before_the_store_is_cleared(
         time.sleep(seconds)
 
     monkeypatch.setattr("kvstore.locks.sleep", wait)
-    monkeypatch.setattr(kvstore.file.platform, "flush_file", read_and_clear_amid)
+    monkeypatch.setattr(kvstore.file.platform.system, "flush_file", read_and_clear_amid)
     store.sync()
     clearing.join(PATIENCE_SECONDS)
     assert not clearing.is_alive()
@@ -330,7 +334,7 @@ def _create_new(store: KVStore) -> None:
 def test_close_amid_an_operation_takes_effect_as_it_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch, member: str
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
     store = KVStore(path)
     store.create("key", {"n": 1}, ttl=10**6)
     closed_meanwhile: list[bool] = []
@@ -341,7 +345,7 @@ def test_close_amid_an_operation_takes_effect_as_it_ends(
 
     where: tuple[object, str] = (kvstore.clock, "time_ns")
     if member == "sync":
-        where = (kvstore.file.platform, "flush_file")
+        where = (kvstore.file.platform.system, "flush_file")
     outcomes = amid(monkeypatch, *where, close)
     if member == "iteration":
         iterator = iter(store)
@@ -519,10 +523,10 @@ def test_close_amid_a_flush_that_another_threads_close_waits_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker shuts down, and SIGTERM comes: each waited for the other, in 7 of 12 tries."""
-    monkeypatch.setattr(kvstore.file.platform, "can_flush_pages", lambda: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "can_flush_pages", lambda: False)
     store = KVStore(path, durable=True)
     store.create("key", {})
-    with closing_elsewhere(monkeypatch, store, kvstore.file.platform, "flush_file"):
+    with closing_elsewhere(monkeypatch, store, kvstore.file.platform.system, "flush_file"):
         store.create("second", {})
     with KVStore(path) as opened:
         assert sorted(opened) == ["key", "second"]

@@ -31,7 +31,7 @@ from .errors import (
 )
 from .file.datafile import DataFile
 from .file.lock import FileLock
-from .file.platform import flush_folder, raise_if_full
+from .file.platform import raise_if_full, system
 from .format.bucket import live_slots
 from .format.layout import (
     BUCKET_COUNT,
@@ -325,14 +325,14 @@ class Copy:
         """Give the verified file its name, and have that on stable storage."""
         if self._lock is None or self._lock.owned_by_parent:
             raise StoreClosedError(f"{self._out}: a forked process makes no backup of its parent's")
-        if os.name == "nt":
-            self._lock.release()  # for Windows names nothing anew that is open
+        if not system.renames_open_files:
+            self._lock.release()
         if overwrite:
             os.replace(self._path, self._out)
         else:
             self._name_if_free()
         self._is_named = True
-        flush_folder(self._out)
+        system.flush_folder(self._out)
 
     def _name_if_free(self) -> None:
         try:
@@ -356,7 +356,7 @@ class Copy:
             try:
                 if self._lock is not None and not (self._is_named or self._lock.owned_by_parent):
                     with suppress(OSError):
-                        os.unlink(self._path)
+                        self._lock.remove()
             finally:
                 if self._lock is not None:
                     self._lock.release()
@@ -369,7 +369,7 @@ def _remove_unlocked(path: str) -> None:
     with suppress(KVStoreError, OSError):
         lock = FileLock(path, 0.0, create=False)
         try:
-            os.unlink(path)
+            lock.remove()
         finally:
             lock.release()
 

@@ -10,6 +10,8 @@ from typing import Final
 
 import platformdirs
 
+from .file.platform import system
+
 PATH_VARIABLE: Final = "KVSTORE_PATH"
 _FILE_NAME: Final = "default.kvs"
 _OWNER_ONLY: Final = 0o700
@@ -78,7 +80,7 @@ def _is_usable(folder: Path) -> bool:
 
 def _temporary_folder() -> Path:
     """Make or find a folder under the temporary directory that nobody else can have prepared."""
-    user = os.getuid() if hasattr(os, "getuid") else None
+    user = system.user_id()
     folder = Path(tempfile.gettempdir()).absolute() / (
         "kvstore" if user is None else f"kvstore-{user}"
     )

@@ -25,6 +25,7 @@ from .errors import (
     KeyNotFoundError,
     StoreFullError,
 )
+from .file.platform import system
 from .file.reentry import close_at_end, close_reporting, is_inside, leave, thread, waiting
 from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
 from .format.layout import (
@@ -825,5 +826,4 @@ def _reset_all_locks_after_fork() -> None:
         store._locks.reset_after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all_locks_after_fork)
+system.at_fork(after_in_child=_reset_all_locks_after_fork)

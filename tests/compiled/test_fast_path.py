@@ -80,7 +80,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files written through the map, wherever they are."""
-    monkeypatch.setattr("kvstore.file.platform.overwrites_in_place", lambda _fd: True)
+    monkeypatch.setattr("kvstore.file.platform.system.overwrites_in_place", lambda _fd: True)
 
 
 @pytest.fixture
@@ -500,7 +500,7 @@ def test_a_replacement_is_planned_where_files_are_written_by_calls(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the slot is switched to says that there may be older records; the magic comes last."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
     store = open_store()
     store.create("key", {"n": 1})
     store.create("beside", {"n": 1})
@@ -625,7 +625,7 @@ def test_nothing_is_collected_amid_a_plan(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A finalizer could fork, and the child closed the map that its plan was being made of."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
     store = open_store()
     store.create("beside", {})
     store.create("key", {})

@@ -199,7 +199,7 @@ def lose_power(unit: int, folder: Path, rng: random.Random) -> int:
             patch.setattr(kvstore.backup, "MAX_FILE_SIZE", power.MAX_BYTES)
             patch.setattr(os, "link", noted("named", os.link))
             patch.setattr(os, "replace", noted("named", os.replace))
-            flush_folder = noted("flushed", kvstore.file.platform.flush_folder)
+            flush_folder = noted("flushed", kvstore.file.platform.system.flush_folder)
             patch.setattr(kvstore.backup, "flush_folder", flush_folder)
             store.backup(trial.out, overwrite=overwrite)
         assert [what for what, _ in steps] == ["named", "flushed"]

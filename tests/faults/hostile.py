@@ -150,7 +150,7 @@ def leave_stale_records(folder: Path, rng: random.Random) -> int:
     stop_clock_between_calls()
     with pytest.MonkeyPatch.context() as patch:
         in_place = rng.random() < 0.5
-        patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: in_place)
+        patch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: in_place)
         with KVStore(folder / "stale.kvs", max_bytes=MAX_BYTES) as store:
             crashes = Crashes(store, folder / "crashed.kvs", rng)
             while crashes.tried < IMAGES:

@@ -18,7 +18,7 @@ from support import MIB
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.file.platform import _file_system
+from kvstore.file.platform.linux import file_system
 
 from .laboratory import Experiment
 
@@ -123,7 +123,7 @@ def reason_for_no_group() -> str | None:
     except OSError as error:
         return f"no memory cgroup can be made: {error}"
     with tempfile.TemporaryFile() as file:
-        kind = _file_system(file.fileno())
+        kind = file_system(file.fileno())
     return f"temporary files are in memory ({kind})" if kind in ("tmpfs", "ramfs", "") else None
 
 

@@ -40,7 +40,7 @@ from support.writing import telling_of_changes
 import kvstore.clock
 import kvstore.file.platform
 from kvstore import KVStore, StoreFullError
-from kvstore.file.platform import reserve, write_at
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_MAP_OFFSET,
     EXTENT_MAP_SIZE,
@@ -241,7 +241,7 @@ class Disk:
 @contextmanager
 def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
     """Have `disk` hear of each change of the one file that is open meanwhile."""
-    ftruncate = os.ftruncate
+    ftruncate, reserve, write_at = os.ftruncate, system.reserve, system.write_at
 
     def record_reserve(fd: int, start: int, end: int) -> None:
         reserve(fd, start, end)
@@ -261,14 +261,16 @@ def recording(disk: Disk, clock: Clock, *, in_place: bool) -> Iterator[None]:
             disk.amid_flush()
 
     with pytest.MonkeyPatch.context() as patch, telling_of_changes(before=disk.write):
-        patch.setattr(kvstore.file.platform, "reserve", record_reserve)
-        patch.setattr(kvstore.file.platform, "write_at", record_write_at)
+        patch.setattr(kvstore.file.platform.system, "reserve", record_reserve)
+        patch.setattr(kvstore.file.platform.system, "write_at", record_write_at)
         patch.setattr(os, "ftruncate", record_ftruncate)
-        patch.setattr(kvstore.file.platform, "flush_file", flush_file)
+        patch.setattr(kvstore.file.platform.system, "flush_file", flush_file)
         patch.setattr(
-            kvstore.file.platform, "flush_pages", lambda _, start, end: disk.flush_pages(start, end)
+            kvstore.file.platform.system,
+            "flush_pages",
+            lambda _, start, end: disk.flush_pages(start, end),
         )
-        patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: in_place)
+        patch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: in_place)
         patch.setattr(kvstore.clock, "time_ns", clock)
         yield
 
@@ -987,7 +989,7 @@ def lose_power(plan: Plan, unit: int, folder: Path, rng: random.Random) -> int:
                 break
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(kvstore.clock, "time_ns", clock)
-                patch.setattr(kvstore.file.platform, "flush_file", lambda *_: None)
+                patch.setattr(kvstore.file.platform.system, "flush_file", lambda *_: None)
                 try:
                     image = write_image(folder / "image", contents)
                     assert_survives(image, possible, clock, rng, plan.room)

@@ -125,8 +125,8 @@ class Refusals:
 def through(write_path: str) -> None:
     """Have files opened as on a file system that is written so: "map" or "pwrite"."""
     logging.getLogger("kvstore").setLevel(logging.CRITICAL)  # it tells of each recovery
-    setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: write_path == "map")  # noqa: B010
-    setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
+    setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: write_path == "map")  # noqa: B010
+    setattr(kvstore.file.platform.system, "may_be_mapped_privately", lambda _fd: True)  # noqa: B010
 
 
 def stop_clock() -> FakeClock:
@@ -885,7 +885,7 @@ def fail_flushes(folder: Path, rng: random.Random) -> int:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("fdatasync", "fsync"):
                     patch.setattr(os, name, platter.flush)
-                patch.setattr(kvstore.file.platform, "flush_pages", platter.flush_pages)
+                patch.setattr(kvstore.file.platform.system, "flush_pages", platter.flush_pages)
                 lost_power = []
                 for _ in range(2):
                     witness.use()

@@ -47,8 +47,8 @@ class Trace:
         """Take copies from now on, also while files are opened, created and grown."""
         with ExitStack() as patches:
             for name in (
-                "kvstore.file.platform.write_at",
-                "kvstore.file.platform.reserve",
+                "kvstore.file.platform.system.write_at",
+                "kvstore.file.platform.system.reserve",
                 "os.ftruncate",
             ):
                 module, _, function = name.rpartition(".")
@@ -65,7 +65,7 @@ class Trace:
 
 def _module(name: str) -> Any:
     return {
-        "kvstore.file.platform": kvstore.file.platform,
+        "kvstore.file.platform.system": kvstore.file.platform.system,
         "os": os,
     }[name]
 

@@ -204,13 +204,13 @@ def test_first_change_marks_the_file_unclean_before_it_happens(
         pass
     file = open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     flushed = []
-    real = kvstore.file.platform.flush_file
+    real = kvstore.file.platform.system.flush_file
 
     def flush(fd: int, *more: object) -> None:
         flushed.append(state_of(path)["clean"])
         real(fd)
 
-    monkeypatch.setattr(kvstore.file.platform, "flush_file", flush)
+    monkeypatch.setattr(kvstore.file.platform.system, "flush_file", flush)
     file.mark_dirty()
     assert flushed == [0]
     assert not file.pristine
@@ -395,7 +395,7 @@ def test_close_lets_go_of_everything_though_its_flush_fails(
     with open_components(path) as parts:
         parts.store(b"a", b"{}")
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.file.platform, "flush_file", fail)
+            patch.setattr(kvstore.file.platform.system, "flush_file", fail)
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 parts.file.flush()
         with pytest.raises(OSError, match="an earlier flush failed"):

@@ -121,7 +121,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._real = os.fdatasync
-        self._real_of_pages = kvstore.file.platform.flush_pages
+        self._real_of_pages = kvstore.file.platform.system.flush_pages
         self._lock = threading.Condition()
         self._allowed = 0
         self.started = 0
@@ -130,7 +130,7 @@ class Gate:
     def stand_in(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, "fdatasync", partial(self._pass, self._real))
         patch.setattr(
-            kvstore.file.platform, "flush_pages", partial(self._pass, self._real_of_pages)
+            kvstore.file.platform.system, "flush_pages", partial(self._pass, self._real_of_pages)
         )
 
     def _pass(self, flush: Callable[..., None], *arguments: object) -> None:
@@ -251,7 +251,7 @@ LARGE: Final = {"text": "x" * 9_000}
 @contextmanager
 def asked_of_the_disk() -> Iterator[list[Flush]]:
     """List flushes, as they start."""
-    real, real_of_pages = os.fdatasync, kvstore.file.platform.flush_pages
+    real, real_of_pages = os.fdatasync, kvstore.file.platform.system.flush_pages
     asked: list[Flush] = []
 
     def flush(fd: int) -> None:
@@ -264,7 +264,7 @@ def asked_of_the_disk() -> Iterator[list[Flush]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.file.platform, "flush_pages", flush_pages)
+        patch.setattr(kvstore.file.platform.system, "flush_pages", flush_pages)
         yield asked
 
 
@@ -299,7 +299,7 @@ def has_asked_for_its_record_alone(act: Callable[[], object]) -> bool:
 
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: True)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: True)
 
 
 @pytest.fixture
@@ -375,33 +375,34 @@ def test_flush_of_pages_covers_whole_pages_from_the_first_to_the_last_byte(
 ) -> None:
     """Of a record that lies across pages, each is flushed."""
     path.write_bytes(bytes(4 * mmap.PAGESIZE))
-    _, address_of, errno_of = kvstore.file.platform._msync()
+    linux = kvstore.file.platform.linux
+    _, errno_of = linux._msync()
     calls = []
 
     def msync(address: int, size: int, flags: int) -> int:
         calls.append((address, size, flags))
         return 0
 
-    monkeypatch.setattr(kvstore.file.platform, "_msync", lambda: (msync, address_of, errno_of))
+    monkeypatch.setattr(linux, "_msync", lambda: (msync, errno_of))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        address, page = address_of(mapped), mmap.PAGESIZE
-        kvstore.file.platform.flush_pages(mapped, page + 32, page + 40)
-        kvstore.file.platform.flush_pages(mapped, 2 * page - 32, 2 * page + 1)
+        address, page = linux.address_of(mapped), mmap.PAGESIZE
+        kvstore.file.platform.system.flush_pages(mapped, page + 32, page + 40)
+        kvstore.file.platform.system.flush_pages(mapped, 2 * page - 32, 2 * page + 1)
     assert calls == [(address + page, 40, 4), (address + page, page + 1, 4)]
 
 
 def test_flush_of_pages_that_fails_says_why(path: Path) -> None:
     path.write_bytes(bytes(mmap.PAGESIZE))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        kvstore.file.platform.flush_pages(mapped, 0, 8)
+        kvstore.file.platform.system.flush_pages(mapped, 0, 8)
         with pytest.raises(OSError, match=rf"\[Errno {errno.ENOMEM}\]"):
-            kvstore.file.platform.flush_pages(mapped, 1 << 50, (1 << 50) + 8)
+            kvstore.file.platform.system.flush_pages(mapped, 1 << 50, (1 << 50) + 8)
 
 
 def test_what_is_not_overwritten_in_place_is_flushed_whole(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
     with KVStore(path, durable=True) as store:
         store.create("small", {})
         assert asked_by(lambda: store.create("key", {})) == [EVERYTHING]
@@ -634,7 +635,7 @@ def failing_flushes(number: int = errno.EIO) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", fail)
-        patch.setattr(kvstore.file.platform, "flush_pages", fail)
+        patch.setattr(kvstore.file.platform.system, "flush_pages", fail)
         yield
 
 
@@ -767,7 +768,7 @@ def test_threads_that_share_a_failed_flush_are_all_told(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", fail)
-    monkeypatch.setattr(kvstore.file.platform, "flush_pages", fail)
+    monkeypatch.setattr(kvstore.file.platform.system, "flush_pages", fail)
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(store.create, "leader", {})]
         assert started.wait(PATIENCE_SECONDS)

@@ -32,7 +32,9 @@ def test_file_grows_by_an_eighth_between_1_and_64_mib_up_to_its_limit(
 ) -> None:
     """Nothing is reserved for real here: a gigabyte would take its time."""
     limit = MAX_FILE_SIZE
-    monkeypatch.setattr(kvstore.file.platform, "reserve", lambda fd, _, end: os.ftruncate(fd, end))
+    monkeypatch.setattr(
+        kvstore.file.platform.system, "reserve", lambda fd, _, end: os.ftruncate(fd, end)
+    )
     with opened(path, limit) as file:
         count = file.extent_count
         for step in grow_to_the_limit(file):
@@ -149,7 +151,7 @@ def test_holes_of_a_file_are_filled_as_it_is_opened(
     contents = path.read_bytes()
     make_holes(path, contents)
     with monkeypatch.context() as patch, refusing_disk(lambda start, _end: start == 0):
-        patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: True)
+        patch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: True)
         with pytest.raises(StoreFullError) as error:
             open_file(str(path), 64 * MIB, 0.0, NOW_MS)
     assert isinstance(error.value.__cause__, OSError)

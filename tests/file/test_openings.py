@@ -107,8 +107,8 @@ def test_file_system_is_told_from_a_table_of_any_bytes_or_not_at_all(
         assert mode == "rb"
         return BytesIO(next(text for part, text in tables.items() if part in path))
 
-    monkeypatch.setattr(kvstore.file.platform, "open", give, raising=False)
-    assert kvstore.file.platform._file_system(0) == name
+    monkeypatch.setattr(kvstore.file.platform.linux, "open", give, raising=False)
+    assert kvstore.file.platform.linux.file_system(0) == name
     KVStore(path).close()
     assert_consistent(path)
 
@@ -117,18 +117,18 @@ def test_file_system_is_told_from_a_table_of_any_bytes_or_not_at_all(
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "x"), PermissionError(1, "x"), ValueError(), LookupError()]
 )
-@pytest.mark.parametrize("probe", ["kvstore.file.platform.open", "fcntl.ioctl"])
+@pytest.mark.parametrize("probe", ["kvstore.file.platform.linux.open", "fcntl.ioctl"])
 def test_probe_that_fails_in_any_way_stops_no_opening(
     path: Path, monkeypatch: pytest.MonkeyPatch, probe: str, error: Exception
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", _not_in_place)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", _not_in_place)
     monkeypatch.setattr(probe, _raiser(error), raising=False)
     with KVStore(path, durable=True) as store:
         store.create("key", {})
     assert_consistent(path)
 
 
-_overwrites_in_place = kvstore.file.platform.overwrites_in_place
+_overwrites_in_place = kvstore.file.platform.system.overwrites_in_place
 
 
 def _not_in_place(fd: int) -> bool:
@@ -164,7 +164,7 @@ def test_blocks_that_may_not_be_reserved_are_written_instead(
 USE_EVERYTHING = """
 import kvstore.file.platform, resource, shutil, time
 if sys.argv[2] != "as it is":
-    kvstore.file.platform.overwrites_in_place = lambda _: sys.argv[2] == "in place"
+    kvstore.file.platform.system.overwrites_in_place = lambda _: sys.argv[2] == "in place"
 store = KVStore(sys.argv[1], durable=sys.argv[3] == "durable", max_bytes=8 << 20)
 loaded = set(sys.modules)
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,8 +263,8 @@ def test_durable_store_without_a_way_to_flush_pages_flushes_everything(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Such as in a Python without ctypes. It is found out at opening, not at the first flush."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _: True)
-    monkeypatch.setattr(kvstore.file.platform, "_msync", _raiser(error))
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: True)
+    monkeypatch.setattr(kvstore.file.platform.linux, "_msync", _raiser(error))
     flushes = []
     real = os.fdatasync
 
@@ -289,13 +289,13 @@ def test_durable_store_without_a_way_to_flush_pages_flushes_everything(
 @pytest.mark.parametrize(
     "where",
     [
-        "kvstore.file.platform.flush_folder",
-        "kvstore.file.platform.reserve",
-        "kvstore.file.platform.write_at",
-        "kvstore.file.platform.flush_file",
+        "kvstore.file.platform.system.flush_folder",
+        "kvstore.file.platform.system.reserve",
+        "kvstore.file.platform.system.write_at",
+        "kvstore.file.platform.system.flush_file",
         "kvstore.file.opening.is_state",
-        "kvstore.file.platform.map_file",
-        "kvstore.file.platform.read_ahead",
+        "kvstore.file.platform.system.map_file",
+        "kvstore.file.platform.system.read_ahead",
         "kvstore.file.flushing.GroupCommit",
         "kvstore.file.lock.FileLock.open_again",
         "kvstore.recovery.rebuild.rebuild",
@@ -329,7 +329,7 @@ def test_first_opening_that_fails_leaves_what_was_there_before(
 @pytest.mark.parametrize(
     "where",
     [
-        "kvstore.file.platform.map_file",
+        "kvstore.file.platform.system.map_file",
         "kvstore.recovery.opening.index_checksum",
         "kvstore.parts.Segments",
     ],
@@ -371,7 +371,7 @@ def test_who_waits_for_a_first_opening_that_fails_makes_a_file_of_his_own(
         raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kvstore.file.platform, "flush_file", fail)
+        patch.setattr(kvstore.file.platform.system, "flush_file", fail)
         with pytest.raises(OSError, match="broken"):
             KVStore(path)
     with started[0] as waiting:
@@ -396,7 +396,7 @@ def test_file_that_another_opener_was_first_to_fill_is_not_removed(
         real(*arguments)
 
     monkeypatch.setattr(portalocker, "lock", lock)
-    monkeypatch.setattr(kvstore.file.platform, "map_file", _raiser(MemoryError()))
+    monkeypatch.setattr(kvstore.file.platform.system, "map_file", _raiser(MemoryError()))
     with pytest.raises(MemoryError):
         KVStore(path)
     monkeypatch.undo()
@@ -454,7 +454,7 @@ def test_file_that_cannot_be_mapped_says_what_to_do(
 ) -> None:
     """EAGAIN is said after `mlockall`, beyond what may be locked."""
     error = OSError(number, os.strerror(number))
-    monkeypatch.setattr(kvstore.file.platform, "map_file", _raiser(error))
+    monkeypatch.setattr(kvstore.file.platform.system, "map_file", _raiser(error))
     with pytest.raises(OSError, match=advice) as caught:
         KVStore(path)
     assert caught.value.errno == number
@@ -536,14 +536,14 @@ def test_folder_is_flushed_before_the_file_is_a_store(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in between, a process left a store whose name no later opening put on the disk."""
-    real = kvstore.file.platform.flush_folder
+    real = kvstore.file.platform.system.flush_folder
     sizes = []
 
     def flush(name: str) -> None:
         sizes.append(path.stat().st_size)
         real(name)
 
-    monkeypatch.setattr(kvstore.file.platform, "flush_folder", flush)
+    monkeypatch.setattr(kvstore.file.platform.system, "flush_folder", flush)
     KVStore(path).close()
     assert sizes == [0]
     assert path.stat().st_size == FIRST_FILE_SIZE

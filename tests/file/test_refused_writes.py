@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system ha
 @pytest.fixture(autouse=True)
 def copy_on_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files opened as on btrfs."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
-    monkeypatch.setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "may_be_mapped_privately", lambda _fd: True)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def test_delete_whose_slot_cannot_be_put_back_lets_nothing_more_be_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the map is not private, and the key is gone until the next opening."""
-    monkeypatch.setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "may_be_mapped_privately", lambda _fd: False)
     with KVStore(path) as store:
         store.create("beside", {})
         store.create("key", {"n": 1})

@@ -19,13 +19,13 @@ from kvstore.recovery.opening import open_file
 @pytest.fixture
 def through_pwrite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files opened as on a file system that copies on write."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: False)
 
 
 @pytest.fixture
 def through_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files opened as on a file system that overwrites in place."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: True)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: True)
 
 
 def use_the_parts(parts: Components) -> None:
@@ -50,7 +50,9 @@ def test_both_ways_to_write_leave_the_same_bytes(
         randoms = iter([b"seed" * 2, b"file id " * 2])
         path.unlink(missing_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd, it=in_place: it)
+            patch.setattr(
+                kvstore.file.platform.system, "overwrites_in_place", lambda _fd, it=in_place: it
+            )
             patch.setattr(os, "urandom", lambda _size, them=randoms: next(them))
             with open_components(path) as parts:
                 use_the_parts(parts)
@@ -63,7 +65,7 @@ def test_both_ways_to_write_leave_the_same_bytes(
 def test_what_is_written_is_seen_through_the_map_and_in_the_file(
     path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: in_place)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: in_place)
     with opened(path) as file:
         file.write(SCRATCH, b"abcdefgh")
         assert file.map[SCRATCH : SCRATCH + 8] == b"abcdefgh"
@@ -170,7 +172,7 @@ def test_live_words_forbid_stores_into_the_file_of_a_parent(path: Path) -> None:
 def test_live_words_forbid_stores_into_a_private_map(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform, "may_be_mapped_privately", lambda _fd: True)
+    monkeypatch.setattr(kvstore.file.platform.system, "may_be_mapped_privately", lambda _fd: True)
     with opened(path) as file:
         assert file.private
         file.use_private_map()

@@ -103,7 +103,7 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
     Writes that the disk refuses are in the fault laboratory.
     """
     in_place = kind == "interrupt"
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: in_place)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: in_place)
     count, act, wait = CASES[case]
     with KVStore(path) as store:
         keys = fill(store, count)

@@ -419,7 +419,7 @@ def test_disk_that_refuses_to_be_overwritten_loses_nothing(
     path: Path, act: str, lasting: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copy-on-write, and full: what cannot be undone either leaves all keys in their places."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: False)
     start, keys = prepared(path)
     fail_at, is_reached = 1, True
     while is_reached:

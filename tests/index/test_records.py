@@ -47,7 +47,7 @@ def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that nothing can be written over any more would come back to life at a recovery."""
-    monkeypatch.setattr(kvstore.file.platform, "overwrites_in_place", lambda _fd: False)
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _fd: False)
     with open_components(path) as parts:
         record = parts.slab.allocate(32 + len(KEY) + len(VALUE))
         parts.records.write_record(record, KEY, VALUE, parts.hash(KEY), NOW_MS, 0)

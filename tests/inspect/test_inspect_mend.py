@@ -21,8 +21,8 @@ from xxhash import xxh3_64_intdigest
 
 import kvstore_inspect.commands.repair as repair_command
 from kvstore import CorruptStoreError, KVStore
-from kvstore.file import platform as disk
 from kvstore.file.datafile import DataFile
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     ALLOCATOR_OFFSET,
     ALLOCATOR_SIZE,
@@ -721,7 +721,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
 
     def write_at(fd: int, offset: int, data: bytes) -> None:
         action()
-        disk.write_at(fd, offset, data)
+        system.write_at(fd, offset, data)
 
     def mark_dirty(file: DataFile) -> None:
         real_write = file.write

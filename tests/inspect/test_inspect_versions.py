@@ -16,7 +16,7 @@ from support.inspecting import DONE, PROBLEMS, flip, inspect, killed_copy
 from support.stores import OpenStore
 
 from kvstore import KVStore
-from kvstore.file.platform import read_at
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_SIZE,
     IDENTITY,
@@ -464,7 +464,7 @@ def test_what_is_void_is_not_there_and_no_repair_brings_it_back(
         clock.advance(1)
     killed = killed_copy(store, tmp_path / "killed.kvs")
     with killed.open("rb") as file:
-        stamp = RECORD.unpack(read_at(file.fileno(), RECORD.size, record_of(killed, "6")))[4]
+        stamp = RECORD.unpack(system.read_at(file.fileno(), RECORD.size, record_of(killed, "6")))[4]
     voided(killed, stamp)
     assert dumped(killed).keys() == {"7", "8", "9"}
     assert inspect("get", killed, "6").status == PROBLEMS

@@ -454,7 +454,7 @@ def test_disk_is_asked_to_read_ahead_while_recovery_scans_and_at_no_other_time(
     """In little memory, what is read ahead of lookups pushes out what they need."""
     asked: list[bool] = []
     monkeypatch.setattr(
-        "kvstore.file.platform.read_ahead", lambda _map, wanted: asked.append(wanted)
+        "kvstore.file.platform.system.read_ahead", lambda _map, wanted: asked.append(wanted)
     )
     with KVStore(path) as store:
         create_all(store, some_values(10))

@@ -145,7 +145,7 @@ class Prepared:
 @contextmanager
 def write_path(in_place: bool) -> Iterator[None]:
     """Have stores write through the map, or by calls of the operating system."""
-    with mock.patch("kvstore.file.platform.overwrites_in_place", return_value=in_place):
+    with mock.patch("kvstore.file.platform.system.overwrites_in_place", return_value=in_place):
         yield
 
 

@@ -18,7 +18,7 @@ PAGE: Final = 4096
 @contextmanager
 def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
     """Do `action` at the start of every flush: what the file holds then is what gets flushed."""
-    real, real_of_pages = os.fdatasync, kvstore.file.platform.flush_pages
+    real, real_of_pages = os.fdatasync, kvstore.file.platform.system.flush_pages
 
     def flush(fd: int) -> None:
         action()
@@ -30,7 +30,7 @@ def before_each_flush(action: Callable[[], object]) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.file.platform, "flush_pages", flush_pages)
+        patch.setattr(kvstore.file.platform.system, "flush_pages", flush_pages)
         yield
 
 

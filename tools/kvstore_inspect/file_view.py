@@ -13,8 +13,8 @@ from time import sleep
 from typing import Final
 
 from kvstore import CorruptStoreError, StoreLockedError, UnsupportedFormatError
-from kvstore.file.lock import FileLock, is_alive
-from kvstore.file.platform import find_last
+from kvstore.file.lock import FileLock
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -127,7 +127,7 @@ class FileView:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on; fewer where the file ends."""
-        return os.pread(self._fd, max(0, min(size, self._size - offset)), offset)
+        return system.read_at(self._fd, max(0, min(size, self._size - offset)), offset)
 
     def extent(self, number: int) -> bytes:
         """Return all bytes of an extent; fewer where the file ends within it."""
@@ -157,7 +157,7 @@ class FileView:
     def holder_lives(self) -> bool:
         """Return whether the process that the file names as having it open is there."""
         pid = self.holder()
-        return pid > 0 and is_alive(pid)
+        return pid > 0 and system.is_alive(pid)
 
     def next_opening(self) -> Opening:
         """Return what the next opening does; of a file that is open, what that did.
@@ -227,7 +227,7 @@ class FileView:
         if self.state.clean or self.in_use or not self.counts_extents:
             return 0
         end = self.state.extent_count * EXTENT_SIZE
-        last = find_last(self._fd, RECORD_MAGIC_BYTES, end, self._size)
+        last = system.find_last(self._fd, RECORD_MAGIC_BYTES, end, self._size)
         return 0 if last < 0 else min(last + EXTENT_SIZE >> EXTENT_SHIFT, MAX_EXTENTS)
 
     def _compare_lengths(self) -> None:
@@ -276,7 +276,7 @@ def open_view(path: Path, *, wait: float = 0.0, unlocked: bool = False) -> Itera
             yield FileView(path, lock.fd, in_use=False)
         return
     try:
-        fd = os.open(os.path.abspath(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(os.path.abspath(path), os.O_RDONLY | system.flags)
     except BlockingIOError:
         raise StoreLockedError(f"{path}: somebody has a lease on it (F_SETLEASE)") from None
     try:

@@ -15,13 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from kvstore.file.platform import (
-    disable_copy_on_write,
-    flush_file,
-    flush_folder,
-    reserve,
-    write_at,
-)
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -59,21 +53,21 @@ def back_up(path: Path, fd: int) -> Path:
     """
     backup = _free_name(path)
     partial = Path(f"{backup}.partial")
-    copy = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    copy = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.flags, 0o600)
     try:
         try:
             if not _share_blocks(fd, copy):
                 _copy(fd, copy)
             if hasattr(os, "fchmod"):
                 os.fchmod(copy, stat.S_IMODE(os.fstat(fd).st_mode))
-            flush_file(copy)
+            system.flush_file(copy)
         finally:
             os.close(copy)
         partial.rename(backup)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    flush_folder(str(backup))
+    system.flush_folder(str(backup))
     return backup
 
 
@@ -95,7 +89,7 @@ def _share_blocks(fd: int, copy: int) -> bool:
             fcntl.ioctl(copy, _FICLONE, fd)
             return True
         # btrfs shares between two files only where both are overwritten in place, or neither.
-        disable_copy_on_write(copy)
+        system.disable_copy_on_write(copy)
         with suppress(OSError):
             fcntl.ioctl(copy, _FICLONE, fd)
             return True
@@ -104,9 +98,9 @@ def _share_blocks(fd: int, copy: int) -> bool:
 
 def _copy(fd: int, copy: int) -> None:
     size = os.fstat(fd).st_size
-    reserve(copy, 0, size)  # so that a full disk is known before anything is copied
+    system.reserve(copy, 0, size)  # so that a full disk is known before anything is copied
     for offset in range(0, size, _COPIED_SIZE):
-        write_at(copy, offset, os.pread(fd, min(_COPIED_SIZE, size - offset), offset))
+        system.write_at(copy, offset, system.read_at(fd, min(_COPIED_SIZE, size - offset), offset))
 
 
 # --- the superblock ----------------------------------------------------------------------------
@@ -118,8 +112,8 @@ def settle_identity(view: FileView, fd: int) -> None:
     found = {copy: identity for copy in copies if (identity := unpack_identity(copy))}
     best = max(found, key=lambda copy: _fit(view, found[copy]))
     for offset in IDENTITY_OFFSETS:
-        write_at(fd, offset, best)
-    flush_file(fd)
+        system.write_at(fd, offset, best)
+    system.flush_file(fd)
 
 
 def _fit(view: FileView, identity: Identity) -> tuple[bool, int, bool]:
@@ -143,14 +137,14 @@ def prepare(view: FileView, fd: int) -> None:
     size = len(view)
     if size < count * EXTENT_SIZE:
         try:
-            reserve(fd, size, count * EXTENT_SIZE)
+            system.reserve(fd, size, count * EXTENT_SIZE)
         except OSError:
             os.ftruncate(fd, size)
             raise
     # Zeros first: a crash between the two leaves lost records that the checker finds.
     state = State(False, count, count, 0, 0, void_stamp(view.state))
-    write_at(fd, STATE_OFFSET, state.pack(view.seed))
-    flush_file(fd)
+    system.write_at(fd, STATE_OFFSET, state.pack(view.seed))
+    system.flush_file(fd)
 
 
 def _extents_to_keep(view: FileView) -> int:

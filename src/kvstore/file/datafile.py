@@ -36,13 +36,14 @@ from kvstore.format.layout import (
 from kvstore.format.quick_check import clean_state
 from kvstore.format.superblock import pack_holder
 
-from . import platform, writers
+from . import writers
 from .flushing import Flushing
 from .growth import Growth
 from .held import HeldFile
 from .lock import FileLock
 from .mapping import FileMap
 from .opening import FoundFile
+from .platform import system
 from .state import DiskState
 
 if TYPE_CHECKING:
@@ -144,12 +145,12 @@ class DataFile:
 
     def read_ahead(self, wanted: bool) -> None:
         """Have the map read from end to end fast, or here and there, as it is after opening."""
-        platform.read_ahead(self.map, wanted)
+        system.read_ahead(self.map, wanted)
 
     def prefault(self, extent: int) -> None:
         """Have the pages of an extent in memory that nothing was written to so far."""
         if self.in_place:
-            platform.prefault(self.map, extent << EXTENT_SHIFT, EXTENT_SIZE)
+            system.prefault(self.map, extent << EXTENT_SHIFT, EXTENT_SIZE)
 
     # --- changing ------------------------------------------------------------------------------
 
@@ -276,7 +277,7 @@ class DataFile:
             # First: a file that is shorter than its state says is refused.
             self._flushing.flush_contents()
             self.live[0] = self.size = count << EXTENT_SHIFT
-            os.ftruncate(self._held.fd, self.size)
+            system.cut_mapped(self._held.fd, self.size, size)
         except OSError:
             # Where it is cut, that was a signal's handler.
             if os.fstat(self._held.fd).st_size >= size:
@@ -391,6 +392,7 @@ class DataFile:
     def _unmap(self) -> None:
         self.live[1] = self.live[0] = 0
         self._mapping.close()
+        system.cut_unmapped(self._held.fd, self.size)
 
     def _close_contents(self) -> None:
         try:

@@ -6,9 +6,9 @@ from threading import get_ident
 
 from kvstore.errors import StoreFullError
 
-from . import platform
 from .group_commit import GroupCommit
 from .held import HeldFile
+from .platform import system
 from .reentry import leave, thread, waiting
 from .state import DiskState
 
@@ -32,14 +32,14 @@ class Flushing:
         self._underway: set[int] = set()  # threads that are amid a flush
         self._group_commit = GroupCommit(
             self._flush_file,
-            self._flush_pages if by_pages and platform.can_flush_pages() else None,
+            self._flush_pages if by_pages and system.can_flush_pages() else None,
         )
 
     def _flush_file(self) -> None:
-        platform.flush_file(self._held.fd, self._mapped)
+        system.flush_file(self._held.fd, self._mapped)
 
     def _flush_pages(self, start: int, end: int) -> None:
-        platform.flush_pages(self._mapped, start, end)
+        system.flush_pages(self._mapped, start, end)
 
     def flush(self) -> None:
         """Return when everything written before the call is on stable storage.

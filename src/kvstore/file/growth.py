@@ -1,14 +1,13 @@
 """How a data file grows: by how much, and what of it the disk has room for."""
 
-import os
 from collections.abc import Callable
 from typing import Final
 
 from kvstore.errors import StoreFullError
 from kvstore.format.layout import EXTENT_SHIFT, EXTENT_SIZE
 
-from . import platform
 from .held import HeldFile
+from .platform import is_full, raise_if_full, system
 
 _SMALLEST_STEP: Final = 16  # extents: 1 MiB
 _LARGEST_STEP: Final = 1024  # extents: 64 MiB
@@ -58,13 +57,13 @@ class Growth:
         """Reserve `step` extents after the first `count`. False: the disk has room for less."""
         end = count << EXTENT_SHIFT
         try:
-            platform.reserve(self._held.fd, end, end + (step << EXTENT_SHIFT))
+            system.reserve(self._held.fd, end, end + (step << EXTENT_SHIFT))
         except OSError as error:
-            os.ftruncate(self._held.fd, end)
-            if not platform.is_full(error):
+            system.unreserve(self._held.fd, end)
+            if not is_full(error):
                 raise
             if step == 1:
                 self._cautious = True
-                platform.raise_if_full(error, self._held.path, "grow the file by 65,536 bytes")
+                raise_if_full(error, self._held.path, "grow the file by 65,536 bytes")
             return False
         return True

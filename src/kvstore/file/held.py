@@ -3,8 +3,8 @@
 import os
 from contextlib import suppress
 
-from . import platform
 from .lock import FileLock
+from .platform import system
 
 
 class HeldFile:
@@ -39,8 +39,8 @@ class HeldFile:
     def open(self) -> None:
         """Open the file that is locked, and find out what kind of file system it is on."""
         self.fd = self.lock.open_again()
-        self.in_place = platform.overwrites_in_place(self.fd)
-        self.may_be_private = not self.in_place and platform.may_be_mapped_privately(self.fd)
+        self.in_place = system.overwrites_in_place(self.fd)
+        self.may_be_private = not self.in_place and system.may_be_mapped_privately(self.fd)
 
     def close(self) -> None:
         """Close the file, and unless it is kept release its lock, whatever fails. Idempotent."""

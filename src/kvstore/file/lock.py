@@ -1,9 +1,8 @@
 """The exclusive lock on a data file, between processes and within this one.
 
-The lock is portalocker's, on the data file itself. On POSIX that is ``flock``: it belongs to the
-open file description, dies with the process, and can be released by an explicit unlock even while a
-forked child still has a copy of the descriptor. A child closes its copies as it is born, so that it
-does not keep the lock of a parent that was killed.
+The lock is on the data file itself, and dies with the process: see `System.lock`. A child of a fork
+closes its copies of the descriptors as it is born, so that it does not keep the lock of a parent
+that was killed.
 
 Invariants:
 1. `_held` names every file that this process has locked, by device and inode.
@@ -17,24 +16,22 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EINVAL, ELOOP, ENOENT, ENOLCK, ENOSPC, ENOTDIR, ESTALE
+from errno import EINVAL, ELOOP, ENOENT, ENOSPC, ENOTDIR, ESTALE
 from threading import get_ident
 from time import monotonic, sleep
 from typing import Any, Final, NoReturn, SupportsIndex
 from weakref import WeakMethod, WeakValueDictionary
 
-import portalocker
-
 from kvstore.compiled import Lock
 from kvstore.errors import StoreBusyError, StoreFullError, StoreLockedError
 from kvstore.format.layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
 
+from .platform import system
 from .reentry import begin_inside, forget_others, is_inside, leave, thread, waiting
 
 _PACKAGE: Final = f"{__name__.partition('.')[0]}."
 _POLL_SECONDS: Final = 0.02
-_COMMON_FLAGS: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-_FLAGS: Final = os.O_RDWR | _COMMON_FLAGS
+_FLAGS: Final = os.O_RDWR | system.flags
 # What tells that nothing is at a path. Anything else only tells that this process cannot look.
 _ABSENT: Final = (ENOENT, ENOTDIR, ELOOP)
 _WHAT_TO_DO: Final = "have that one close it, or wait for it: timeout=SECONDS"
@@ -71,9 +68,9 @@ class FileLock:
         self.path = path
         self._pid = os.getpid()
         self._timeout = timeout
-        self._flags = os.O_RDONLY | _COMMON_FLAGS if read_only else _FLAGS
+        self._flags = os.O_RDONLY | system.flags if read_only else _FLAGS
         self._creates = create and not read_only
-        self._is_new = False
+        self._is_new = self._is_to_remove = False
         self._opener = _caller()
         self._root = _root(path)
         self._after_fork: WeakMethod[Callable[[], None]] | None = None
@@ -155,25 +152,19 @@ class FileLock:
                 f"{other._opener}",
                 "share it or close it first",
             )
-        try:
-            portalocker.lock(
-                self.fd, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING
-            )
-        except portalocker.AlreadyLocked:
+        if not system.lock(self.fd):
             if monotonic() < deadline:
                 return False
             raise StoreLockedError(
                 f"{self.path}: {_holder(self.fd)} has it open; one process at a time may"
                 f"{self._after_waiting()}",
                 _WHAT_TO_DO,
-            ) from None
-        except portalocker.LockException as error:
-            raise OSError(ENOLCK, f"the file cannot be locked: {error}", self.path) from error
+            )
         # Whoever had it may have unlinked or replaced it between our open and our lock.
         if self._path_names_it():
             _held[self._identity] = self
             return True
-        portalocker.unlock(self.fd)
+        system.unlock(self.fd)
         return False
 
     def is_held_here(self) -> bool:
@@ -222,6 +213,8 @@ class FileLock:
         return False
 
     def _path_names_it(self) -> bool:
+        if not system.renames_open_files:
+            return True
         try:
             status = os.stat(self.path)
         except OSError as error:
@@ -233,7 +226,18 @@ class FileLock:
     def remove_if_new(self) -> None:
         """Remove the file if this opening made it, and it is empty. The caller has it locked."""
         if self._is_new and os.fstat(self.fd).st_size == 0 and self._path_names_it():
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the file, now or as the lock is released, which the caller has.
+
+        Raises:
+            OSError: it cannot be removed now.
+        """
+        if system.renames_open_files:
             os.unlink(self.path)
+        else:
+            self._is_to_remove = True
 
     def release(self) -> None:
         """Release the lock. Idempotent; does nothing in a forked child."""
@@ -248,12 +252,15 @@ class FileLock:
         if _held.get(self._identity) is self:
             try:
                 if self.fd >= 0:
-                    portalocker.unlock(self.fd)
+                    system.unlock(self.fd)
             finally:
                 try:
                     self._close()
                 finally:
                     del _held[self._identity]
+                    if self._is_to_remove:
+                        with suppress(OSError):  # somebody else may have it open by now
+                            os.unlink(self.path)
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
         raise TypeError(f"{self.path}: the lock of an open file cannot be copied")
@@ -294,44 +301,14 @@ def _is_own(names: dict[str, Any]) -> bool:
 def _holder(fd: int) -> str:
     """Return what can be said of the process that holds the lock on this open file."""
     try:
-        os.lseek(fd, 0, os.SEEK_SET)
-        head = os.read(fd, HOLDER_OFFSET + HOLDER.size)
-    except OSError:  # Windows keeps the locked bytes from being read
+        head = system.read_at(fd, HOLDER_OFFSET + HOLDER.size, 0)
+    except OSError:
         return "another process"
     if len(head) == HOLDER_OFFSET + HOLDER.size and head.startswith(FILE_MAGIC):
         (pid,) = HOLDER.unpack_from(head, HOLDER_OFFSET)
-        if pid and (_has_locked(pid, fd) if sys.platform == "linux" else is_alive(pid)):
+        if pid and system.is_holder(pid, fd):
             return f"process {pid}"
     return "another process"
-
-
-def _has_locked(pid: int, fd: int) -> bool:
-    """Return whether it is sure that process `pid` holds the lock on this open file.
-
-    The number may be one of another pid namespace, or of a holder that was killed, and belong to
-    anyone here. So Linux is asked which files the process has open, and which of these it locked.
-    """
-    wanted = os.fstat(fd)
-    with suppress(OSError):  # not there, or another user's
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):  # closed meanwhile
-                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
-                    with open(f"/proc/{pid}/fdinfo/{name}", "rb") as lines:
-                        if any(line.startswith(b"lock:") and b"FLOCK" in line for line in lines):
-                            return True
-    return False
-
-
-def is_alive(pid: int) -> bool:
-    """Tell a holder's number from one that a killed holder left behind."""
-    try:
-        if os.name == "posix":
-            os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _hold_guard() -> None:
@@ -373,7 +350,6 @@ def _forget_in_child() -> None:
             owner()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_hold_guard, after_in_parent=_go_on_in_parent, after_in_child=_forget_in_child
-    )
+system.at_fork(
+    before=_hold_guard, after_in_parent=_go_on_in_parent, after_in_child=_forget_in_child
+)

@@ -1,13 +1,14 @@
 """The mapping of a data file, and its limit: as long as the file may ever become."""
 
+import mmap
 import os
 from contextlib import suppress
-from errno import EAGAIN, EFBIG, ENODEV, ENOMEM
+from errno import EAGAIN, ENODEV, ENOMEM
 
 from kvstore.format.layout import DIRECTORY_OFFSET, DIRECTORY_SIZE, EXTENT_SHIFT
 
-from . import platform
 from .held import HeldFile
+from .platform import is_full, raise_if_full, system
 
 
 class FileMap:
@@ -38,17 +39,13 @@ class FileMap:
         _reserve_all(held, size)
         self.max_extents = max(max_bytes, size) >> EXTENT_SHIFT
         self.limit = f"max_bytes is {max_bytes:,}"
-        self._extend(held.fd, size)
-        mapped_size = self.max_extents << EXTENT_SHIFT
+        self._fd = held.fd
         try:
-            self.mapped, self.is_private = platform.map_file(
-                held.fd, mapped_size, held.may_be_private
-            )
+            self.mapped, self.is_private = self._map(size, held.may_be_private)
         except OSError as error:
+            mapped_size = self.max_extents << EXTENT_SHIFT
             raise _not_mapped(error, held.path, mapped_size, max_bytes) from error
-        finally:
-            os.ftruncate(held.fd, size)
-        platform.read_ahead(self.mapped, False)
+        system.read_ahead(self.mapped, False)
         self._bytes = memoryview(self.mapped)
         self.words: memoryview[int] = self._bytes.cast("Q")
         self.shorts: memoryview[int] = self._bytes.cast("H")
@@ -56,23 +53,20 @@ class FileMap:
             DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
         ].cast("H")
 
-    def _extend(self, fd: int, size: int) -> None:
-        """Make the file as long as it is to be mapped, or as the system lets it become."""
+    def _map(self, size: int, private: bool) -> tuple[mmap.mmap, bool]:
+        """Map the file as long as it is to be mapped, or as the system lets it become."""
         try:
-            os.ftruncate(fd, self.max_extents << EXTENT_SHIFT)
+            return system.map_file(self._fd, size, self.max_extents << EXTENT_SHIFT, private)
         except OSError as error:
-            if error.errno != EFBIG:
+            if not is_full(error):
                 raise
-            most = platform.limit_of_file_size()
-            extent_count = size >> EXTENT_SHIFT
-            self.max_extents = max(min(self.max_extents, (most or 0) >> EXTENT_SHIFT), extent_count)
-            self.limit = "the file system takes no longer one"
-            if most is not None:
-                self.limit = (
-                    f"this process may make files of {most:,} bytes (RLIMIT_FSIZE, ulimit -f)"
-                )
-            if self.max_extents > extent_count:
-                os.ftruncate(fd, self.max_extents << EXTENT_SHIFT)
+        most = system.limit_of_file_size()
+        extent_count = size >> EXTENT_SHIFT
+        self.max_extents = max(min(self.max_extents, (most or 0) >> EXTENT_SHIFT), extent_count)
+        self.limit = "the file system takes no longer one"
+        if most is not None:
+            self.limit = f"this process may make files of {most:,} bytes (RLIMIT_FSIZE, ulimit -f)"
+        return system.map_file(self._fd, size, self.max_extents << EXTENT_SHIFT, private)
 
     def close(self) -> None:
         """Unmap the file. Idempotent."""
@@ -87,12 +81,12 @@ class FileMap:
 def _reserve_all(held: HeldFile, size: int) -> None:
     """Reserve the blocks of the whole file: a sparse restore leaves holes."""
     try:
-        platform.reserve(held.fd, 0, size)
+        system.fill_holes(held.fd, size)
     except OSError as error:
         if held.in_place:
-            platform.raise_if_full(error, held.path, "fill the holes of the file")
+            raise_if_full(error, held.path, "fill the holes of the file")
         # Elsewhere writes report a full disk themselves: it is no danger to go on.
-        if not platform.is_full(error):
+        if not is_full(error):
             raise
 
 
@@ -100,7 +94,7 @@ def _not_mapped(error: OSError, path: str, size: int, max_bytes: int) -> OSError
     """Say what to do where the system does not map the file."""
     why = str(error.strerror)
     if error.errno in (ENOMEM, EAGAIN):
-        limits = platform.limits_of_memory()
+        limits = system.limits_of_memory()
         why += (
             f": the file is mapped as long as it may become, {size:,} bytes of address space; "
             f"give a smaller max_bytes than {max_bytes:,}, or raise the limits of this process"

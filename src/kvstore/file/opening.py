@@ -30,8 +30,8 @@ from kvstore.format.superblock import (
     unpack_state,
 )
 
-from . import platform
 from .held import HeldFile
+from .platform import raise_if_full, system
 
 _FEWEST_EXTENTS: Final = FIRST_FILE_SIZE >> EXTENT_SHIFT
 
@@ -69,7 +69,7 @@ class FoundFile:
 
     def _find_identity(self) -> bool:
         """Find a valid identity. False: the file is empty or holds nothing but zeros."""
-        copies = [platform.read_at(self.fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
+        copies = [system.read_at(self.fd, IDENTITY.size, offset) for offset in IDENTITY_OFFSETS]
         valid = []
         for copy in copies:
             identity = unpack_identity(copy)
@@ -81,7 +81,7 @@ class FoundFile:
             self._check_blank(copies)
             return False
         # Two that differ are of two files: the state knows its own.
-        state = platform.read_at(self.fd, STATE.size, STATE_OFFSET)
+        state = system.read_at(self.fd, STATE.size, STATE_OFFSET)
         (self.identity, self.hash_seed), *_ = sorted(
             valid, key=lambda identity: not is_state(state, identity[1])
         )
@@ -103,14 +103,14 @@ class FoundFile:
                 f"record can be found"
             )
         size = os.fstat(self.fd).st_size
-        if any(map(any, copies)) or size > MAX_FILE_SIZE or not platform.is_zero(self.fd, size):
+        if any(map(any, copies)) or size > MAX_FILE_SIZE or not system.is_zero(self.fd, size):
             raise UnsupportedFormatError(
                 f"{self.path}: not a kvstore file (it begins with {copies[0][:8]!r}, "
                 f"expected {FILE_MAGIC!r}); it was left as it is"
             )
 
     def _find_state(self) -> None:
-        packed = platform.read_at(self.fd, STATE.size, STATE_OFFSET)
+        packed = system.read_at(self.fd, STATE.size, STATE_OFFSET)
         whole_extents = self.length >> EXTENT_SHIFT
         state = State(False, min(whole_extents, MAX_EXTENTS), 0, 0, 0, intact=False)
         if is_state(packed, self.hash_seed):
@@ -134,11 +134,11 @@ class FoundFile:
     def read_start(self, extent_count: int) -> bytes:
         """Read the file up to, and with, the entries of so many extents in the extent map."""
         size = map_entry_offset(extent_count)
-        return platform.read_at(self.fd, size, 0).ljust(size, b"\0")
+        return system.read_at(self.fd, size, 0).ljust(size, b"\0")
 
     def read_extent(self, extent: int) -> bytes:
         """Read all bytes of an extent; zeros where the file ends."""
-        contents = platform.read_at(self.fd, EXTENT_SIZE, extent << EXTENT_SHIFT)
+        contents = system.read_at(self.fd, EXTENT_SIZE, extent << EXTENT_SHIFT)
         return contents.ljust(EXTENT_SIZE, b"\0")
 
 
@@ -154,21 +154,21 @@ def create_store(held: HeldFile, now_ms: int) -> FoundFile:
     """
     fd = held.fd
     held.is_new = True
-    platform.flush_folder(held.path)
+    system.flush_folder(held.path)
     hash_seed = int.from_bytes(os.urandom(8), "little")
     identity = pack_identity(os.urandom(16), hash_seed, now_ms)
     state = State(False, _FEWEST_EXTENTS, _FEWEST_EXTENTS, 0, 0)
     os.ftruncate(fd, 0)
     if not held.in_place:
-        platform.disable_copy_on_write(fd)
+        system.disable_copy_on_write(fd)
     try:
-        platform.reserve(fd, 0, FIRST_FILE_SIZE)
-        platform.write_at(fd, 0, identity)
-        platform.flush_file(fd)
-        platform.write_at(fd, IDENTITY_OFFSETS[1], identity)
-        platform.write_at(fd, STATE_OFFSET, state.pack(hash_seed))
-        platform.flush_file(fd)
+        system.reserve(fd, 0, FIRST_FILE_SIZE)
+        system.write_at(fd, 0, identity)
+        system.flush_file(fd)
+        system.write_at(fd, IDENTITY_OFFSETS[1], identity)
+        system.write_at(fd, STATE_OFFSET, state.pack(hash_seed))
+        system.flush_file(fd)
     except OSError as error:
-        platform.raise_if_full(error, held.path, "create the file")
+        raise_if_full(error, held.path, "create the file")
         raise
     return FoundFile(held.path, fd)

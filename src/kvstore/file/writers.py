@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from kvstore.errors import KVStoreError
 from kvstore.format.layout import U64
 
-from . import platform
 from .held import HeldFile
+from .platform import raise_if_full
 
 if TYPE_CHECKING:
     from kvstore.compiled.interface import Change
@@ -84,7 +84,7 @@ class ByPwrite:
     def _explain(self, error: OSError, size: int) -> None:
         """Note that a write failed; raise StoreFullError where the disk had no room for it."""
         self.has_failed = True
-        platform.raise_if_full(error, self._held.path, f"write {size:,} bytes")
+        raise_if_full(error, self._held.path, f"write {size:,} bytes")
 
     def write_word(self, index: int, word: int) -> None:
         """As `write`, of one word."""

@@ -6,10 +6,10 @@ knows how far it goes: then the records must be as many as they were, and whole:
 """
 
 from kvstore.errors import CorruptStoreError, UnsupportedFormatError
-from kvstore.file import platform
 from kvstore.file.datafile import DataFile
 from kvstore.file.held import HeldFile
 from kvstore.file.opening import FoundFile, create_store
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_MAP_ENTRIES,
     EXTENT_MAP_OFFSET,
@@ -102,7 +102,7 @@ def decide(found: FoundFile) -> tuple[str, int]:
     distrust = _find_distrust(found)
     if not distrust:
         return "", count
-    beyond = platform.find_last(found.fd, RECORD_MAGIC_BYTES, count << EXTENT_SHIFT, found.length)
+    beyond = system.find_last(found.fd, RECORD_MAGIC_BYTES, count << EXTENT_SHIFT, found.length)
     if found.state.clean or not found.state.intact:
         loss = _find_loss(found, beyond)
     else:
@@ -124,7 +124,7 @@ def _find_distrust(found: FoundFile) -> str:
     if not found.state.intact:
         return "its state is damaged"
     if not state.clean:
-        if unpack_holder(platform.read_at(found.fd, HOLDER.size, HOLDER_OFFSET)):
+        if unpack_holder(system.read_at(found.fd, HOLDER.size, HOLDER_OFFSET)):
             return "was not closed"
         return "was closed after a change that was cut short, or that met damage"
     start = found.read_start(state.extent_count)
@@ -135,7 +135,7 @@ def _find_distrust(found: FoundFile) -> str:
     # A process that dies while it opens a file may leave zeros, of whole extents.
     size, length = state.extent_count << EXTENT_SHIFT, found.length
     if length > size and (
-        length % EXTENT_SIZE or platform.find_last(found.fd, b"", size, length) >= 0
+        length % EXTENT_SIZE or system.find_last(found.fd, b"", size, length) >= 0
     ):
         return "was closed, but is longer than its contents"
     return ""

@@ -1,0 +1,77 @@
+"""Windows: an open file keeps its name, and its length as long as it is mapped.
+
+1. A mapping makes the file as long as it may ever become, and it stays so until it is closed. It is
+   made sparse before, so that this takes no room on the disk.
+2. What is in use is not sparse: it was all written to, so that a full disk refused that.
+3. What follows it holds zeros, or the file is not clean: what a cut or a failed growth leaves there
+   is overwritten before the file is closed in order.
+"""
+
+import mmap
+import os
+from contextlib import suppress
+from errno import ENOLCK
+from typing import Final
+
+from . import win32
+from .system import TROUBLE, System
+
+# Far past the end of any file: Windows keeps others from reading what is locked.
+_LOCK_OFFSET: Final = 1 << 40
+
+
+class Windows(System):
+    """Windows."""
+
+    flags = os.O_BINARY
+    renames_open_files = False
+
+    def lock(self, fd: int) -> bool:
+        try:
+            return win32.lock_byte(fd, _LOCK_OFFSET)
+        except OSError as error:
+            raise OSError(ENOLCK, f"the file cannot be locked: {error}") from error
+
+    def unlock(self, fd: int) -> None:
+        win32.unlock_byte(fd, _LOCK_OFFSET)
+
+    def is_alive(self, pid: int) -> bool:
+        return win32.is_alive(pid)
+
+    def overwrites_in_place(self, _fd: int) -> bool:
+        return True
+
+    def map_file(
+        self, fd: int, size: int, mapped_size: int, _private: bool
+    ) -> tuple[mmap.mmap, bool]:
+        with suppress(*TROUBLE):  # some file systems have no sparse files; they need the room then
+            win32.make_sparse(fd)
+        try:
+            return mmap.mmap(fd, mapped_size), False
+        except BaseException:
+            self.cut_unmapped(fd, size)
+            raise
+
+    def unreserve(self, fd: int, size: int) -> None:
+        """What was written are zeros, and the file cannot be cut."""
+
+    def fill_holes(self, fd: int, size: int) -> None:
+        """Nobody tells where they are."""
+
+    def cut_mapped(self, fd: int, size: int, end: int) -> None:
+        # A file that is longer than its contents is one that was closed in order only if nothing
+        # but zeros follow; and from now on nobody knows of what is there.
+        self.reserve(fd, size, end)
+
+    def cut_unmapped(self, fd: int, size: int) -> None:
+        # Where that fails, for a view is still in somebody's hands, the next opening cuts it.
+        with suppress(OSError):
+            os.ftruncate(fd, size)
+
+    def flush_file(self, fd: int, mapped: mmap.mmap | None = None) -> None:
+        if mapped is not None:
+            win32.flush_view(mapped)
+        os.fsync(fd)
+
+    def flush_folder(self, path: str) -> None:
+        """A folder cannot be flushed; NTFS has names in its journal."""
