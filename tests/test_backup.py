@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from support.clock import FakeClock
 from support.consistency import assert_consistent
 from support.disks import fill, mounted
 from support.keys import TRICKY
+from support.platforms import needs_fork
 from support.processes import run_script
 from support.stores import OpenStore
 from support.threads import run_together
@@ -376,7 +376,7 @@ def test_backup_of_a_store_that_is_closed_meanwhile_leaves_nothing(
     assert files(out.parent) == {store.path.name}
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@needs_fork
 def test_backup_in_a_forked_child_is_refused(path: Path, out: Path) -> None:
     said = run_script(
         """
@@ -604,7 +604,7 @@ KILLS: Final = """
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@needs_fork
 def test_killed_backup_leaves_no_half_file_under_the_name(path: Path, out: Path) -> None:
     """And the next one removes what it has left under another."""
     killed, tried = map(int, run_script(KILLS, path, out).split())

@@ -1,8 +1,6 @@
 """`get_many`, `put_many`, `delete_many` do for many keys what single operations do for one."""
 
 import itertools
-import os
-import sys
 import threading
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +16,7 @@ from support.disks import quick_folder
 from support.files import change_byte
 from support.images import before_each_flush
 from support.keys import IMPOSSIBLE, TRICKY
+from support.platforms import needs_fork, needs_linux, needs_signals
 from support.processes import run_script
 from support.stores import OpenStore, after_death
 from support.threads import run_together
@@ -601,7 +600,7 @@ def test_of_threads_that_delete_the_same_keys_each_key_is_counted_by_one(store: 
         assert len(store) == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends signals to itself")
+@needs_signals
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_batch_that_is_interrupted_has_stored_the_first_of_its_items(
     path: Path, durable: bool
@@ -646,7 +645,7 @@ def test_a_batch_that_is_interrupted_has_stored_the_first_of_its_items(
     assert said == "whole\n"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@needs_fork
 @pytest.mark.parametrize("durable", [False, True])
 def test_the_child_of_a_fork_amid_a_batch_disturbs_nobody(path: Path, durable: bool) -> None:
     said = run_script(
@@ -694,11 +693,6 @@ def durable(tmp_path: Path) -> Iterator[KVStore]:
         store.put_many(numbered(10))
         store.delete("k9")
         yield store
-
-
-needs_linux = pytest.mark.skipif(
-    sys.platform != "linux", reason="flushes are seen where Linux has them"
-)
 
 
 @contextmanager

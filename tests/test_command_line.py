@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 from support import MIB, processes
 from support.commands import run_command, run_here, start_command
+from support.platforms import needs_linux, needs_posix, needs_signals
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -257,7 +258,7 @@ def test_messages_name_the_options_of_the_shell(path: Path) -> None:
     assert f"{named}: the file does not exist" in _failed(_run("read", named, "k"), REFUSED)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the data folder is found by HOME on POSIX only")
+@needs_posix
 def test_that_the_default_file_is_elsewhere_is_said_in_one_line(tmp_path: Path) -> None:
     """Each command printed a line of this program's source with it."""
     (tmp_path / "file").touch()
@@ -416,7 +417,7 @@ def test_max_bytes_keeps_the_file_from_growing(path: Path) -> None:
     _done(_run("create", path, "more", value))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is known to work on Linux only")
+@needs_linux
 def test_max_bytes_makes_do_with_little_address_space(path: Path) -> None:
     """A file is mapped as long as it may become, which a limit on memory may not allow."""
     line = "ulimit -v 600000; kvstore"
@@ -513,7 +514,7 @@ def test_a_closed_pipe_ends_it_quietly(
     assert process.returncode == DONE
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a signal on POSIX only")
+@needs_signals
 def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
     with KVStore(filled):
         # What a shell starts in the background ignores the signal, and so would our child.

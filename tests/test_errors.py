@@ -15,6 +15,7 @@ from support import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
 from support.clock import FakeClock
 from support.files import digest
 from support.keys import IMPOSSIBLE
+from support.platforms import needs_linux
 from support.stores import OpenStore
 from support.values import nested, sized_value
 
@@ -443,7 +444,7 @@ def _failing_flushes() -> Iterator[None]:
         yield
 
 
-@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="flushes by other means here")
+@needs_linux
 def test_after_a_failed_flush_no_later_one_is_trusted_until_the_store_is_opened_anew(
     store: KVStore, open_store: OpenStore
 ) -> None:
@@ -464,7 +465,7 @@ def test_after_a_failed_flush_no_later_one_is_trusted_until_the_store_is_opened_
     again.sync()
 
 
-@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="flushes by other means here")
+@needs_linux
 def test_durable_operations_go_on_raising_after_a_failed_flush(open_store: OpenStore) -> None:
     store = open_store(durable=True)
     store.create("before", {"n": 1})

@@ -1,7 +1,6 @@
 """Rooms import only from those below them, and nothing that is rarely used."""
 
 import ast
-import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final
 
 import pytest
 from support import processes
+from support.platforms import needs_linux
 
 import kvstore
 
@@ -132,7 +132,7 @@ def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
     assert loaded & rare == set()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not used at all")
+@needs_linux
 def test_ctypes_is_loaded_as_a_durable_store_is_opened_and_for_no_other(path: Path) -> None:
     """At the first flush it would be too late: what it takes to load a module may be gone then."""
     use = """

@@ -3,7 +3,6 @@
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Final, NoReturn
 
 import platformdirs
 import pytest
+from support.platforms import needs_linux, needs_posix
 from support.processes import run_script
 
 from kvstore import KVStore, StoreLockedError, UnsupportedFormatError
 from kvstore.recovery.check import check_file
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners of files as in POSIX")
+pytestmark = needs_posix
 
-LINUX: Final = pytest.mark.skipif(sys.platform != "linux", reason="where folders are as on Linux")
+LINUX: Final = needs_linux
 LASTING: Final = "may not last"
 
 

@@ -1,6 +1,5 @@
 """Memory: the heap does not grow with the records, and importing costs little."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -9,11 +8,12 @@ import pytest
 from support import MIB, scaled
 from support.disks import quick_folder
 from support.files import size
+from support.platforms import needs_linux
 from support.processes import run_script
 
 from kvstore import IMPLEMENTATION, KVStore
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc as on Linux")
+pytestmark = needs_linux  # reads /proc
 
 # Memory of the process's own: what it maps of files is the system's to keep or to drop.
 ANONYMOUS = """

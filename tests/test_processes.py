@@ -7,16 +7,14 @@ import logging
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import portalocker
 import pytest
 from support.consistency import assert_consistent
 from support.files import digest
+from support.platforms import needs_fork, needs_free_names, needs_posix
 from support.processes import Child, run_script
 from xxhash import xxh3_64_intdigest
 
@@ -29,6 +27,7 @@ from kvstore import (
     UnsupportedFormatError,
 )
 from kvstore.file.lock import FileLock
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     EXTENT_SIZE,
     FILE_MAGIC,
@@ -37,8 +36,6 @@ from kvstore.format.layout import (
     IDENTITY_OFFSETS,
     U64,
 )
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 # Opens the file, says so, and keeps it until it is told to let go.
 HOLD = """
@@ -372,7 +369,8 @@ def test_fork_while_the_file_is_being_locked_does_not_give_the_lock_to_the_child
 ) -> None:
     """A child that was forked after the file was opened shared the lock taken right after that."""
     script = """
-        import portalocker, threading
+        import threading
+        from kvstore.file.platform import system
         go_read, go_write = os.pipe()
 
         def fork():
@@ -384,14 +382,14 @@ def test_fork_while_the_file_is_being_locked_does_not_give_the_lock_to_the_child
                 os._exit(0)
 
         thread = threading.Thread(target=fork)
-        lock = portalocker.lock
+        lock = system.lock
 
-        def fork_and_lock(*arguments):
+        def fork_and_lock(fd):
             thread.start()
             thread.join(0.5)  # until it has forked, or for long enough to see that it waits
-            lock(*arguments)
+            return lock(fd)
 
-        portalocker.lock = fork_and_lock
+        system.lock = fork_and_lock
         store = KVStore(sys.argv[1])
         thread.join()
         say("opened")
@@ -635,7 +633,7 @@ def replace_by_text(path: Path) -> None:
     other.replace(path)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file from being removed")
+@needs_free_names
 @pytest.mark.parametrize("lose", [remove, move_away, replace_by_a_store, replace_by_text])
 @pytest.mark.parametrize("written_before", [False, True])
 def test_file_that_is_lost_while_open_makes_sync_and_close_say_so(
@@ -660,7 +658,7 @@ def test_file_that_is_lost_while_open_makes_sync_and_close_say_so(
     store.close()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file from being removed")
+@needs_free_names
 def test_file_that_was_lost_is_let_go_and_a_new_one_takes_its_place(path: Path) -> None:
     store = KVStore(path)
     store.create("key", {"n": 1})
@@ -677,7 +675,7 @@ def test_file_that_was_lost_is_let_go_and_a_new_one_takes_its_place(path: Path) 
     assert_consistent(path.with_suffix(".away"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file from being removed")
+@needs_free_names
 def test_file_that_is_replaced_between_opening_and_locking_is_not_the_one_that_is_used(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -686,14 +684,14 @@ def test_file_that_is_replaced_between_opening_and_locking_is_not_the_one_that_i
     other = path.with_suffix(".new")
     with KVStore(other) as store:
         store.create("of the new file", {})
-    lock = portalocker.lock
+    lock = system.lock
 
-    def replace_and_lock(*arguments: Any) -> None:
+    def replace_and_lock(fd: int) -> bool:
         if other.exists():
             other.replace(path)
-        lock(*arguments)
+        return lock(fd)
 
-    monkeypatch.setattr(portalocker, "lock", replace_and_lock)
+    monkeypatch.setattr(system, "lock", replace_and_lock)
     with KVStore(path) as store:
         assert "of the new file" in store
         store.create("key", {})
@@ -806,7 +804,7 @@ def test_loop_of_links_is_an_os_error(path: Path) -> None:
         KVStore(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users as on POSIX")
+@needs_posix
 def test_no_permission_is_a_permission_error() -> None:
     """Tried as a user without rights; to root everything is permitted."""
     with tempfile.TemporaryDirectory() as name:  # every folder above it lets everybody through
@@ -848,7 +846,7 @@ def test_no_permission_is_a_permission_error() -> None:
             assert {each.name: digest(each) for each in foreign.iterdir()} == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
+@needs_posix
 @pytest.mark.parametrize("kind", ["fifo", "socket", "/dev/null", "/dev/zero", "/dev/full"])
 def test_what_is_no_file_is_refused_and_does_not_hang(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "it"

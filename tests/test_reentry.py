@@ -6,7 +6,6 @@ The fault laboratory does this at every instruction (`faults.reentry`); here are
 import copy
 import dataclasses
 import mmap
-import os
 import pickle
 import threading
 import time
@@ -16,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import portalocker
 import pytest
+from support.platforms import needs_fork, needs_signals
 from support.processes import run_script
 from support.threads import PATIENCE_SECONDS, run_together
 
@@ -42,9 +41,6 @@ from kvstore.parts import Parts
 def interruptible(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all be done in Python: nothing can come in between what the fast path does."""
     monkeypatch.setattr(compiled, "selected", compiled.PLAIN)
-
-
-needs_signals = pytest.mark.skipif(os.name != "posix", reason="sends signals to itself")
 
 
 def amid(
@@ -548,7 +544,7 @@ def test_close_amid_a_failed_opening_is_not_forgotten(
 ) -> None:
     """It was put off until something that never came."""
     (tmp_path / "no store").write_bytes(b"something else" * 100)
-    outcomes = amid(monkeypatch, portalocker, "unlock", store.close)
+    outcomes = amid(monkeypatch, kvstore.file.platform.system, "unlock", store.close)
     with pytest.raises(UnsupportedFormatError):
         KVStore(tmp_path / "no store")
     assert (outcomes, store.closed, reentry.waiting) == ([None], True, {})
@@ -586,8 +582,6 @@ def test_who_follows_a_flush_is_inside_it(path: Path, monkeypatch: pytest.Monkey
 
 
 # --- forks from within ---------------------------------------------------------------------------
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 
 @needs_fork

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import orjson
 import pytest
 from support.cases import CASES
+from support.platforms import needs_fork, needs_signals
 from support.processes import run_script
 from support.stores import OpenStore
 from xxhash import xxh3_64_intdigest
@@ -563,7 +564,7 @@ def test_a_thread_that_is_inside_is_left_to_the_rules(store: KVStore, fast: Fast
         store.create("key", {})
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends a signal to itself")
+@needs_signals
 @pytest.mark.parametrize("lock", ["stripe", "space"])
 def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
     """And then holds none, and nothing has changed. The main thread waited deaf to Ctrl-C."""
@@ -1013,7 +1014,7 @@ def test_both_kinds_are_open_side_by_side(
 # --- forks ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+@needs_fork
 @pytest.mark.parametrize("amid", ["_open_extent", "split_or_compact"])
 def test_child_forked_amid_an_operation_leaves_the_file_alone(path: Path, amid: str) -> None:
     """By a signal handler, which runs where the operation runs Python, and returns in the child.

@@ -1,17 +1,17 @@
 """Each experiment of the fault laboratory, in its short form: nothing is ever lost."""
 
 import json
-import os
 from collections.abc import Iterator
 
 import pytest
 from support import SCALE, seeded_random
+from support.platforms import needs_fork
 from support.processes import Child
 
 from faults.catalogue import EXPERIMENTS
 from faults.laboratory import Experiment
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each trial is a forked process")
+pytestmark = needs_fork  # for each trial
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 """Limits of the system on the size of files. Full disks are in the fault laboratory."""
 
-import sys
 from pathlib import Path
 
-import pytest
 from support.consistency import assert_consistent
+from support.platforms import needs_linux
 from support.processes import Child
 
 from kvstore import KVStore
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as on Linux")
+@needs_linux
 def test_limit_too_small_for_any_store_is_refused_as_an_error(path: Path) -> None:
     script = """
         import resource

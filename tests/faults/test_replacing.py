@@ -4,7 +4,6 @@ Each test works with one store, and looks at what power loss at any moment after
 sector and by page, and again where power is lost while that is being recovered.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from support import scaled, seeded_random
 from support.disks import quick_folder
 from support.images import PAGE, SECTOR, write_image
+from support.platforms import needs_linux
 from support.stores import after_death
 from support.workload import Value
 
@@ -20,9 +20,7 @@ from faults.hot_keys import count_retired
 from faults.power import MAX_BYTES, Clock, Disk, Outage, recording
 from kvstore import KVStore
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="changes are recorded on Linux only"
-)
+pytestmark = needs_linux
 
 KEY = "the key"
 # Their first 32 bytes are the same.

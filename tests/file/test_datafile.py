@@ -15,12 +15,12 @@ from support.consistency import assert_consistent
 from support.datafiles import (
     FIRST_EXTENTS,
     SCRATCH,
-    needs_fallocate,
     opened,
     overwrite,
     refusing_disk,
     state_of,
 )
+from support.platforms import needs_fallocate
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, StoreFullError, UnsupportedFormatError

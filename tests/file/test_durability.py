@@ -6,7 +6,6 @@ What they are worth when power is lost is tried by `faults.power`.
 import errno
 import mmap
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from support.images import (
     before_each_flush,
     write_image,
 )
+from support.platforms import needs_linux
 from support.processes import PATIENCE_SECONDS
 
 import kvstore.file.platform
@@ -43,9 +43,7 @@ from kvstore.format.layout import (
     key_hash,
 )
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="flushes are seen and made to fail where Linux has them"
-)
+pytestmark = needs_linux
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.platforms import needs_fork
 from support.processes import run_script
 
 from kvstore import StoreLockedError
@@ -85,7 +86,7 @@ def test_replaced_file_is_another_one_to_lock(path: Path) -> None:
     lock.release()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 def test_forked_child_calls_back_and_holds_nothing(path: Path) -> None:
     said = run_script(
         """

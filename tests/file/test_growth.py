@@ -8,7 +8,8 @@ import pytest
 from support import MIB
 from support.components import NOW_MS, FaultyWrites, open_components
 from support.consistency import assert_consistent
-from support.datafiles import FIRST_EXTENTS, needs_fallocate, opened, refusing_disk, state_of
+from support.datafiles import FIRST_EXTENTS, opened, refusing_disk, state_of
+from support.platforms import needs_fallocate
 
 import kvstore.file.platform
 from kvstore import StoreFullError

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import portalocker
 import pytest
 from support.consistency import assert_consistent
+from support.platforms import PLATFORM, needs_fallocate, needs_linux, needs_posix
 from support.processes import Child, run_script
 
 import kvstore.file.platform
@@ -27,10 +27,8 @@ import kvstore.recovery.rebuild
 from kvstore import KVStore, StoreFullError, StoreLockedError
 from kvstore.format.layout import FIRST_FILE_SIZE, HOLDER, HOLDER_OFFSET
 
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="as on Linux")
-needs_posix = pytest.mark.skipif(os.name != "posix", reason="as in POSIX")
 needs_root = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux can do this"
+    PLATFORM != "linux" or os.geteuid() != 0, reason="only root on Linux can do this"
 )
 
 # What a script of a child can ask Linux for that this Python has no function for.
@@ -143,7 +141,7 @@ def _raiser(error: BaseException) -> Callable[..., NoReturn]:
     return fail
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="there is nothing to refuse")
+@needs_fallocate
 @pytest.mark.parametrize(
     "number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get
 )
@@ -387,16 +385,17 @@ def test_file_that_another_opener_was_first_to_fill_is_not_removed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was created here, and locked and filled by another process before this one locked it."""
-    real = portalocker.lock
+    system = kvstore.file.platform.system
+    real = system.lock
 
-    def lock(*arguments: Any) -> None:
-        monkeypatch.setattr(portalocker, "lock", real)
+    def lock(fd: int) -> bool:
+        monkeypatch.setattr(system, "lock", real)
         script = "store = KVStore(sys.argv[1]); store.create('theirs', {}); store.close()"
         run_script(script, path)
-        real(*arguments)
+        return real(fd)
 
-    monkeypatch.setattr(portalocker, "lock", lock)
-    monkeypatch.setattr(kvstore.file.platform.system, "map_file", _raiser(MemoryError()))
+    monkeypatch.setattr(system, "lock", lock)
+    monkeypatch.setattr(system, "map_file", _raiser(MemoryError()))
     with pytest.raises(MemoryError):
         KVStore(path)
     monkeypatch.undo()

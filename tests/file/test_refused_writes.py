@@ -16,6 +16,7 @@ from support import MIN_MAX_BYTES
 from support.clock import FakeClock
 from support.components import FullDisk
 from support.consistency import assert_consistent
+from support.platforms import needs_pwrite
 from support.values import sized_value
 
 import kvstore.file.platform
@@ -23,7 +24,7 @@ from kvstore import CorruptStoreError, KVStore, StoreFullError
 from kvstore.compiled.interface import OwnedLock
 from kvstore.format.layout import STRIPE_SHIFT, key_hash
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system has no pwrite")
+pytestmark = needs_pwrite
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Recovery: the index of a file that was not closed is built anew from its records."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -16,6 +15,7 @@ from support.damage import is_bucket
 from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image
+from support.platforms import needs_linux
 from support.workload import Value, make_value
 
 from kvstore import CorruptStoreError, KVStore, StoreFullError
@@ -297,10 +297,9 @@ def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
     assert_consistent(copy)
 
 
+@needs_linux
 def test_recovery_that_is_cut_short_anywhere_begins_again_and_ends_the_same(path: Path) -> None:
     """Copies of the file at each flush of a recovery, and of those of their recoveries."""
-    if sys.platform != "linux":
-        pytest.skip("flushes are seen at os.fdatasync")
     values = some_values(1_000, 2_000)
     with KVStore(path) as store:
         create_all(store, values)

@@ -19,10 +19,6 @@ from .components import NOW_MS
 FIRST_EXTENTS: Final = FIRST_FILE_SIZE // EXTENT_SIZE
 SCRATCH: Final = 7 * EXTENT_SIZE  # a place in a new file where nothing else is
 
-needs_fallocate: Final = pytest.mark.skipif(
-    not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks"
-)
-
 
 @contextmanager
 def opened(path: Path, max_bytes: int = 64 * MIB) -> Iterator[DataFile]:

@@ -1,0 +1,30 @@
+"""What the tests need of an operating system that not every one has: marks that say so."""
+
+import os
+from typing import Final
+
+import pytest
+
+from . import fakes
+
+PLATFORM: Final = fakes.platform()
+
+needs_linux: Final = pytest.mark.skipif(
+    PLATFORM != "linux", reason="what it looks at, or has fail, is as on Linux"
+)
+needs_posix: Final = pytest.mark.skipif(
+    PLATFORM == "win32", reason="Windows has other users, modes and kinds of files than POSIX"
+)
+needs_free_names: Final = pytest.mark.skipif(
+    PLATFORM == "win32", reason="Windows keeps an open file from being removed or renamed"
+)
+needs_fork: Final = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+needs_signals: Final = pytest.mark.skipif(
+    os.name != "posix", reason="sends signals as POSIX has them"
+)
+needs_pwrite: Final = pytest.mark.skipif(
+    not hasattr(os, "pwrite"), reason="the system has no pwrite, nor a disk that refuses one"
+)
+needs_fallocate: Final = pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks"
+)
