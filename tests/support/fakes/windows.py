@@ -29,7 +29,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from errno import EACCES, EINVAL
 from types import ModuleType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 from weakref import WeakSet
 
 _MISSING: Final = (
@@ -71,7 +71,7 @@ def install() -> None:
         delattr(mmap, name)
     setattr(mmap, "mmap", _Map)  # noqa: B010 - likewise
     for name in ("fcntl", "resource", "pwd", "grp", "termios"):
-        sys.modules[name] = None  # type: ignore[assignment] - so that it cannot be imported
+        sys.modules.update({name: cast("ModuleType", None)})  # so that it cannot be imported
     sys.modules["kvstore.file.platform.win32"] = _win32()
 
 

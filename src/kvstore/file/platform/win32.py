@@ -4,10 +4,14 @@ import _winapi
 import ctypes
 import mmap
 import msvcrt
+import sys
 from ctypes import wintypes
 from typing import Final
 
 from .system import address_of
+
+if sys.platform != "win32":  # for type checkers, which know of Windows by this
+    raise ImportError("only Windows has these")
 
 # minwinbase.h, winioctl.h, winerror.h, winnt.h
 _LOCKFILE_FAIL_IMMEDIATELY: Final = 1

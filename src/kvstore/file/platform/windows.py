@@ -9,12 +9,16 @@
 
 import mmap
 import os
+import sys
 from contextlib import suppress
 from errno import ENOLCK
 from typing import Final
 
 from . import win32
 from .system import TROUBLE, System
+
+if sys.platform != "win32":  # for type checkers, which know of Windows by this
+    raise ImportError("only Windows is like this")
 
 # Far past the end of any file: Windows keeps others from reading what is locked.
 _LOCK_OFFSET: Final = 1 << 40
