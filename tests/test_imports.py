@@ -1,6 +1,7 @@
 """Rooms import only from those below them, and nothing that is rarely used."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -68,6 +69,15 @@ def _own_imports(source: Path) -> set[str]:
         for name in _imported(source)
         if name.partition(".")[0] == "kvstore"
     }
+
+
+def test_what_differs_by_operating_system_is_behind_one_seam() -> None:
+    asks = re.compile(
+        r"sys\.platform|os\.name|hasattr\((?:os|mmap|signal)\b|import (?:fcntl|resource)"
+    )
+    sources = [each for each in SOURCES if each.parent != PACKAGE / "file" / "platform"]
+    assert len(sources) > 50
+    assert [each for each in sources if asks.search(each.read_text("utf-8"))] == []
 
 
 def test_every_room_is_known_and_stands_in_the_page_on_the_inside() -> None:

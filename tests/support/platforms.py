@@ -28,3 +28,6 @@ needs_pwrite: Final = pytest.mark.skipif(
 needs_fallocate: Final = pytest.mark.skipif(
     not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks"
 )
+needs_windows: Final = pytest.mark.skipif(
+    PLATFORM != "win32", reason="an open file is as on Windows"
+)

@@ -277,7 +277,7 @@ class DataFile:
             # First: a file that is shorter than its state says is refused.
             self._flushing.flush_contents()
             self.live[0] = self.size = count << EXTENT_SHIFT
-            system.cut_mapped(self._held.fd, self.size, size)
+            system.cut(self._held.fd, self.size, size)
         except OSError:
             # Where it is cut, that was a signal's handler.
             if os.fstat(self._held.fd).st_size >= size:

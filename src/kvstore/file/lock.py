@@ -229,12 +229,12 @@ class FileLock:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the file, now or as the lock is released, which the caller has.
+        """Remove the file: now, or as the lock is released where an open file cannot be removed.
 
         Raises:
             OSError: it cannot be removed now.
         """
-        if system.renames_open_files:
+        if system.renames_open_files or self.fd < 0:
             os.unlink(self.path)
         else:
             self._is_to_remove = True

@@ -1,7 +1,6 @@
 """The mapping of a data file, and its limit: as long as the file may ever become."""
 
 import mmap
-import os
 from contextlib import suppress
 from errno import EAGAIN, ENODEV, ENOMEM
 
@@ -35,7 +34,7 @@ class FileMap:
 
     def __init__(self, held: HeldFile, length: int, size: int, max_bytes: int) -> None:
         if length > size:
-            os.ftruncate(held.fd, size)
+            system.cut(held.fd, size, length)
         _reserve_all(held, size)
         self.max_extents = max(max_bytes, size) >> EXTENT_SHIFT
         self.limit = f"max_bytes is {max_bytes:,}"

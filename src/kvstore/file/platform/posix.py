@@ -89,7 +89,7 @@ class Posix(System):
     def unreserve(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
-    def cut_mapped(self, fd: int, size: int, _end: int) -> None:
+    def cut(self, fd: int, size: int, _end: int) -> None:
         os.ftruncate(fd, size)
 
     def cut_unmapped(self, fd: int, size: int) -> None:

@@ -145,10 +145,13 @@ class System(ABC):
         """
 
     @abstractmethod
-    def cut_mapped(self, fd: int, size: int, end: int) -> None:
-        """Shorten a mapped file of `end` bytes to `size`, now or as soon as it is not mapped.
+    def cut(self, fd: int, size: int, end: int) -> None:
+        """Shorten a file to `size` bytes, with what is in it up to `end` gone for good.
 
-        What is past `size` is never found again.
+        Where it cannot be cut since it is mapped, zeros are written there.
+
+        Raises:
+            OSError: the disk did not take it.
         """
 
     @abstractmethod

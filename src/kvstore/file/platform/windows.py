@@ -3,8 +3,8 @@
 1. A mapping makes the file as long as it may ever become, and it stays so until it is closed. It is
    made sparse before, so that this takes no room on the disk.
 2. What is in use is not sparse: it was all written to, so that a full disk refused that.
-3. What follows it holds zeros, or the file is not clean: what a cut or a failed growth leaves there
-   is overwritten before the file is closed in order.
+3. Zeros follow what is in use. Else a file that was closed in order, and could not be cut then,
+   would be taken for one that something was appended to.
 """
 
 import mmap
@@ -62,10 +62,11 @@ class Windows(System):
     def fill_holes(self, fd: int, size: int) -> None:
         """Nobody tells where they are."""
 
-    def cut_mapped(self, fd: int, size: int, end: int) -> None:
-        # A file that is longer than its contents is one that was closed in order only if nothing
-        # but zeros follow; and from now on nobody knows of what is there.
-        self.reserve(fd, size, end)
+    def cut(self, fd: int, size: int, end: int) -> None:
+        try:
+            os.ftruncate(fd, size)
+        except OSError:  # it is mapped
+            self.reserve(fd, size, end)
 
     def cut_unmapped(self, fd: int, size: int) -> None:
         # Where that fails, for a view is still in somebody's hands, the next opening cuts it.
