@@ -24,6 +24,7 @@ from support.edge_values import MEMBERS, TTLS, VALUES
 from support.forgery import KINDS as FORGERIES
 from support.forgery import Forge, build_deep
 from support.keys import IMPOSSIBLE, contended_key
+from support.platforms import IN_PLACE
 from support.scripted_store import FOREIGN, Step
 from support.store_pair import StorePair
 from support.values import json_value, sized_value
@@ -46,7 +47,6 @@ pytestmark = pytest.mark.skipif(
     IMPLEMENTATION != "compiled", reason="the compiled code is not built, or not in use"
 )
 
-IN_PLACE: Final = (True, False)
 # Before 1970, at its beginning, now, beyond the last moment that the file can have, beyond all.
 MOMENTS: Final = (-1e9, -0.001, 0.0, 0.001, 1.7e9, 2**48 / 1000 - 10**10 - 1, 2**48 / 1000, 1e12)
 

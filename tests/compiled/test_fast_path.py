@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import orjson
 import pytest
 from support.cases import CASES
-from support.platforms import needs_fork, needs_signals
+from support.platforms import needs_fork, needs_pwrite, needs_signals
 from support.processes import run_script
 from support.stores import OpenStore
 from xxhash import xxh3_64_intdigest
@@ -497,6 +497,7 @@ def test_no_record_has_a_stamp_at_the_limit(store: KVStore, fast: FastPath, late
     assert store.read("key") == {"n": 1}
 
 
+@needs_pwrite
 def test_a_replacement_is_planned_where_files_are_written_by_calls(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -622,6 +623,7 @@ def test_who_waits_for_a_lock_can_be_interrupted(path: Path, lock: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is collected between instructions")
+@needs_pwrite
 def test_nothing_is_collected_amid_a_plan(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from support.processes import PATIENCE_SECONDS
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
+from kvstore.file.platform.interface import address_of
 from kvstore.format.layout import (
     EXTENT_SHIFT,
     EXTENT_SIZE,
@@ -373,17 +374,16 @@ def test_flush_of_pages_covers_whole_pages_from_the_first_to_the_last_byte(
 ) -> None:
     """Of a record that lies across pages, each is flushed."""
     path.write_bytes(bytes(4 * mmap.PAGESIZE))
-    linux = kvstore.file.platform.linux
-    _, errno_of = linux._msync()
+    _, errno_of = kvstore.file.platform.linux._msync()
     calls = []
 
     def msync(address: int, size: int, flags: int) -> int:
         calls.append((address, size, flags))
         return 0
 
-    monkeypatch.setattr(linux, "_msync", lambda: (msync, errno_of))
+    monkeypatch.setattr(kvstore.file.platform.linux, "_msync", lambda: (msync, errno_of))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        address, page = linux.address_of(mapped), mmap.PAGESIZE
+        address, page = address_of(mapped), mmap.PAGESIZE
         kvstore.file.platform.system.flush_pages(mapped, page + 32, page + 40)
         kvstore.file.platform.system.flush_pages(mapped, 2 * page - 32, 2 * page + 1)
     assert calls == [(address + page, 40, 4), (address + page, page + 1, 4)]

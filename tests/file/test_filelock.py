@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.platforms import needs_fork
+from support.platforms import needs_fork, needs_free_names
 from support.processes import run_script
 
 from kvstore import StoreLockedError
@@ -48,6 +48,7 @@ def test_folder_is_no_file_to_lock(tmp_path: Path) -> None:
         FileLock(str(tmp_path), 0.0)
 
 
+@needs_free_names
 def test_second_descriptor_is_of_the_locked_file_or_none(path: Path) -> None:
     lock = FileLock(str(path), 0.0)
     try:
@@ -62,6 +63,7 @@ def test_second_descriptor_is_of_the_locked_file_or_none(path: Path) -> None:
         lock.release()
 
 
+@needs_free_names
 def test_path_that_names_another_file_or_none_is_an_error(path: Path) -> None:
     lock = FileLock(str(path), 0.0)
     try:
@@ -78,6 +80,7 @@ def test_path_that_names_another_file_or_none_is_an_error(path: Path) -> None:
         lock.release()
 
 
+@needs_free_names
 def test_replaced_file_is_another_one_to_lock(path: Path) -> None:
     lock = FileLock(str(path), 0.0)
     path.rename(path.with_name("moved"))

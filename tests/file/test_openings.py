@@ -887,6 +887,7 @@ def test_limit_of_the_system_on_files_is_the_one_that_is_named(path: Path) -> No
     assert_consistent(path)
 
 
+@needs_posix
 def test_file_that_the_file_system_lets_be_no_longer_is_used_as_it_is(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

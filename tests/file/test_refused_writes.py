@@ -16,7 +16,7 @@ from support import MIN_MAX_BYTES
 from support.clock import FakeClock
 from support.components import FullDisk
 from support.consistency import assert_consistent
-from support.platforms import needs_pwrite
+from support.platforms import needs_fallocate, needs_pwrite
 from support.values import sized_value
 
 import kvstore.file.platform
@@ -187,6 +187,7 @@ def test_file_whose_first_write_fails_is_open_all_the_same(
     assert_consistent(path)
 
 
+@needs_fallocate
 def test_quota_is_a_full_disk(
     path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from support import MIB
 from support.components import NOW_MS, Components, open_components
 from support.consistency import assert_consistent
 from support.datafiles import SCRATCH, opened, state_of
+from support.platforms import IN_PLACE, needs_pwrite
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError, StoreClosedError, StoreFullError
@@ -42,6 +43,7 @@ def use_the_parts(parts: Components) -> None:
     parts.file.flush()
 
 
+@needs_pwrite
 def test_both_ways_to_write_leave_the_same_bytes(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +63,7 @@ def test_both_ways_to_write_leave_the_same_bytes(
     assert images[0] == images[1]
 
 
-@pytest.mark.parametrize("in_place", [True, False], ids=["map", "pwrite"])
+@pytest.mark.parametrize("in_place", IN_PLACE)
 def test_what_is_written_is_seen_through_the_map_and_in_the_file(
     path: Path, in_place: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +78,7 @@ def test_what_is_written_is_seen_through_the_map_and_in_the_file(
             assert plain.read(8) == b"abcdefgh"
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_full_disk_at_a_pwrite_is_store_full_and_other_errors_are_passed_on(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +100,7 @@ def test_full_disk_at_a_pwrite_is_store_full_and_other_errors_are_passed_on(
         file.write(SCRATCH, b"abc")
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_pwrite_that_writes_a_part_goes_on_with_the_rest(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +117,7 @@ def test_pwrite_that_writes_a_part_goes_on_with_the_rest(
         assert file.map[SCRATCH - 1 : SCRATCH + 9] == b"\0abcdefgh\0"
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_disk_that_is_too_full_for_the_clean_flag_leaves_the_file_unclean(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +150,7 @@ def test_live_words_say_how_much_may_be_touched_and_never_move(path: Path) -> No
         assert file.live.buffer_info() == place
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_live_words_forbid_stores_where_changes_go_by_pwrite(path: Path) -> None:
     with opened(path) as file:
@@ -168,6 +174,7 @@ def test_live_words_forbid_stores_into_the_file_of_a_parent(path: Path) -> None:
     file._held.lock.release()
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_live_words_forbid_stores_into_a_private_map(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +189,7 @@ def test_live_words_forbid_stores_into_a_private_map(
         assert file.live.tolist() == [file.size, 0]
 
 
+@needs_pwrite
 @pytest.mark.usefixtures("through_pwrite")
 def test_pwrite_that_began_before_the_file_became_read_only_is_refused(path: Path) -> None:
     """An operation of another thread may have got the way to write before that."""

@@ -23,8 +23,10 @@ needs_signals: Final = pytest.mark.skipif(
     os.name != "posix", reason="sends signals as POSIX has them"
 )
 needs_pwrite: Final = pytest.mark.skipif(
-    not hasattr(os, "pwrite"), reason="the system has no pwrite, nor a disk that refuses one"
+    not hasattr(os, "pwrite"), reason="the system has no pwrite, so all changes go through the map"
 )
+# The ways that changes go: through the map, and where there is such a thing by pwrite.
+IN_PLACE: Final = (True, False) if hasattr(os, "pwrite") else (True,)
 needs_fallocate: Final = pytest.mark.skipif(
     not hasattr(os, "posix_fallocate"), reason="the system cannot reserve blocks"
 )

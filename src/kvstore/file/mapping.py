@@ -44,13 +44,22 @@ class FileMap:
         except OSError as error:
             mapped_size = self.max_extents << EXTENT_SHIFT
             raise _not_mapped(error, held.path, mapped_size, max_bytes) from error
-        system.read_ahead(self.mapped, False)
-        self._bytes = memoryview(self.mapped)
-        self.words: memoryview[int] = self._bytes.cast("Q")
-        self.shorts: memoryview[int] = self._bytes.cast("H")
-        self.directory: memoryview[int] = self._bytes[
-            DIRECTORY_OFFSET : DIRECTORY_OFFSET + DIRECTORY_SIZE
-        ].cast("H")
+        self._views: list[memoryview[int]] = []
+        try:
+            system.read_ahead(self.mapped, False)
+            everything = self._keep(memoryview(self.mapped))
+            self.words = self._keep(everything.cast("Q"))
+            self.shorts = self._keep(everything.cast("H"))
+            directory = slice(DIRECTORY_OFFSET, DIRECTORY_OFFSET + DIRECTORY_SIZE)
+            self.directory = self._keep(self._keep(everything[directory]).cast("H"))
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, view: "memoryview[int]") -> "memoryview[int]":
+        """Remember a view, which `close` releases."""
+        self._views.append(view)
+        return view
 
     def _map(self, size: int, private: bool) -> tuple[mmap.mmap, bool]:
         """Map the file as long as it is to be mapped, or as the system lets it become."""
@@ -69,7 +78,7 @@ class FileMap:
 
     def close(self) -> None:
         """Unmap the file. Idempotent."""
-        for view in (self.directory, self.words, self.shorts, self._bytes):
+        for view in reversed(self._views):
             view.release()
         # The traceback of an operation that was interrupted may have a view of a part of it yet:
         # then all of it is unmapped with that.

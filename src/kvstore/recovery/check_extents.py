@@ -75,7 +75,7 @@ def _state(file: CheckedFile) -> Iterator[Problem]:
         yield Problem(STATE_OFFSET, "state", message, Breach.STATE_COUNTS)
         return
     size = len(file)
-    if size != count * EXTENT_SIZE:
+    if size != count * EXTENT_SIZE and not _ends_in_blank_extents(file, count):
         yield Problem(
             STATE_OFFSET,
             "state",
@@ -90,6 +90,14 @@ def _state(file: CheckedFile) -> Iterator[Problem]:
     if clean and records != mapped:
         message = f"says {records:,} records at closing, the extent map {mapped:,}"
         yield Problem(STATE_OFFSET, "state", message, Breach.STATE_RECORDS)
+
+
+def _ends_in_blank_extents(file: CheckedFile, count: int) -> bool:
+    """Return whether zeros follow the extents: a process died, or it cannot cut what is mapped."""
+    end, size = count * EXTENT_SIZE, len(file)
+    return end < size == size & -EXTENT_SIZE and not any(
+        file.read(offset, EXTENT_SIZE).strip(b"\0") for offset in range(end, size, EXTENT_SIZE)
+    )
 
 
 def _wrong_length(size: int, count: int, durable: int) -> Breach:

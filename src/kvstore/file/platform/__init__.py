@@ -7,7 +7,7 @@ only what this one needs.
 import sys
 from typing import Final
 
-from .system import System, is_full, raise_if_full
+from .interface import System, is_full, raise_if_full
 
 if sys.platform == "win32":
     from .windows import Windows as _ThisSystem

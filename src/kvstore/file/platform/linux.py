@@ -11,8 +11,8 @@ from typing import Final
 
 from kvstore.format.layout import EXTENT_SIZE, U64
 
+from .interface import TROUBLE, address_of
 from .posix import Posix
-from .system import TROUBLE, address_of
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})

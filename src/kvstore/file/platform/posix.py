@@ -19,7 +19,7 @@ from typing import Final
 
 import portalocker
 
-from .system import TROUBLE, System, do_nothing
+from .interface import TROUBLE, System, do_nothing
 
 # Said of a folder that cannot be flushed at all.
 _NO_FOLDER_FLUSH: Final = frozenset(

@@ -8,7 +8,7 @@ import sys
 from ctypes import wintypes
 from typing import Final
 
-from .system import address_of
+from .interface import address_of
 
 if sys.platform != "win32":  # for type checkers, which know of Windows by this
     raise ImportError("only Windows has these")

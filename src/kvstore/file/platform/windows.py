@@ -15,7 +15,7 @@ from errno import ENOLCK
 from typing import Final
 
 from . import win32
-from .system import TROUBLE, System
+from .interface import TROUBLE, System
 
 if sys.platform != "win32":  # for type checkers, which know of Windows by this
     raise ImportError("only Windows is like this")
