@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import EINVAL, ENOSYS, EOPNOTSUPP, EPERM
@@ -13,6 +14,9 @@ from kvstore.format.layout import EXTENT_SIZE, U64
 
 from .interface import TROUBLE, address_of
 from .posix import Posix
+
+if sys.platform != "linux":  # for type checkers, which know of Linux by this
+    raise ImportError("only Linux is like this")
 
 # File systems that overwrite reserved blocks where they are.
 _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})

@@ -8,10 +8,14 @@ would be lost.
 import fcntl
 import mmap
 import os
+import sys
 from errno import EINVAL, ENOTSUP, ENOTTY, EOPNOTSUPP
 from typing import Final
 
 from .posix import Posix
+
+if sys.platform == "win32":  # for type checkers, which know of POSIX by this
+    raise ImportError("Windows is not like this")
 
 # Of file systems other than Apple's own, which may not know how to empty a disk's cache.
 _NO_FULL_FLUSH: Final = (ENOTSUP, EOPNOTSUPP, EINVAL, ENOTTY)

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from errno import (
@@ -20,6 +21,9 @@ from typing import Final
 import portalocker
 
 from .interface import TROUBLE, System, do_nothing
+
+if sys.platform == "win32":  # for type checkers, which know of POSIX by this
+    raise ImportError("Windows is not like this")
 
 # Said of a folder that cannot be flushed at all.
 _NO_FOLDER_FLUSH: Final = frozenset(
