@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import SEED, scaled
+from support import MIB, SEED, scaled
 from support.clock import FakeClock
 from support.implementations import IMPLEMENTATIONS
+from support.platforms import PLATFORM
 from support.stores import OpenStore
 
 import kvstore.clock
@@ -37,6 +38,17 @@ def same_files_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     if SEED != "random":
         seeded = random.Random(f"{SEED}/{request.node.nodeid}")
         monkeypatch.setattr(os, "urandom", seeded.randbytes)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_files() -> None:
+    """Have a store be smaller by default where it takes all of its limit while it is open.
+
+    On Windows an open file is as long as it may become, and tests read and copy such files.
+    """
+    if PLATFORM == "win32":
+        defaults = KVStore.__init__.__kwdefaults__
+        defaults.update(max_bytes=64 * MIB)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.name)

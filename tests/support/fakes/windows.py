@@ -47,6 +47,7 @@ _MISSING: Final = (
     "SEEK_DATA",
     "SEEK_HOLE",
 )
+_SEEK_DATA, _SEEK_HOLE = os.SEEK_DATA, os.SEEK_HOLE
 _REAL: Final = {
     name: getattr(os, name)
     for name in ("ftruncate", "kill", "read", "remove", "rename", "replace", "unlink", "write")
@@ -78,7 +79,7 @@ def install() -> None:
 def _win32() -> ModuleType:
     """Return what stands for the module that calls Windows."""
     module = ModuleType("kvstore.file.platform.win32")
-    for function in (lock_byte, unlock_byte, make_sparse, flush_view, is_alive):
+    for function in (lock_byte, unlock_byte, make_sparse, allocated_ranges, flush_view, is_alive):
         setattr(module, function.__name__, function)
     return module
 
@@ -217,6 +218,17 @@ def _write(fd: int, data: bytes, /) -> int:
 
 def make_sparse(fd: int) -> None:
     """All files are, on this machine."""
+
+
+def allocated_ranges(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    ranges = []
+    with suppress(OSError):  # ENXIO: there are no more
+        while start < end:
+            first = os.lseek(fd, start, _SEEK_DATA)
+            start = min(os.lseek(fd, first, _SEEK_HOLE), end)
+            if first < end:
+                ranges.append((first, start))
+    return ranges
 
 
 def flush_view(mapped: mmap.mmap) -> None:

@@ -134,15 +134,22 @@ class System(ABC):
     def unreserve(self, fd: int, size: int) -> None:
         """Give back what was set aside past `size`, where nobody has stored anything."""
 
-    @abstractmethod
     def fill_holes(self, fd: int, size: int) -> None:
         """Have the disk set aside all of a file's first `size` bytes, before it is mapped.
 
-        Nothing happens where that is unknown, or needless since each write is asked for.
+        Nothing happens where holes are not known of.
 
         Raises:
             OSError: ENOSPC where it has not that much.
         """
+        start = 0
+        for data_start, data_end in [*self.data_ranges(fd, 0, size), (size, size)]:
+            for offset in range(start, data_start, EXTENT_SIZE):
+                # Read first: what is wrongly said to be a hole would be lost.
+                piece = self.read_at(fd, min(EXTENT_SIZE, data_start - offset), offset)
+                if not piece.strip(b"\0"):
+                    self.write_at(fd, offset, piece)
+            start = data_end
 
     @abstractmethod
     def cut(self, fd: int, size: int, end: int) -> None:

@@ -10,7 +10,7 @@ from errno import EINVAL, ENOSYS, EOPNOTSUPP, EPERM
 from functools import cache
 from typing import Final
 
-from kvstore.format.layout import EXTENT_SIZE, U64
+from kvstore.format.layout import U64
 
 from .interface import TROUBLE, address_of
 from .posix import Posix
@@ -60,16 +60,8 @@ class Linux(Posix):
             super().reserve(fd, start, end)
 
     def fill_holes(self, fd: int, size: int) -> None:
-        if _allocate(fd, 0, size):
-            return
-        start = 0
-        for data_start, data_end in [*self.data_ranges(fd, 0, size), (size, size)]:
-            for offset in range(start, data_start, EXTENT_SIZE):
-                # Read first: one that is wrongly said to be a hole would be lost.
-                piece = self.read_at(fd, min(EXTENT_SIZE, data_start - offset), offset)
-                if not piece.strip(b"\0"):
-                    self.write_at(fd, offset, piece)
-            start = data_end
+        if not _allocate(fd, 0, size):
+            super().fill_holes(fd, size)
 
     def prefault(self, mapped: mmap.mmap, offset: int, size: int) -> None:
         with suppress(*TROUBLE):

@@ -17,11 +17,14 @@ if sys.platform != "win32":  # for type checkers, which know of Windows by this
 _LOCKFILE_FAIL_IMMEDIATELY: Final = 1
 _LOCKFILE_EXCLUSIVE_LOCK: Final = 2
 _FSCTL_SET_SPARSE: Final = 0x0009_00C4
+_FSCTL_QUERY_ALLOCATED_RANGES: Final = 0x0009_40CF
 _ERROR_ACCESS_DENIED: Final = 5
 _ERROR_LOCK_VIOLATION: Final = 33
+_ERROR_MORE_DATA: Final = 234
 _ERROR_IO_PENDING: Final = 997
 _SYNCHRONIZE: Final = 0x0010_0000
 _WAIT_TIMEOUT: Final = 0x102
+_RANGES_AT_ONCE: Final = 64
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 
@@ -104,11 +107,54 @@ def make_sparse(fd: int) -> None:
     Raises:
         OSError: the file system has no such files.
     """
+    _control(fd, _FSCTL_SET_SPARSE, None, None, wintypes.DWORD())
+
+
+def allocated_ranges(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Return the parts of a file between two offsets that take room on the disk; zeros else.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    ranges: list[tuple[int, int]] = []
+    found = (ctypes.c_int64 * (2 * _RANGES_AT_ONCE))()  # offsets and sizes, in turn
     size = wintypes.DWORD()
-    if not _kernel32.DeviceIoControl(
-        msvcrt.get_osfhandle(fd), _FSCTL_SET_SPARSE, None, 0, None, 0, ctypes.byref(size), None
+    is_all = False
+    while start < end and not is_all:
+        wanted = (ctypes.c_int64 * 2)(start, end - start)
+        is_all = _control(fd, _FSCTL_QUERY_ALLOCATED_RANGES, wanted, found, size)
+        numbers = found[: size.value // ctypes.sizeof(ctypes.c_int64)]
+        for first, length in zip(numbers[::2], numbers[1::2], strict=True):
+            start = min(first + length, end)
+            ranges.append((first, start))
+    return ranges
+
+
+def _control(
+    fd: int,
+    code: int,
+    wanted: "ctypes.Array[ctypes.c_int64] | None",
+    found: "ctypes.Array[ctypes.c_int64] | None",
+    size: wintypes.DWORD,
+) -> bool:
+    """Have the file system do something with what is `wanted`, and answer in `size` bytes `found`.
+
+    False: there is no room for all of the answer. Raises OSError where it does not know how.
+    """
+    if _kernel32.DeviceIoControl(
+        msvcrt.get_osfhandle(fd),
+        code,
+        wanted,
+        0 if wanted is None else ctypes.sizeof(wanted),
+        found,
+        0 if found is None else ctypes.sizeof(found),
+        ctypes.byref(size),
+        None,
     ):
-        raise _last_error()
+        return True
+    if ctypes.get_last_error() == _ERROR_MORE_DATA and size.value:
+        return False
+    raise _last_error()
 
 
 def flush_view(mapped: mmap.mmap) -> None:

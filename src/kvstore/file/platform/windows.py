@@ -2,7 +2,7 @@
 
 1. A mapping makes the file as long as it may ever become, and it stays so until it is closed. It is
    made sparse before, so that this takes no room on the disk.
-2. What is in use is not sparse: it was all written to, so that a full disk refused that.
+2. What is in use has no holes: it was all written to, so that a full disk refused that.
 3. Zeros follow what is in use. Else a file that was closed in order, and could not be cut then,
    would be taken for one that something was appended to.
 """
@@ -10,6 +10,7 @@
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from errno import ENOLCK
 from typing import Final
@@ -59,9 +60,6 @@ class Windows(System):
     def unreserve(self, fd: int, size: int) -> None:
         """What was written are zeros, and the file cannot be cut."""
 
-    def fill_holes(self, fd: int, size: int) -> None:
-        """Nobody tells where they are."""
-
     def cut(self, fd: int, size: int, end: int) -> None:
         try:
             os.ftruncate(fd, size)
@@ -77,6 +75,14 @@ class Windows(System):
         if mapped is not None:
             win32.flush_view(mapped)
         os.fsync(fd)
+
+    def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        # What is stored through a map is in there: it was written to before.
+        try:
+            ranges = win32.allocated_ranges(fd, start, end)
+        except OSError:  # the file system has no sparse files
+            ranges = [(start, end)]
+        yield from ranges
 
     def flush_folder(self, path: str) -> None:
         """A folder cannot be flushed; NTFS has names in its journal."""
