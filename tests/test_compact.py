@@ -41,6 +41,7 @@ def thinned_out(store: KVStore, part: int = 10, records: int = 3_000) -> dict[st
     return {f"k{number}": sized(number) for number in left}
 
 
+@pytest.mark.usefixtures("clock")  # so that no time-to-live becomes shorter meanwhile
 def test_file_becomes_shorter_by_as_many_bytes_as_compact_says(
     implementation: Implementation, clock: FakeClock, open_store: OpenStore, path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_moving_is_under_a_lock_that_keeps_the_store_from_being_cleared_meanwhil
     assert dict(store) == contents
 
 
+@pytest.mark.usefixtures("clock")  # so that no time-to-live becomes shorter meanwhile
 @pytest.mark.parametrize("is_done", [False, True])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()])
 def test_cut_that_is_refused_or_interrupted_leaves_a_store_that_works_on(

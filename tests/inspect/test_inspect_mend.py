@@ -717,11 +717,11 @@ def test_repair_can_be_run_again_wherever_it_was_killed(
 
 def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Do `action` before each write of the superblock's mending and of the library."""
-    real_begin = DataFile.mark_dirty
+    real_begin, real_write_at = DataFile.mark_dirty, system.write_at
 
     def write_at(fd: int, offset: int, data: bytes) -> None:
         action()
-        system.write_at(fd, offset, data)
+        real_write_at(fd, offset, data)
 
     def mark_dirty(file: DataFile) -> None:
         real_write = file.write
@@ -733,7 +733,7 @@ def watch_writes(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
         replace_writes(file, write)
         real_begin(file)
 
-    monkeypatch.setattr("kvstore_inspect.repair.write_at", write_at)
+    monkeypatch.setattr(system, "write_at", write_at)
     monkeypatch.setattr(DataFile, "mark_dirty", mark_dirty)
 
 
@@ -763,8 +763,9 @@ def test_repair_without_room_for_a_copy_leaves_the_file_as_it_is(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(repair, "_share_blocks", lambda *_: False)
-    monkeypatch.setattr(repair, "reserve", no_room)
-    ran = inspect("repair", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "reserve", no_room)
+        ran = inspect("repair", path)
     assert (ran.status, path.read_bytes()) == (1, before)
     assert "--no-backup" in ran.err
     assert list(path.parent.iterdir()) == [path]

@@ -15,7 +15,6 @@ from support.damage import is_bucket
 from support.disks import quick_folder
 from support.files import digest
 from support.images import SECTOR, before_each_flush, write_image
-from support.platforms import needs_linux
 from support.workload import Value, make_value
 
 from kvstore import CorruptStoreError, KVStore, StoreFullError
@@ -297,7 +296,6 @@ def test_file_larger_than_the_limit_given_is_recovered(path: Path) -> None:
     assert_consistent(copy)
 
 
-@needs_linux
 def test_recovery_that_is_cut_short_anywhere_begins_again_and_ends_the_same(path: Path) -> None:
     """Copies of the file at each flush of a recovery, and of those of their recoveries."""
     values = some_values(1_000, 2_000)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Final
 import pytest
 
 from . import MIB
+from .platforms import PLATFORM
 
 # The smallest that each can be made, with a margin. Images are sparse.
 SIZES: Final = {"tmpfs": 24 * MIB, "ext4": 48 * MIB, "btrfs": 160 * MIB, "xfs": 320 * MIB}
@@ -40,7 +40,7 @@ def mounted(kind: str, folder: Path) -> Iterator[Path]:
     Skips the test where that cannot be done: elsewhere than on Linux, not as root, without the
     tools, or in a container that may not mount.
     """
-    if sys.platform != "linux":
+    if PLATFORM != "linux":
         pytest.skip("mounts a disk, which is written for Linux only")
     if os.geteuid() != 0:
         pytest.skip("mounts a disk, which takes root")

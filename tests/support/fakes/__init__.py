@@ -17,7 +17,6 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Final
-from unittest import mock
 
 VARIABLE: Final = "KVSTORE_TEST_PLATFORM"
 # By name, what `sys.platform` is there.
@@ -72,5 +71,9 @@ class _Loader(SourceFileLoader):
         self._platform = platform
 
     def exec_module(self, module: ModuleType) -> None:
-        with mock.patch.object(sys, "platform", self._platform):
+        real = sys.platform
+        setattr(sys, "platform", self._platform)  # noqa: B010 - a plain one is no valid typing
+        try:
             super().exec_module(module)
+        finally:
+            setattr(sys, "platform", real)  # noqa: B010 - likewise
