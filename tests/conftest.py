@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import MIB, SEED, scaled
+from support import SEED, scaled
 from support.clock import FakeClock
 from support.implementations import IMPLEMENTATIONS
-from support.platforms import PLATFORM
+from support.platforms import USUAL_MAX_BYTES
 from support.stores import OpenStore
 
 import kvstore.clock
@@ -41,14 +41,9 @@ def same_files_every_time(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(autouse=True, scope="session")
-def short_files() -> None:
-    """Have a store be smaller by default where it takes all of its limit while it is open.
-
-    On Windows an open file is as long as it may become, and tests read and copy such files.
-    """
-    if PLATFORM == "win32":
-        defaults = KVStore.__init__.__kwdefaults__
-        defaults.update(max_bytes=64 * MIB)
+def usual_limit() -> None:
+    """Have the stores of this process the limit that is usual in the tests."""
+    vars(KVStore)["__init__"].__kwdefaults__["max_bytes"] = USUAL_MAX_BYTES
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.name)

@@ -22,10 +22,11 @@ import kvstore.clock
 from kvstore import KVStore, KVStoreError, compiled
 from kvstore.format.layout import HOLDER, HOLDER_OFFSET
 
-from . import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
+from . import MIB, MIN_MAX_BYTES
 from .cases import CASES, Prepared, write_path
 from .clock import START_SECONDS, FakeClock
 from .components import FaultyWrites, replace_writes
+from .platforms import USUAL_MAX_BYTES
 from .values import nested
 
 NO_DIGEST: Final = -1
@@ -106,17 +107,23 @@ class ScriptedStore:
 
     def image(self) -> bytes:
         """Return what is in the file, without its holder."""
-        contents = bytearray(self._path.read_bytes())
+        contents = bytearray(self._contents())
         if len(contents) > HOLDER_OFFSET:
             contents[HOLDER_OFFSET : HOLDER_OFFSET + HOLDER.size] = bytes(HOLDER.size)
         return bytes(contents)
+
+    def _contents(self) -> bytes:
+        """Return what of the file is in use: on Windows it is longer while it is open."""
+        store = self._store
+        with self._path.open("rb") as file:
+            return file.read(-1 if store is None or store.closed else store._file.size)
 
     def _digest(self) -> int:
         """Return a digest of `image()`, in every so many steps; else a number that says no more."""
         self._steps += 1
         if self._steps % self._every or not self._path.exists():
             return NO_DIGEST
-        contents = memoryview(self._path.read_bytes())
+        contents = memoryview(self._contents())
         digest = xxh3_64(contents[:HOLDER_OFFSET])
         digest.update(contents[HOLDER_OFFSET + HOLDER.size :])
         return digest.intdigest()
@@ -128,7 +135,7 @@ class ScriptedStore:
     # --- the store as a whole
 
     def new(
-        self, seed: int, in_place: bool, max_bytes: int = MAX_MAX_BYTES, durable: bool = False
+        self, seed: int, in_place: bool, max_bytes: int = USUAL_MAX_BYTES, durable: bool = False
     ) -> None:
         """Give up the store for a new one, with identities that `seed` makes."""
         self.end()
