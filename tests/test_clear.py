@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import MIN_MAX_BYTES, scaled
 from support.clock import FakeClock
-from support.files import change_byte, size
+from support.files import change_byte, open_size
 from support.stores import OpenStore, after_death
 from support.threads import PATIENCE_SECONDS, run_together
 from support.values import sized_value
@@ -82,15 +82,15 @@ def test_a_cleared_store_is_empty_when_it_is_opened_again(
 def test_clear_gives_back_all_space_but_the_smallest_files(
     store: KVStore, open_store: OpenStore
 ) -> None:
-    smallest, fresh = size(store.path), store.stats()
+    smallest, fresh = open_size(store), store.stats()
     for number in range(3000):
         store.create(f"k{number}", sized_value(5_000, number))
-    assert size(store.path) > 5 * smallest
+    assert open_size(store) > 5 * smallest
     store.clear()
-    assert size(store.path) == store.stats().file_size == smallest
+    assert open_size(store) == store.stats().file_size == smallest
     assert store.stats() == fresh
     store.close()
-    assert size(store.path) == smallest
+    assert open_size(store) == smallest
     assert open_store().stats() == fresh
 
 
@@ -104,7 +104,7 @@ def test_a_full_store_that_is_cleared_takes_as_much_as_a_new_one(
     fill(store, sizes[0])
     store.clear()
     assert fill(store, sizes[1]) == room
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
 
 
 def test_clear_of_an_empty_store_does_nothing(store: KVStore, open_store: OpenStore) -> None:

@@ -2,23 +2,23 @@
 
 import errno
 import logging
-import os
 import random
 import threading
 from collections.abc import Callable
 from itertools import count
-from os.path import getsize
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support import MIB
+from support import MAX_MAX_BYTES, MIB
 from support.clock import FakeClock
+from support.files import open_size
 from support.stores import OpenStore, after_death
 from support.threads import run_together
 
 from kvstore import CorruptStoreError, KVStore, StoreClosedError
 from kvstore.compiled import Implementation
+from kvstore.file.platform import system
 from kvstore.format.layout import EXTENT_SHIFT, FIRST_FILE_SIZE
 from kvstore.index.records import Records
 from kvstore.index.slab import Slab
@@ -49,13 +49,13 @@ def test_file_becomes_shorter_by_as_many_bytes_as_compact_says(
     contents = thinned_out(store)
     store.sync()
     lifetimes = {key: store.ttl(key) for key in contents}
-    before = getsize(path)
+    before = open_size(store)
     cut = store.compact()
-    assert cut == before - getsize(path)
+    assert cut == before - open_size(store)
     stats = store.stats()
-    assert stats.file_size == getsize(path)
+    assert stats.file_size == open_size(store)
     assert stats.free_size <= 6 << 20
-    assert getsize(path) <= max(1.3 * (stats.live_size + stats.table_size), FIRST_FILE_SIZE)
+    assert open_size(store) <= max(1.3 * (stats.live_size + stats.table_size), FIRST_FILE_SIZE)
     assert dict(store) == contents == after_death(store)
     assert {key: store.ttl(key) for key in contents} == lifetimes
     store.close()
@@ -65,11 +65,11 @@ def test_file_becomes_shorter_by_as_many_bytes_as_compact_says(
 def test_compact_of_a_store_that_was_emptied_leaves_the_smallest_file(
     open_store: OpenStore, path: Path
 ) -> None:
-    store = open_store()
+    store = open_store(max_bytes=MAX_MAX_BYTES)
     for key in thinned_out(store, part=2, records=20_000):
         store.delete(key)
     assert store.compact() > 50 * MIB
-    assert getsize(path) == FIRST_FILE_SIZE
+    assert open_size(store) == FIRST_FILE_SIZE
     assert len(store) == 0
     assert store.compact() == 0
 
@@ -197,18 +197,18 @@ def test_cut_that_is_refused_or_interrupted_leaves_a_store_that_works_on(
     """The list of free extents led past the end of the file, as it was said to be by then."""
     store = open_store()
     contents = thinned_out(store)
-    ftruncate = os.ftruncate
+    cut = system.cut
 
-    def cut_short(fd: int, length: int) -> None:
-        monkeypatch.undo()
+    def cut_short(fd: int, size: int, end: int) -> None:
+        monkeypatch.setattr(system, "cut", cut)
         if is_done:  # then an OSError is a signal handler's
-            ftruncate(fd, length)
+            cut(fd, size, end)
         raise error
 
-    monkeypatch.setattr(os, "ftruncate", cut_short)
+    monkeypatch.setattr(system, "cut", cut_short)
     with pytest.raises(type(error)):
         store.compact()
-    assert store.stats().file_size == getsize(store.path)
+    assert store.stats().file_size == open_size(store)
     assert dict(store) == contents == after_death(store)
     for number in range(1_000):
         store.create(f"new {number}", sized(number))
@@ -235,11 +235,11 @@ def test_compact_of_a_damaged_table_says_so_and_does_not_cut_the_file(
 ) -> None:
     store = open_store(check=False)
     thinned_out(store)
-    before = getsize(store.path)
+    before = open_size(store)
     store._file.write(store._file.directory[0] << EXTENT_SHIFT, bytes(8))
     with pytest.raises(CorruptStoreError, match="kvstore-inspect repair"):
         store.compact()
-    assert getsize(store.path) == before
+    assert open_size(store) == before
 
 
 def test_closed_store_is_not_compacted(store: KVStore) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support import processes, scaled, seeded_random
-from support.files import digest, size
+from support.files import digest, open_size, size
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -130,14 +130,14 @@ def test_deleting_and_creating_for_long_does_not_make_the_file_grow(store: KVSto
     random = seeded_random()
     for number in range(500):
         store.create(f"k{number}", sized_value(1000, number))
-    first_size = size(store.path)
+    first_size = open_size(store)
     keys = list(store)
     for number in range(scaled(20_000)):
         place = random.randrange(len(keys))
         store.delete(keys[place])
         keys[place] = f"new{number}"
         store.create(keys[place], sized_value(1000, number))
-    assert size(store.path) == first_size
+    assert open_size(store) == first_size
     assert set(store) == set(keys)
 
 
@@ -424,4 +424,4 @@ def test_stats_counts_the_records_and_the_bytes_of_the_file(store: KVStore) -> N
         store.create(f"k{number}", {"n": number})
     stats = store.stats()
     assert stats.records == 100
-    assert stats.file_size == size(store.path)
+    assert stats.file_size == open_size(store)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support import MIN_MAX_BYTES, edge_values, scaled, seeded_random
 from support.clock import FakeClock
-from support.files import change_byte, size
+from support.files import change_byte, open_size
 from support.keys import IMPOSSIBLE, TRICKY
 from support.stores import OpenStore, after_death
 from support.values import Value, identical, sized_value
@@ -325,14 +325,14 @@ def test_a_small_store_takes_any_number_of_replacements(open_store: OpenStore) -
         if number % 50 == 0:
             store.sync()
     assert len(store) == 20
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
 
 
 def test_a_key_that_is_replaced_over_and_over_takes_no_more_room(store: KVStore) -> None:
-    smallest = size(store.path)
+    smallest = open_size(store)
     for number in range(scaled(5000)):
         store.put("hot", sized_value(4_000, number))
-    assert size(store.path) == smallest
+    assert open_size(store) == smallest
 
 
 def test_what_was_replaced_takes_no_room_once_the_store_was_closed(

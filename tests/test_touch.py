@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from support import MIN_MAX_BYTES, edge_values, scaled
 from support.clock import FakeClock
-from support.files import change_byte, size
+from support.files import change_byte, open_size
 from support.keys import IMPOSSIBLE, TRICKY
 from support.stores import OpenStore, after_death
 from support.values import sized_value
@@ -180,11 +180,11 @@ def test_a_touch_that_finds_no_room_changes_nothing(
 
 
 def test_a_session_that_is_touched_over_and_over_takes_no_more_room(store: KVStore) -> None:
-    smallest = size(store.path)
+    smallest = open_size(store)
     store.create("session", sized_value(4_000))
     for _ in range(scaled(3000)):
         store.touch("session", 3600)
-    assert size(store.path) == smallest
+    assert open_size(store) == smallest
     assert store.read("session") == sized_value(4_000)
 
 

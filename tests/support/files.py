@@ -3,6 +3,10 @@
 import hashlib
 from pathlib import Path
 
+from kvstore import KVStore
+
+from .platforms import PLATFORM
+
 
 def digest(path: Path) -> str:
     """Return a hash of the file's bytes, also of a store that is open."""
@@ -13,6 +17,14 @@ def digest(path: Path) -> str:
 def size(path: Path) -> int:
     """Return the file's length in bytes."""
     return path.stat().st_size
+
+
+def open_size(store: KVStore) -> int:
+    """Return the length in bytes of an open store's file: on Windows, of what is in use of it.
+
+    There it is as long as it may become, until it is closed.
+    """
+    return store._file.size if PLATFORM == "win32" else size(store.path)
 
 
 def change_byte(path: Path, offset: int, mask: int = 0xFF) -> None:
