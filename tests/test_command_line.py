@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from support import MIB, processes
 from support.commands import run_command, run_here, start_command
-from support.platforms import needs_linux, needs_posix, needs_signals
+from support.platforms import needs_free_names, needs_linux, needs_posix, needs_signals
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -354,6 +354,7 @@ def test_what_takes_a_key_that_is_there_makes_no_store_of_an_empty_file(
     assert path.read_bytes() == contents
 
 
+@needs_free_names
 def test_a_file_removed_while_it_is_waited_for_is_not_made_anew(path: Path) -> None:
     """Whether the file is there is not asked before it is opened, but as it is opened."""
     path.touch()

@@ -15,7 +15,7 @@ from support import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES
 from support.clock import FakeClock
 from support.files import digest
 from support.keys import IMPOSSIBLE
-from support.platforms import needs_linux
+from support.platforms import needs_free_names, needs_linux
 from support.stores import OpenStore
 from support.values import nested, sized_value
 
@@ -389,6 +389,7 @@ def test_no_permission_is_a_permission_error(store: KVStore) -> None:
     store.path.chmod(0o600)
 
 
+@needs_free_names
 def test_a_store_removed_while_open_says_so_at_sync_and_close(
     path: Path, open_store: OpenStore
 ) -> None:
@@ -406,6 +407,7 @@ def test_a_store_removed_while_open_says_so_at_sync_and_close(
     again.close()
 
 
+@needs_free_names
 def test_a_store_replaced_while_open_says_so_and_leaves_the_new_file_alone(
     path: Path, open_store: OpenStore, tmp_path: Path
 ) -> None:

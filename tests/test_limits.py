@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support import MAX_MAX_BYTES, MIB, MIN_MAX_BYTES, seeded_random
 from support.clock import FakeClock
-from support.files import size
+from support.files import open_size, size
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -37,12 +37,12 @@ def test_max_bytes_in_its_range_opens_a_small_file_that_never_is_larger(
 ) -> None:
     store = open_store(max_bytes=max_bytes)
     store.create("k", {"n": 1})
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
     if max_bytes < 2 * MIN_MAX_BYTES:
         _fill(store, 16_384)
-        assert size(store.path) <= max_bytes
+        assert open_size(store) <= max_bytes
     store.close()
-    assert size(store.path) <= max_bytes
+    assert open_size(store) <= max_bytes
 
 
 @pytest.mark.parametrize("value_size", [2, 100, 1000, 16_384])
@@ -52,12 +52,12 @@ def test_a_store_fills_to_its_limit_and_stays_readable(
     store = open_store(max_bytes=MIN_MAX_BYTES)
     keys = _fill(store, value_size)
     assert len(keys) * (value_size + 32) > MIN_MAX_BYTES // 5
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
     assert len(store) == len(keys)
     assert _holds(store, keys, value_size)
     assert set(store) == set(keys)
     store.close()
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
     again = open_store(max_bytes=MIN_MAX_BYTES)
     assert len(again) == len(keys)
     assert _holds(again, keys, value_size)
@@ -127,7 +127,7 @@ def test_a_full_store_trades_one_record_for_another_for_long(open_store: OpenSto
         keys[place] = f"l{number}"
         store.create(keys[place], sized_value(1000, number))
     assert set(store) == set(keys)
-    assert size(store.path) <= MIN_MAX_BYTES
+    assert open_size(store) <= MIN_MAX_BYTES
 
 
 @pytest.mark.parametrize("sizes", [(1000, 16_384), (16_384, 1000), (500, 4000), (4000, 500)])
@@ -200,10 +200,10 @@ def test_a_larger_file_opens_under_a_smaller_limit_and_does_not_grow(
 ) -> None:
     contents: dict[str, Any] = {}
     with open_store(max_bytes=16 * MIB) as store:
-        while size(store.path) < 8 * MIB:
+        while open_size(store) < 8 * MIB:
             contents[f"k{len(contents)}"] = sized_value(4000, len(contents))
             store.create(f"k{len(contents) - 1}", sized_value(4000, len(contents) - 1))
-    large = size(store.path)
+    large = open_size(store)
     with open_store(max_bytes=MIN_MAX_BYTES) as again:
         assert dict(again) == contents
         more = _fill(again, 4000, "l")

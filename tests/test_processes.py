@@ -742,6 +742,7 @@ def test_store_left_open_is_closed_as_the_interpreter_exits(
     assert not [record for record in caplog.records if record.name.startswith("kvstore")]
 
 
+@needs_free_names
 def test_several_stores_left_open_are_all_closed_as_the_interpreter_exits(tmp_path: Path) -> None:
     """Also where closing one of them fails: the next are closed all the same."""
     run = """

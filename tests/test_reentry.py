@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.platforms import needs_fork, needs_signals
+from support.platforms import needs_fork, needs_free_names, needs_pwrite, needs_signals
 from support.processes import run_script
 from support.threads import PATIENCE_SECONDS, run_together
 
@@ -183,6 +183,7 @@ def test_a_thread_that_holds_nothing_is_not_refused(store: KVStore) -> None:
     assert done == ["created"]
 
 
+@needs_pwrite
 def test_what_needs_no_flush_works_amid_a_flush(
     open_store: Callable[..., KVStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +327,7 @@ def _create_new(store: KVStore) -> None:
     store.create("new", {"n": 2})
 
 
+@needs_pwrite
 @pytest.mark.parametrize("member", ["create", "read", "purge", "sync", "iteration"])
 def test_close_amid_an_operation_takes_effect_as_it_ends(
     path: Path, monkeypatch: pytest.MonkeyPatch, member: str
@@ -409,6 +411,7 @@ def test_close_takes_effect_where_the_operation_is_cut_short(
         assert list(opened) == ["key"]
 
 
+@needs_free_names
 def test_what_goes_wrong_in_a_late_close_is_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ _MISSING: Final = (
     "fdatasync",
     "fork",
     "forkpty",
+    "mkfifo",
     "posix_fadvise",
     "posix_fallocate",
     "pread",
