@@ -16,6 +16,7 @@ from support.components import (
     replace_writes,
 )
 from support.consistency import assert_consistent
+from support.platforms import needs_pwrite
 from support.table import all_keys, assert_holds, counts, keys_where
 
 import kvstore.file.platform
@@ -413,6 +414,7 @@ def test_process_killed_before_each_write_of_it_loses_nothing(path: Path, act: s
         assert_consistent(path)
 
 
+@needs_pwrite
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("lasting", [False, True])
 def test_disk_that_refuses_to_be_overwritten_loses_nothing(

@@ -12,6 +12,7 @@ from support.components import (
     tail_of,
     take_written,
 )
+from support.platforms import needs_pwrite
 
 import kvstore.file.platform
 from kvstore import CorruptStoreError
@@ -43,6 +44,7 @@ def test_record_is_read_as_it_was_written(
     assert parts.records.expiry_at(record) == expires_at
 
 
+@needs_pwrite
 def test_record_is_none_until_it_is_finished_where_a_write_may_be_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

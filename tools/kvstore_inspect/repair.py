@@ -8,9 +8,8 @@ Invariants:
 import logging
 import os
 import stat
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -36,8 +35,6 @@ from kvstore.recovery.rebuild import rebuild
 from .file_view import FileView
 from .versions import void_stamp
 
-# linux/fs.h
-_FICLONE: Final = 0x4004_9409
 _COPIED_SIZE: Final = 16 * EXTENT_SIZE
 _FEWEST_EXTENTS: Final = FIRST_FILE_SIZE >> EXTENT_SHIFT
 
@@ -82,18 +79,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _share_blocks(fd: int, copy: int) -> bool:
-    if sys.platform == "linux":
-        import fcntl  # portalocker has it loaded
-
-        with suppress(OSError):
-            fcntl.ioctl(copy, _FICLONE, fd)
-            return True
-        # btrfs shares between two files only where both are overwritten in place, or neither.
-        system.disable_copy_on_write(copy)
-        with suppress(OSError):
-            fcntl.ioctl(copy, _FICLONE, fd)
-            return True
-    return False
+    return system.share_blocks(fd, copy)
 
 
 def _copy(fd: int, copy: int) -> None:

@@ -183,6 +183,10 @@ class System(ABC):
     def disable_copy_on_write(self, fd: int) -> None:
         """Have an empty file be overwritten in place from now on, where that can be asked for."""
 
+    def share_blocks(self, _fd: int, _copy: int) -> bool:
+        """Make of an empty file a copy of another, which shares its blocks. False: it cannot be."""
+        return False
+
     def limit_of_file_size(self) -> int | None:
         """Return how many bytes a file of this process may have; None where there is no limit."""
         return None

@@ -29,6 +29,7 @@ _MADV_POPULATE_WRITE: Final = 23
 _FS_IOC_GETFLAGS: Final = 0x8008_6601
 _FS_IOC_SETFLAGS: Final = 0x4008_6602
 _FS_NOCOW_FL: Final = 0x0080_0000
+_FICLONE: Final = 0x4004_9409
 # asm-generic/mman-common.h
 _MS_SYNC: Final = 4
 
@@ -75,6 +76,17 @@ class Linux(Posix):
             flags = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))
             (number,) = U64.unpack(flags)
             fcntl.ioctl(fd, _FS_IOC_SETFLAGS, U64.pack(number | _FS_NOCOW_FL))
+
+    def share_blocks(self, fd: int, copy: int) -> bool:
+        with suppress(OSError):
+            fcntl.ioctl(copy, _FICLONE, fd)
+            return True
+        # btrfs shares between two files only where both are overwritten in place, or neither.
+        self.disable_copy_on_write(copy)
+        with suppress(OSError):
+            fcntl.ioctl(copy, _FICLONE, fd)
+            return True
+        return False
 
     def flush_file(self, fd: int, _mapped: mmap.mmap | None = None) -> None:
         # It writes pages dirtied through the map as well, and lets other threads run; `mmap.flush`
