@@ -61,41 +61,6 @@ if hasattr(sys, "_is_gil_enabled") and not sys._is_gil_enabled():
         f"{__name__} relies on the interpreter's lock (GIL), which is switched off in this process"
     )
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define KVSTORE_PREFETCH(address) __builtin_prefetch(address)
-    #define KVSTORE_KEEP_ORDER() __asm__ __volatile__("" ::: "memory")
-    #else
-    #define KVSTORE_PREFETCH(address) ((void)(address))
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    #define KVSTORE_KEEP_ORDER() _ReadWriteBarrier()
-    #else
-    #define KVSTORE_KEEP_ORDER() ((void)0)
-    #endif
-    #endif
-    """
-    void prefetch "KVSTORE_PREFETCH"(const void *address) noexcept nogil
-    # What was stored before it is stored before what follows: a process may be killed in between,
-    # and nothing else would keep a compiler from exchanging the two.
-    void keep_order "KVSTORE_KEEP_ORDER"() noexcept nogil
-
-cdef extern from *:
-    """
-    #include <time.h>
-    static int64_t kvstore_read_system_clock(void) {
-    #if defined(CLOCK_REALTIME)
-        struct timespec now;
-        if (!clock_gettime(CLOCK_REALTIME, &now))
-            return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    #endif
-        return -1;
-    }
-    """
-    # Milliseconds since 1970; a negative number where only Python knows them.
-    int64_t read_system_clock "kvstore_read_system_clock"() noexcept nogil
-
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
@@ -834,7 +799,7 @@ cdef class FastPath(Growing):
         if not old.is_fresh:
             flags |= SLOT_OLDER
             if old.stamp <= self.versions[SETTLED_STAMPS + stripe]:
-                self.versions[SETTLED_STAMPS + stripe] = max(old.stamp, 1) - 1
+                self.versions[SETTLED_STAMPS + stripe] = max(old.stamp, <uint64_t>1) - 1
         store(image, expires_at)
         store(image + 8, (tail & ~<uint64_t>(SLOT_RECORD_MASK | SLOT_FLAGS)) | copy | flags)
         self.write(slot + SLOT_EXPIRES_OFFSET, image, 16)

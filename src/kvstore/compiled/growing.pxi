@@ -2,49 +2,7 @@
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 
-cdef extern from *:
-    """
-    #if defined(__linux__)
-    #include <errno.h>
-    #include <sys/mman.h>
-    #include <sys/stat.h>
-    #include <unistd.h>
-    static void kvstore_bring_in(uint8_t *start, size_t size) {
-        if (madvise(start, size, 23))  /* MADV_POPULATE_WRITE, as in `platform` */
-            errno = 0;
-    }
-    static int kvstore_identify(int fd, uint64_t *device, uint64_t *number) {
-        struct stat found;
-        if (fd < 0 || fstat(fd, &found))
-            return 0;
-        *device = (uint64_t)found.st_dev;
-        *number = (uint64_t)found.st_ino;
-        return 1;
-    }
-    static void kvstore_write_zeros(int fd, uint64_t offset, size_t size) {
-        static const char zeros[16384];
-        if (pwrite(fd, zeros, size < sizeof(zeros) ? size : sizeof(zeros), (off_t)offset) < 0)
-            errno = 0;
-    }
-    #else
-    static void kvstore_bring_in(uint8_t *start, size_t size) {
-        (void)start; (void)size;
-    }
-    static int kvstore_identify(int fd, uint64_t *device, uint64_t *number) {
-        (void)fd; (void)device; (void)number;
-        return 0;
-    }
-    static void kvstore_write_zeros(int fd, uint64_t offset, size_t size) {
-        (void)fd; (void)offset; (void)size;
-    }
-    #endif
-    """
-    # As `platform.prefault`.
-    void bring_in "kvstore_bring_in"(uint8_t *start, size_t size) noexcept nogil
-    # Set what tells an open file from all others; False where there is none, or no large pages.
-    bint identify "kvstore_identify"(int fd, uint64_t *device, uint64_t *number) noexcept nogil
-    # By a call of the system, which may fail.
-    void write_zeros "kvstore_write_zeros"(int fd, uint64_t offset, size_t size) noexcept nogil
+include "systems.pxi"
 
 cdef enum:
     LEAST_LARGE = 8192  # bytes of a record whose block is to be in large pages

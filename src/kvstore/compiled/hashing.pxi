@@ -37,17 +37,6 @@ cdef extern from *:
         x = (x & UINT64_C(0xFFFF0000FFFF0000)) >> 16 | (x & UINT64_C(0x0000FFFF0000FFFF)) << 16;
         return (x & UINT64_C(0xFF00FF00FF00FF00)) >> 8 | (x & UINT64_C(0x00FF00FF00FF00FF)) << 8;
     }
-    static inline uint64_t kvstore_fold(uint64_t a, uint64_t b) {
-    #if defined(__SIZEOF_INT128__)
-        unsigned __int128 product = (unsigned __int128)a * b;
-        return (uint64_t)product ^ (uint64_t)(product >> 64);
-    #else
-        uint64_t lo_lo = (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF), hi_lo = (a >> 32) * (b & 0xFFFFFFFF);
-        uint64_t lo_hi = (a & 0xFFFFFFFF) * (b >> 32), hi_hi = (a >> 32) * (b >> 32);
-        uint64_t cross = (lo_lo >> 32) + (hi_lo & 0xFFFFFFFF) + lo_hi;
-        return (cross << 32 | (lo_lo & 0xFFFFFFFF)) ^ ((hi_lo >> 32) + (cross >> 32) + hi_hi);
-    #endif
-    }
     static inline uint64_t kvstore_avalanche(uint64_t h) {
         h ^= h >> 37; h *= KVSTORE_PRIME_MX1; return h ^ h >> 32;
     }

@@ -2,15 +2,7 @@
 
 cdef extern from *:
     """
-    #if defined(_MSC_VER)
-    #define KVSTORE_OF_THREAD static __declspec(thread)
-    #elif defined(__GLIBC__)
-    /* What is so small has room in what every thread has from its start, and is reached at once. */
-    #define KVSTORE_OF_THREAD static __thread __attribute__((tls_model("initial-exec")))
-    #else
-    #define KVSTORE_OF_THREAD static __thread
-    #endif
-    KVSTORE_OF_THREAD int kvstore_depth;
+    static KVSTORE_OF_THREAD int kvstore_depth;
     #define KVSTORE_ENTER() ((void)++kvstore_depth)
     #define KVSTORE_LEAVE() ((void)--kvstore_depth)
     #define KVSTORE_IS_INSIDE() (kvstore_depth > 0)

@@ -1,5 +1,6 @@
 # Words of the file's bytes, which ask for no alignment, and the hash of some.
 
+include "compilers.pxi"
 include "hashing.pxi"
 
 
