@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self
@@ -172,7 +173,7 @@ class Child:
         return self._errors.read().decode(errors="replace")
 
     def kill(self) -> None:
-        """Send SIGKILL and wait until it is gone. Its own children live on, with its input open."""
+        """Kill it and wait until it is gone. Its own children live on, with its input open."""
         self._process.kill()
         self.wait()
 
@@ -193,17 +194,18 @@ class Child:
             self._fail("hangs at its end", hangs=True)
 
     def _read_more(self) -> bool:
-        ready, _, _ = select.select([self._stdout], [], [], PATIENCE_SECONDS)
-        if not ready:
+        block = _read_within(self._stdout.fileno(), PATIENCE_SECONDS)
+        if block is None:
             self._fail(f"hangs: not a word in {PATIENCE_SECONDS} seconds", hangs=True)
-        block: bytes = os.read(self._stdout.fileno(), 65_536)
         self._heard += block
         return bool(block)
 
     def _fail(self, what: str, *, hangs: bool = False) -> NoReturn:
-        if hangs:
+        if hangs and os.name == "posix":
             # faulthandler writes where every thread is, then lets the child die.
             self._process.send_signal(signal.SIGABRT)
+        elif hangs:
+            self._process.kill()
         code = self._process.wait(PATIENCE_SECONDS)
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise ChildFailed(
@@ -211,6 +213,19 @@ class Child:
             f"--- said, not heard\n{self._heard[-4000:].decode(errors='replace')}\n"
             f"--- its errors\n{self.errors()[-8000:]}"
         )
+
+
+def _read_within(pipe: int, seconds: float) -> bytes | None:
+    """Return what is in a pipe once anything is, nothing at its end; None after so many seconds."""
+    if os.name == "posix":
+        ready, _, _ = select.select([pipe], [], [], seconds)
+        return os.read(pipe, 65_536) if ready else None
+    # Windows waits for a pipe only by reading it. A thread that hangs there ends with the child.
+    blocks: list[bytes] = []
+    reader = threading.Thread(target=lambda: blocks.append(os.read(pipe, 65_536)), daemon=True)
+    reader.start()
+    reader.join(seconds)
+    return blocks[0] if blocks else None
 
 
 def run_script(script: str, *arguments: object, prelude: str = _PRELUDE, **changes: str) -> str:
