@@ -13,7 +13,13 @@ from typing import Any, Final
 import pytest
 from support import MIB, processes
 from support.commands import run_command, run_here, start_command
-from support.platforms import needs_free_names, needs_linux, needs_posix, needs_signals
+from support.platforms import (
+    needs_full_device,
+    needs_linux,
+    needs_posix,
+    needs_shell,
+    needs_signals,
+)
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -430,10 +436,8 @@ def test_max_bytes_makes_do_with_little_address_space(path: Path) -> None:
 
 # --- standard streams ----------------------------------------------------------------------------
 
-_FULL: Final = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 
-
-@_FULL
+@needs_full_device
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -448,14 +452,14 @@ def test_a_value_that_cannot_be_printed_is_told_of(filled: Path, line: str, reas
     assert message == f"kvstore: cannot write the value to standard output: {reason}\n"
 
 
-@_FULL
+@needs_full_device
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_that_cannot_be_printed_is_told_of(option: str) -> None:
     message = _failed(_in_shell("kvstore > /dev/full", option), REFUSED)
     assert message == "kvstore: cannot write to standard output: No space left on device\n"
 
 
-@_FULL
+@needs_full_device
 def test_where_no_message_can_be_printed_the_status_tells(filled: Path) -> None:
     for redirect in ("2> /dev/full", "2>&-"):
         for arguments, status in (
@@ -468,6 +472,7 @@ def test_where_no_message_can_be_printed_the_status_tells(filled: Path) -> None:
             assert result.stdout.startswith('{"name"') == (status == DONE)
 
 
+@needs_shell
 def test_with_every_stream_closed_the_file_is_in_the_place_of_none(
     path: Path, open_store: OpenStore
 ) -> None:
@@ -478,6 +483,7 @@ def test_with_every_stream_closed_the_file_is_in_the_place_of_none(
     assert dict(open_store()) == {"k": {"n": 1}}
 
 
+@needs_shell
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -493,6 +499,7 @@ def test_standard_input_that_gives_no_value_is_refused(path: Path, line: str, re
     assert not path.exists()
 
 
+@needs_shell
 def test_values_go_through_a_pipe(filled: Path, tmp_path: Path, open_store: OpenStore) -> None:
     other = tmp_path / "other.kvs"
     copy = shlex.join([sys.executable, "-m", "kvstore", "create", "--file", str(other), "copy"])
@@ -551,6 +558,7 @@ def test_bytes_of_a_key_that_are_no_utf_8_are_refused(filled: Path) -> None:
     assert "lone surrogate" in _failed(run_command("read", "--file", filled, key), REFUSED)
 
 
+@needs_shell
 def test_a_relative_name_is_of_the_folder_that_the_shell_is_in(filled: Path) -> None:
     result = _in_shell("kvstore", "read", "user:1", "--file", filled.name, folder=filled.parent)
     assert json.loads(_done(result))["name"] == "Ada"

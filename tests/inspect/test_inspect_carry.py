@@ -29,6 +29,7 @@ from support.inspecting import (
     killed_copy,
     run_in_shell,
 )
+from support.platforms import needs_shell
 
 from kvstore import KVStore, backup
 from kvstore_inspect.commands import diff as diffing
@@ -126,6 +127,7 @@ def test_dump_goes_on_past_damage_names_it_and_ends_in_1(filled: Path) -> None:
     assert "key 1: its record fails its checksum" in result.err
 
 
+@needs_shell
 def test_dump_ends_cleanly_where_nobody_reads_on(filled: Path, tmp_path: Path) -> None:
     with KVStore(filled) as store:
         for number in range(2_000):
@@ -153,6 +155,7 @@ def test_dump_load_dump_gives_the_same_lines(
     assert_consistent(loaded)
 
 
+@needs_shell
 def test_load_reads_standard_input(filled: Path, tmp_path: Path, clock: FakeClock) -> None:
     loaded = tmp_path / "loaded.kvs"
     lines = tmp_path / "lines.jsonl"
@@ -530,6 +533,7 @@ def _ask(address: Path, *command: str) -> bytes:
         return head[1:-2]
 
 
+@needs_shell
 def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
     path: Path, redis: Path, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from support.inspecting import (
     run_inspector,
     start_inspector,
 )
+from support.platforms import needs_full_device, needs_shell
 from support.processes import PATIENCE_SECONDS
 from support.stores import OpenStore
 
@@ -330,7 +331,7 @@ _PRINTING: Final = (
 )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@needs_full_device
 @pytest.mark.parametrize("command", _PRINTING, ids=" ".join)
 def test_output_that_goes_nowhere_is_never_taken_for_written(
     path: Path, command: tuple[str, ...]
@@ -345,7 +346,7 @@ def test_output_that_goes_nowhere_is_never_taken_for_written(
     assert closed == (PROBLEMS, "", f"{UNWRITABLE}: Bad file descriptor\n")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@needs_full_device
 @pytest.mark.parametrize("line", ['"$@" 2> /dev/full', '"$@" 2>&-'])
 def test_where_nothing_can_be_said_the_status_still_tells(
     filled: Path, tmp_path: Path, line: str
@@ -358,6 +359,7 @@ def test_where_nothing_can_be_said_the_status_still_tells(
     assert run_in_shell(line, "dump", copy).status == PROBLEMS
 
 
+@needs_shell
 @pytest.mark.parametrize(
     ("line", "reason"), [('"$@" <&-', "Bad file"), ('"$@" 0> /dev/null', "Bad file")]
 )
@@ -370,6 +372,7 @@ def test_input_that_cannot_be_read_is_told_of_and_makes_no_store(
     assert not path.exists()
 
 
+@needs_shell
 def test_with_every_stream_closed_the_file_is_in_the_place_of_none(
     filled: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,13 @@ needs_fork: Final = pytest.mark.skipif(not hasattr(os, "fork"), reason="the syst
 needs_signals: Final = pytest.mark.skipif(
     os.name != "posix", reason="sends signals as POSIX has them"
 )
+needs_shell: Final = pytest.mark.skipif(
+    os.name != "posix", reason="redirects standard streams in a shell of POSIX"
+)
+needs_full_device: Final = pytest.mark.skipif(
+    os.name != "posix" or not os.path.exists("/dev/full"),
+    reason="has no device that is always full",
+)
 needs_pwrite: Final = pytest.mark.skipif(
     not hasattr(os, "pwrite"), reason="the system has no pwrite, so all changes go through the map"
 )
