@@ -16,7 +16,7 @@ from support.clock import FakeClock
 from support.consistency import assert_consistent
 from support.disks import fill, mounted
 from support.keys import TRICKY
-from support.platforms import needs_fork
+from support.platforms import needs_fork, needs_symbolic_links
 from support.processes import run_script
 from support.stores import OpenStore
 from support.threads import run_together
@@ -232,6 +232,7 @@ def test_backup_does_not_overwrite_what_has_come_meanwhile(store: KVStore, out: 
     assert files(out.parent) == {out.name, store.path.name}
 
 
+@needs_symbolic_links
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_backup_onto_the_own_file_is_refused(
     store: KVStore, tmp_path: Path, overwrite: bool
@@ -246,6 +247,7 @@ def test_backup_onto_the_own_file_is_refused(
     store.sync()
 
 
+@needs_symbolic_links
 def test_backup_replaces_a_link_and_leaves_alone_what_it_leads_to(
     store: KVStore, out: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support import processes, scaled, seeded_random
 from support.files import digest, open_size, size
+from support.platforms import needs_symbolic_links
 from support.stores import OpenStore
 from support.values import sized_value
 
@@ -272,6 +273,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(
     assert path.read_bytes() == contents
 
 
+@needs_symbolic_links
 def test_a_second_opener_in_this_process_is_refused_and_disturbs_nobody(
     store: KVStore, open_store: OpenStore, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.consistency import assert_consistent
 from support.files import digest
-from support.platforms import needs_fork, needs_free_names, needs_posix
+from support.platforms import needs_fork, needs_free_names, needs_posix, needs_symbolic_links
 from support.processes import Child, run_script
 from xxhash import xxh3_64_intdigest
 
@@ -569,7 +569,7 @@ def test_pool_of_multiprocessing_is_refused_its_parents_store_and_disturbs_nothi
 # --- other names for the file ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("link", [pytest.param(os.symlink, marks=needs_symbolic_links), os.link])
 def test_link_to_the_file_is_the_same_store(
     path: Path, tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
@@ -591,6 +591,7 @@ def test_link_to_the_file_is_the_same_store(
     assert_consistent(path)
 
 
+@needs_symbolic_links
 def test_file_is_the_same_store_by_a_relative_path_and_through_a_linked_folder(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -799,6 +800,7 @@ def test_file_as_a_folder_is_not_a_directory(path: Path) -> None:
         KVStore(path / "data.kvs")
 
 
+@needs_symbolic_links
 def test_loop_of_links_is_an_os_error(path: Path) -> None:
     path.symlink_to(path)
     with pytest.raises(OSError, match="symbolic links"):

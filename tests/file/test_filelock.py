@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.platforms import needs_fork, needs_free_names
+from support.platforms import needs_fork, needs_free_names, needs_symbolic_links
 from support.processes import run_script
 
 from kvstore import StoreLockedError
@@ -21,6 +21,7 @@ def test_lock_makes_the_file_for_its_owner_alone(path: Path) -> None:
         lock.release()
 
 
+@needs_symbolic_links
 def test_second_lock_of_this_process_is_refused_whatever_the_timeout(path: Path) -> None:
     lock = FileLock(str(path), 0.0)
     link = path.with_name("link")

@@ -19,7 +19,13 @@ from typing import NoReturn
 
 import pytest
 from support.consistency import assert_consistent
-from support.platforms import PLATFORM, needs_fallocate, needs_linux, needs_posix
+from support.platforms import (
+    PLATFORM,
+    needs_fallocate,
+    needs_linux,
+    needs_posix,
+    needs_symbolic_links,
+)
 from support.processes import Child, run_script
 
 import kvstore.file.platform
@@ -404,6 +410,7 @@ def test_file_that_another_opener_was_first_to_fill_is_not_removed(
     assert_consistent(path)
 
 
+@needs_symbolic_links
 def test_link_to_where_nothing_is_becomes_a_store_there(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     link = tmp_path / "link"

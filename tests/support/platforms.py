@@ -1,6 +1,7 @@
 """What the tests need of an operating system that not every one has: marks that say so."""
 
 import os
+import tempfile
 from typing import Final
 
 import pytest
@@ -13,11 +14,25 @@ PLATFORM: Final = fakes.platform()
 # and tests read and copy such files.
 USUAL_MAX_BYTES: Final = 64 * MIB if PLATFORM == "win32" else MAX_MAX_BYTES
 
+
+def _has_symbolic_links() -> bool:
+    """Return whether this user may make one, which Windows does not allow everybody."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.symlink(folder, os.path.join(folder, "link"))
+        except OSError:
+            return False
+    return True
+
+
 needs_linux: Final = pytest.mark.skipif(
     PLATFORM != "linux", reason="what it looks at, or has fail, is as on Linux"
 )
 needs_posix: Final = pytest.mark.skipif(
     PLATFORM == "win32", reason="Windows has other users, modes and kinds of files than POSIX"
+)
+needs_symbolic_links: Final = pytest.mark.skipif(
+    not _has_symbolic_links(), reason="this user can make no symbolic links here"
 )
 needs_free_names: Final = pytest.mark.skipif(
     PLATFORM == "win32", reason="Windows keeps an open file from being removed or renamed"
