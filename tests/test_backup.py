@@ -15,6 +15,7 @@ from support import scaled
 from support.clock import FakeClock
 from support.consistency import assert_consistent
 from support.disks import fill, mounted
+from support.files import is_private
 from support.keys import TRICKY
 from support.platforms import needs_fork, needs_symbolic_links
 from support.processes import run_script
@@ -179,7 +180,7 @@ def test_backup_changes_not_a_byte_of_the_store(store: KVStore, out: Path) -> No
 
 def test_backup_is_for_its_owner_alone(store: KVStore, out: Path) -> None:
     store.backup(out)
-    assert out.stat().st_mode & 0o777 == 0o600
+    assert is_private(out)
 
 
 def test_backup_takes_text_paths_and_relative_ones(

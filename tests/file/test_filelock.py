@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.files import is_private
 from support.platforms import needs_fork, needs_free_names, needs_symbolic_links
 from support.processes import run_script
 
@@ -16,7 +17,7 @@ def test_lock_makes_the_file_for_its_owner_alone(path: Path) -> None:
     try:
         assert path.stat().st_size == 0
         if os.name == "posix":
-            assert path.stat().st_mode & 0o777 == 0o600
+            assert is_private(path)
     finally:
         lock.release()
 

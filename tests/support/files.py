@@ -1,6 +1,8 @@
 """What is in a file, how large it is, and one byte of it changed."""
 
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 from kvstore import KVStore
@@ -25,6 +27,11 @@ def open_size(store: KVStore) -> int:
     There it is as long as it may become, until it is closed.
     """
     return store._file.size if PLATFORM == "win32" else size(store.path)
+
+
+def is_private(path: Path) -> bool:
+    """Return whether a file is its owner's alone, as far as its mode tells: Windows has none."""
+    return os.name != "posix" or stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def change_byte(path: Path, offset: int, mask: int = 0xFF) -> None:

@@ -39,8 +39,8 @@ class Result(NamedTuple):
 def inspect(*arguments: object) -> Result:
     """Run a command in this process."""
     written, said = io.BytesIO(), io.BytesIO()
-    out = io.TextIOWrapper(written, "utf-8", write_through=True)
-    err = io.TextIOWrapper(said, "utf-8", write_through=True)
+    out = io.TextIOWrapper(written, "utf-8", newline="\n", write_through=True)
+    err = io.TextIOWrapper(said, "utf-8", newline="\n", write_through=True)
     with redirect_stdout(out), redirect_stderr(err):
         status = main([str(argument) for argument in arguments])
         sys.stdout.flush()
