@@ -1,6 +1,7 @@
 """The lock on a file, within one process. Between processes: `test_processes`."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_release_may_be_called_twice_and_leaves_the_next_holder_alone(path: Path
 
 
 def test_folder_is_no_file_to_lock(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=str(tmp_path)):
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path)))):
         FileLock(str(tmp_path), 0.0)
 
 
