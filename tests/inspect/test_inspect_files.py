@@ -111,7 +111,8 @@ def test_a_path_that_is_no_file_is_refused_in_a_sentence(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "fifo").unlink(missing_ok=True)
-    assert_refused(look(command, tmp_path), WRONG_USAGE, "not a regular file")
+    told = "not a regular file" if os.name == "posix" else "Permission denied"
+    assert_refused(look(command, tmp_path), WRONG_USAGE, told)
     assert_refused(look(command, tmp_path / "nowhere"), WRONG_USAGE, "No such file")
     assert not (tmp_path / "nowhere").exists()
     if hasattr(os, "mkfifo"):
