@@ -298,7 +298,7 @@ def test_churn_of_small_short_lived_keys_does_not_make_the_file_grow(
         store.create(f"session:{number}", {"n": number}, ttl=1000)
         clock.advance(1)
     assert len(store) == 999
-    assert open_size(store) <= MIN_MAX_BYTES
+    assert store.stats().file_size <= MIN_MAX_BYTES
     assert all(store.read(f"session:{number}") == {"n": number} for number in range(39_001, 40_000))
     store.create("k", {})
     assert store.purge_expired() < 20_000

@@ -8,7 +8,6 @@ import ctypes
 import functools
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -462,7 +461,7 @@ def limit_file_size(folder: Path, rng: random.Random) -> int:
     through(rng.choice(("map", "pwrite")))
     tried = 0
     for scenario in (fill_under_limit, lower_limit_while_open, open_beyond_limit, die_of_signal):
-        _allow_files_of(resource.RLIM_INFINITY)
+        _allow_files_of(None)
         file = folder / f"{scenario.__name__}.kvs"
         try:
             scenario(file, rng)
@@ -512,7 +511,7 @@ def open_beyond_limit(file: Path, rng: random.Random) -> None:
     assert file.stat().st_size == size
     with KVStore(file) as store:
         _assert_holds(store, live)
-    _allow_files_of(resource.RLIM_INFINITY)
+    _allow_files_of(None)
     with KVStore(file) as store:
         _assert_holds(store, live)
     assert_consistent(file)
@@ -559,9 +558,13 @@ def die_of_signal(file: Path, rng: random.Random) -> None:
     assert_consistent(file)
 
 
-def _allow_files_of(size: int) -> None:
+def _allow_files_of(size: int | None) -> None:
+    """Limit the files of this process to so many bytes, or not."""
+    import resource  # of POSIX
+
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    soft = resource.RLIM_INFINITY if size is None else size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 EXPERIMENTS = (

@@ -1,7 +1,6 @@
 """Keys that are written again and again without a sync: nothing piles up."""
 
 import random
-import resource
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +49,8 @@ def write_hot_keys(folder: Path, rng: random.Random) -> int:
 
 
 def _peak_memory() -> int:
+    import resource  # of POSIX
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
