@@ -553,6 +553,7 @@ def _wait_until_open(pid: int, path: Path) -> None:
     pytest.fail("the file was never opened")
 
 
+@needs_posix
 def test_bytes_of_a_key_that_are_no_utf_8_are_refused(filled: Path) -> None:
     key = os.fsdecode(b"caf\xe9")
     assert "lone surrogate" in _failed(run_command("read", "--file", filled, key), REFUSED)

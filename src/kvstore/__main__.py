@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 from kvstore import __version__
 
 from .errors import InvalidTTLError, KVStoreError, StoreLockedError
+from .file.platform import system
 from .format.codec import MAX_TTL_SECONDS, check_ttl, encode_key, encode_value
 from .format.layout import MAX_FILE_SIZE
 from .store import KVStore
@@ -196,10 +197,10 @@ def _write(text: bytes, what: str = "") -> None:
             raise OSError("it is closed")
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        _give_up_output()  # whoever reads has enough
     except OSError as error:
         _give_up_output()
+        if system.has_no_reader(error):
+            return  # it has enough
         raise _Failure(
             f"cannot write {what}to standard output: {error.strerror or error}"
         ) from error

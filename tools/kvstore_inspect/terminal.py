@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from errno import EPIPE
 from typing import IO, Any, Final
 
 import orjson
@@ -15,6 +16,8 @@ from rich.highlighter import JSONHighlighter
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from kvstore.file.platform import system
 
 _UNLIMITED_WIDTH: Final = 10_000  # where lines do not wrap: in a pipe, or a file
 
@@ -27,9 +30,9 @@ class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if system.has_no_reader(error):
+                raise BrokenPipeError(EPIPE, error.strerror) from error
             raise OutputError(error.errno, error.strerror) from error
 
 

@@ -92,6 +92,10 @@ class System(ABC):
         """Return the number of the user whom files belong to; None where they have no such one."""
         return None
 
+    def has_no_reader(self, error: OSError) -> bool:
+        """Return whether a stream could not be written since nobody reads the pipe any more."""
+        return isinstance(error, BrokenPipeError)
+
     # --- mapping, growing and cutting -------------------------------------------------------------
 
     @abstractmethod

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from errno import ENOLCK
+from errno import EINVAL, ENOLCK, EPIPE
 from typing import Final
 
 from . import win32
@@ -42,6 +42,10 @@ class Windows(System):
 
     def is_alive(self, pid: int) -> bool:
         return win32.is_alive(pid)
+
+    def has_no_reader(self, error: OSError) -> bool:
+        # The C runtime makes EINVAL of ERROR_NO_DATA, "the pipe is being closed".
+        return error.errno in (EPIPE, EINVAL)
 
     def overwrites_in_place(self, _fd: int) -> bool:
         return True
