@@ -18,7 +18,6 @@ from support.platforms import (
     needs_linux,
     needs_posix,
     needs_shell,
-    needs_signals,
 )
 from support.stores import OpenStore
 from support.values import sized_value
@@ -360,7 +359,7 @@ def test_what_takes_a_key_that_is_there_makes_no_store_of_an_empty_file(
     assert path.read_bytes() == contents
 
 
-@needs_free_names
+@needs_linux
 def test_a_file_removed_while_it_is_waited_for_is_not_made_anew(path: Path) -> None:
     """Whether the file is there is not asked before it is opened, but as it is opened."""
     path.touch()
@@ -522,7 +521,7 @@ def test_a_closed_pipe_ends_it_quietly(
     assert process.returncode == DONE
 
 
-@needs_signals
+@needs_linux
 def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
     with KVStore(filled):
         # What a shell starts in the background ignores the signal, and so would our child.
@@ -538,10 +537,8 @@ def test_an_interrupt_ends_it_without_a_traceback(filled: Path) -> None:
 
 
 def _wait_until_open(pid: int, path: Path) -> None:
-    """Wait until the process has this file open: by then it is past its imports."""
+    """Wait until the process has this file open, as Linux tells: it is past its imports then."""
     folder = Path(f"/proc/{pid}/fd")
-    if not folder.is_dir():
-        pytest.skip("the system does not show what a process has open")
     deadline = time.monotonic() + processes.PATIENCE_SECONDS
     while time.monotonic() < deadline:
         for link in folder.iterdir():

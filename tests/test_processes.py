@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 from support.consistency import assert_consistent
 from support.files import digest
-from support.platforms import needs_fork, needs_free_names, needs_posix, needs_symbolic_links
+from support.platforms import (
+    needs_fork,
+    needs_free_names,
+    needs_posix,
+    needs_signals,
+    needs_symbolic_links,
+)
 from support.processes import Child, run_script
 from xxhash import xxh3_64_intdigest
 
@@ -159,6 +165,7 @@ def test_killed_holder_blocks_nobody_and_loses_nothing(path: Path) -> None:
     assert_consistent(path)
 
 
+@needs_signals
 def test_stopped_holder_still_has_the_file(path: Path) -> None:
     with Child(HOLD, path) as holder:
         holder.expect("holding")
