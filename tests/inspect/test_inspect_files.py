@@ -153,7 +153,7 @@ def test_a_file_that_was_cut_off_is_said_to_be(
 
 def test_a_path_is_escaped_for_the_terminal(tmp_path: Path) -> None:
     result = look(("info",), tmp_path / "\x1b[31m\x9bred\n\udcff")
-    assert_refused(result, WRONG_USAGE, r"\x1b[31m\x9bred\n\udcff: No such file")
+    assert_refused(result, WRONG_USAGE, r"\x1b[31m\x9bred\n\udcff: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "setuid"), reason="permissions are POSIX's")
@@ -216,7 +216,7 @@ def writing(path: Path) -> Iterator[int]:
     ) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"writing\n"
+            assert process.stdout.readline().strip() == b"writing"
             yield process.pid
             assert process.poll() is None
         finally:
@@ -263,11 +263,11 @@ def test_a_file_that_grows_while_it_is_looked_at_is_followed(
     store = open_store()
     store.create("first", {})
     with open_view(path, unlocked=True) as view:
-        length, records = len(view), Records(view)
+        length, records = store.stats().file_size, Records(view)
         for number in range(100):
             store.create(str(number), {"text": "x" * 16_000})
         found = list(records)
-        assert len(view) == store.stats().file_size > length
+        assert len(view) >= store.stats().file_size > length
     assert [each for each in found if isinstance(each, DamagedRecord)] == []
     assert {each.key for each in found if isinstance(each, Record)} == set(store)
 
