@@ -1,6 +1,7 @@
 """`kvstore-inspect info|keys|get|slots|completion`: what is in a file, down to its bytes."""
 
 import json
+import os
 import re
 import shutil
 from itertools import pairwise
@@ -218,7 +219,7 @@ def test_info_advises_on_a_longer_file_and_on_one_that_others_may_use(filled: Pa
     advice = result.json()["advice"]
     assert result.status == DONE
     assert any("192.0 KiB longer" in sentence for sentence in advice)
-    assert any("0644" in sentence for sentence in advice)
+    assert any("0644" in sentence for sentence in advice) or os.name != "posix"
 
 
 # --- keys ----------------------------------------------------------------------------------------
