@@ -18,7 +18,6 @@ from support import MIB
 from support.workload import make_value
 
 from kvstore import KVStore
-from kvstore.file.platform.linux import file_system
 
 from .laboratory import Experiment
 
@@ -117,6 +116,8 @@ def reason_for_no_group() -> str | None:
     """Return why memory cannot be limited here; None where it can."""
     if sys.platform != "linux":
         return "control groups are Linux's"
+    from kvstore.file.platform.linux import file_system
+
     try:
         with memory_group(LIMIT):
             pass
