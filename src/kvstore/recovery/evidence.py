@@ -94,8 +94,7 @@ def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int 
     """
     find_magics = compiled.selected.find_magics
     astray = aligned = first = 0
-    # Where bytes were inserted or removed, the file has another length.
-    moved = size - (extent_count << EXTENT_SHIFT)
+    shifts = _possible_shifts(size - (extent_count << EXTENT_SHIFT))
     for extent in range(FIXED_EXTENTS, extent_count):
         contents = read(extent)
         count, in_place, _ = find_magics(contents)
@@ -105,12 +104,25 @@ def find_shift(read: Read, extent_count: int, size: int, hash_seed: int) -> int 
             astray += len(unaligned)
             if len(unaligned) > _FEW:
                 return first
-        if moved and not moved % BLOCK_ALIGNMENT:
-            base = extent << EXTENT_SHIFT
+        base = extent << EXTENT_SHIFT
+        for moved in shifts:
+            if moved > base:
+                continue
             for position in magics(contents):
                 if _is_moved(contents, position, base, base - moved, hash_seed):
                     return base + position
     return first if astray > aligned else None
+
+
+def _possible_shifts(longer: int) -> list[int]:
+    """Return by how many bytes aligned records may have moved in a file that is so much longer.
+
+    Where bytes were inserted or removed, it has another length. It may have been longer than its
+    contents before, by whole extents: where it had grown, or on Windows since it was in use.
+    """
+    part = longer % EXTENT_SIZE
+    shifts = {longer, part, part - EXTENT_SIZE} if part else {longer}
+    return sorted(each for each in shifts if each and not each % BLOCK_ALIGNMENT)
 
 
 def _is_moved(contents: bytes, position: int, base: int, before: int, hash_seed: int) -> bool:
