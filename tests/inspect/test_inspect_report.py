@@ -1,5 +1,6 @@
 """`kvstore-inspect report`: a page of its own, which shows what is in the file."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -137,7 +138,7 @@ def test_page_refers_to_nothing_outside_of_itself(page: Page) -> None:
 
 
 def test_page_shows_keys_and_names_as_text_and_never_as_markup(tmp_path: Path) -> None:
-    path = tmp_path / "<b>&\x1b.kvs"
+    path = tmp_path / ("<b>&\x1b.kvs" if os.name == "posix" else "&b;.kvs")
     with KVStore(path) as store:
         store.create("<script>alert(1)</script>", {})
         offset = store._file.words[store._parts.slots.find(*_found(store)) + 40 >> 3] & 0xFFFF_FFFF
@@ -148,7 +149,7 @@ def test_page_shows_keys_and_names_as_text_and_never_as_markup(tmp_path: Path) -
     assert status == 1
     assert not {"script", "b"} & set(page.tags)
     assert "<script>alert(1)</script>" in page.text
-    assert "<b>&\\x1b.kvs" in page.text
+    assert path.name.replace("\x1b", "\\x1b") in page.text
 
 
 def _found(store: KVStore) -> tuple[int, bytes]:
@@ -196,7 +197,7 @@ def test_a_page_that_cannot_be_written_is_told_of_by_name_and_not_left_in_part(
 ) -> None:
     """It said "[Errno 28] No space left on device", ended with 2, and left an empty page."""
     full = Path("/dev/full")
-    if full.exists():
+    if os.name == "posix" and full.exists():
         assert inspect("report", path, "-o", full) == (
             PROBLEMS,
             "",
@@ -205,7 +206,7 @@ def test_a_page_that_cannot_be_written_is_told_of_by_name_and_not_left_in_part(
         assert full.is_char_device()
     missing = inspect("report", path, "-o", tmp_path / "missing" / "page.html")
     assert missing.status == WRONG_USAGE
-    assert "missing/page.html: No such file" in missing.err
+    assert f"{Path('missing', 'page.html')}: No such file" in missing.err
     with mounted("tmpfs", tmp_path) as disk:
         page = disk / "page.html"
         fill(disk)

@@ -12,6 +12,7 @@ from support.datafiles import FIRST_EXTENTS, overwrite
 
 from kvstore import CorruptStoreError, UnsupportedFormatError
 from kvstore.file.opening import FoundFile
+from kvstore.file.platform import system
 from kvstore.format.layout import (
     DIRECTORY_OFFSET,
     EXTENT_SIZE,
@@ -37,7 +38,7 @@ def make_file(path: Path, keys: int = 3) -> int:
 def found(path: Path) -> Iterator[FoundFile]:
     """Look at a file through a descriptor that cannot change it; check that it is as before."""
     before = path.read_bytes()
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | system.flags)
     try:
         yield FoundFile(str(path), fd)
     finally:
