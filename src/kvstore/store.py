@@ -27,6 +27,7 @@ from .errors import (
 )
 from .file.platform import system
 from .file.reentry import close_at_end, close_reporting, is_inside, leave, thread, waiting
+from .file.remote import warn_if_remote
 from .format.codec import Value, check_ttl, decode_value, encode_key, encode_value
 from .format.layout import (
     MAX_FILE_SIZE,
@@ -90,7 +91,10 @@ class KVStore(MutableMapping[str, Value]):
         CorruptStoreError: the file was cut off, both its superblocks are damaged, or its index is
             and to rebuild it would lose records.
         StoreFullError: the disk has no room for a new file, or to fill the holes of one.
-        OSError: the path cannot be opened for reading and writing.
+        OSError: the path cannot be opened for reading and writing, or the file not be mapped.
+
+    Warns:
+        RuntimeWarning: the path is on a network file system or the like, once for each path.
     """
 
     _creates = True  # the file, where there is none; not so for a tool that only looks into it
@@ -132,6 +136,7 @@ class KVStore(MutableMapping[str, Value]):
         try:
             self._file, self._slab, self._locks = parts.file, parts.slab, parts.locks
             self._one_key, self._all_keys = parts.one_key, parts.all_keys
+            warn_if_remote(self._file.fd, self._file.path)
             self._file.call_after_fork(self._detach_after_fork)
             _stores.add(self)
             self._locks.closed = False  # in this one step it is open

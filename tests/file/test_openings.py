@@ -6,6 +6,7 @@ what was there before. What a store needs later on it has since it was opened.
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from support.platforms import (
     needs_fallocate,
     needs_linux,
     needs_posix,
+    needs_pwrite,
     needs_symbolic_links,
 )
 from support.processes import Child, run_script
@@ -161,6 +163,136 @@ def test_blocks_that_may_not_be_reserved_are_written_instead(
             store.create(f"k{len(store)}", {"x": "x" * 16_000})
     assert path.stat().st_blocks * 512 >= FIRST_FILE_SIZE
     assert_consistent(path)
+
+
+# --- file systems that cannot keep the promises ---------------------------------------------------
+
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "vboxsf", "fakeowner")
+_SERVED = ("fuse", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gvfsd-fuse", "fuse.grpcfuse")
+_LOCAL = ("ext4", "xfs", "btrfs", "zfs", "bcachefs", "f2fs", "tmpfs", "overlay", "aufs", "vfat")
+_LOCAL_TOO = ("ntfs3", "exfat", "fuseblk", "fuse.fuse-overlayfs", "fusectl", "")
+
+
+def _say_that_it_is(kind: str) -> Callable[[int], str]:
+    return lambda fd: kind
+
+
+@needs_linux
+@pytest.mark.parametrize("kind", [*_REMOTE, *_SERVED, *_LOCAL, *_LOCAL_TOO])
+def test_on_linux_the_type_of_the_mount_tells_what_others_serve(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from kvstore.file.platform import linux
+
+    monkeypatch.setattr(linux, "file_system", _say_that_it_is(kind))
+    is_remote = kind in (*_REMOTE, *_SERVED)
+    assert kvstore.file.platform.system.remote_kind(0) == (kind if is_remote else "")
+
+
+def test_a_file_system_that_cannot_keep_the_promises_is_told_once_for_each_path(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the line that opened the store, whichever way the warning's filter has it shown."""
+    monkeypatch.setattr(kvstore.file.platform.system, "remote_kind", _say_that_it_is("nfs4"))
+    with pytest.warns(RuntimeWarning, match=r"the store on a local disk") as caught:
+        store = KVStore(path)
+    (said,) = caught
+    assert f"{path} is on a file system of type nfs4," in str(said.message)
+    assert said.filename == __file__
+    with store:
+        store.create("key", {})
+    with KVStore(path) as store:  # a warning would be an error here
+        assert store.read("key") == {}
+    other = path.with_name("other.kvs")
+    with pytest.warns(RuntimeWarning, match=re.escape(str(other))), KVStore(other):
+        pass
+
+
+def test_where_warnings_are_errors_nothing_is_opened_or_left_each_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = path.with_name("old.kvs")
+    with KVStore(old) as store:
+        store.create("key", {})
+    before = old.read_bytes()
+    monkeypatch.setattr(kvstore.file.platform.system, "remote_kind", _say_that_it_is("nfs4"))
+    for each in (path, old, path, old):
+        with pytest.raises(RuntimeWarning, match="nfs4"):
+            KVStore(each)
+        assert not path.exists()
+    monkeypatch.undo()
+    assert old.read_bytes() == before
+    for each in (path, old):
+        KVStore(each).close()
+        assert_consistent(each)
+
+
+def test_a_backup_there_is_not_warned_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy needs no lock once it is made, and is verified."""
+    with KVStore(path) as store:
+        store.create("key", {})
+        monkeypatch.setattr(kvstore.file.platform.system, "remote_kind", _say_that_it_is("nfs4"))
+        assert store.backup(path.with_name("copy.kvs")) == 1
+
+
+@contextmanager
+def _served_folder(tmp_path: Path, *options: str) -> Iterator[Path]:
+    """A folder that bindfs serves, whose files are really in another one. Skips without it."""
+    served, real = tmp_path / "served", tmp_path / "real"
+    served.mkdir()
+    real.mkdir()
+    try:
+        subprocess.run(["bindfs", *options, real, served], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("bindfs is not installed")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"bindfs serves nothing here: {error.stderr.decode().strip()}")
+    try:
+        yield served
+    finally:
+        subprocess.run(["umount", served], check=True, capture_output=True)
+
+
+@needs_root
+def test_a_store_on_a_real_fuse_file_system_works_and_is_warned_of(tmp_path: Path) -> None:
+    with _served_folder(tmp_path) as folder:
+        path = folder / "test.kvs"
+        with pytest.warns(RuntimeWarning, match="type fuse"), KVStore(path, durable=True) as store:
+            for number in range(2000):
+                store.put(f"key {number % 1500}", {"number": number})
+        with KVStore(path) as store:
+            assert len(store) == 1500
+            assert store.read("key 7") == {"number": 1507}
+        assert_consistent(path)
+
+
+@needs_root
+def test_a_real_file_system_that_maps_no_files_is_an_error_that_names_the_path(
+    tmp_path: Path,
+) -> None:
+    with _served_folder(tmp_path, "-o", "direct_io") as folder:
+        path = folder / "test.kvs"
+        with pytest.raises(OSError, match="keep the store on a local one") as caught:
+            KVStore(path)
+        assert caught.value.filename == str(path)
+        assert os.listdir(folder) == []
+
+
+@needs_pwrite
+def test_a_map_that_does_not_show_what_is_written_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a network file system that writes past the page cache; reads would be of old bytes."""
+    KVStore(path).close()
+    before = path.read_bytes()
+    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", _not_in_place)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: len(data))
+    with pytest.raises(OSError, match="does not show in a mapped file") as caught:
+        KVStore(path)
+    assert caught.value.filename == str(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    KVStore(path).close()
 
 
 # --- no descriptor left --------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import os
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import ENODEV
 from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from kvstore.errors import CorruptStoreError, KVStoreError, StoreClosedError, StoreFullError
@@ -86,7 +87,7 @@ class DataFile:
 
     Raises:
         StoreFullError: the disk has no room for the blocks that the file needs.
-        OSError: what the operating system said.
+        OSError: what the operating system said, or the map does not show what is written.
     """
 
     write: Callable[[int, bytes], None]
@@ -131,12 +132,24 @@ class DataFile:
                 self._use(writers.ThroughMap(self.map, self.words))
             else:
                 self._use(self._by_pwrite)
-            # The number is only for another opener's message.
-            with suppress(StoreFullError, OSError):
-                self.write(HOLDER_OFFSET, pack_holder(os.getpid()))
+            self._write_holder(pack_holder(os.getpid()))
         except BaseException:
             self._unmap()
             raise
+
+    def _write_holder(self, holder: bytes) -> None:
+        """Write this process's number, and see that the map shows what is written to the file."""
+        try:
+            self.write(HOLDER_OFFSET, holder)
+        except (StoreFullError, OSError):
+            return  # it is only for another opener's message
+        if self.map[HOLDER_OFFSET : HOLDER_OFFSET + len(holder)] != holder:
+            raise OSError(
+                ENODEV,
+                "the file system does not show in a mapped file what is written to it; keep the "
+                "store on a local one",
+                self.path,
+            )
 
     @property
     def fd(self) -> int:

@@ -96,6 +96,13 @@ class System(ABC):
         """Return whether a stream could not be written since nobody reads the pipe any more."""
         return isinstance(error, BrokenPipeError)
 
+    def remote_kind(self, _fd: int) -> str:
+        """Return the type of the file system, if another machine or program is known to serve it.
+
+        Else nothing; nor for one that is stacked on others without saying on which.
+        """
+        return ""
+
     # --- mapping, growing and cutting -------------------------------------------------------------
 
     @abstractmethod

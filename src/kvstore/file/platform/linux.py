@@ -23,6 +23,19 @@ _IN_PLACE: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs"})
 # Of the others, those where a page of a private mapping that was not stored to is the page
 # cache's own. POSIX leaves that open; Linux has it so for all that keep files in the page cache.
 _PRIVATE: Final = frozenset({"btrfs", "xfs"})
+# Those of the network; and those by which a virtual machine, WSL or a container has a folder of the
+# machine around it, whose processes no lock keeps out, and whose disk a flush need not reach.
+_REMOTE: Final = frozenset(
+    {
+        *("afs", "beegfs", "ceph", "cifs", "coda", "lustre", "ncpfs", "nfs", "nfs4", "orangefs"),
+        *("smb3", "smbfs"),
+        *("9p", "fakeowner", "prl_fs", "vboxsf", "virtiofs"),
+    }
+)
+# What a program serves is "fuse" or "fuse.PROGRAM", and nobody can tell from here whether it keeps
+# locks and passes flushes on. Not so "fuseblk", of block devices of this machine (NTFS, exFAT); and
+# a container without root has its layers, which are files of this machine, by this one.
+_LOCAL_FUSE: Final = frozenset({"fuse.fuse-overlayfs"})
 # Linux 5.14 and later; `mmap` has no name for it.
 _MADV_POPULATE_WRITE: Final = 23
 # linux/fs.h
@@ -49,6 +62,11 @@ class Linux(Posix):
                             if any(_tells_of_flock(line) for line in lines):
                                 return True
         return False
+
+    def remote_kind(self, fd: int) -> str:
+        kind = file_system(fd)
+        is_fuse = kind.partition(".")[0] == "fuse" and kind not in _LOCAL_FUSE
+        return kind if is_fuse or kind in _REMOTE else ""
 
     def overwrites_in_place(self, fd: int) -> bool:
         return file_system(fd) in _IN_PLACE
