@@ -2,6 +2,23 @@
 
 import sys
 
+try:
+    from _thread import _is_main_interpreter  # type: ignore[attr-defined]
+except ImportError:  # Python 3.11
+
+    def _is_main_interpreter() -> bool:
+        try:
+            import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
+        except ImportError:  # a Python without any
+            return True
+        return bool(interpreters.get_current() == interpreters.get_main())
+
+
+if not _is_main_interpreter():
+    raise ImportError(
+        "kvstore works in the main interpreter of a process, and this is a sub-interpreter: import "
+        "it in the main one, or in a process of its own"
+    )
 if sys.byteorder != "little" or sys.maxsize < 2**63 - 1:
     raise ImportError(
         f"kvstore needs a 64-bit, little-endian Python; this one is {sys.byteorder}-endian with "
