@@ -145,13 +145,28 @@ def test_an_implementation_that_lacks_a_module_is_refused(plain_package: Path) -
 
 
 @pytest.mark.skipif(not IS_BUILT, reason="the compiled implementation was not built")
-def test_compiled_code_without_the_interpreters_lock_is_refused(package: Path) -> None:
-    """As with PYTHON_GIL=0 in a Python that can do without: threads would come in between."""
+def test_the_fast_path_is_left_out_where_threads_run_at_once(package: Path) -> None:
+    """In a free-threaded Python: it relies on their taking turns. The rest is used as it is."""
     start = package / "__init__.py"
     text = start.read_text("utf-8")
     switch = "import sys\nsys._is_gil_enabled = lambda: False\n"
     start.write_text(f"{switch}{text}", "utf-8")
-    assert_refused(package, "_fast_path", "GIL")
+    (package / "compiled" / "_fast_path.py").write_text("raise ImportError('loaded')\n", "utf-8")
+    result = show_of(package)
+    assert (result.stdout.strip(), result.stderr) == ("free-threaded", "")
+
+
+@pytest.mark.skipif(not IS_BUILT, reason="the compiled implementation was not built")
+def test_the_fast_path_refuses_to_be_loaded_where_threads_run_at_once() -> None:
+    code = (
+        "import sys\n"
+        "sys._is_gil_enabled = lambda: False\n"
+        "try:\n"
+        "    import kvstore.compiled._fast_path\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert "(GIL), which is switched off" in processes.run_python(code)
 
 
 @pytest.mark.parametrize("name", ["_fast_path", "_bytes"])

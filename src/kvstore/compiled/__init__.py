@@ -4,12 +4,15 @@ The compiled one is there where it could be built. `_bytes` has what is done for
 record by splits and recovery, or for each extent: functions of the same names as in
 `kvstore.format`, which tells what they do, with the same results. `_fast_path` has the common case
 of the operations on one key, a shortcut: what it does not do, the Python code does. Both extensions
-are used, or neither. With ``KVSTORE_PURE=1`` in the environment neither is loaded.
+are used, or neither; but where threads run without the interpreter's lock (a free-threaded Python),
+on which `_fast_path` relies, `_bytes` is used alone, and nothing switches that lock on. With
+``KVSTORE_PURE=1`` in the environment neither is loaded.
 
 A store keeps to the implementation that was `selected` as it was opened.
 """
 
 import os
+import sys
 import threading
 from importlib import import_module
 from types import ModuleType
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from .interface import FastPath, Members, OwnedLock
 
-_EXTENSIONS: Final = ("_bytes", "_fast_path")
 _FUNCTIONS: Final = {
     "find_magics",
     "scan_blocks",
@@ -48,7 +50,7 @@ class Implementation:
 
     if TYPE_CHECKING:
         name: str
-        """"plain" or "compiled"."""
+        """"plain", "compiled", or "free-threaded": compiled, but without the fast path."""
         find_magics: Callable[[bytes], tuple[int, int, int]]
         scan_blocks: Callable[[bytes, int, int, int, int, int], FoundBlocks]
         link_free_blocks: Callable[[array[int], int], tuple[int, list[tuple[int, int]]]]
@@ -88,10 +90,11 @@ def _load() -> dict[str, ModuleType]:
     """
     if os.environ.get("KVSTORE_PURE", "0") not in ("", "0"):
         return {}
+    wanted = ("_bytes", "_fast_path") if _has_gil() else ("_bytes",)
     try:
-        found = {name: module for name in _EXTENSIONS if (module := _find(name)) is not None}
+        found = {name: module for name in wanted if (module := _find(name)) is not None}
         if found:
-            _check(found)
+            _check(found, wanted)
     except ImportError as error:
         error.add_note(
             "The compiled hot path of kvstore cannot be used as it was built. Install kvstore "
@@ -99,6 +102,14 @@ def _load() -> dict[str, ModuleType]:
         )
         raise
     return found
+
+
+def _has_gil() -> bool:
+    """Return whether threads take turns, once everything is loaded that may have them do so."""
+    import orjson  # noqa: F401
+    import xxhash  # noqa: F401
+
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def _find(name: str) -> ModuleType | None:
@@ -112,9 +123,9 @@ def _find(name: str) -> ModuleType | None:
         return None
 
 
-def _check(found: dict[str, ModuleType]) -> None:
+def _check(found: dict[str, ModuleType], wanted: tuple[str, ...]) -> None:
     """Raise ImportError unless all are there and were built with the layout that is there."""
-    for name in _EXTENSIONS:
+    for name in wanted:
         if name not in found:
             raise ImportError(
                 f"{__package__}.{name} is missing, though {', '.join(found)} was built with it"
@@ -156,9 +167,13 @@ def __getattr__(name: str) -> Implementation:
 
 PLAIN: Implementation
 COMPILED: Final = (
-    None
-    if _fast_path is None
-    else Implementation("compiled", (_extensions["_bytes"],), _fast_path.FastPath)
+    Implementation(
+        "compiled" if _fast_path else "free-threaded",
+        (_extensions["_bytes"],),
+        _fast_path.FastPath if _fast_path else None,
+    )
+    if _extensions
+    else None
 )
 selected: Implementation = COMPILED or __getattr__("PLAIN")
 # Those of the process: stores of both kinds take them. The plain one lets its own thread pass: see
