@@ -1,9 +1,16 @@
 """What is published: under which name and version, and that nobody is told to install another's."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
+from zipfile import ZipFile
 
 import pytest
 
@@ -71,3 +78,82 @@ def test_nothing_says_to_install_it_by_name() -> None:
 def test_what_would_install_it_by_name_is_known_when_it_is_seen(line: str) -> None:
     assert _BY_NAME.search(line)
     assert not _BY_NAME.search("pip install -q . && .venv/bin/python -m kvstore read k")
+
+
+# --- what is uploaded ----------------------------------------------------------------------------
+
+
+def _run(*command: str, **changes: str) -> None:
+    done = subprocess.run(
+        (sys.executable, "-m", *command),
+        env={**os.environ, "KVSTORE_REQUIRE_COMPILED": "0", "NO_COLOR": "1", **changes},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def _files(folder: Path) -> set[str]:
+    return {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix not in {".pyc", ".so", ".pyd", ".kvs"}
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, made of a copy: a build leaves files behind."""
+    for needed in ("build", "setuptools", "twine"):
+        if find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
+    folder = tmp_path_factory.mktemp("source")
+    left = (".git", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, folder / "copy", ignore=shutil.ignore_patterns(*left, ".venv", "venv"))
+    _run("build", "--sdist", "--no-isolation", "--outdir", str(folder), str(folder / "copy"))
+    (made,) = folder.glob("*.tar.gz")
+    return made
+
+
+def test_the_source_distribution_has_all_that_builds_tests_and_checks_it(
+    source: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert unpacked.name == f"kvstore_mmap-{kvstore.__version__}"
+    wanted = _files(source.parent / "copy")
+    assert {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", ".ci/run"} <= wanted
+    assert not {each for each in wanted - _files(unpacked) if ".egg-info/" not in each}
+
+
+def test_what_is_uploaded_passes_the_index_s_checks_and_a_wheel_has_the_package_only(
+    source: Path,
+) -> None:
+    """Of a wheel without the compiled code, which takes a compiler; that would add to it only."""
+    if find_spec("Cython") is None:
+        pytest.skip("Cython is not installed")
+    with tarfile.open(source) as archive:
+        archive.extractall(source.parent, filter="data")
+    unpacked = source.parent / f"kvstore_mmap-{kvstore.__version__}"
+    _run(
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(source.parent),
+        str(unpacked),
+        CC="false",
+    )
+    (wheel,) = source.parent.glob("*.whl")
+    _run("twine", "check", "--strict", str(source), str(wheel))
+    names = ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"kvstore", "kvstore_inspect", f"kvstore_mmap-{kvstore.__version__}.dist-info"}
+    assert {"kvstore/py.typed", "kvstore_inspect/py.typed", "kvstore/store.py"} <= set(names)
+    assert {Path(name).suffix for name in names if ".dist-info/" not in name} <= {
+        *(".py", ".typed", ".html", ".j2", ".css", ".js"),
+    }

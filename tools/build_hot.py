@@ -1,4 +1,4 @@
-"""Builds the compiled code, as part of building the package.
+"""Builds the compiled code, as part of building the package, and its source distribution.
 
 Every `.pyx` in `src/kvstore/compiled` becomes an extension. Offsets and sizes come from the layout:
 each of its whole numbers becomes a constant of C, in a file that these sources include. Where one
@@ -17,6 +17,7 @@ from typing import Final
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 SOURCES: Final = Path("src/kvstore/compiled")
 LAYOUT: Final = Path("src/kvstore/format/layout.py")
@@ -165,3 +166,17 @@ class BuildHot(build_ext):
                 package = extension.name.rpartition(".")[0]
                 Path(build_py.get_package_dir(package), file.name).unlink(missing_ok=True)
         self.extensions = []  # and `ext_modules` stays: the wheel is laid out for a platform
+
+
+class WholeSource(sdist):
+    """`sdist` with all that is kept under version control, so that the tests run from it."""
+
+    def make_distribution(self) -> None:
+        """Add whole folders, but for what Python and its tools leave in them."""
+        for file in ("CHANGELOG.md", ".gitignore"):
+            self.filelist.append(file)
+        for folder in (".ci", ".github", "bench", "src", "tests", "tools"):
+            self.filelist.recursive_include(folder, "*")
+        for left in ("*.py[cod]", "*.so"):
+            self.filelist.global_exclude(left)
+        super().make_distribution()
