@@ -136,6 +136,7 @@ def test_an_extent_of_nothing_but_retired_records_is_not_free(open_store: OpenSt
 
 
 def test_report_counts_what_is_retired(killed: Path) -> None:
+    pytest.importorskip("matplotlib")
     page = inspect("report", killed, "-o", "-").out
     assert f"<dt>superseded or deleted, not yet reclaimed</dt><dd>{KEYS + DELETED}</dd>" in page
 
