@@ -81,8 +81,10 @@ class Windows(System):
         os.fsync(fd)
 
     def data_ranges(self, fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-        # What is stored through a map is in there: it was written to before.
+        # What is stored through a map is in there: it was written to before. Flushed first, for
+        # nothing says that what the system has yet to write is in its answer.
         try:
+            os.fsync(fd)
             ranges = win32.allocated_ranges(fd, start, end)
         except OSError:  # the file system has no sparse files
             ranges = [(start, end)]
