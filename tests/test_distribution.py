@@ -85,7 +85,7 @@ def test_what_would_install_it_by_name_is_known_when_it_is_seen(line: str) -> No
 
 def _run(*command: str, **changes: str) -> None:
     done = subprocess.run(
-        (sys.executable, "-m", *command),
+        (sys.executable, "-P", "-m", *command),  # a build leaves a folder "build" in the project's
         env={**os.environ, "KVSTORE_REQUIRE_COMPILED": "0", "NO_COLOR": "1", **changes},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -108,7 +108,8 @@ def _files(folder: Path) -> set[str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, made of a copy: a build leaves files behind."""
     for needed in ("build", "setuptools", "twine"):
-        if find_spec(needed) is None:
+        found = find_spec(needed)
+        if found is None or found.origin is None:  # a folder of that name
             pytest.skip(f"{needed} is not installed")
     folder = tmp_path_factory.mktemp("source")
     left = (".git", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "__pycache__", "*.so")

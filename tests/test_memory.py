@@ -165,8 +165,9 @@ def test_importing_and_opening_takes_little_memory_and_imports_nothing_rare(path
             store.create(f"{number}", {"n": number})
     without, modules_without = measure(WITHOUT + REPORT, path)
     with_kvstore, modules_with = measure(WITHOUT + WITH + REPORT, path)
-    # Reached are 1.1; but a table of names doubles, with 0.2, where Python has so many of them.
-    assert with_kvstore - without <= 1.35 * MIB
+    # Reached are 1.25. What the allocators keep of what loading takes for a moment differs by 0.3
+    # between environments with the same modules.
+    assert with_kvstore - without <= 1.6 * MIB
     imported = modules_with - modules_without
     assert "kvstore.store" in imported
     rare = {
