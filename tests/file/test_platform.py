@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,19 @@ def test_what_is_wrongly_said_to_be_a_hole_is_not_lost(
         assert len(dict(store)) == 100
 
 
+@needs_posix
+def test_macos_tells_of_what_is_not_on_this_machine() -> None:
+    """As sys/mount.h has a `struct statfs`; the flags are those of `mount` on a Mac."""
+    from kvstore.file.platform.macos import remote_kind
+
+    def status(flags: int, name: bytes) -> bytes:
+        numbers = struct.pack("=Ii5Q2iIIII", 4096, 1 << 20, 9, 8, 7, 6, 5, 1, 26, 501, 26, flags, 0)
+        return numbers + name.ljust(16, b"\0") + bytes(2 * 1024 + 8 * 4)
+
+    assert remote_kind(status(0x0480_D000, b"apfs")) == ""
+    assert remote_kind(status(0x0000_0018, b"smbfs")) == "smbfs"
+
+
 # --- Windows -------------------------------------------------------------------------------------
 
 
@@ -196,6 +210,17 @@ def test_windows_keeps_a_file_long_as_long_as_somebody_has_a_view_of_it(path: Pa
         expected = again.stats().file_size
     assert size(path) == expected < 8 * MIB
     assert_consistent(path)
+
+
+@needs_windows
+def test_windows_tells_of_what_another_machine_serves(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvstore.file.platform import win32
+
+    monkeypatch.setattr(win32, "final_path", lambda fd: rf"\\?\UNC\server\share\{path.name}")
+    with pytest.warns(RuntimeWarning, match="a file system of type UNC"):
+        open_store()
 
 
 @needs_windows

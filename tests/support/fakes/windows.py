@@ -80,7 +80,15 @@ def install() -> None:
 def _win32() -> ModuleType:
     """Return what stands for the module that calls Windows."""
     module = ModuleType("kvstore.file.platform.win32")
-    for function in (lock_byte, unlock_byte, make_sparse, allocated_ranges, flush_view, is_alive):
+    for function in (
+        lock_byte,
+        unlock_byte,
+        make_sparse,
+        allocated_ranges,
+        flush_view,
+        final_path,
+        is_alive,
+    ):
         setattr(module, function.__name__, function)
     return module
 
@@ -234,6 +242,10 @@ def allocated_ranges(fd: int, start: int, end: int) -> list[tuple[int, int]]:
 
 def flush_view(mapped: mmap.mmap) -> None:
     """The page cache is one with what is mapped."""
+
+
+def final_path(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def is_alive(pid: int) -> bool:

@@ -8,10 +8,13 @@ would be lost.
 import fcntl
 import mmap
 import os
+import struct
 import sys
+from contextlib import suppress
 from errno import EINVAL, ENOTSUP, ENOTTY, EOPNOTSUPP
 from typing import Final
 
+from .interface import TROUBLE
 from .posix import Posix
 
 if sys.platform == "win32":  # for type checkers, which know of POSIX by this
@@ -19,10 +22,20 @@ if sys.platform == "win32":  # for type checkers, which know of POSIX by this
 
 # Of file systems other than Apple's own, which may not know how to empty a disk's cache.
 _NO_FULL_FLUSH: Final = (ENOTSUP, EOPNOTSUPP, EINVAL, ENOTTY)
+# sys/mount.h: the flags and the name of the type in a `struct statfs`; and of the flags, the one of
+# what is on this machine.
+_STATUS: Final = struct.Struct("64xI4x16s")
+_MNT_LOCAL: Final = 0x1000
 
 
 class MacOS(Posix):
     """macOS."""
+
+    def remote_kind(self, fd: int) -> str:
+        if sys.platform == "darwin":
+            with suppress(*TROUBLE):
+                return remote_kind(_status(fd))
+        return ""
 
     def overwrites_in_place(self, _fd: int) -> bool:
         return False
@@ -45,3 +58,24 @@ class MacOS(Posix):
                 if error.errno not in _NO_FULL_FLUSH:
                     raise
         os.fsync(fd)
+
+
+def remote_kind(status: bytes) -> str:
+    """Return the file system's type where macOS does not say of it that it is on this machine."""
+    flags, name = _STATUS.unpack_from(status)
+    kind: bytes = name.partition(b"\0")[0]
+    return "" if flags & _MNT_LOCAL else kind.decode("ascii")
+
+
+def _status(fd: int) -> bytes:
+    """Return what `fstatfs` says of the file system that the file is on."""
+    import ctypes  # `os.fstatvfs` leaves out most of the flags
+
+    library = ctypes.CDLL(None, use_errno=True)
+    # On Intel the plain name is that of a structure of long ago.
+    fstatfs = getattr(library, "fstatfs$INODE64", None) or library.fstatfs
+    status = ctypes.create_string_buffer(1 << 14)
+    if fstatfs(fd, status):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return status.raw

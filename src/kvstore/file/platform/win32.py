@@ -25,6 +25,7 @@ _ERROR_IO_PENDING: Final = 997
 _SYNCHRONIZE: Final = 0x0010_0000
 _WAIT_TIMEOUT: Final = 0x102
 _RANGES_AT_ONCE: Final = 64
+_LONGEST_PATH: Final = 1 << 15
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 
@@ -65,6 +66,12 @@ _kernel32.DeviceIoControl.argtypes = (
     wintypes.LPVOID,
 )
 _kernel32.FlushViewOfFile.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+_kernel32.GetFinalPathNameByHandleW.argtypes = (
+    wintypes.HANDLE,
+    wintypes.LPWSTR,
+    wintypes.DWORD,
+    wintypes.DWORD,
+)
 
 
 def _last_error() -> OSError:
@@ -165,6 +172,18 @@ def flush_view(mapped: mmap.mmap) -> None:
     """
     if not _kernel32.FlushViewOfFile(address_of(mapped), 0):
         raise _last_error()
+
+
+def final_path(fd: int) -> str:
+    """Return the path of an open file, with all links and letters of drives followed.
+
+    Raises:
+        OSError: Windows does not tell.
+    """
+    path = ctypes.create_unicode_buffer(_LONGEST_PATH)
+    if not _kernel32.GetFinalPathNameByHandleW(msvcrt.get_osfhandle(fd), path, _LONGEST_PATH, 0):
+        raise _last_error()
+    return path.value
 
 
 def is_alive(pid: int) -> bool:

@@ -23,6 +23,8 @@ if sys.platform != "win32":  # for type checkers, which know of Windows by this
 
 # Far past the end of any file: Windows keeps others from reading what is locked.
 _LOCK_OFFSET: Final = 1 << 40
+# So begins the path of what another machine, or a redirector of this one, serves.
+_REMOTE: Final = "\\\\?\\UNC\\"
 
 
 class Windows(System):
@@ -46,6 +48,12 @@ class Windows(System):
     def has_no_reader(self, error: OSError) -> bool:
         # The C runtime makes EINVAL of ERROR_NO_DATA, "the pipe is being closed".
         return error.errno in (EPIPE, EINVAL)
+
+    def remote_kind(self, fd: int) -> str:
+        with suppress(*TROUBLE):
+            if win32.final_path(fd).startswith(_REMOTE):
+                return "UNC"
+        return ""
 
     def overwrites_in_place(self, _fd: int) -> bool:
         return True
