@@ -14,6 +14,7 @@ from support import seeded_random
 from support.clock import FakeClock
 from support.components import open_components
 from support.disks import quick_folder
+from support.files import open_contents
 from support.images import write_image
 from support.torn import backwards, forwards, shuffled, use
 
@@ -76,10 +77,10 @@ def test_copy_begun_before_the_first_change_and_ended_after_it(path: Path) -> No
             store.create(key, value)
     with KVStore(path) as store:
         store.read("stay 1")
-        before = path.read_bytes()[: store.stats().file_size]
+        before = open_contents(store)
         for number in range(20_000):
             store.create(f"new {number}", {})
-        after = path.read_bytes()[: store.stats().file_size]
+        after = open_contents(store)
     assert before[STATE_OFFSET]
     # It is longer by then, and what has come is records: opening itself can tell.
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
@@ -101,9 +102,9 @@ def test_segment_that_was_split_while_it_was_copied(path: Path) -> None:
         for name, value in still.items():
             store.create(name, value)
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         store.create(next(names), {})
-        after = path.read_bytes()
+        after = open_contents(store)
         assert store.stats().segments == 17
     for copy in (forwards([before, after], [HEAD]), backwards([before, after], [HEAD])):
         found = outcomes(write_image(path.with_suffix(".copy"), copy), list(still))
@@ -126,13 +127,13 @@ def test_segment_that_was_rewritten_in_place_while_it_was_copied(path: Path) -> 
         for name, value in still.items():  # their home pages are full, or will be
             store.create(name, value)
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for name in going:
             store.delete(name)
         hash_of_one = key_hash(next(iter(still)).encode(), store._file.hash_seed)
         segment = store._file.directory[hash_of_one >> 49] << EXTENT_SHIFT
         assert store._parts.segments.split_or_compact(hash_of_one, 0)
-        after = path.read_bytes()
+        after = open_contents(store)
     pages = [segment // BUCKET_SIZE + number for number in range(BUCKET_COUNT + 1)]
     torn = 0
     for page in pages[:-1]:
@@ -162,21 +163,21 @@ def merged_while_copied(path: Path) -> tuple[dict[str, dict[str, str]], list[byt
             store.delete(name)
         assert store.stats().segments >= 18
     with KVStore(path) as store:
-        images = [path.read_bytes()]
+        images = [open_contents(store)]
         write = store._file.write
 
         def watch(offset: int, data: bytes) -> None:
             if len(data) >= BUCKET_SIZE:
-                images.append(path.read_bytes())
+                images.append(open_contents(store))
             write(offset, data)
 
         store._file.write = watch
         assert store._all_keys.merge_segments()
         store._file.write = write
-        images.append(path.read_bytes())
+        images.append(open_contents(store))
         for number in range(8):  # in the extents that the table gave back
             store.create(f"large {number}", {"text": "x" * 16_000})
-        images.append(path.read_bytes())
+        images.append(open_contents(store))
     images.append(path.read_bytes())
     return still, images
 
@@ -261,11 +262,11 @@ def test_each_rewrite_split_merge_and_rebuild_gives_all_pages_a_shape_that_none_
             store.create(name, {})
         note(extent)
         note(segment_of(store, max(store, key=lambda name: key_hash(name.encode(), seed))))
-        crashed = path.read_bytes()
+        crashed = open_contents(store)
     for _ in range(3):
         path.write_bytes(crashed)
         with KVStore(path) as store:
-            crashed = path.read_bytes()
+            crashed = open_contents(store)
             note(segment_of(store, first))
 
 
@@ -335,10 +336,10 @@ def test_count_that_pages_of_another_moment_would_make_wrong_is_refused(
         going = next(names)
         store.create(going, {}, ttl=5)
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for name in islice(names, 5):
             store.create(name, {}, ttl=5)
-        after = path.read_bytes()
+        after = open_contents(store)
     clock.advance(10)
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
     with KVStore(copy) as store, pytest.raises(CorruptStoreError, match="live slots, but it has"):
@@ -372,10 +373,10 @@ def test_deleting_what_was_added_later_does_not_give_up_what_was_there(path: Pat
         for number in range(1, 20):
             store.delete(f"{number}")
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for number in range(1, 20):
             store.create(f"{number}", {"text": "x" * 300})
-        after = path.read_bytes()
+        after = open_contents(store)
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
     with KVStore(copy) as store:
         assert store.read("0") == {"text": "x" * 300}
@@ -395,10 +396,10 @@ def torn_before_its_first_change(path: Path, old: int, later: int, text: str) ->
         for number in range(old):
             store.create(f"old {number}", {"n": number})
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for number in range(later):
             store.create(f"later {number}", {"text": text})
-        after = path.read_bytes()
+        after = open_contents(store)
     return write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
 
 
@@ -446,12 +447,12 @@ def test_nothing_is_created_in_an_extent_that_was_of_another_class_later(path: P
             store.create(f"going {number}", {"text": "x" * 1_000})
         store.create("stays", {})
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for number in range(3):
             store.delete(f"going {number}")
         for number in range(40):
             store.create(f"later {number}", {"text": "x" * 3_000})
-        after = path.read_bytes()
+        after = open_contents(store)
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
     taken, refused = created_until_told(copy, [1_000] * 20)
     assert refused
@@ -487,10 +488,10 @@ def test_what_expired_past_what_was_ever_taken_is_not_purged(path: Path, clock: 
         for number in range(100):
             store.create(f"old {number}", {"n": number}, ttl=5)
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for number in range(60):
             store.create(f"later {number}", {"n": number}, ttl=5)
-        after = path.read_bytes()
+        after = open_contents(store)
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
     clock.advance(10)
     with KVStore(copy) as store, pytest.raises(CorruptStoreError, match="were ever taken"):
@@ -541,10 +542,10 @@ def test_counts_that_creating_made_impossible_are_not_vouched_for(path: Path) ->
         for name in first:
             store.create(name, {})
     with KVStore(path) as store:
-        before = path.read_bytes()
+        before = open_contents(store)
         for name in first[1:]:
             store.delete(name)
-        after = path.read_bytes()
+        after = open_contents(store)
     copy = write_image(path.with_suffix(".copy"), forwards([before, after], [HEAD]))
     created: list[str] = []
     with KVStore(copy) as store:

@@ -29,6 +29,11 @@ def open_size(store: KVStore) -> int:
     return store._file.size if PLATFORM == "win32" else size(store.path)
 
 
+def open_contents(store: KVStore) -> bytes:
+    """Return what is in an open store's file: on Windows, without the zeros past what is in use."""
+    return store.path.read_bytes()[: open_size(store)]
+
+
 def is_private(path: Path) -> bool:
     """Return whether a file is its owner's alone, as far as its mode tells: Windows has none."""
     return os.name != "posix" or stat.S_IMODE(path.stat().st_mode) == 0o600
