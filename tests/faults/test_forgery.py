@@ -1,14 +1,13 @@
 """The memory that a trial with forged files may take."""
 
-from pathlib import Path
-
 import pytest
 from support import MIB
 from support.forgery import MAX_BYTES
+from support.platforms import needs_linux
 from support.processes import Child
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory as Linux counts it")
+@needs_linux
 @pytest.mark.parametrize(("factor", "most"), [("1", 64 * MIB), ("4", 256 * MIB)])
 def test_trial_gets_as_much_memory_as_the_setting_says_and_no_more(factor: str, most: int) -> None:
     """With sanitizers 64 MiB were too few, and orjson crashes where it gets none."""
