@@ -12,8 +12,9 @@ written.
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from errno import EEXIST, EISDIR
+from threading import RLock
 from time import monotonic
 from typing import Final
 
@@ -67,6 +68,11 @@ _MOST_NAMES: Final = 1_000
 # Of a name, what is left when others are made of it: no name has more than 255 bytes.
 _NAME_SIZE: Final = 200
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
+# Where an open file cannot be renamed, a copy is without its lock as it gets its name: no other
+# thread may take it for one that was left behind.
+_naming: Final[AbstractContextManager[object]] = (
+    nullcontext() if system.renames_open_files else RLock()
+)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -325,13 +331,14 @@ class Copy:
         """Give the verified file its name, and have that on stable storage."""
         if self._lock is None or self._lock.owned_by_parent:
             raise StoreClosedError(f"{self._out}: a forked process makes no backup of its parent's")
-        if not system.renames_open_files:
-            self._lock.release()
-        if overwrite:
-            os.replace(self._path, self._out)
-        else:
-            self._name_if_free()
-        self._is_named = True
+        with _naming:
+            if not system.renames_open_files:
+                self._lock.release()
+            if overwrite:
+                os.replace(self._path, self._out)
+            else:
+                self._name_if_free()
+            self._is_named = True
         system.flush_folder(self._out)
 
     def _name_if_free(self) -> None:
@@ -366,7 +373,7 @@ class Copy:
 
 def _remove_unlocked(path: str) -> None:
     """Remove a file that a backup left behind; not one that somebody is writing to."""
-    with suppress(KVStoreError, OSError):
+    with _naming, suppress(KVStoreError, OSError):
         lock = FileLock(path, 0.0, create=False)
         try:
             lock.remove()

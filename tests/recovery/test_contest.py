@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
+from support import MIB
 from support.clock import FakeClock
 from support.components import NOW_MS
 from support.consistency import assert_consistent
 from support.disks import quick_folder
+from support.files import open_contents
 from support.images import SECTOR, before_each_flush, write_image
 from support.record_images import STAMP, Image
 
@@ -72,8 +74,8 @@ def path(tmp_path: Path) -> Iterator[Path]:
 def crashed(path: Path, clock: FakeClock, implementation: Implementation) -> Crashed:
     """Return a new file that is open, and after a restart will be recovered."""
     assert clock.now_ms == NOW_MS
-    with KVStore(path):
-        return Crashed(path.read_bytes())
+    with KVStore(path) as store:
+        return Crashed(open_contents(store))
 
 
 def recovered(path: Path, image: Image | bytes) -> dict[str, Any]:
@@ -261,7 +263,7 @@ def images_of_recovery(path: Path, contents: bytes) -> list[bytes]:
     images = [contents]
     write_image(path, contents)
     with before_each_flush(lambda: images.append(path.read_bytes())):
-        store = KVStore(path)
+        store = KVStore(path, max_bytes=4 * MIB)
     images.append(path.read_bytes())
     store._file.require_rebuild()
     store.close()
