@@ -69,7 +69,7 @@ _MOST_NAMES: Final = 1_000
 _NAME_SIZE: Final = 200
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
 # Where an open file cannot be renamed, a copy is without its lock as it gets its name: no other
-# thread may take it for one that was left behind.
+# thread may take it for one that was left behind, or have a look at that name.
 _naming: Final[AbstractContextManager[object]] = (
     nullcontext() if system.renames_open_files else RLock()
 )
@@ -186,7 +186,8 @@ def new_copy(out: str, *, source: str, overwrite: bool) -> Iterator["Copy"]:
         StoreFullError: the disk has no room for it.
         OSError: what else the operating system said.
     """
-    _check_name(out, source, overwrite)
+    with _naming:
+        _check_name(out, source, overwrite)
     for number in range(1, _MOST_NAMES):
         copy = Copy(out, number)
         try:
@@ -343,6 +344,9 @@ class Copy:
 
     def _name_if_free(self) -> None:
         try:
+            if not system.renames_open_files:
+                os.rename(self._path, self._out)  # which replaces nothing there
+                return
             os.link(self._path, self._out)
         except FileExistsError:
             raise _exists_error(self._out) from None
