@@ -208,6 +208,15 @@ def test_a_file_system_that_cannot_keep_the_promises_is_told_once_for_each_path(
         pass
 
 
+def test_text_that_is_executed_without_a_name_is_warned_as_well(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk to the line that opened the store raised KeyError, and nothing was opened."""
+    monkeypatch.setattr(kvstore.file.platform.system, "remote_kind", _say_that_it_is("nfs4"))
+    with pytest.warns(RuntimeWarning, match="type nfs4"):
+        exec("open_store(path).close()", {"open_store": KVStore, "path": path})
+
+
 def test_where_warnings_are_errors_nothing_is_opened_or_left_each_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def warn_if_remote(fd: int, path: str) -> None:
 def _levels_to_caller() -> int:
     """Return how many levels above the calling function the line is that called this package."""
     levels, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(_PACKAGE):
+    # Text that is executed need not have a name.
+    while frame.f_back is not None and (f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE)):
         levels, frame = levels + 1, frame.f_back
     return levels
