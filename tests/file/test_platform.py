@@ -6,7 +6,10 @@ import mmap
 import os
 import shutil
 import struct
+import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import MIB
@@ -17,10 +20,13 @@ from support.processes import Child
 from support.stores import OpenStore
 
 from kvstore import KVStore, StoreFullError
+from kvstore.backup import Copy
 from kvstore.file.platform import system
 from kvstore.format.layout import EXTENT_SIZE
 
 VALUE = {"x": "x" * 1_000}
+
+needs_real_windows = pytest.mark.skipif(sys.platform != "win32", reason="it calls Windows")
 
 
 def fill(store: KVStore, count: int) -> None:
@@ -210,6 +216,103 @@ def test_windows_keeps_a_file_long_as_long_as_somebody_has_a_view_of_it(path: Pa
         expected = again.stats().file_size
     assert size(path) == expected < 8 * MIB
     assert_consistent(path)
+
+
+@needs_windows
+def test_windows_writes_no_zeros_where_a_file_that_cannot_be_cut_has_holes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill the file is as long as its limit; a virus scanner may have it mapped then."""
+    from kvstore.file.platform import win32
+
+    written: list[tuple[int, int]] = []
+    with path.open("w+b") as file:
+        file.write(bytes(MIB))
+        file.flush()
+        with mmap.mmap(file.fileno(), 0), monkeypatch.context() as patch:
+            patch.setattr(
+                win32, "allocated_ranges", lambda fd, start, end: [(start, start + EXTENT_SIZE)]
+            )
+            patch.setattr(
+                system, "write_at", lambda fd, offset, data: written.append((offset, len(data)))
+            )
+            system.cut(file.fileno(), EXTENT_SIZE, MIB)
+    assert written == [(EXTENT_SIZE, EXTENT_SIZE)]
+
+
+@needs_windows
+def test_windows_backup_that_cannot_be_renamed_leaves_nothing_under_its_name(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had both names then, and the error said that it had none."""
+    real = Copy.name
+
+    def name(copy: Copy, overwrite: bool) -> None:
+        with open(copy._path, "rb"):  # as a virus scanner may have it
+            real(copy, overwrite)
+
+    monkeypatch.setattr(Copy, "name", name)
+    out = path.with_name("copy.kvs")
+    with pytest.raises(PermissionError):
+        open_store().backup(out)
+    assert not out.exists()
+    monkeypatch.undo()
+    assert open_store(path.with_name("other.kvs")).backup(out) == 0
+    assert sorted(each.name for each in path.parent.iterdir() if "copy" in each.name) == [out.name]
+
+
+@needs_real_windows
+@pytest.mark.parametrize(("number", "times"), [(33, 2), (1117, 1)])
+def test_windows_flush_is_tried_again_while_windows_writes_the_same_pages(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, times: int
+) -> None:
+    """ERROR_LOCK_VIOLATION, as other databases met it; a failed flush would be final."""
+    ctypes: Any = import_module("ctypes")
+    kernel32: Any = import_module("kvstore.file.platform.win32")._kernel32
+    store = KVStore(path)
+    store.create("key", VALUE)
+    real = kernel32.FlushViewOfFile
+    refused: list[int] = []
+
+    def flush(address: int, size: int) -> int:
+        if len(refused) < times:
+            refused.append(address)
+            ctypes.set_last_error(number)
+            return 0
+        done: int = real(address, size)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel32, "FlushViewOfFile", flush)
+        if number == 33:
+            store.sync()
+            store.close()
+        else:  # ERROR_IO_DEVICE
+            with pytest.raises(OSError, match="WinError 1117"):
+                store.sync()
+            with pytest.raises(OSError, match="an earlier flush failed"):
+                store.close()
+    assert len(refused) == times
+
+
+@needs_real_windows
+def test_windows_parts_on_the_disk_are_told_within_what_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file system may tell of whole units of its own, which can be longer than an extent."""
+    from kvstore.file.platform import win32
+
+    def control(*arguments: Any) -> bool:
+        *_, found, told = arguments
+        found[:4] = 0, 2 * EXTENT_SIZE, 3 * EXTENT_SIZE, 10 * EXTENT_SIZE
+        told.value = 32
+        return True
+
+    monkeypatch.setattr(win32, "_control", control)
+    assert win32.allocated_ranges(0, EXTENT_SIZE, 5 * EXTENT_SIZE) == [
+        (EXTENT_SIZE, 2 * EXTENT_SIZE),
+        (3 * EXTENT_SIZE, 5 * EXTENT_SIZE),
+    ]
 
 
 @needs_windows

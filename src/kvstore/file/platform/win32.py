@@ -6,6 +6,7 @@ import mmap
 import msvcrt
 import sys
 from ctypes import wintypes
+from time import monotonic, sleep
 from typing import Final
 
 from .interface import address_of
@@ -25,6 +26,8 @@ _ERROR_IO_PENDING: Final = 997
 _SYNCHRONIZE: Final = 0x0010_0000
 _WAIT_TIMEOUT: Final = 0x102
 _RANGES_AT_ONCE: Final = 64
+_FLUSH_SECONDS: Final = 30.0
+_FLUSH_PAUSE: Final = 0.001
 _LONGEST_PATH: Final = 1 << 15
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
@@ -132,8 +135,8 @@ def allocated_ranges(fd: int, start: int, end: int) -> list[tuple[int, int]]:
         is_all = _control(fd, _FSCTL_QUERY_ALLOCATED_RANGES, wanted, found, size)
         numbers = found[: size.value // ctypes.sizeof(ctypes.c_int64)]
         for first, length in zip(numbers[::2], numbers[1::2], strict=True):
-            start = min(first + length, end)
-            ranges.append((first, start))
+            begin, start = max(first, start), min(first + length, end)
+            ranges.append((begin, start))
     return ranges
 
 
@@ -167,11 +170,17 @@ def _control(
 def flush_view(mapped: mmap.mmap) -> None:
     """Hand to the system all that was stored through a mapping. Other threads run meanwhile.
 
+    Windows refuses it while it writes some of these pages by itself, so it is asked again.
+
     Raises:
         OSError: the disk did not take it.
     """
-    if not _kernel32.FlushViewOfFile(address_of(mapped), 0):
-        raise _last_error()
+    address, deadline = address_of(mapped), monotonic() + _FLUSH_SECONDS
+    while not _kernel32.FlushViewOfFile(address, 0):
+        error = _last_error()
+        if error.winerror != _ERROR_LOCK_VIOLATION or monotonic() >= deadline:
+            raise error
+        sleep(_FLUSH_PAUSE)
 
 
 def final_path(fd: int) -> str:

@@ -75,8 +75,9 @@ class Windows(System):
     def cut(self, fd: int, size: int, end: int) -> None:
         try:
             os.ftruncate(fd, size)
-        except OSError:  # it is mapped
-            self.reserve(fd, size, end)
+        except OSError:  # it is mapped: by this process, or a virus scanner
+            for first, last in self.data_ranges(fd, size, end):
+                self.reserve(fd, first, last)
 
     def cut_unmapped(self, fd: int, size: int) -> None:
         # Where that fails, for a view is still in somebody's hands, the next opening cuts it.
