@@ -340,7 +340,7 @@ class Copy:
             else:
                 self._name_if_free()
             self._is_named = True
-        system.flush_folder(self._out)
+            system.flush_folder(self._out)
 
     def _name_if_free(self) -> None:
         try:

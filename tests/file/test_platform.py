@@ -261,6 +261,24 @@ def test_windows_backup_that_cannot_be_renamed_leaves_nothing_under_its_name(
     assert sorted(each.name for each in path.parent.iterdir() if "copy" in each.name) == [out.name]
 
 
+@needs_windows
+def test_windows_flushes_a_copy_once_more_when_it_has_its_name(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That puts the name on the disk, as the flush of a folder does elsewhere."""
+    real, out = os.fsync, path.with_name("copy.kvs")
+    has_name: list[bool] = []
+
+    def fsync(fd: int) -> None:
+        has_name.append(out.exists() and os.path.samestat(os.fstat(fd), os.stat(out)))
+        real(fd)
+
+    store = open_store()
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.backup(out)
+    assert has_name[-1]
+
+
 @needs_real_windows
 @pytest.mark.parametrize(("number", "times"), [(33, 2), (1117, 1)])
 def test_windows_flush_is_tried_again_while_windows_writes_the_same_pages(

@@ -100,4 +100,12 @@ class Windows(System):
         yield from ranges
 
     def flush_folder(self, path: str) -> None:
-        """A folder cannot be flushed; NTFS has names in its journal."""
+        # It cannot be flushed. NTFS has names in its journal, which a flush of the file writes out.
+        try:
+            fd = os.open(path, os.O_RDWR | self.flags)
+        except OSError:  # somebody else keeps it to himself
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
