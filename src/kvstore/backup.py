@@ -11,6 +11,7 @@ written.
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from errno import EEXIST, EISDIR
@@ -227,7 +228,8 @@ class Copy:
     def __init__(self, out: str, number: int) -> None:
         self._out = out
         self._folder, name = os.path.split(out)
-        name = os.fsdecode(os.fsencode(name)[:_NAME_SIZE])
+        # What is cut amid a character, or was no text, is left out.
+        name = os.fsencode(name)[:_NAME_SIZE].decode(sys.getfilesystemencoding(), "ignore")
         self._path = os.path.join(self._folder, f".{name}.backup-{number}")
         self._parts: Parts | None = None
         self._lock: FileLock | None = None
