@@ -92,11 +92,11 @@ def _temporary_folder() -> Path:
             user is not None
             and (status.st_uid != user or stat.S_IMODE(status.st_mode) & ~_OWNER_ONLY)
         ):
+            owner = "" if user is None else f" that belongs to user {user} with mode 0700"
             raise PermissionError(
                 EPERM,
-                f"must be a folder (no link) that belongs to user {user} with mode 0700 for the "
-                f"store to be kept in it; it is {stat.filemode(status.st_mode)} of user "
-                f"{status.st_uid}",
+                f"must be a folder (no link){owner} for the store to be kept in it; it is "
+                f"{stat.filemode(status.st_mode)} of user {status.st_uid}",
                 str(folder),
             ) from None
     return folder

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from support.platforms import needs_linux, needs_posix, needs_windows
 from support.processes import Child
 from support.stores import OpenStore
 
-from kvstore import KVStore, StoreFullError
+from kvstore import KVStore, StoreFullError, location
 from kvstore.backup import Copy
 from kvstore.file.platform import system
 from kvstore.format.layout import EXTENT_SIZE
@@ -331,6 +332,16 @@ def test_windows_parts_on_the_disk_are_told_within_what_was_asked(
         (EXTENT_SIZE, 2 * EXTENT_SIZE),
         (3 * EXTENT_SIZE, 5 * EXTENT_SIZE),
     ]
+
+
+@needs_windows
+def test_windows_names_no_owner_of_what_is_in_the_temporary_folder_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "kvstore").write_bytes(b"")
+    with pytest.raises(PermissionError, match=r"must be a folder \(no link\) for the store"):
+        location._temporary_folder()
 
 
 @needs_windows
