@@ -24,11 +24,11 @@ from support.images import (
     before_each_flush,
     write_image,
 )
-from support.platforms import needs_linux
+from support.platforms import needs_posix
 from support.processes import PATIENCE_SECONDS
 
-import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore, KVStoreError
+from kvstore.file.platform import system
 from kvstore.file.platform.interface import address_of
 from kvstore.format.layout import (
     EXTENT_SHIFT,
@@ -44,7 +44,9 @@ from kvstore.format.layout import (
     key_hash,
 )
 
-pytestmark = needs_linux
+flushes_pages: Final = pytest.mark.skipif(
+    not system.can_flush_pages(), reason="the system flushes whole files only"
+)
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def test_durable_reads_do_not_wait_for_the_disk(path: Path) -> None:
     assert_consistent(path)
 
 
+@needs_posix
 def test_new_file_has_its_folder_flushed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file whose name is not on the disk is lost with all that was synced into it."""
     real = os.fsync
@@ -119,18 +122,16 @@ class Gate:
     """
 
     def __init__(self) -> None:
-        self._real = os.fdatasync
-        self._real_of_pages = kvstore.file.platform.system.flush_pages
+        self._real = system.flush_file
+        self._real_of_pages = system.flush_pages
         self._lock = threading.Condition()
         self._allowed = 0
         self.started = 0
         self.log: list[str] = []
 
     def stand_in(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(os, "fdatasync", partial(self._pass, self._real))
-        patch.setattr(
-            kvstore.file.platform.system, "flush_pages", partial(self._pass, self._real_of_pages)
-        )
+        patch.setattr(system, "flush_file", partial(self._pass, self._real))
+        patch.setattr(system, "flush_pages", partial(self._pass, self._real_of_pages))
 
     def _pass(self, flush: Callable[..., None], *arguments: object) -> None:
         with self._lock:
@@ -250,20 +251,20 @@ LARGE: Final = {"text": "x" * 9_000}
 @contextmanager
 def asked_of_the_disk() -> Iterator[list[Flush]]:
     """List flushes, as they start."""
-    real, real_of_pages = os.fdatasync, kvstore.file.platform.system.flush_pages
+    real, real_of_pages = system.flush_file, system.flush_pages
     asked: list[Flush] = []
 
-    def flush(fd: int) -> None:
+    def flush(fd: int, mapped: mmap.mmap | None = None) -> None:
         asked.append(EVERYTHING)
-        real(fd)
+        real(fd, mapped)
 
     def flush_pages(mapped: mmap.mmap, start: int, end: int) -> None:
         asked.append((start, end))
         real_of_pages(mapped, start, end)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fdatasync", flush)
-        patch.setattr(kvstore.file.platform.system, "flush_pages", flush_pages)
+        patch.setattr(system, "flush_file", flush)
+        patch.setattr(system, "flush_pages", flush_pages)
         yield asked
 
 
@@ -298,7 +299,7 @@ def has_asked_for_its_record_alone(act: Callable[[], object]) -> bool:
 
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: True)
+    monkeypatch.setattr(system, "overwrites_in_place", lambda _: True)
 
 
 @pytest.fixture
@@ -313,6 +314,7 @@ def durable(path: Path, in_place: None) -> Iterator[KVStore]:
     assert_consistent(path)
 
 
+@flushes_pages
 def test_durable_create_flushes_its_record_alone(durable: KVStore) -> None:
     asked = asked_by(lambda: durable.create("key", {"n": 12_345}, ttl=60))
     assert len(asked) == 1
@@ -323,6 +325,7 @@ def test_durable_create_flushes_its_record_alone(durable: KVStore) -> None:
     assert record[RECORD_HEADER_SIZE:] == b'key{"n":12345}'
 
 
+@flushes_pages
 def test_durable_delete_flushes_the_link_that_ends_its_record_alone(durable: KVStore) -> None:
     durable.create("key", {"n": 12_345})
     asked = asked_by(lambda: durable.delete("key"))
@@ -334,6 +337,7 @@ def test_durable_delete_flushes_the_link_that_ends_its_record_alone(durable: KVS
     assert link & 0xFFFF_FFFF == FREE_MAGIC
 
 
+@flushes_pages
 @pytest.mark.parametrize("remove", [KVStore.delete, KVStore.pop])
 def test_durable_delete_of_a_record_that_has_moved_flushes_all_of_it(
     durable: KVStore, remove: Callable[[KVStore, str], object]
@@ -369,38 +373,43 @@ def place_of(store: KVStore, key: str) -> int:
     return store._file.words[slot + SLOT_RECORD_OFFSET >> 3] & SLOT_RECORD_MASK
 
 
+@flushes_pages
 def test_flush_of_pages_covers_whole_pages_from_the_first_to_the_last_byte(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a record that lies across pages, each is flushed."""
+    from kvstore.file.platform import linux
+
     path.write_bytes(bytes(4 * mmap.PAGESIZE))
-    _, errno_of = kvstore.file.platform.linux._msync()
+    _, errno_of = linux._msync()
     calls = []
 
     def msync(address: int, size: int, flags: int) -> int:
         calls.append((address, size, flags))
         return 0
 
-    monkeypatch.setattr(kvstore.file.platform.linux, "_msync", lambda: (msync, errno_of))
+    monkeypatch.setattr(linux, "_msync", lambda: (msync, errno_of))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         address, page = address_of(mapped), mmap.PAGESIZE
-        kvstore.file.platform.system.flush_pages(mapped, page + 32, page + 40)
-        kvstore.file.platform.system.flush_pages(mapped, 2 * page - 32, 2 * page + 1)
+        system.flush_pages(mapped, page + 32, page + 40)
+        system.flush_pages(mapped, 2 * page - 32, 2 * page + 1)
     assert calls == [(address + page, 40, 4), (address + page, page + 1, 4)]
 
 
+@flushes_pages
 def test_flush_of_pages_that_fails_says_why(path: Path) -> None:
     path.write_bytes(bytes(mmap.PAGESIZE))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        kvstore.file.platform.system.flush_pages(mapped, 0, 8)
+        system.flush_pages(mapped, 0, 8)
         with pytest.raises(OSError, match=rf"\[Errno {errno.ENOMEM}\]"):
-            kvstore.file.platform.system.flush_pages(mapped, 1 << 50, (1 << 50) + 8)
+            system.flush_pages(mapped, 1 << 50, (1 << 50) + 8)
 
 
+@needs_posix
 def test_what_is_not_overwritten_in_place_is_flushed_whole(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kvstore.file.platform.system, "overwrites_in_place", lambda _: False)
+    monkeypatch.setattr(system, "overwrites_in_place", lambda _: False)
     with KVStore(path, durable=True) as store:
         store.create("small", {})
         assert asked_by(lambda: store.create("key", {})) == [EVERYTHING]
@@ -412,6 +421,7 @@ def test_what_is_not_overwritten_in_place_is_flushed_whole(
 # `DataFile.require_full_flush`.
 
 
+@flushes_pages
 def test_first_durable_operation_finds_the_index_marked_as_in_flux(
     path: Path, in_place: None
 ) -> None:
@@ -424,6 +434,7 @@ def test_first_durable_operation_finds_the_index_marked_as_in_flux(
     assert_consistent(path)
 
 
+@flushes_pages
 def test_growth_is_flushed_with_the_record_that_needed_it(durable: KVStore) -> None:
     """A file whose state does not yet count an extent is cut off before it."""
     asked = []
@@ -434,6 +445,7 @@ def test_growth_is_flushed_with_the_record_that_needed_it(durable: KVStore) -> N
     assert set(asked) == {(True, False), (False, True)}
 
 
+@flushes_pages
 def test_growth_of_another_thread_is_flushed_too(durable: KVStore) -> None:
     def grow() -> None:
         with durable._locks.space:
@@ -444,6 +456,7 @@ def test_growth_of_another_thread_is_flushed_too(durable: KVStore) -> None:
     assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
 
 
+@flushes_pages
 def test_clear_that_was_refused_is_taken_back_with_the_next_record(
     durable: KVStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +474,7 @@ def test_clear_that_was_refused_is_taken_back_with_the_next_record(
     assert has_asked_for_its_record_alone(lambda: durable.create("second", {}))
 
 
+@flushes_pages
 def test_extent_that_became_free_is_flushed_before_it_gets_another_class(durable: KVStore) -> None:
     """Two classes in an extent would be told apart by their bytes alone."""
     asked: list[list[Flush]] = []
@@ -471,6 +485,7 @@ def test_extent_that_became_free_is_flushed_before_it_gets_another_class(durable
     assert has_asked_for_its_record_alone(lambda: durable.create("key", {}))
 
 
+@flushes_pages
 def test_only_record_of_its_size_comes_and_goes_without_a_flush_of_everything(
     durable: KVStore,
 ) -> None:
@@ -480,6 +495,7 @@ def test_only_record_of_its_size_comes_and_goes_without_a_flush_of_everything(
         assert has_asked_for_its_record_alone(lambda: durable.create("large", LARGE))
 
 
+@flushes_pages
 def test_delete_that_frees_an_extent_flushes_everything(durable: KVStore) -> None:
     """The one that was emptied before, and had stayed with its class until then."""
     assert has_asked_for_its_record_alone(lambda: durable.delete("large"))
@@ -488,6 +504,7 @@ def test_delete_that_frees_an_extent_flushes_everything(durable: KVStore) -> Non
     assert has_asked_for_its_record_alone(lambda: durable.create("large", LARGE))
 
 
+@flushes_pages
 def test_key_created_before_another_threads_delete_has_been_flushed(durable: KVStore) -> None:
     """On the disk there would be two records of one key; clocks tie, and are set back."""
     durable.create("key", {"n": 1})
@@ -510,6 +527,7 @@ def test_two_deletes_at_a_time_do_not_take_each_other_for_flushed(durable: KVSto
     assert asked == [[EVERYTHING]]
 
 
+@flushes_pages
 def test_block_deleted_from_twice_before_the_first_is_flushed(durable: KVStore) -> None:
     durable.create("one", {})
 
@@ -522,6 +540,7 @@ def test_block_deleted_from_twice_before_the_first_is_flushed(durable: KVStore) 
     assert has_asked_for_its_record_alone(lambda: durable.create("key", {}))
 
 
+@flushes_pages
 def test_delete_that_is_interrupted_is_flushed_with_what_comes_next(
     durable: KVStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,6 +557,7 @@ def test_delete_that_is_interrupted_is_flushed_with_what_comes_next(
     assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
 
 
+@flushes_pages
 def test_expired_holder_of_the_key_need_not_be_flushed_away(
     durable: KVStore, clock: FakeClock
 ) -> None:
@@ -547,6 +567,7 @@ def test_expired_holder_of_the_key_need_not_be_flushed_away(
     assert has_asked_for_its_record_alone(lambda: durable.create("key", {"n": 2}))
 
 
+@flushes_pages
 def test_what_was_purged_is_flushed_away_before_its_key_is_created(
     durable: KVStore, clock: FakeClock
 ) -> None:
@@ -560,6 +581,7 @@ def test_what_was_purged_is_flushed_away_before_its_key_is_created(
     assert has_asked_for_its_record_alone(lambda: durable.create("other", {}))
 
 
+@flushes_pages
 def test_what_a_rewritten_segment_dropped_is_flushed_away(
     path: Path, in_place: None, clock: FakeClock
 ) -> None:
@@ -583,6 +605,7 @@ def keys_of_stripe(store: KVStore, stripe: int) -> Iterator[str]:
     )
 
 
+@flushes_pages
 @pytest.mark.parametrize("error", [MemoryError, CorruptStoreError])
 def test_record_of_a_create_that_was_undone_is_flushed_away(
     error: type[Exception], durable: KVStore
@@ -608,6 +631,7 @@ def test_buffered_store_keeps_no_account_of_what_it_cleared(path: Path, in_place
     assert_consistent(path)
 
 
+@flushes_pages
 def test_durable_count_waits_for_a_flush_of_everything(durable: KVStore) -> None:
     """A file shorter than that is taken for one that was cut off."""
     with durable._locks.space:
@@ -632,8 +656,8 @@ def failing_flushes(number: int = errno.EIO) -> Iterator[None]:
         raise OSError(number, os.strerror(number))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fdatasync", fail)
-        patch.setattr(kvstore.file.platform.system, "flush_pages", fail)
+        patch.setattr(system, "flush_file", fail)
+        patch.setattr(system, "flush_pages", fail)
         yield
 
 
@@ -765,8 +789,8 @@ def test_threads_that_share_a_failed_flush_are_all_told(
         assert let_fail.wait(PATIENCE_SECONDS)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fdatasync", fail)
-    monkeypatch.setattr(kvstore.file.platform.system, "flush_pages", fail)
+    monkeypatch.setattr(system, "flush_file", fail)
+    monkeypatch.setattr(system, "flush_pages", fail)
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(store.create, "leader", {})]
         assert started.wait(PATIENCE_SECONDS)
