@@ -1,10 +1,14 @@
 """Percentiles of single operations' times, by HdrHistogram; made once all times were taken."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from hdrh.histogram import HdrHistogram
+with warnings.catch_warnings():
+    # Its structures do not say what Python 3.14 wants to know of their layout.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from hdrh.histogram import HdrHistogram
 
 SHARES: Final = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99}
 NAMES: Final = (*SHARES, "max")

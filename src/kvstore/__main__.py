@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 from kvstore import __version__
 
@@ -72,10 +72,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _end(message: object, status: int) -> int:
-    # Where it cannot be written, the status still tells.
-    with suppress(OSError):
-        said = _LIMIT.sub("--max-bytes", str(message))
-        print(f"kvstore: {said}", file=sys.stderr, flush=True)
+    said = _LIMIT.sub("--max-bytes", str(message))
+    _tell(f"kvstore: {said}\n")
     return status
 
 
@@ -196,9 +194,9 @@ def _write(text: bytes, what: str = "") -> None:
         if sys.stdout is None:
             raise OSError("it is closed")
         sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+        sys.stdout.flush()
     except OSError as error:
-        _give_up_output()
+        _give_up(sys.stdout)
         if system.has_no_reader(error):
             return  # it has enough
         raise _Failure(
@@ -206,10 +204,18 @@ def _write(text: bytes, what: str = "") -> None:
         ) from error
 
 
-def _give_up_output() -> None:
+def _tell(text: str) -> None:
+    """Write on standard error. Where that takes nothing, the exit status still tells."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO | None) -> None:
     """Keep Python from trying once more at its end to write what cannot be written."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -220,7 +226,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace | int:
     try:
         return _parser().parse_args(arguments)
     except SystemExit as end:
-        _write(b"")  # help, or the version, which may still be in a buffer
+        # What the parser has said may still be in a buffer.
+        _tell("")
+        _write(b"")
         return end.code if isinstance(end.code, int) else 2
 
 

@@ -39,7 +39,7 @@ def plan_of(place: Path, *engines: str) -> Plan:
 
 
 def test_percentiles_are_those_of_all_times_and_the_longest_is_exact() -> None:
-    pytest.importorskip("hdrh", reason="percentiles take hdrhistogram (extra `bench`)")
+    pytest.importorskip("percentiles", reason="percentiles take hdrhistogram (extra `bench`)")
     from percentiles import percentiles
 
     times = random.Random(1).sample(range(1000, 1_001_000), 100_000)
@@ -51,7 +51,7 @@ def test_percentiles_are_those_of_all_times_and_the_longest_is_exact() -> None:
 
 
 def test_percentile_that_no_time_exceeds_is_not_given() -> None:
-    pytest.importorskip("hdrh", reason="percentiles take hdrhistogram (extra `bench`)")
+    pytest.importorskip("percentiles", reason="percentiles take hdrhistogram (extra `bench`)")
     from percentiles import percentiles
 
     assert list(percentiles([range(999)])) == ["p50", "p90", "p99", "max"]

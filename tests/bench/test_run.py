@@ -18,7 +18,7 @@ from support.processes import PATIENCE_SECONDS, environment
 
 import harness
 
-pytest.importorskip("hdrh", reason="percentiles take hdrhistogram (extra `bench`)")
+pytest.importorskip("percentiles", reason="percentiles take hdrhistogram (extra `bench`)")
 
 RUN: Final = Path(harness.__file__).with_name("run.py")
 
