@@ -99,7 +99,10 @@ class ScriptedStore:
             text = f"gives {getattr(self, name)(*arguments)!r}"
         except BaseException as error:
             text = _described(error)
-        text = text.replace(str(self._folder), "").replace(f"pid {os.getpid()}", "pid")
+        # Where folders are parted by backslashes, `repr` doubles them.
+        for folder in (repr(str(self._folder))[1:-1], str(self._folder)):
+            text = text.replace(folder, "")
+        text = text.replace(f"pid {os.getpid()}", "pid")
         if len(text) > MOST_TEXT:
             digest = xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
             text = f"{text[:MOST_TEXT]}… and so on: {digest}"
