@@ -9,6 +9,7 @@ from support import MIB, scaled, seeded_random
 from support.clock import FakeClock
 from support.components import NOW_MS, replace_writes
 from support.consistency import assert_consistent
+from support.files import open_contents
 from support.images import write_image
 from support.record_images import STAMP, Image
 from xxhash import xxh3_64_intdigest
@@ -60,7 +61,7 @@ def crashed(path: Path, rng: random.Random, clock: FakeClock, count: int) -> Ima
             store.create(key, {"v": "x" * rng.choice(sizes)}, ttl)
             if rng.random() < 0.2:
                 store.delete(key)
-        contents = path.read_bytes()
+        contents = open_contents(store)
     path.unlink()
     clock.advance(rng.choice((0, 5)))
     return Image(contents)
@@ -173,8 +174,8 @@ def test_record_that_nobody_can_have_written_is_dropped_though_its_checksum_is_r
     """It is in a block of its class, after others that are sound."""
     steps = (RECORD_HEADER_SIZE + key_size + value_size + 31) // 32
     size = BLOCK_SIZES[SIZE_CLASSES[steps]]
-    with KVStore(path):
-        image = Image(path.read_bytes())
+    with KVStore(path) as store:
+        image = Image(open_contents(store))
     image.contents[STATE_OFFSET : STATE_OFFSET + STATE.size] = bytes(STATE.size)
     extent = image.extents()[-1]
     for block in range(3):
@@ -206,8 +207,8 @@ def test_records_whose_hashes_collide_are_given_the_same_slots(
     """With the uppermost `bits` of all hashes the same, and now and then the home bucket."""
     rng = seeded_random()
     same = rng.getrandbits(64)
-    with KVStore(path):
-        empty = path.read_bytes()
+    with KVStore(path) as store:
+        empty = open_contents(store)
     (seed,) = {IDENTITY.unpack_from(empty)[4]}
 
     def digest(data: bytes, with_seed: int = 0) -> int:
