@@ -70,7 +70,7 @@ _MOST_NAMES: Final = 1_000
 _NAME_SIZE: Final = 200
 _CONTROL_END: Final = CONTROL_OFFSET + SLOT_COUNT
 # Where an open file cannot be renamed, a copy is without its lock as it gets its name: no other
-# thread may take it for one that was left behind, or have a look at that name.
+# thread may take it for one that was left behind, or have it or what has that name open.
 _naming: Final[AbstractContextManager[object]] = (
     nullcontext() if system.renames_open_files else RLock()
 )
@@ -193,7 +193,9 @@ def new_copy(out: str, *, source: str, overwrite: bool) -> Iterator["Copy"]:
         copy = Copy(out, number)
         try:
             with copy.errors():
-                if copy.open():
+                with _naming:
+                    is_open = copy.open()
+                if is_open:
                     yield copy
                     copy.name(overwrite)
                     return
