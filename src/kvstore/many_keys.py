@@ -6,31 +6,31 @@ which are those of the operations on one key.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 from orjson import loads
 
 from .errors import KVStoreError, StoreFullError
-from .format.codec import Value
+from .format.codec import JSONObject, Value
 
 if TYPE_CHECKING:
     from .compiled.interface import FastPath
 
 _NOWHERE: Final = 2**64 - 1
 
-Pair = tuple[str, Value]
+_Given = TypeVar("_Given", covariant=True)
 
 
-class SupportsKeys(Protocol):
+class SupportsKeys(Protocol[_Given]):
     """What `dict.update` takes for a mapping."""
 
     def keys(self) -> Iterable[str]:
         """Return the keys."""
 
-    def __getitem__(self, key: str, /) -> Value: ...
+    def __getitem__(self, key: str, /) -> _Given: ...
 
 
-Items = SupportsKeys | Iterable[Pair]
+Items = SupportsKeys[Value] | Iterable[tuple[str, Value]]
 """What `dict.update` takes."""
 
 
@@ -57,21 +57,21 @@ class Written(list[int]):
         return self[1] - self[0]
 
 
-def pairs_of(items: Items) -> Iterator[Pair]:
+def pairs_of(items: Items[Value]) -> Iterator[tuple[str, Value]]:
     """Return the pairs that are meant by what `dict.update` takes."""
     if isinstance(items, Mapping):
         return iter(items.items())
     if hasattr(items, "keys"):
-        of_key = cast(SupportsKeys, items)
+        of_key = cast("SupportsKeys[Value]", items)
         return ((key, of_key[key]) for key in of_key.keys())  # noqa: SIM118 - it need not iterate
     return iter(items)
 
 
 def read_many(
     fast: "FastPath | None", keys: Iterable[str], get: Callable[[str, Any], Any]
-) -> dict[str, Value]:
+) -> dict[str, Any]:
     """Return the values of those keys that are there; `get` gives that of one, or a default."""
-    found: dict[str, Value] = {}
+    found: dict[str, JSONObject] = {}
     absent = object()
 
     def read(key: str) -> None:
@@ -91,7 +91,7 @@ def read_many(
 
 def put_many(
     fast: "FastPath | None",
-    pairs: Iterator[Pair],
+    pairs: Iterator[tuple[str, Value]],
     ttl: int | None,
     written: Written | None,
     store: Callable[[str, Value, int | None, bytes | None], tuple[int, int]],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex, TypeVar, overload
 from weakref import WeakSet
 
 from orjson import JSONDecodeError, loads
@@ -37,7 +37,15 @@ from .format.layout import (
 from .index.slab import Slab
 from .index.stats import StoreStats
 from .locks import NOT_OPENED, StoreLocks, operation
-from .many_keys import Items, Written, delete_many, pairs_of, put_many, read_many
+from .many_keys import (
+    Items,
+    SupportsKeys,
+    Written,
+    delete_many,
+    pairs_of,
+    put_many,
+    read_many,
+)
 from .one_key import OneKey
 from .parts import Parts, check_max_bytes, check_timeout, resolve
 from .views import StoreItems, StoreValues
@@ -59,7 +67,7 @@ class _Missing:
 _MISSING: Final = _Missing()
 _RECORD_SIZE_SHIFT: Final = SLOT_RECORD_MASK.bit_length()
 
-_stores: "WeakSet[KVStore]" = WeakSet()
+_stores: "WeakSet[KVStore[Any]]" = WeakSet()
 
 
 class KVStore(MutableMapping[str, Value]):
@@ -290,7 +298,7 @@ class KVStore(MutableMapping[str, Value]):
                 return self.read(key)
             with suppress(KeyExistsError):  # another thread was faster
                 self.create(key, value, ttl)
-                return decode_value(key, encode_value(key, value))
+                return decode_value(key, encode_value(key, value))  # type: ignore[no-any-return]
 
     def _restore(
         self,
@@ -329,7 +337,7 @@ class KVStore(MutableMapping[str, Value]):
         try:
             return loads(encoded)  # type: ignore[no-any-return]
         except JSONDecodeError:
-            return decode_value(key, encoded)
+            return decode_value(key, encoded)  # type: ignore[no-any-return]
 
     __getitem__ = read
 
@@ -414,7 +422,7 @@ class KVStore(MutableMapping[str, Value]):
             # No lock is held while the value is verified and parsed; so it is done again if it was
             # replaced.
             encoded, version = self._one_key.read(key, encoded_key)
-            value = decode_value(key, encoded)
+            value: Value = decode_value(key, encoded)
             record, size = self._one_key.delete(key, encoded_key, version)
             if record >= 0:
                 if self._durable:
@@ -492,7 +500,11 @@ class KVStore(MutableMapping[str, Value]):
             self._locks.raise_closed()
         return read_many(self._fast, keys, self.get)
 
-    def put_many(self, items: Items, ttl: int | None = None) -> None:
+    @overload
+    def put_many(self, items: SupportsKeys[Value], ttl: int | None = None) -> None: ...
+    @overload
+    def put_many(self, items: Iterable[tuple[str, Value]], ttl: int | None = None) -> None: ...
+    def put_many(self, items: Items[Value], ttl: int | None = None) -> None:
         """Put each of a mapping or of an iterable of pairs, for `ttl` whole seconds or for ever.
 
         In their order, each as `put` does, so each by itself is atomic; of a key that is given
@@ -533,7 +545,11 @@ class KVStore(MutableMapping[str, Value]):
         if written and not self._file.owned_by_parent:
             self._file.flush_record(written[0], written.size)
 
-    def update(self, other: Items = (), /, **pairs: Value) -> None:
+    @overload
+    def update(self, other: SupportsKeys[Value], /, **pairs: Value) -> None: ...
+    @overload
+    def update(self, other: Iterable[tuple[str, Value]] = (), /, **pairs: Value) -> None: ...
+    def update(self, other: Items[Value] = (), /, **pairs: Value) -> None:
         """Put all pairs of a mapping, or of an iterable, and those that are given by name.
 
         As `put_many`, which it raises as well.
@@ -614,11 +630,11 @@ class KVStore(MutableMapping[str, Value]):
             self._locks.raise_closed()
         return self._all_keys.iterate(self)
 
-    def items(self) -> "StoreItems":
+    def items(self) -> StoreItems[Value]:
         """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
         return StoreItems(self)
 
-    def values(self) -> "StoreValues":
+    def values(self) -> StoreValues[Value]:
         """Return a view of the values; iterating it is like iterating the keys."""
         return StoreValues(self)
 

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 import kvstore.file.platform
 from kvstore import CorruptStoreError, KVStore
 from kvstore.file.rollback import Rollback
-from kvstore.format.codec import Value
+from kvstore.format.codec import JSONObject
 from kvstore.format.layout import (
     SPLIT_AT,
 )
@@ -151,8 +151,8 @@ def test_operation_cut_short_at_any_write_loses_nothing_acknowledged(
 def assert_recovers(
     path: Path,
     image: bytes,
-    before: dict[str, Value],
-    after: dict[str, Value],
+    before: dict[str, JSONObject],
+    after: dict[str, JSONObject],
     outcome: str,
     note: str,
 ) -> None:

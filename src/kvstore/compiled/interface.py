@@ -3,11 +3,11 @@
 At run time a protocol would only take time and memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from kvstore.format.codec import Value
+from kvstore.format.codec import JSONObject
 
 
 class OwnedLock(Protocol):
@@ -89,8 +89,8 @@ class FastPath(Protocol):
     def read_many(
         self,
         keys: Iterator[str],
-        found: "dict[str, Value]",
-        parse: "Callable[[bytes], Value]",
+        found: "dict[str, JSONObject]",
+        parse: "Callable[[bytes], JSONObject]",
         rare: Callable[[str], None],
     ) -> bool:
         """Set the values of the next keys in `found`, as `parse` makes them of JSON.
@@ -101,7 +101,7 @@ class FastPath(Protocol):
 
     def put_many(
         self,
-        pairs: "Iterator[tuple[str, Value]]",
+        pairs: "Iterator[tuple[str, Mapping[str, object]]]",
         ttl: object,
         written: list[int],
         rare: Callable[[tuple[str, object], bytes | None], None],

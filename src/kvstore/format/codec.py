@@ -6,10 +6,10 @@ over the value comes first; it is short for small flat objects, which are the co
 what is out of the ordinary to slower code.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from types import NoneType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -23,7 +23,17 @@ from kvstore.errors import (
 
 from .layout import MAX_KEY_CHARACTERS, MAX_VALUE_SIZE
 
-Value = dict[str, Any]
+JSONObject = dict[str, Any]
+"""What every value is."""
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # type checkers have it; that of Python 3.12 has no default
+
+    Value = TypeVar("Value", bound=Mapping[str, Any], default=JSONObject)
+else:
+    from typing import TypeVar
+
+    Value = TypeVar("Value", bound=Mapping[str, Any])
 
 MAX_DEPTH: Final = 100
 MAX_TTL_SECONDS: Final = 10**10
@@ -95,7 +105,7 @@ def check_ttl(key: str, ttl: object) -> int:
     )
 
 
-def encode_value(key: str, value: dict[str, Any]) -> bytes:
+def encode_value(key: str, value: Mapping[str, Any]) -> bytes:
     """Return `value` as compact JSON in UTF-8, at most 16,384 bytes. `key` is for messages.
 
     Raises:
@@ -116,7 +126,7 @@ def encode_value(key: str, value: dict[str, Any]) -> bytes:
     return encoded
 
 
-def decode_value(key: str, encoded: bytes) -> dict[str, Any]:
+def decode_value(key: str, encoded: bytes) -> Any:
     """Return the value that `encode_value` made these bytes of.
 
     Raises:
@@ -124,10 +134,9 @@ def decode_value(key: str, encoded: bytes) -> dict[str, Any]:
         MemoryError: there is too little memory to parse them.
     """
     try:
-        value: dict[str, Any] = parse(encoded)
+        return parse(encoded)
     except ValueError as error:
         raise CorruptStoreError(f"key {key!r}: its value is not JSON: {error}") from error
-    return value
 
 
 def parse(encoded: bytes) -> Any:
