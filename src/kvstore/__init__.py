@@ -1,4 +1,9 @@
-"""An embedded, file-based key-value store for one process: see `KVStore`."""
+"""An embedded, file-based key-value store for one process: see `KVStore`.
+
+>>> from kvstore import KVStore
+>>> with KVStore("data.kvs") as store:
+...     store.put("user:1", {"name": "Ada"})
+"""
 
 import sys
 

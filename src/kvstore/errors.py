@@ -9,31 +9,74 @@ from errno import EDQUOT
 
 
 class KVStoreError(Exception):
-    """Anything that this library raises of its own."""
+    """Anything that this library raises of its own.
+
+    >>> try:
+    ...     store.read("user:1")
+    ... except KVStoreError as error:
+    ...     print(error)
+    key 'user:1': not in the store
+    """
 
 
 class InvalidKeyError(KVStoreError, ValueError):
-    """The key is not a string of 1 to 32 characters, or holds a lone surrogate."""
+    """The key is not a string of 1 to 32 characters, or holds a lone surrogate.
+
+    >>> store.put("", {"name": "Ada"})
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.InvalidKeyError: key '': 0 characters, allowed are 1 to 32
+    """
 
 
 class InvalidValueError(KVStoreError, ValueError):
-    """The value is not a dict that JSON gives back equal. The message says where in it."""
+    """The value is not a dict that JSON gives back equal. The message says where in it.
+
+    >>> store.put("user:1", {"born": {1815, 1852}})
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.InvalidValueError: key 'user:1': value['born']: ...
+    """
 
 
 class ValueTooLargeError(InvalidValueError):
-    """The value takes more than 16,384 bytes as compact JSON. Split it over several keys."""
+    """The value takes more than 16,384 bytes as compact JSON. Split it over several keys.
+
+    >>> store.put("user:1", {"name": "A" * 20_000})
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.ValueTooLargeError: key 'user:1': value is 20,011 bytes of JSON, limit 16,384
+    """
 
 
 class InvalidTTLError(KVStoreError, ValueError):
-    """The time-to-live is not a whole number of seconds from 1 to 10**10."""
+    """The time-to-live is not a whole number of seconds from 1 to 10**10.
+
+    >>> store.put("user:1", {"name": "Ada"}, ttl=0)
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.InvalidTTLError: key 'user:1': time-to-live is 0 (int), ...
+    """
 
 
 class KeyExistsError(KVStoreError):
-    """`create` of a key that is there. Put it instead, which replaces the value, or read it."""
+    """`create` of a key that is there. Put it instead, which replaces the value, or read it.
+
+    >>> store.create("user:1", {"name": "Ada"})
+    >>> store.create("user:1", {"name": "Alan"})
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.KeyExistsError: key 'user:1': ...
+    """
 
 
 class KeyNotFoundError(KVStoreError, KeyError):
     """Nothing is stored under the key, or what was has passed its time-to-live.
+
+    >>> store["user:1"]
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.KeyNotFoundError: key 'user:1': not in the store
 
     Args:
         key: as it was asked for; the first of `args`.
@@ -50,6 +93,12 @@ class StoreFullError(KVStoreError):
     """No room for the record: the file is at its limit, or the disk is full.
 
     Where the disk refused, its `OSError` is the `__cause__`. Nothing was lost; deleting makes room.
+
+    >>> with KVStore("small.kvs", max_bytes=4 * 2**20) as small:
+    ...     small.put_many((str(number), {"text": "x" * 16_000}) for number in range(1_000))
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.StoreFullError: key '...
     """
 
 
@@ -63,6 +112,11 @@ class QuotaError(StoreFullError, OSError):
 
 class StoreLockedError(KVStoreError):
     """Another process, or another `KVStore` of this one, has the file open.
+
+    >>> KVStore(store.path)
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.StoreLockedError: ...
 
     Args:
         what: who has it; the first of `args`.
@@ -78,16 +132,49 @@ class StoreBusyError(KVStoreError):
 
     Raised at once, with nothing changed, where a signal handler, a finalizer or a trace function
     calls a store amid an operation that it has interrupted. Try again once that has ended.
+
+    >>> def on_signal(number, frame):
+    ...     try:
+    ...         store.put("signal", {"number": number})
+    ...     except StoreBusyError:
+    ...         missed.append(number)
     """
 
 
 class StoreClosedError(KVStoreError):
-    """The store was closed, or belongs to the parent of this forked process. Open it anew."""
+    """The store was closed, or belongs to the parent of this forked process. Open it anew.
+
+    >>> store.close()
+    >>> store.read("user:1")
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.StoreClosedError: ...
+    """
 
 
 class CorruptStoreError(KVStoreError):
-    """Bytes of the file are not what was written. The message names the structure and offset."""
+    """Bytes of the file are not what was written. The message names the structure and offset.
+
+    >>> from pathlib import Path
+    >>> with KVStore("data.kvs") as store:
+    ...     store.put("user:1", {"name": "Ada"})
+    >>> contents = Path("data.kvs").read_bytes()
+    >>> _ = Path("data.kvs").write_bytes(contents.replace(b"Ada", b"Eve"))
+    >>> with KVStore("data.kvs") as store:
+    ...     store.read("user:1")
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.CorruptStoreError: ...
+    """
 
 
 class UnsupportedFormatError(KVStoreError):
-    """The file is no kvstore file, or is of a newer format. It was left as it is."""
+    """The file is no kvstore file, or is of a newer format. It was left as it is.
+
+    >>> from pathlib import Path
+    >>> _ = Path("notes.txt").write_text("no store")
+    >>> KVStore("notes.txt")
+    Traceback (most recent call last):
+        ...
+    kvstore.errors.UnsupportedFormatError: ...
+    """

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _NOWHERE: Final = 2**64 - 1
 
-_Given = TypeVar("_Given", covariant=True)
+_Given_co = TypeVar("_Given_co", covariant=True)
 
 
-class SupportsKeys(Protocol[_Given]):
+class SupportsKeys(Protocol[_Given_co]):
     """What `dict.update` takes for a mapping."""
 
     def keys(self) -> Iterable[str]:
         """Return the keys."""
 
-    def __getitem__(self, key: str, /) -> _Given: ...
+    def __getitem__(self, key: str, /) -> _Given_co: ...
 
 
 Items = SupportsKeys[Value] | Iterable[tuple[str, Value]]

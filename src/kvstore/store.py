@@ -75,14 +75,23 @@ class KVStore(MutableMapping[str, Value]):
 
     Keys are strings of 1 to 32 characters, values dicts of at most 16,384 bytes of JSON.
 
-    >>> import tempfile
-    >>> with KVStore(tempfile.mkdtemp() + "/data.kvs") as store:
+    >>> with KVStore("data.kvs") as store:
     ...     store.create("user:1", {"name": "Ada"}, ttl=3600)
     ...     store.read("user:1")
     ...     store.delete("user:1")
     ...     "user:1" in store
     {'name': 'Ada'}
     False
+
+    To a type checker values are `dict[str, Any]`, or what the store is annotated with, as
+    `KVStore[Settings]` for a `TypedDict`. Nothing of that is checked as the program runs.
+
+    >>> from typing import TypedDict
+    >>> class Settings(TypedDict):
+    ...     theme: str
+    >>> with KVStore[Settings]("data.kvs") as store:
+    ...     store.put("settings", {"theme": "dark"})
+    ...     settings: Settings = store.read("settings")
 
     Args:
         path: the file; a missing one, an empty one, and one of zeros becomes a new store. None: the
@@ -159,6 +168,10 @@ class KVStore(MutableMapping[str, Value]):
     def create(self, key: str, value: Value, ttl: int | None = None) -> None:
         """Store `value` under `key`, for `ttl` whole seconds or for ever.
 
+        >>> store.create("user:1", {"name": "Ada"}, ttl=3600)
+        >>> store.read("user:1")
+        {'name': 'Ada'}
+
         Raises:
             InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
             InvalidValueError: `value` would not read back equal.
@@ -187,8 +200,6 @@ class KVStore(MutableMapping[str, Value]):
         one, never neither, never a mixture; and so does whoever opens the file after a crash. After
         power loss the key has the value that was last synced, or a later one.
 
-        >>> import tempfile
-        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
         >>> store.put("user:1", {"visits": 1}, ttl=3600)
         >>> store["user:1"] = {"visits": 2}
         >>> store["user:1"], store.ttl("user:1")
@@ -266,6 +277,11 @@ class KVStore(MutableMapping[str, Value]):
 
         The value is verified and stored anew. One that has expired is not revived.
 
+        >>> store.put("session:1", {"user": "ada"})
+        >>> store.touch("session:1", 1800)
+        >>> store.ttl("session:1")
+        1800
+
         Raises:
             InvalidKeyError, InvalidTTLError: `key` or `ttl` is not what the store takes.
             KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
@@ -290,6 +306,11 @@ class KVStore(MutableMapping[str, Value]):
         """Return the value of `key`; where it is absent, store `value` and return that as read.
 
         In one step: of threads that set a default at the same time, all get the same.
+
+        >>> store.setdefault("settings", {"theme": "dark"})
+        {'theme': 'dark'}
+        >>> store.setdefault("settings", {"theme": "light"})
+        {'theme': 'dark'}
 
         Raises: as `create` and `read`, without KeyExistsError.
         """
@@ -322,6 +343,10 @@ class KVStore(MutableMapping[str, Value]):
     def read(self, key: str) -> Value:
         """Return the value of `key` as a new dict.
 
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.read("user:1")
+        {'name': 'Ada'}
+
         Raises:
             InvalidKeyError: `key` is not a string of 1 to 32 characters.
             KeyNotFoundError: nothing is stored under `key`; an expired record counts as absent.
@@ -342,7 +367,12 @@ class KVStore(MutableMapping[str, Value]):
     __getitem__ = read
 
     def read_bytes(self, key: str) -> bytes:
-        """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`."""
+        """Return the value of `key` as JSON in UTF-8, not parsed. Raises as `read`.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.read_bytes("user:1")
+        b'{"name":"Ada"}'
+        """
         fast = self._fast
         encoded = None if fast is None else fast.read_bytes(key)
         if not encoded:
@@ -356,7 +386,11 @@ class KVStore(MutableMapping[str, Value]):
     @overload
     def get(self, key: str, default: Default) -> Value | Default: ...
     def get(self, key: str, default: object = None) -> object:
-        """Return the value of `key`, or `default` where it is absent; else raise as `read`."""
+        """Return the value of `key`, or `default` where it is absent; else raise as `read`.
+
+        >>> store.get("user:2", {"name": "nobody"})
+        {'name': 'nobody'}
+        """
         fast = self._fast
         encoded = None if fast is None else fast.read_bytes(key)
         if encoded is False:
@@ -370,6 +404,11 @@ class KVStore(MutableMapping[str, Value]):
 
     def delete(self, key: str) -> None:
         """Remove `key`.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.delete("user:1")
+        >>> "user:1" in store
+        False
 
         Raises:
             InvalidKeyError: `key` is not a string of 1 to 32 characters.
@@ -402,6 +441,12 @@ class KVStore(MutableMapping[str, Value]):
         `default` stands for an absent key only, not for what cannot be a key. Nothing is removed
         where the value is damaged.
 
+        >>> store.put("job:1", {"url": "https://example.org"})
+        >>> store.pop("job:1")
+        {'url': 'https://example.org'}
+        >>> store.pop("job:1", None) is None
+        True
+
         Raises: as `read` and `delete`.
         """
         fast = None if self._durable else self._fast
@@ -432,6 +477,10 @@ class KVStore(MutableMapping[str, Value]):
     def popitem(self) -> tuple[str, Value]:
         """Remove some key and return it with its value.
 
+        >>> store.put("job:1", {"url": "https://example.org"})
+        >>> store.popitem()
+        ('job:1', {'url': 'https://example.org'})
+
         Raises:
             KeyNotFoundError: the store is empty.
         """
@@ -444,6 +493,10 @@ class KVStore(MutableMapping[str, Value]):
         """Return the whole seconds until `key` expires, rounded up; None if it never does.
 
         Takes one stripe, reads no value, writes nothing.
+
+        >>> store.put("session:1", {"user": "ada"}, ttl=1800)
+        >>> store.ttl("session:1")
+        1800
 
         Raises:
             InvalidKeyError: `key` is not a string of 1 to 32 characters.
@@ -462,7 +515,12 @@ class KVStore(MutableMapping[str, Value]):
         return -((now_ms - expires_at) // 1000)
 
     def __contains__(self, key: object) -> bool:
-        """Return whether `read` would find `key`; False for what cannot be a key."""
+        """Return whether `read` would find `key`; False for what cannot be a key.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> "user:1" in store, "user:2" in store
+        (True, False)
+        """
         found = None if self._fast is None else self._fast.expiry(key)
         if found is not None:
             return bool(found)
@@ -485,8 +543,6 @@ class KVStore(MutableMapping[str, Value]):
         Faster than single reads, most so where the store is far larger than the processor's caches:
         keys are taken and looked up up to 32 at a time. Other threads have their turn in between.
 
-        >>> import tempfile
-        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
         >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}})
         >>> store.get_many(["user:2", "user:3", "user:1"])
         {'user:2': {'name': 'Alan'}, 'user:1': {'name': 'Ada'}}
@@ -516,8 +572,6 @@ class KVStore(MutableMapping[str, Value]):
         yet, but up to 32 pairs may be taken before they are put: as they are when they are taken.
         Other threads have their turn in between.
 
-        >>> import tempfile
-        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
         >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}}, ttl=3600)
         >>> store.put_many((f"item:{number}", {"number": number}) for number in range(1000))
         >>> len(store), store.ttl("user:2")
@@ -553,6 +607,10 @@ class KVStore(MutableMapping[str, Value]):
         """Put all pairs of a mapping, or of an iterable, and those that are given by name.
 
         As `put_many`, which it raises as well.
+
+        >>> store.update({"user:1": {"name": "Ada"}}, settings={"theme": "dark"})
+        >>> sorted(store)
+        ['settings', 'user:1']
         """
         self.put_many(chain(pairs_of(other), pairs.items()))
 
@@ -563,8 +621,6 @@ class KVStore(MutableMapping[str, Value]):
         all, as it ends. Where it raises, those before the key that the error names are gone and no
         other. Other threads have their turn in between.
 
-        >>> import tempfile
-        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
         >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}})
         >>> store.delete_many(["user:2", "user:3"])
         1
@@ -610,11 +666,19 @@ class KVStore(MutableMapping[str, Value]):
         Looks at a few bytes of each segment, and into those pages that hold something expired.
         Other operations wait meanwhile: microseconds for each thousand keys, and half a microsecond
         for each that has expired and was not yet taken back; see `purge_expired`.
+
+        >>> store.put_many({"user:1": {"name": "Ada"}, "user:2": {"name": "Alan"}})
+        >>> len(store)
+        2
         """
         return self._all_keys.count()
 
     def __bool__(self) -> bool:
-        """Return whether any key is there, without counting them."""
+        """Return whether any key is there, without counting them.
+
+        >>> bool(store)
+        False
+        """
         return self._all_keys.any_key() is not None
 
     def __iter__(self) -> Iterator[str]:
@@ -622,6 +686,10 @@ class KVStore(MutableMapping[str, Value]):
 
         Copies the keys of one segment at a time, up to 1,280, and holds no lock while it yields. A
         key that is there throughout is seen once, whatever other threads do.
+
+        >>> store.put_many({"user:1": {"name": "Ada"}, "item:7": {"price": 12}})
+        >>> [key for key in store if key.startswith("user:")]
+        ['user:1']
 
         Raises:
             CorruptStoreError: after all keys that can be told, where damage hides others.
@@ -631,17 +699,32 @@ class KVStore(MutableMapping[str, Value]):
         return self._all_keys.iterate(self)
 
     def items(self) -> StoreItems[Value]:
-        """Return a view of the (key, value) pairs; iterating it is like iterating the keys."""
+        """Return a view of the (key, value) pairs; iterating it is like iterating the keys.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> {key: value["name"] for key, value in store.items()}
+        {'user:1': 'Ada'}
+        """
         return StoreItems(self)
 
     def values(self) -> StoreValues[Value]:
-        """Return a view of the values; iterating it is like iterating the keys."""
+        """Return a view of the values; iterating it is like iterating the keys.
+
+        >>> store.put_many({"item:7": {"price": 12}, "item:8": {"price": 30}})
+        >>> sum(value["price"] for value in store.values())
+        42
+        """
         return StoreValues(self)
 
     def clear(self) -> None:
         """Remove all keys; the file becomes as short as a new one.
 
         In one step, among threads and across a crash. Flushes; other operations wait meanwhile.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.clear()
+        >>> len(store)
+        0
 
         Raises:
             StoreClosedError: the store is closed, or was opened before a fork.
@@ -653,6 +736,10 @@ class KVStore(MutableMapping[str, Value]):
 
     def purge_expired(self) -> int:
         """Take back the space of expired records and return their number.
+
+        >>> store.put("session:1", {"user": "ada"}, ttl=1800)
+        >>> store.purge_expired()  # half an hour later it would be 1
+        0
 
         Raises:
             StoreClosedError: the store is closed, or was opened before a fork.
@@ -669,16 +756,11 @@ class KVStore(MutableMapping[str, Value]):
         merge. Other threads read and write meanwhile; what they create may leave the file less
         short. Flushes. A crash at any moment loses nothing. Logs its progress now and then.
 
-        >>> import tempfile
-        >>> store = KVStore(tempfile.mkdtemp() + "/data.kvs")
-        >>> for number in range(10_000):
-        ...     store.create(f"user:{number}", {"text": "x" * 500})
-        >>> for number in range(9_000):
-        ...     store.delete(f"user:{number}")
+        >>> store.put_many((f"user:{number}", {"text": "x" * 500}) for number in range(10_000))
+        >>> store.delete_many(f"user:{number}" for number in range(9_000))
+        9000
         >>> store.compact() > 4_000_000
         True
-        >>> len(store)
-        1000
 
         Raises:
             StoreBusyError: this thread is making room already, and was interrupted.
@@ -693,19 +775,31 @@ class KVStore(MutableMapping[str, Value]):
 
     @property
     def path(self) -> Path:
-        """The file, as an absolute path."""
+        """The file, as an absolute path.
+
+        >>> store.path.name
+        'store.kvs'
+        """
         if self._locks.never_opened:
             self._locks.raise_closed()
         return self._path
 
     @property
     def closed(self) -> bool:
-        """Whether the store was closed, or belongs to the parent of this forked process."""
+        """Whether the store was closed, or belongs to the parent of this forked process.
+
+        >>> store.close()
+        >>> store.closed
+        True
+        """
         return self._locks.closed
 
     @operation(flushes=True)
     def sync(self) -> None:
         """Return when everything acknowledged before the call is on stable storage.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.sync()  # from here on power loss cannot undo it
 
         Raises:
             OSError: the disk did not take it, now or at any time since the store was opened; or the
@@ -721,6 +815,10 @@ class KVStore(MutableMapping[str, Value]):
         """Count what is in the file, all at one moment.
 
         Looks at 16 bytes of every extent; other operations wait meanwhile.
+
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.stats().records
+        1
         """
         return self._all_keys.stats()
 
@@ -735,13 +833,10 @@ class KVStore(MutableMapping[str, Value]):
         Until the copy is whole it has another name, beginning with a dot, in the same folder. What
         a killed process has left there, the next backup to the same path removes.
 
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> with KVStore(folder + "/data.kvs") as store:
-        ...     store.create("user:1", {"name": "Ada"})
-        ...     store.backup(folder + "/backup.kvs")
+        >>> store.put("user:1", {"name": "Ada"})
+        >>> store.backup("backup.kvs")
         1
-        >>> with KVStore(folder + "/backup.kvs") as backup:
+        >>> with KVStore("backup.kvs") as backup:
         ...     backup.read("user:1")
         {'name': 'Ada'}
 
@@ -777,6 +872,12 @@ class KVStore(MutableMapping[str, Value]):
         signal handler, a finalizer or a trace function amid an operation of this very thread, it
         returns at once, and the store is closed as soon as that operation has ended; what goes
         wrong then is reported to `sys.excepthook`.
+
+        >>> store.close()
+        >>> store.read("user:1")
+        Traceback (most recent call last):
+            ...
+        kvstore.errors.StoreClosedError: ...
 
         Raises:
             OSError: a flush failed, or the file was removed or replaced; it is closed all the same.

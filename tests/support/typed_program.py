@@ -88,9 +88,16 @@ def all_keys(store: KVStore) -> None:
     for value in store.values():
         assert_type(value, dict[str, Any])
     assert_type(dict(store), dict[str, dict[str, Any]])
-    mapping: MutableMapping[str, dict[str, Any]] = store
-    read_only: Mapping[str, Mapping[str, object]] = store
-    print(len(mapping), len(read_only))
+    assert_type(names(store), list[str])
+    add(store)
+
+
+def names(mapping: Mapping[str, Mapping[str, object]]) -> list[str]:
+    return sorted(mapping)
+
+
+def add(mapping: MutableMapping[str, dict[str, Any]]) -> None:
+    mapping["added"] = {"n": 1}
 
 
 def whole_store(store: KVStore, folder: Path) -> None:
@@ -120,7 +127,7 @@ def typed_values(path: Path) -> None:
         assert_type(store.get_many(["ada"]), dict[str, Settings])
         assert_type(store.pop("ada", None), Settings | None)
         for value in store.values():
-            print(value["theme"])
+            assert_type(value["theme"], str)
 
         store.put("ada", {"theme": "dark"})  # type: ignore[typeddict-item]
         store["ada"] = {"theme": "dark", "size": "12"}  # type: ignore[typeddict-item]
@@ -160,8 +167,8 @@ def errors(store: KVStore) -> str:
     except (InvalidValueError, ValueTooLargeError, InvalidTTLError) as error:
         return str(error)
     except InvalidKeyError as error:
-        assert_type(error, InvalidKeyError)
-        assert isinstance(error, ValueError)
+        refused: ValueError = error
+        assert_type(refused.args, tuple[Any, ...])
     except (StoreFullError, StoreLockedError, StoreBusyError, StoreClosedError):
         return "later"
     except (CorruptStoreError, UnsupportedFormatError):
@@ -169,8 +176,9 @@ def errors(store: KVStore) -> str:
     try:
         store.read("absent")
     except KeyNotFoundError as error:
-        assert isinstance(error, KeyError)
-        assert isinstance(error, KVStoreError)
+        absent: KeyError = error
+        failed: KVStoreError = error
+        assert_type((absent.args, failed.args), tuple[tuple[Any, ...], tuple[Any, ...]])
     return f"{IMPLEMENTATION} {kvstore.__version__}"
 
 
@@ -182,9 +190,9 @@ def mistakes(store: KVStore) -> None:
     store.put("key", {1: 2})  # type: ignore[dict-item]
     store.put("key", {}, ttl="60")  # type: ignore[arg-type]
     store.put("key", {}, lifetime=60)  # type: ignore[call-arg]
-    store.read("key").theme  # type: ignore[attr-defined]
-    store.get("key")["theme"]  # type: ignore[index]
-    store.read_bytes("key") + ""  # type: ignore[operator]
+    _ = store.read("key").theme  # type: ignore[attr-defined]
+    _ = store.get("key")["theme"]  # type: ignore[index]
+    _ = store.read_bytes("key") + ""  # type: ignore[operator]
     store.put_many(["key"])  # type: ignore[list-item]
     KVStore("path", 4 * 2**20)  # type: ignore[call-arg]
     KVStore(path=1)  # type: ignore[arg-type]
@@ -195,7 +203,7 @@ def main(folder: Path) -> None:
         one_key(store)
         many_keys(store)
         all_keys(store)
-        print(errors(store))
+        errors(store)
         whole_store(store, folder)
     typed_values(folder / "typed.kvs")
     values_of_several_kinds(str(folder / "several.kvs"))

@@ -27,7 +27,9 @@ JSONObject = dict[str, Any]
 """What every value is."""
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar  # type checkers have it; that of Python 3.12 has no default
+    from typing_extensions import (
+        TypeVar,
+    )  # type checkers have it; that of Python 3.12 has no default
 
     Value = TypeVar("Value", bound=Mapping[str, Any], default=JSONObject)
 else:

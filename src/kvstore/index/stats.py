@@ -18,7 +18,12 @@ from kvstore.format.layout import (
 
 
 class StoreStats(NamedTuple):
-    """What `KVStore.stats` tells; sizes in bytes."""
+    """What `KVStore.stats` tells; sizes in bytes.
+
+    >>> stats = store.stats()
+    >>> stats.records, stats.live_size
+    (0, 0)
+    """
 
     records: int
     """Keys in the table, expired ones that were not yet taken back included."""
