@@ -53,6 +53,18 @@ def default_path() -> Path:
     return fallback / _FILE_NAME
 
 
+def expected_path() -> Path | None:
+    """Return where the default file is, or would be made if the user's data folder can be used.
+
+    Makes nothing, for whoever only looks. None: there is no such folder.
+    """
+    wanted = os.environ.get(PATH_VARIABLE)
+    if wanted:
+        return Path(os.path.abspath(wanted))
+    folder = _data_folder()
+    return None if folder is None else folder / _FILE_NAME
+
+
 def _data_folder() -> Path | None:
     """Return the user's data folder for kvstore; None where there is no telling.
 

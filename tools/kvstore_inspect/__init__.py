@@ -4,6 +4,6 @@ Modules, low to high: `file_view` (the bytes of a file, and what its superblock 
 (every record of it, by the index or by itself), `survey` (all of it in numbers), `check_result`
 (what the checker finds, and the records counted), `explanations` (what each problem means, and what
 to do about it), `repair`, `describe` (structures with every field named), `jsonl` (a record as a
-line), `terminal` (what is printed, and how), `commands` (one module each), `command_line`. The
-format is `kvstore.format.layout`'s alone.
+line), `terminal` (what is printed, and how), `commands` (one module each), `start` (what is said
+where none was given), `command_line`. The format is `kvstore.format.layout`'s alone.
 """

@@ -4,7 +4,9 @@ Exit status 0: fine; 1: problems found; 2: wrong usage, or not a store; 3: anoth
 """
 
 import importlib
+import os
 import sys
+from difflib import get_close_matches
 from typing import Any, Final
 
 import click
@@ -19,7 +21,7 @@ from kvstore import (
 )
 
 from .commands.common import LOCKED, PROBLEMS, WRONG_USAGE
-from .terminal import OutputError, give_up, prepare_streams, say
+from .terminal import OutputError, give_up, path_text, prepare_streams, say
 
 _WHERE_LOCKED: Final = (
     "--wait SECONDS waits for it; a command that only reads looks at it all the same with "
@@ -56,15 +58,45 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Take a file in the place of a command for `info` of it; say what may have been meant."""
+        name = args[0]
+        if name in _COMMANDS or name.startswith("-"):
+            return super().resolve_command(context, args)
+        if not os.path.isfile(name):
+            context.fail(_no_command(name))
+        if len(args) > 1 and args[1] in _COMMANDS:
+            context.fail(f"The command comes before the file: {args[1]} {path_text(name)}")
+        return super().resolve_command(context, ["info", *args])
+
+
+def _no_command(name: str) -> str:
+    similar = get_close_matches(name, _COMMANDS, 1)
+    if similar:
+        return f"No command and no file is called {path_text(name)!r}. Did you mean {similar[0]}?"
+    return f"No command and no file is called {path_text(name)!r}."
+
 
 @click.command(
     cls=_Commands,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 fine, 1 problems found, 2 wrong usage or not a store, 3 in use.",
 )
 @click.version_option(__version__, prog_name="kvstore-inspect")
-def group() -> None:
-    """See into a kvstore file, check it, carry it elsewhere, mend it."""
+@click.pass_context
+def group(context: click.Context) -> int:
+    """See into a kvstore file, check it, carry it elsewhere, mend it.
+
+    Without a command: what to do first. With a FILE in its place: info of it.
+    """
+    if context.invoked_subcommand is None:
+        from .start import show_start  # which no command needs
+
+        show_start()
+    return WRONG_USAGE
 
 
 def main(arguments: list[str] | None = None) -> int:
