@@ -1,4 +1,7 @@
-"""The report's pictures, as SVG whose lines and letters take the colour of the text around them."""
+"""The report's pictures, as SVG whose lines and letters take the colour of the text around them.
+
+They are as wide as a phone: there a point is a pixel, and no letter is smaller than 11 of them.
+"""
 
 import io
 import re
@@ -22,22 +25,27 @@ _TEXT: Final = "#010203"
 _SETTINGS: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kvstore",
-    "font.size": 9,
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "legend.fontsize": 11,
     "font.family": "sans-serif",
     "text.color": _TEXT,
     "axes.edgecolor": _TEXT,
     "axes.labelcolor": _TEXT,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.spines.bottom": False,
+    "xtick.bottom": False,
+    "ytick.left": False,
     "xtick.color": _TEXT,
     "ytick.color": _TEXT,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
 }
-# Each tells from its neighbours also without colour, by how light it is.
+# Each tells from its neighbours also without colour, by how light it is, and from either page.
 KIND_COLOURS: Final = {
     KIND_FREE: ("free", "#b8c0cc"),
-    KIND_FIXED: ("superblock, directory, extent map", "#4c4f69"),
+    KIND_FIXED: ("superblock, directory, map", "#6e7681"),
     KIND_SEGMENT: ("segments of the table", "#d97706"),
     KIND_SLAB: ("records", "#2563eb"),
     DAMAGED_KIND: ("damaged", "#dc2626"),
@@ -70,7 +78,7 @@ class _Drawing(NamedTuple):
     title: str
     caption: str
     fill: Callable[[Any, Survey], object]
-    height: float = 2.6  # inches
+    height: float = 3.2  # inches
 
 
 def pictures(survey: Survey) -> list[Picture]:
@@ -81,7 +89,7 @@ def pictures(survey: Survey) -> list[Picture]:
 
 def _draw(drawing: _Drawing, survey: Survey) -> Picture:
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(4.4, drawing.height), layout="constrained")
+        figure = Figure(figsize=(4.2, drawing.height), layout="constrained")
         FigureCanvasSVG(figure)
         drawing.fill(figure.subplots(), survey)
         written = io.StringIO()
@@ -126,47 +134,25 @@ def _map(axes: Any, survey: Survey) -> None:
         for kind, (name, colour) in KIND_COLOURS.items()
         if counts[kind] or kind != DAMAGED_KIND
     ]
-    axes.figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=8)
+    axes.figure.legend(handles=handles, loc="outside lower left", frameon=False)
 
 
 def _bars(
-    axes: Any,
-    labels: Sequence[str],
-    counts: Sequence[int],
-    colour: str | Sequence[str],
-    *,
-    slanted: bool = False,
+    axes: Any, labels: Sequence[str], counts: Sequence[int], colour: str | Sequence[str]
 ) -> None:
-    bars = axes.bar(labels, counts, color=colour)
+    bars = axes.barh(labels, counts, color=colour)
     _label(axes, bars, counts, _short)
-    axes.set_ylabel("records")
-    axes.yaxis.set_major_formatter(lambda number, _place: _short(number))
-    if slanted:
-        _slant(axes)
 
 
-def _label(
-    axes: Any,
-    bars: Any,
-    heights: Sequence[float],
-    shown: Callable[[float], str],
-    *,
-    whole: bool = True,
-) -> None:
-    """Write on top of each bar how high it is, also where it is too low to be seen."""
-    axes.bar_label(bars, [shown(each) if each else "" for each in heights], padding=1, fontsize=7)
-    highest = max(heights, default=0)
-    axes.set_ylim(0, highest * 1.12 or 1)
-    axes.yaxis.get_major_locator().set_params(integer=whole)
-    if not highest:
-        axes.set_yticks([])
+def _label(axes: Any, bars: Any, lengths: Sequence[float], shown: Callable[[float], str]) -> None:
+    """Write at the end of each bar how long it is; the first is at the top."""
+    axes.bar_label(bars, [shown(each) if each else "" for each in lengths], padding=3)
+    longest = max(lengths, default=0)
+    axes.set_xlim(0, longest * 1.2 or 1)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    if not longest:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center")
-
-
-def _slant(axes: Any) -> None:
-    axes.set_xticks(axes.get_xticks(), axes.get_xticklabels())
-    for label in axes.get_xticklabels():
-        label.set(rotation=45, ha="right", rotation_mode="anchor")
 
 
 def _value_sizes(axes: Any, survey: Survey) -> None:
@@ -174,8 +160,9 @@ def _value_sizes(axes: Any, survey: Survey) -> None:
     counts = [0] * len(bounds)
     for size, count in survey.value_sizes.items():
         counts[next(i for i, bound in enumerate(bounds) if size <= bound)] += count
-    _bars(axes, [f"≤{bound:,}" for bound in bounds], counts, "#2563eb", slanted=True)
-    axes.set_xlabel("bytes of JSON")
+    _bars(axes, [f"≤{bound:,}" for bound in bounds], counts, "#2563eb")
+    axes.set_ylabel("bytes of JSON")
+    axes.set_xlabel("records")
 
 
 def _classes(axes: Any, survey: Survey) -> None:
@@ -185,30 +172,27 @@ def _classes(axes: Any, survey: Survey) -> None:
     parts = (
         ("records", "#2563eb", lambda each: each.record_size),
         ("padding", "#d97706", lambda each: each.padding_size),
-        ("expired", "#7c3aed", lambda each: each.expired_size),
+        ("expired", "#8b5cf6", lambda each: each.expired_size),
         ("retired", "#0d9488", lambda each: each.retired_size),
         ("free", "#b8c0cc", lambda each: each.free_size),
     )
-    heights = [[sum(map(measure, group)) for group in groups.values()] for _, _, measure in parts]
-    totals = [sum(column) for column in zip(*heights, strict=True)]
+    lengths = [[sum(map(measure, group)) for group in groups.values()] for _, _, measure in parts]
+    totals = [sum(column) for column in zip(*lengths, strict=True)]
     divisor, unit = _unit(max(totals, default=0))
     labels = [f"≤{bound:,}" for bound in groups]
-    bottoms = [0.0] * len(groups)
+    ends = [0.0] * len(groups)
     bars = None
-    for (name, colour, _), row in zip(parts, heights, strict=True):
+    for (name, colour, _), row in zip(parts, lengths, strict=True):
         scaled = [each / divisor for each in row]
-        bars = axes.bar(labels, scaled, bottom=bottoms, label=name, color=colour)
-        bottoms = [bottom + each for bottom, each in zip(bottoms, scaled, strict=True)]
-    _label(axes, bars, bottoms, lambda height: f"{height:.3g}", whole=False)
-    axes.set_xlabel("bytes of a block")
+        bars = axes.barh(labels, scaled, left=ends, label=name, color=colour)
+        ends = [end + each for end, each in zip(ends, scaled, strict=True)]
+    _label(axes, bars, ends, lambda length: f"{length:.3g}")
+    axes.set_ylabel("bytes of a block")
     if groups:
-        axes.set_ylabel(unit)
-        _slant(axes)
-        axes.figure.legend(
-            loc="outside upper right", ncols=len(parts), columnspacing=1, frameon=False, fontsize=8
-        )
+        axes.set_xlabel(unit)
+        axes.figure.legend(loc="outside upper left", ncols=3, columnspacing=1, frameon=False)
     else:
-        axes.set_xticks([])
+        axes.set_yticks([])
 
 
 def _doubling(size: int) -> int:
@@ -227,24 +211,25 @@ def _unit(size: float) -> tuple[int, str]:
 def _lifetimes(axes: Any, survey: Survey) -> None:
     counts = [survey.lifetimes[limit] for limit in _LIFETIMES]
     colours = ["#0d9488" if limit else "#8b95a3" for limit in _LIFETIMES]
-    _bars(axes, [*_LIFETIMES.values()], counts, colours, slanted=True)
+    _bars(axes, [*_LIFETIMES.values()], counts, colours)
+    axes.set_xlabel("records")
 
 
 def _loads(axes: Any, survey: Survey) -> None:
     loads = [extent.fill for extent in extents(survey.view) if extent.kind == KIND_SEGMENT]
-    counts, _, bars = axes.hist(loads, bins=[step / 20 for step in range(21)], color="#d97706")
-    _label(axes, bars, counts, lambda count: f"{count:.0f}")
-    axes.axvline(7 / 8, color=_TEXT, linestyle=":", linewidth=1)
-    axes.xaxis.set_major_formatter(lambda share, _place: f"{share:.0%}")
-    axes.set_xlabel("slots in use")
-    axes.set_ylabel("segments")
+    tenths = Counter(min(int(load * 10), 9) for load in loads)
+    labels = [f"{10 * tenth}–{10 * tenth + 10}%" for tenth in range(10)]
+    _bars(axes, labels, [tenths[tenth] for tenth in range(10)], "#d97706")
+    axes.set_ylabel("slots in use")
+    axes.set_xlabel("segments")
 
 
 def _probes(axes: Any, survey: Survey) -> None:
     longest = max(survey.probes, default=1)
     pages = range(1, max(longest, 3) + 1)
     _bars(axes, [str(page) for page in pages], [survey.probes[page] for page in pages], "#d97706")
-    axes.set_xlabel("pages")
+    axes.set_ylabel("pages")
+    axes.set_xlabel("records")
 
 
 def _short(number: float) -> str:
@@ -287,7 +272,7 @@ _OF_THE_TABLE: Final = (
     _Drawing(
         "Load of the segments",
         "Segments of the hash table by the share of their 1,280 slots that is in use, by "
-        "what has expired too. At 7/8, the dotted line, a segment is split in two.",
+        "what has expired too. At 7/8 (88%) a segment is split in two.",
         _loads,
     ),
     _Drawing(
@@ -295,5 +280,6 @@ _OF_THE_TABLE: Final = (
         "Records by the pages of the table that finding them takes. One is the rule. What "
         "has expired is left out.",
         _probes,
+        height=1.8,
     ),
 )

@@ -38,6 +38,7 @@ from kvstore.format.layout import (
     key_hash,
 )
 
+from .contents import Contents
 from .file_view import FileView
 from .records import (
     DamagedRecord,
@@ -145,10 +146,15 @@ class Survey:
     """Records that no slot leads to, where they were read by the index."""
     marked: int = 0
     """Of the retired records, those that are marked as deleted."""
+    contents: Contents = field(init=False)
+    """What the records are, where they were read."""
     damages: list[DamagedRecord] = field(default_factory=list)
     """The first hundred of what is damaged."""
     damaged: int = 0
     _classes_of_extents: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.contents = Contents(self.now_ms)
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -167,15 +173,17 @@ class Survey:
     def add_record(self, record: Record) -> None:
         """Count a record, and how it is found."""
         key = record.key.encode()
-        live = self._add(record.offset, len(key), len(record.value), record.expires_at)
+        block_size = self._add(record.offset, len(key), len(record.value), record.expires_at)
+        if block_size:
+            self.contents.add(record, block_size)
         self.orphans += self.by_index and not record.slot
-        if live and record.slot:
+        if block_size and record.slot:
             home = key_hash(key, self.view.seed) & BUCKET_COUNT - 1
             bucket = record.slot >> BUCKET_SHIFT & BUCKET_COUNT - 1
             self.probes[(bucket - home) % BUCKET_COUNT + 1] += 1
 
-    def _add(self, offset: int, key_size: int, value_size: int, expires_at: int) -> bool:
-        """Count a record; return whether it is one that can be read."""
+    def _add(self, offset: int, key_size: int, value_size: int, expires_at: int) -> int:
+        """Count a record; return the bytes that its block takes, 0 where it cannot be read."""
         extent = offset >> EXTENT_SHIFT
         if (
             not 0 < key_size <= MAX_KEY_SIZE
@@ -184,7 +192,7 @@ class Survey:
         ):
             message = "a slot tells of a record that cannot be"
             self.add_damage(DamagedRecord(offset, None, message))
-            return False
+            return 0
         size = RECORD_HEADER_SIZE + key_size + value_size
         size_class = SIZE_CLASSES[(size + BLOCK_ALIGNMENT - 1) // BLOCK_ALIGNMENT]
         of_class = self.classes[size_class]
@@ -194,12 +202,12 @@ class Survey:
         self.lifetimes[lifetime] += 1
         if not lifetime:
             of_class.expired += 1
-            return False
+            return 0
         of_class.records += 1
         of_class.record_size += size
         self.key_size += key_size
         self.value_sizes[value_size] += 1
-        return True
+        return of_class.block_size
 
     def add_retired(self, retired: Retired) -> None:
         """Count records of an extent that are retired or marked."""

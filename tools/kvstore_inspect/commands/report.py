@@ -14,7 +14,7 @@ from kvstore.clock import now_ms
 from kvstore_inspect.advice import advice
 from kvstore_inspect.file_view import FileView
 from kvstore_inspect.survey import Survey, survey
-from kvstore_inspect.terminal import escaped, moment, progress, say, size_exactly
+from kvstore_inspect.terminal import duration, escaped, moment, progress, say, size
 
 from .common import DONE, PROBLEMS, opened, reading
 
@@ -88,26 +88,41 @@ def render(view: FileView, found: Survey) -> str:
         in_use=view.in_use,
         advice=[sentence.replace("`", "") for sentence in advice(view, found)],
         numbers=_numbers(view, found),
+        contents=found.contents,
+        groups=found.contents.groups(),
         pictures=pictures(found),
         damage=sorted(found.damages, key=lambda damage: damage.offset),
         damage_count=found.damaged,
         escaped=escaped,
+        size=size,
+        left=lambda expires_at: duration(expires_at - found.now_ms) if expires_at else "no TTL",
+        moment=moment,
     )
 
 
-def _numbers(view: FileView, found: Survey) -> list[tuple[str, str]]:
+def _numbers(view: FileView, found: Survey) -> list[tuple[str, str, str]]:
+    """Return what is told in numbers: of what, how much in few digits, and to the byte."""
     return [
-        ("records", f"{found.records:,}"),
-        ("of these with a time-to-live", f"{found.expiring:,}"),
-        ("expired, not yet taken back", f"{found.expired:,}"),
-        ("file", size_exactly(len(view))),
-        ("free in it", size_exactly(found.free_size)),
-        ("held by what has expired", size_exactly(found.expired_size)),
-        ("superseded or deleted, not yet reclaimed", f"{found.retired:,}"),
-        ("held by that", size_exactly(found.retired_size)),
-        ("padding of the records", size_exactly(found.padding_size)),
-        ("segments of the table", f"{found.segments:,}"),
-        ("mean load", f"{found.load:.0%}" if found.segments else "no table"),
-        ("created", moment(view.identity.created_at)),
-        ("closed in order", "yes" if view.state.clean else "no"),
+        ("records", f"{found.records:,}", ""),
+        ("of these with a time-to-live", f"{found.expiring:,}", ""),
+        ("expired, not yet taken back", f"{found.expired:,}", ""),
+        ("file", *_size(len(view))),
+        ("free in it", *_size(found.free_size)),
+        ("held by what has expired", *_size(found.expired_size)),
+        ("superseded or deleted, not yet reclaimed", f"{found.retired:,}", ""),
+        ("held by these", *_size(found.retired_size)),
+        ("padding of the records", *_size(found.padding_size)),
+        ("segments of the table", f"{found.segments:,}", ""),
+        ("mean load", f"{found.load:.0%}" if found.segments else "no table", ""),
+        ("created", *_moment(view.identity.created_at)),
+        ("closed in order", "yes" if view.state.clean else "no", ""),
     ]
+
+
+def _size(count: int) -> tuple[str, str]:
+    return size(count), f"{count:,} B" if count >= 1024 else ""
+
+
+def _moment(milliseconds: int) -> tuple[str, str]:
+    date, _, time = moment(milliseconds).partition(" ")
+    return date, time
