@@ -1,10 +1,12 @@
 """`kvstore-inspect report`: a page of its own, which shows what is in the file."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
@@ -29,6 +31,7 @@ from kvstore.format.superblock import pack_state
 from kvstore_inspect.commands import report as report_command
 from kvstore_inspect.file_view import open_view
 from kvstore_inspect.survey import NO_TTL, extents, survey
+from kvstore_inspect.terminal import escaped
 
 PICTURES: Final = {
     "Map of the file",
@@ -38,6 +41,59 @@ PICTURES: Final = {
     "Load of the segments",
     "Probe lengths",
 }
+# Markup, text from right to left, what a terminal obeys, wide and stacked characters.
+HOSTILE: Final = (
+    "<script>alert(1)</script>",
+    "</bdi></table><h1>&amp;&#60;",
+    "\"quoted'{{ 7 * 7 }}",
+    "W" * 32,
+    "W" * 15 + ":" + "W" * 16,
+    "漢" * 32,
+    "\U0001f680" * 32,
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\ufdfd" * 32,
+    "a" + "\u0301" * 31,
+    "\u0645\u0631\u062d\u0628\u0627:1",
+    "\u202egnp.exe",
+    "\n\t\x1b[31m",
+    "   ",
+)
+LISTED: Final = 10  # keys in each list of a page
+PHONE: Final = 360
+WIDTHS: Final = (PHONE, 1_280)
+SMALLEST_LETTERS: Final = 11  # pixels
+LEAST_CONTRAST: Final = 4.5  # of letters, as WCAG 2 has it at level AA
+# Says of each width how wide the page is then, and what of it sticks out, is cut off, or is small.
+_MEASURE: Final = """<!doctype html><meta charset="utf-8"><pre></pre><script>
+const html = HTML, found = {};
+function measure(frame, width) {
+  const page = frame.contentDocument;
+  const here = {width: page.documentElement.scrollWidth, outside: [], cut: [], letters: []};
+  for (const each of page.body.querySelectorAll("*")) {
+    const box = each.getBoundingClientRect(), what = each.outerHTML.slice(0, 90);
+    const around = each.tagName == "text" && each.ownerSVGElement.getBoundingClientRect();
+    if (box.left < 0 || box.right > width + 0.5) here.outside.push(what);
+    if (around ? box.left < around.left - 0.5 || box.right > around.right + 0.5
+               : each.clientWidth && each.scrollWidth > each.clientWidth + 1) here.cut.push(what);
+    if ([...each.childNodes].some(node => node.nodeType == 3 && node.data.trim())) {
+      const drawn = each.getScreenCTM && each.getScreenCTM();
+      const scale = drawn ? Math.hypot(drawn.a, drawn.b) : 1;
+      const size = parseFloat(frame.contentWindow.getComputedStyle(each).fontSize);
+      here.letters.push(scale * size);
+    }
+  }
+  here.letters = Math.min(...here.letters);
+  found[width] = here;
+  document.querySelector("pre").textContent = JSON.stringify(found);
+}
+for (const width of WIDTHS) {
+  const frame = document.createElement("iframe");
+  frame.style = `width: ${width}px; height: 30000px; border: 0`;  // without a scroll bar
+  frame.onload = () => measure(frame, width);
+  frame.srcdoc = html;
+  document.body.append(frame);
+}
+</script>"""
 LISTS: Final = {"Key prefixes", "Largest values", "What expires next"}
 _BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
@@ -321,13 +377,122 @@ def browser(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_browser_shows_every_picture_without_an_error(whole: Path, browser: list[str]) -> None:
-    shown = subprocess.run(
-        [*browser, "--dump-dom", whole.with_suffix(".html").as_uri()],
+def shown(browser: list[str], page: Path) -> str:
+    """Return what a browser makes of a page; there is nothing that it complains about."""
+    done = subprocess.run(
+        [*browser, "--dump-dom", page.as_uri()],
         capture_output=True,
         encoding="utf-8",
         timeout=120,
         check=True,
     )
-    assert set(Page(shown.stdout).headings) == PICTURES | LISTS
-    assert "CONSOLE" not in shown.stderr
+    assert "CONSOLE" not in done.stderr
+    return done.stdout
+
+
+def test_browser_shows_every_picture_without_an_error(whole: Path, browser: list[str]) -> None:
+    page = Page(shown(browser, whole.with_suffix(".html")))
+    assert set(page.headings) == PICTURES | LISTS
+
+
+# --- what is in the store ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[HOSTILE[:LISTED], HOSTILE[-LISTED:]], ids=["first", "last"])
+def hostile(request: pytest.FixtureRequest, path: Path) -> Path:
+    """A page whose lists are of hostile keys, in a file with a hostile name."""
+    path = path.with_name("W" * 60 + "<i>\u0301.kvs")
+    with KVStore(path) as store:
+        for number, key in enumerate(request.param):
+            store.put(key, {"text": "x" * number}, ttl=1000 + number)
+    page = path.with_name("hostile.html")
+    assert inspect("report", path, "-o", page).status == DONE
+    return page
+
+
+def test_hostile_keys_are_shown_as_text_that_says_what_they_are(hostile: Path) -> None:
+    text = hostile.read_text("utf-8")
+    page = Page(text)
+    assert not {"script", "h3", "i"} & set(page.tags)
+    assert page.tags.count("h1") == 1
+    with KVStore(next(hostile.parent.glob("*W<i>*.kvs"))) as store:
+        for key in store:
+            assert escaped(key) in page.text
+    assert not any(character in text for character in "\x1b\t\u202e\u200d")
+
+
+def test_no_key_breaks_the_page_on_a_phone_or_a_wide_screen(
+    hostile: Path, browser: list[str], tmp_path: Path
+) -> None:
+    html = json.dumps(hostile.read_text("utf-8")).replace("</", "<\\/")
+    measure = tmp_path / "measure.html"
+    measure.write_text(
+        _MEASURE.replace("HTML", html, 1).replace("WIDTHS", json.dumps(WIDTHS)), "utf-8"
+    )
+    found = json.loads(unescape(re.findall("<pre>(.*?)</pre>", shown(browser, measure))[0]))
+    for width in WIDTHS:
+        here = found[str(width)]
+        assert here["width"] == width
+        assert here["outside"] == []
+        assert here["cut"] == []
+        assert here["letters"] >= SMALLEST_LETTERS
+
+
+def _colours(style: str) -> dict[str, str]:
+    return dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", style))
+
+
+def _light(colour: str) -> float:
+    """Return the relative luminance of a colour."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [
+        each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_letters_stand_out_from_what_is_behind_them(whole: Path, scheme: str) -> None:
+    style = whole.with_suffix(".html").read_text("utf-8").partition("</style>")[0]
+    light, _, dark = style.partition("prefers-color-scheme: dark")
+    colours = _colours(light) | (_colours(dark) if scheme == "dark" else {})
+    pairs = [("faint", "page"), ("faint", "card")]
+    pairs += [("text", behind) for behind in ("page", "card", "note", "fine", "key")]
+    for letters, behind in pairs:
+        darker, lighter = sorted((_light(colours[letters]), _light(colours[behind])))
+        assert (lighter + 0.05) / (darker + 0.05) >= LEAST_CONTRAST, (letters, behind)
+
+
+def test_page_says_what_the_store_holds_by_prefix(path: Path, clock: FakeClock) -> None:
+    path.unlink()
+    with KVStore(path) as store:
+        store.put_many((f"user:{number}", {"text": "x" * 20}) for number in range(75))
+        store.put_many((f"job:{number}", {"text": "x" * 20}) for number in range(25))
+        store.put("expired:1", {"text": "x" * 20}, ttl=1)
+    clock.advance(2)
+    _, page = report(path)
+    shown = " ".join(page.text.split())
+    assert "expired:" not in shown
+    assert re.search(r"user: 75 \S+ KiB 75%", shown)
+    assert re.search(r"job: 25 \S+ KiB 25%", shown)
+
+
+def test_page_names_the_largest_values_and_the_keys_that_expire_next(page: Page) -> None:
+    """Of 500 values, each is larger than the one before it, and every fifth expires in an hour."""
+    shown = " ".join(page.text.split())
+    largest = shown.partition("Largest values")[2].partition("What expires next")[0]
+    assert re.findall(r"key (\d+) [\d,]+ ", largest) == [str(499 - place) for place in range(10)]
+    expiring = shown.partition("What expires next")[2].partition("Map of the file")[0]
+    assert "an hour 100 " in expiring
+    assert "a week 100 " in expiring
+    named = re.findall(r"key (\d+) ", expiring)
+    assert len(named) == 10
+    assert all(int(number) % 5 == 0 for number in named)
+
+
+def test_page_of_keys_that_never_expire_says_so(path: Path) -> None:
+    path.unlink()
+    with KVStore(path) as store:
+        store.put("user:1", {"name": "Ada"})
+    _, page = report(path)
+    assert "No key has a time-to-live." in page.text

@@ -89,7 +89,7 @@ def pictures(survey: Survey) -> list[Picture]:
 
 def _draw(drawing: _Drawing, survey: Survey) -> Picture:
     with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(4.2, drawing.height), layout="constrained")
+        figure = Figure(figsize=(4.15, drawing.height), layout="constrained")
         FigureCanvasSVG(figure)
         drawing.fill(figure.subplots(), survey)
         written = io.StringIO()
