@@ -123,18 +123,21 @@ def _map(axes: Any, survey: Survey) -> None:
     rows = ceil(len(shown) / columns)
     pixels = [[(0.0, 0.0, 0.0, 0.0)] * columns for _ in range(rows)]
     for number, extent in enumerate(shown):
-        _, colour = KIND_COLOURS[extent.kind]
-        strength = 0.35 + 0.65 * extent.fill if extent.kind != KIND_FREE else 0.45
-        pixels[number // columns][number % columns] = (*to_rgb(colour), strength)
+        pixels[number // columns][number % columns] = _shade(extent.kind, extent.fill)
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     counts = Counter(extent.kind for extent in shown)
     handles = [
-        mpl.patches.Patch(color=colour, label=f"{name}: {counts[kind]:,} extents")
-        for kind, (name, colour) in KIND_COLOURS.items()
+        mpl.patches.Patch(color=_shade(kind), label=f"{name}: {counts[kind]:,} extents")
+        for kind, (name, _) in KIND_COLOURS.items()
         if counts[kind] or kind != DAMAGED_KIND
     ]
     axes.figure.legend(handles=handles, loc="outside lower left", frameon=False)
+
+
+def _shade(kind: int, fill: float = 1.0) -> tuple[float, float, float, float]:
+    """Return the colour of an extent: the stronger the fuller, the page shines through a free one."""
+    return *to_rgb(KIND_COLOURS[kind][1]), 0.25 if kind == KIND_FREE else 0.35 + 0.65 * fill
 
 
 def _bars(
