@@ -28,16 +28,9 @@ from kvstore.recovery.evidence import find_shift, gather
 from kvstore.recovery.problems import Breach, Problem
 
 from .file_view import FileView
-from .records import (
-    DamagedRecord,
-    Progress,
-    Record,
-    Records,
-    records_at_close,
-    slot_key,
-    unpack_slot,
-)
+from .records import DamagedRecord, Progress, Record, Records, records_at_close
 from .survey import Survey
+from .table import slot_key, unpack_slot
 from .versions import BlockSet, Retired, retired_blocks
 
 MOST_NAMED: Final = 100_000

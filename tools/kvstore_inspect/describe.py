@@ -66,7 +66,7 @@ from .fields import (
     stamp_meaning,
 )
 from .file_view import FileView
-from .records import bucket_counts, is_bucket, slot_key, unpack_slot
+from .table import bucket_counts, is_bucket, slot_key, unpack_slot
 from .terminal import escaped, moment
 
 _POSITION: Final = EXTENT_SIZE - 1  # mask: where in its extent an offset is

@@ -136,7 +136,7 @@ def _map(axes: Any, survey: Survey) -> None:
 
 
 def _shade(kind: int, fill: float = 1.0) -> tuple[float, float, float, float]:
-    """Return the colour of an extent: the stronger the fuller, the page shines through a free one."""
+    """Return the colour of an extent: the stronger the fuller, and faint where it is free."""
     return *to_rgb(KIND_COLOURS[kind][1]), 0.25 if kind == KIND_FREE else 0.35 + 0.65 * fill
 
 

@@ -24,7 +24,6 @@ from kvstore.format.layout import (
     BUCKET_SIZE,
     CONTROL_EMPTY,
     CONTROL_OFFSET,
-    CONTROL_TOMBSTONE,
     DIRECTORY_ENTRIES,
     DIRECTORY_OFFSET,
     DIRECTORY_SHIFT,
@@ -44,13 +43,8 @@ from kvstore.format.layout import (
     RECORD,
     RECORD_HEADER_SIZE,
     RECORD_MAGIC,
-    SHAPE_OFFSET,
-    SLOT,
-    SLOT_COUNT,
     SLOT_KEY_SIZE,
-    SLOT_RECORD_MASK,
     STAMP_SHIFT,
-    U64,
     bucket_marker,
     key_hash,
     map_entry_offset,
@@ -62,6 +56,7 @@ from kvstore.format.quick_check import count_by_map
 from kvstore.format.records import is_valid_record, magics, size_class_at
 
 from .file_view import FileView
+from .table import is_bucket, key_in, shape, slot_key, slots_of, unpack_slot
 from .versions import BlockSet, Retired, find_losers, slab_extents, stamp_at, void_stamp
 
 
@@ -263,7 +258,7 @@ class Records:
             bucket = base + number * BUCKET_SIZE
             if not is_bucket(contents[number * BUCKET_SIZE :], bucket):
                 return _marker_error(bucket)
-            if _shape(contents, number * BUCKET_SIZE) != _shape(contents):
+            if shape(contents, number * BUCKET_SIZE) != shape(contents):
                 return DamagedRecord(
                     bucket, None, "a page of the table is of another moment than others"
                 )
@@ -302,7 +297,7 @@ class Records:
             return None
         live = {slot_offset(bucket, index): packed for index, _, packed in live_slots(page)}
         again = live.get(slot)
-        return again if again and _names(again) == _names(packed) else None
+        return again if again and key_in(again) == key_in(packed) else None
 
     def _record_at(self, slot: int, packed: bytes) -> tuple[Found, bytes]:
         """Return the record that the bytes of a slot tell of, or what is wrong; and its bytes."""
@@ -419,73 +414,11 @@ def records_at_close(view: FileView) -> int | None:
     return count if count >= 0 else None  # there was no crash to leave a wrong state
 
 
-def slot_key(key: bytes) -> bytes:
-    """Return what a slot holds of a key: all of it and zeros, or its first 32 bytes."""
-    return key[:SLOT_KEY_SIZE].ljust(SLOT_KEY_SIZE, b"\0")
-
-
-class Slot(NamedTuple):
-    """What a slot tells: its part of the key, and of the record expiry, offset and sizes."""
-
-    start: bytes
-    expires_at: int
-    record: int
-    value_size: int
-    key_size: int
-
-
-def unpack_slot(packed: bytes) -> Slot:
-    """Return what the 48 bytes of a slot tell."""
-    slot = Slot(*SLOT.unpack(packed))
-    return slot._replace(record=slot.record & SLOT_RECORD_MASK)
-
-
-def _names(packed: bytes) -> tuple[bytes, int]:
-    """Return what a slot has of its key, and the size of that."""
-    slot = unpack_slot(packed)
-    return slot.start, slot.key_size
-
-
-def slots_of(extent: int, contents: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the file offset and the bytes of each live slot of a segment."""
-    for number in range(BUCKET_COUNT):
-        bucket = (extent << EXTENT_SHIFT) + number * BUCKET_SIZE
-        page = contents[number * BUCKET_SIZE : (number + 1) * BUCKET_SIZE]
-        for index, _, packed in live_slots(page):
-            yield slot_offset(bucket, index), packed
-
-
-class BucketCounts(NamedTuple):
-    """Slots of a bucket: live ones, tombstones, empty ones."""
-
-    live: int
-    dead: int
-    empty: int
-
-
-def bucket_counts(contents: bytes, bucket: int = 0) -> BucketCounts:
-    """Count the slots of the bucket that begins in these bytes at `bucket`."""
-    control = BUCKET_HEADER.unpack_from(contents, bucket)[-1]
-    dead, empty = control.count(CONTROL_TOMBSTONE), control.count(CONTROL_EMPTY)
-    return BucketCounts(SLOT_COUNT - dead - empty, dead, empty)
-
-
 def _legible(start: bytes, key_size: int, key: bytes) -> str | None:
     """Return the key of a slot, whose record has `key`; None where that is not known."""
     if key_size <= SLOT_KEY_SIZE:
         return start[:key_size].decode(errors="replace")
     return key.decode(errors="replace") if key[:SLOT_KEY_SIZE] == start else None
-
-
-def is_bucket(page: bytes, bucket: int) -> bool:
-    """Return whether these bytes begin with a page of the table that belongs at `bucket`."""
-    return len(page) >= BUCKET_SIZE and U64.unpack_from(page)[0] == bucket_marker(bucket)
-
-
-def _shape(contents: bytes, bucket: int = 0) -> int:
-    """Return the shape of a bucket that begins in these bytes at `bucket`."""
-    shape: int = U64.unpack_from(contents, bucket + SHAPE_OFFSET)[0]
-    return shape
 
 
 def _marker_error(bucket: int) -> DamagedRecord:

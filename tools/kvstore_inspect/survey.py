@@ -40,15 +40,8 @@ from kvstore.format.layout import (
 
 from .contents import Contents
 from .file_view import FileView
-from .records import (
-    DamagedRecord,
-    Progress,
-    Record,
-    Records,
-    bucket_counts,
-    slots_of,
-    unpack_slot,
-)
+from .records import DamagedRecord, Progress, Record, Records
+from .table import bucket_counts, slots_of, unpack_slot
 from .versions import Retired, retired_blocks
 
 # Seconds: none, a minute, an hour, a day, a week, 30 days, a year, any number.

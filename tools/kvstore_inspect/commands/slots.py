@@ -53,7 +53,8 @@ from kvstore_inspect.fields import (
     printable,
 )
 from kvstore_inspect.file_view import FileView
-from kvstore_inspect.records import Records, bucket_counts
+from kvstore_inspect.records import Records
+from kvstore_inspect.table import bucket_counts
 from kvstore_inspect.terminal import say, show_line, show_table
 
 from .common import DONE, PROBLEMS, DamageReport, opened, reading
