@@ -83,8 +83,9 @@ class KVStore(MutableMapping[str, Value]):
     {'name': 'Ada'}
     False
 
-    To a type checker values are `dict[str, Any]`, or what the store is annotated with, as
-    `KVStore[Settings]` for a `TypedDict`. Nothing of that is checked as the program runs.
+    To a type checker values are `dict[str, Any]`, or what the store is annotated with: as
+    `KVStore[Settings]` for a `TypedDict`, as `KVStore[Any]` for several. Nothing of that is checked
+    as the program runs.
 
     >>> from typing import TypedDict
     >>> class Settings(TypedDict):

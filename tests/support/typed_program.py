@@ -139,7 +139,10 @@ def typed_values(path: Path) -> None:
 
 
 def values_of_several_kinds(path: str) -> None:
-    """Views of one store for what is under other keys: the same object, to a checker another."""
+    """Views of one store for what is under other keys: the same object, to a checker another.
+
+    Or `KVStore[Any]`, whose values are whatever an annotation says.
+    """
     with KVStore(path, max_bytes=4 * 2**20, durable=False, timeout=0.5) as store:
         settings = cast("KVStore[Settings]", store)
         sessions = cast("KVStore[Session]", store)
@@ -149,6 +152,10 @@ def values_of_several_kinds(path: str) -> None:
         assert_type(sessions.read("session:1")["user"], str)
         one = cast("Settings", store.read("settings"))
         assert_type(one["size"], int)
+    with KVStore[Any](path) as unchecked:
+        unchecked.put("session:2", Session(user="alan"))
+        again: Settings = unchecked.read("settings")
+        assert_type(again["theme"], str)
 
 
 class Cache(KVStore[Session]):
@@ -188,6 +195,7 @@ def mistakes(store: KVStore) -> None:
     store.put("key", 1)  # type: ignore[arg-type]
     store.put("key", [1, 2])  # type: ignore[arg-type]
     store.put("key", {1: 2})  # type: ignore[dict-item]
+    store.put("key", Session(user="ada"))  # type: ignore[arg-type]
     store.put("key", {}, ttl="60")  # type: ignore[arg-type]
     store.put("key", {}, lifetime=60)  # type: ignore[call-arg]
     _ = store.read("key").theme  # type: ignore[attr-defined]
