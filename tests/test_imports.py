@@ -14,7 +14,10 @@ from support.platforms import PLATFORM, needs_linux
 import kvstore
 
 # The rooms, low to high. `store` stands for the API: all modules that are in no room, but `errors`.
-ROOMS: Final = ("errors", "format", "compiled", "file", "index", "recovery", "store")
+ROOMS: Final = tuple(
+    ["errors", "format", "compiled", "file", "index", "recovery", "store", "adapters"]
+)
+FOLDERS: Final = [room for room in ROOMS if room not in ("errors", "store")]
 PACKAGE: Final = Path(kvstore.__file__).parent
 SOURCES: Final = sorted(PACKAGE.rglob("*.py"))
 
@@ -81,11 +84,11 @@ def test_what_differs_by_operating_system_is_behind_one_seam() -> None:
 
 
 def test_every_room_is_known_and_stands_in_the_page_on_the_inside() -> None:
-    assert {place.parent.name for place in PACKAGE.glob("*/__init__.py")} == set(ROOMS[1:-1])
+    assert {place.parent.name for place in PACKAGE.glob("*/__init__.py")} == set(FOLDERS)
     sources = Path(__file__).resolve().parents[1] / "src"
     page = (sources / "README.md").read_text("utf-8")
     lines = [line.split("|") for line in page.splitlines() if line.startswith("| [`")]
-    assert [room.split("`")[1].rstrip("/") for _, room, *_ in lines] == list(ROOMS[1:-1])
+    assert [room.split("`")[1].rstrip("/") for _, room, *_ in lines] == FOLDERS
     for _, room, _, modules, _ in lines:
         place = sources / "kvstore" / room.split("`")[1]
         names = modules.split("`")[1::2]
@@ -133,6 +136,7 @@ def test_ordinary_use_imports_nothing_that_is_rarely_needed(path: Path) -> None:
     rare = {
         "argparse",
         "kvstore.__main__",
+        "kvstore.adapters",
         "kvstore.recovery.check",
         "kvstore.location",
         "kvstore_inspect",
