@@ -14,9 +14,7 @@ from support.platforms import PLATFORM, needs_linux
 import kvstore
 
 # The rooms, low to high. `store` stands for the API: all modules that are in no room, but `errors`.
-ROOMS: Final = tuple(
-    ["errors", "format", "compiled", "file", "index", "recovery", "store", "adapters"]
-)
+ROOMS: Final = ("errors", "format", "compiled", "file", "index", "recovery", "store", "adapters")
 FOLDERS: Final = [room for room in ROOMS if room not in ("errors", "store")]
 PACKAGE: Final = Path(kvstore.__file__).parent
 SOURCES: Final = sorted(PACKAGE.rglob("*.py"))
