@@ -370,6 +370,24 @@ async def test_a_damaged_value_is_a_deserialization_error_until_it_is_deleted_or
 
 
 @in_event_loop
+async def test_what_is_damaged_is_in_no_list_but_an_error_until_it_is_deleted(
+    open_store: OpenStore, path: Path
+) -> None:
+    kv = open_store()
+    await kv.put_many(["good", "bad"], [{"n": 1}, {"is": "damaged"}])
+    await kv.close()
+    change_byte(path, path.read_bytes().index(b"damaged"), 1)
+    kv = open_store()
+    damaged = record_key(kv.default_collection, "bad")
+    for listing in (kv.keys, kv.collections, lambda: kv.destroy_collection(kv.default_collection)):
+        with pytest.raises(DeserializationError, match=damaged):
+            await listing()
+    kv.store.delete(damaged)
+    assert await kv.keys() == ["good"]
+    assert await kv.destroy_collection(kv.default_collection) is True
+
+
+@in_event_loop
 async def test_a_full_store_is_the_stores_own_error(open_store: OpenStore) -> None:
     kv = open_store(max_bytes=4 * 1024 * 1024)
     with pytest.raises(StoreFullError):

@@ -57,9 +57,10 @@ class KVStoreCache(BaseCache):
 
     A key is any string. A value is anything that JSON has, and `bytes`, `tuple`, `set`,
     `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys: these come back as
-    they were, at any depth. With its key it may take 16,384 bytes of JSON. All else is refused, and
-    nothing is pickled. Who needs more sets `serializer` to an object as those of
-    `cachelib.serializers`, which is then as safe to read with as that is.
+    they were, at any depth; of a subclass that equals one of these (`Markup`), the plain one does.
+    With its key it may take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who
+    needs more sets `serializer` to an object as those of `cachelib.serializers`, and reading is
+    then as safe as that is.
 
     What goes wrong is raised, and never told as False or None: a session that could not be saved is
     an error. Only a value that cannot be read any more, its bytes being damaged, is absent as

@@ -10,6 +10,7 @@ what counts; the store's own time-to-live is up to a second later, and takes the
 import os
 from asyncio import to_thread
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from math import ceil
@@ -37,7 +38,7 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        "KVStoreStore needs py-key-value-aio: pip install 'py-key-value-aio>=0.5'"
+        "KVStoreStore needs py-key-value-aio: pip install 'py-key-value-aio>=0.4.6'"
     ) from error
 
 Parameters = ParamSpec("Parameters")
@@ -74,8 +75,9 @@ class KVStoreStore(
     runs in a thread: changes if `durable`, listing, destroying, culling and closing. `put_many` is
     atomic for each value by itself: where one is refused, those before it are stored.
 
-    `keys`, `collections` and `destroy_collection` read the whole store. All of it is listed, where
-    no limit is given. `destroy` empties the file.
+    `keys`, `collections` and `destroy_collection` read the whole store, and raise where a record is
+    damaged, of which nobody knows what it was: ``store.delete`` removes it, under the key that the
+    error names. All is listed where no limit is given. `destroy` empties the file.
 
     Args:
         path: the file, which is the store's alone; it is created where it is missing.
@@ -185,10 +187,8 @@ class KVStoreStore(
 
     def _read(self, collection: str, keys: Sequence[str]) -> list[ManagedEntry | None]:
         record_keys = [record_key(collection, key) for key in keys]
-        try:
+        with _librarys_error():
             found = self.store.get_many(record_keys)
-        except errors.CorruptStoreError as error:
-            raise DeserializationError(str(error), {"collection": collection}) from error
         return [
             self._entry(collection, key, found.get(each))
             for key, each in zip(keys, record_keys, strict=True)
@@ -237,12 +237,22 @@ class KVStoreStore(
 
     def _live(self, collection: str | None = None) -> Iterator[Value]:
         """Yield the records that have not expired: all, or those of one collection."""
-        for each, record in self.store.items():
-            names = record.get("collection"), record.get("key")
-            if collection not in (None, names[0]) or record_key(*map(str, names)) != each:
-                continue
-            if not self._serialization_adapter.load_dict(record).is_expired:
-                yield record
+        with _librarys_error():
+            for each, record in self.store.items():
+                names = record.get("collection"), record.get("key")
+                if collection not in (None, names[0]) or record_key(*map(str, names)) != each:
+                    continue
+                if not self._serialization_adapter.load_dict(record).is_expired:
+                    yield record
+
+
+@contextmanager
+def _librarys_error() -> Iterator[None]:
+    """Have a damaged record be what py-key-value has for it."""
+    try:
+        yield
+    except errors.CorruptStoreError as error:
+        raise DeserializationError(str(error)) from error
 
 
 def _whole_ttl(seconds: float | None) -> int | None:
