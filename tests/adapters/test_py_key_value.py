@@ -63,15 +63,15 @@ def in_event_loop(
 
 
 class OpenStore(Protocol):
-    def __call__(self, path: Path | None = None, **options: Any) -> KVStoreStore: ...
+    def __call__(self, **options: Any) -> KVStoreStore: ...
 
 
 @pytest.fixture
 def open_store(path: Path, request: pytest.FixtureRequest) -> OpenStore:
-    """A function that opens a store, at `path` unless told else; closed as the test ends."""
+    """A function that opens a store at `path`; closed as the test ends."""
 
-    def open_one(at: Path | None = None, **options: Any) -> KVStoreStore:
-        store = KVStoreStore(at or path, **options)
+    def open_one(**options: Any) -> KVStoreStore:
+        store = KVStoreStore(path, **options)
         request.addfinalizer(store.store.close)
         return store
 
