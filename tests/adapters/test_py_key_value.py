@@ -271,7 +271,7 @@ async def test_many_keys_are_one_call_of_the_store_each(
     kv: KVStoreStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
-    for name in ("get_many", "put_many", "delete_many", "get", "put", "delete"):
+    for name in ("get_many", "put_many", "delete_many"):
         method: Callable[..., Any] = getattr(KVStore, name)
 
         def noting(*arguments: Any, name: str = name, method: Any = method) -> Any:
