@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from kvstore.errors import CorruptStoreError, InvalidValueError, KeyExistsError
-from kvstore.format.codec import MAX_TTL_SECONDS, Value
+from kvstore.format.codec import MAX_TTL_SECONDS, JSONObject
 from kvstore.format.layout import MAX_FILE_SIZE
 
 from .records import open_store, record_key, refused
@@ -212,7 +212,7 @@ class KVStoreCache(BaseCache):
         with self._turn:
             return super().dec(key, delta)
 
-    def _record(self, key: str, value: Any) -> Value:
+    def _record(self, key: str, value: Any) -> JSONObject:
         if self.serializer is not None:
             serialized = self.serializer.dumps(value)
             if serialized is None:
@@ -228,7 +228,7 @@ class KVStoreCache(BaseCache):
                 f"key {key!r}: value is nested too deep, or holds itself"
             ) from None
 
-    def _value(self, key: str, record: Value | None) -> Any:
+    def _value(self, key: str, record: JSONObject | None) -> Any:
         if record is None or record.get("key") != key:
             return None
         try:

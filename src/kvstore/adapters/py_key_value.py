@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 import orjson
 
 from kvstore import errors
-from kvstore.format.codec import MAX_TTL_SECONDS, Value
+from kvstore.format.codec import MAX_TTL_SECONDS, JSONObject
 from kvstore.format.layout import MAX_FILE_SIZE, MAX_VALUE_SIZE
 
 from .records import open_store, record_key, refused
@@ -194,7 +194,7 @@ class KVStoreStore(
             for key, each in zip(keys, record_keys, strict=True)
         ]
 
-    def _entry(self, collection: str, key: str, record: Value | None) -> ManagedEntry | None:
+    def _entry(self, collection: str, key: str, record: JSONObject | None) -> ManagedEntry | None:
         if not record or record.get("key") != key or record.get("collection") != collection:
             return None
         return self._serialization_adapter.load_dict(record)
@@ -235,7 +235,7 @@ class KVStoreStore(
             [record_key(collection, record["key"]) for record in self._live(collection)]
         )
 
-    def _live(self, collection: str | None = None) -> Iterator[Value]:
+    def _live(self, collection: str | None = None) -> Iterator[JSONObject]:
         """Yield the records that have not expired: all, or those of one collection."""
         with _librarys_error():
             for each, record in self.store.items():

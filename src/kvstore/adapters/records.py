@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Final
 
 from kvstore.errors import InvalidValueError, StoreLockedError
-from kvstore.format.codec import Value, encode_value
+from kvstore.format.codec import JSONObject, encode_value
 from kvstore.store import KVStore
 
 _DIGEST_SIZE: Final = 24  # bytes, which base64 makes 32 characters of: the longest key of a store
@@ -28,7 +28,9 @@ def record_key(*names: str) -> str:
     return urlsafe_b64encode(digest.digest()).decode()
 
 
-def refused(pairs: Iterable[tuple[str, Value]]) -> Iterator[tuple[str, Value, InvalidValueError]]:
+def refused(
+    pairs: Iterable[tuple[str, JSONObject]],
+) -> Iterator[tuple[str, JSONObject, InvalidValueError]]:
     """Yield those pairs of a name and a record that no store takes, and why.
 
     The errors tell of the name; those of a store that was given the records, of a record key.
