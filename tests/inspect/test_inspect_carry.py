@@ -34,6 +34,7 @@ from support.platforms import needs_shell
 
 from kvstore import KVStore, backup
 from kvstore_inspect.commands import diff as diffing
+from kvstore_inspect.redis_cli import PIPELINE
 
 KEYS = 300
 
@@ -563,3 +564,122 @@ def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
     assert int(_ask(redis, "PTTL", "user:0")) == pytest.approx(
         expires_at - time.time() * 1_000, abs=60_000
     )
+
+
+def _load_from(address: Path, target: Path, *options: object) -> Result:
+    """Run the pipeline that `load --help` shows, with the client of this server."""
+    pipeline = PIPELINE.replace("redis-cli --no-raw", f'"{_client()}" -s "{address}" --no-raw')
+    return run_in_shell(
+        pipeline.replace("kvstore-inspect load data.kvs --format redis-cli", '"$@"'),
+        *("load", target, "--format", "redis-cli", *options),
+    )
+
+
+def test_what_went_into_a_redis_server_comes_back_the_same(
+    path: Path, redis: Path, tmp_path: Path
+) -> None:
+    with KVStore(path) as store:
+        for number in range(2_000):
+            key = (f"user:{number}", f"Ключ {number}", f'鍵🗝\r\n\\"{number}')[number % 3]
+            value = {
+                "n": number,
+                "text": "ä\r\n\x07\t\\x00'\"" * (number % 9),
+                "deep": [[2**64 - 1]],
+            }
+            store.create(key, value, ttl=None if number % 2 else 100_000 + number)
+        store.create("full", {"t": "x" * 16_000})
+    line = f'"$@" | "{_client()}" -s "{redis}" --pipe'
+    assert run_in_shell(line, "dump", path, "--format", "resp").status == 0
+    back = tmp_path / "back.kvs"
+    result = _load_from(redis, back)
+    assert (result.status, result.err) == (DONE, f"{back}: 2,001 of 2,001 keys loaded\n")
+    records = [
+        sorted((line["key"], line["value"], line["expires_at"]) for line in lines)
+        for lines in (inspect("dump", path).lines(), inspect("dump", back).lines())
+    ]
+    assert records[0] == records[1]
+    assert_consistent(back)
+
+
+def test_load_from_a_redis_server_names_what_a_store_cannot_hold_and_takes_the_rest(
+    path: Path, redis: Path
+) -> None:
+    _ask(redis, "SET", "good", '{ "spaces": [1,  2],\n "lines": {} }')
+    _ask(redis, "SET", "text", "hello")
+    _ask(redis, "SET", "number", "5")
+    _ask(redis, "SET", "large", json.dumps({"t": "x" * 17_000}))
+    _ask(redis, "SET", "huge", json.dumps({"t": "x" * 2 * MIB}))
+    _ask(redis, "SET", "k" * 33, "{}")
+    _ask(redis, "SET", "", "{}")
+    _ask(redis, "HSET", "hash", "field", "value")
+    _ask(redis, "EVAL", "return redis.call('SET', '\\255', '{}')", "0")
+    result = _load_from(redis, path)
+    assert result.status == PROBLEMS
+    assert contents(path) == {"good": {"spaces": [1, 2], "lines": {}}}
+    for message in (
+        "key text: its value is not JSON",
+        "key 'number': value: 5 is a int, allowed is a dict",
+        "key 'large': ",
+        "key huge: its value is longer than 1,048,576 bytes",
+        f"key {'k' * 33!r}: 33 characters, allowed are 1 to 32",
+        "key '': 0 characters",
+        "key hash: is no string on the server",
+        "key \\xff: is not UTF-8",
+        "1 of 9 keys loaded, 8 left out",
+    ):
+        assert message in result.err, result.err
+
+
+def test_load_from_a_redis_server_obeys_what_is_said_of_keys_that_exist(
+    path: Path, redis: Path
+) -> None:
+    existing(path, path.parent)
+    for key in "abc":
+        _ask(redis, "SET", key, '{"new": 1}')
+    assert "exists already" in _load_from(redis, path).err
+    assert _load_from(redis, path, "--on-exists", "replace").status == DONE
+    assert contents(path) == {key: {"new": 1} for key in "abc"}
+
+
+@pytest.mark.parametrize(
+    ("replies", "problem"),
+    [
+        ('"a"\n"{}"\n', "stopped at line 1, which is the first not loaded: the input ends within"),
+        ('"a"\n"{}"\n(integer) -1\n"b"\n', "stopped at line 4"),
+        ("(error) NOAUTH Authentication required.\n" * 3, "the reply to ECHO, not (error) NOAUTH"),
+        ('"a"\n(error) LOADING\n(integer) -1\n', "the reply to GET, not (error) LOADING"),
+        ('"a"\n"{}"\n(error) ERR unknown\n', "the reply to PEXPIRETIME, not (error) ERR unknown"),
+        ('{"key":"a","value":{}}\n' * 3, "expected a string in quotes as the reply to ECHO"),
+        ('"a"\n"{}\n(integer) -1\n', "expected a string in quotes as the reply to GET"),
+        ('"a"\n"{\\q}"\n(integer) -1\n', "expected a string in quotes as the reply to GET"),
+    ],
+)
+def test_load_stops_at_what_is_no_reply_of_redis_cli(
+    path: Path, tmp_path: Path, replies: str, problem: str
+) -> None:
+    result = inspect("load", path, lines_file(tmp_path, replies), "--format", "redis-cli")
+    assert result.status == PROBLEMS
+    assert problem in result.err
+
+
+def test_load_leaves_out_what_expired_on_the_server_and_here(
+    path: Path, tmp_path: Path, clock: FakeClock
+) -> None:
+    replies = "".join(
+        f'"{key}"\n{value}\n(integer) {time}\n'
+        for key, value, time in (
+            ("deleted", "(nil)", -2),
+            ("expired meanwhile", '"{}"', -2),
+            ("expired here", '"{}"', clock.now_ms),
+            ("stays a millisecond", '"{}"', clock.now_ms + 1),
+            ("stays for ages", '"{}"', 2**62),
+        )
+    )
+    replies += "(0.80s)\n"  # which redis-cli says after a reply that took long
+    result = inspect("load", path, lines_file(tmp_path, replies), "--format", "redis-cli")
+    assert result.status == PROBLEMS
+    assert "2 of 5 keys loaded, 1 expired, 2 left out" in result.err
+    assert "key deleted: was gone before it was read, not loaded" in result.err
+    lines = {line["key"]: line for line in inspect("dump", path).lines()}
+    assert lines.keys() == {"stays a millisecond", "stays for ages"}
+    assert lines["stays a millisecond"]["expires_at"] == clock.now_ms + 1

@@ -62,7 +62,7 @@ def from_line(line: bytes, now_ms: int) -> Record:
     if len(line) > LONGEST_LINE:
         raise MalformedLineError(f"longer than {LONGEST_LINE:,} bytes")
     try:
-        fields = (json.loads if _LONG_INTEGER.search(line) else parse)(line)
+        fields = parsed(line)
     except (ValueError, RecursionError) as error:
         raise MalformedLineError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -81,6 +81,16 @@ def from_line(line: bytes, now_ms: int) -> Record:
     expires_at = _time(fields, "expires_at")
     created_at = now_ms if created_at is None else created_at
     return Record(fields["key"], value, created_at, expires_at or 0)
+
+
+def parsed(text: bytes) -> Any:
+    """Return what JSON in UTF-8 says; an integer out of range stays one, for the store to refuse.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+        MemoryError: there is too little memory to parse it.
+    """
+    return (json.loads if _LONG_INTEGER.search(text) else parse)(text)
 
 
 def _time(fields: dict[str, Any], name: str) -> int | None:

@@ -1,21 +1,24 @@
-"""`load`: what `dump` wrote, into a new or an existing store."""
+"""`load`: what `dump` wrote, or `redis-cli` says, into a new or an existing store."""
 
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import click
 
 from kvstore import KeyExistsError, KVStore, StoreFullError
 from kvstore.clock import now_ms
 from kvstore.format.layout import MAX_FILE_SIZE, MIN_MAX_BYTES
+from kvstore_inspect import redis_cli
 from kvstore_inspect.jsonl import LONGEST_LINE, MalformedLineError, from_line
 from kvstore_inspect.records import Record
+from kvstore_inspect.redis_cli import UnfitError, from_replies
 from kvstore_inspect.terminal import escaped, progress, say
 
 from .common import DONE, PROBLEMS, file_argument, wait_option
@@ -28,9 +31,25 @@ class _StopError(Exception):
     """Nothing more is loaded: why, in a sentence without its beginning."""
 
 
+class _Format(NamedTuple):
+    """One that the input can have: what is counted, and what makes a record of how many lines."""
+
+    unit: str
+    lines: int
+    ignored: re.Pattern[bytes]
+    record: Callable[[Sequence[bytes], int], Record]
+
+
+_FORMATS: Final = {
+    "json": _Format("lines", 1, re.compile(rb"\s*"), lambda lines, now: from_line(lines[0], now)),
+    "redis-cli": _Format("keys", redis_cli.LINES, redis_cli.IGNORED, from_replies),
+}
+
+
 @click.command(
     "load",
-    epilog="Example: kvstore-inspect load copy.kvs data.jsonl --on-exists skip",
+    epilog="Example: kvstore-inspect load copy.kvs data.jsonl --on-exists skip\n\n\b\n"
+    f"Example: {redis_cli.PIPELINE}",
     help="Read what dump wrote, from INPUT or standard input, into FILE, which is created if it is "
     "missing. Times are kept as they are, but that a record which replaces a younger one is given "
     "the time of that. Loading stops at a line that is malformed, and where the store is full; "
@@ -46,6 +65,14 @@ class _StopError(Exception):
     "store, or replace it.  [default: error]",
 )
 @click.option(
+    "--format",
+    "form",
+    type=click.Choice([*_FORMATS]),
+    default="json",
+    help="redis-cli: what redis-cli prints of a Redis server (7.0 or newer) or Valkey server in the "
+    "pipeline below. A key that a store cannot hold is named and left out.  [default: json]",
+)
+@click.option(
     "--max-bytes",
     type=click.IntRange(MIN_MAX_BYTES, MAX_FILE_SIZE),
     default=MAX_FILE_SIZE,
@@ -53,46 +80,52 @@ class _StopError(Exception):
     help="What the file may grow to.  [default: 1,000,000,000]",
 )
 @wait_option
-def command(file: Path, source: IO[bytes], on_exists: str, max_bytes: int, wait: float) -> int:
+def command(
+    file: Path, source: IO[bytes], on_exists: str, form: str, max_bytes: int, wait: float
+) -> int:
     """Load the lines; exit 1 where any was not loaded."""
     lines = _lines(source)
     first = list(islice(lines, 1))  # before the store is opened: what cannot be read makes no file
     with KVStore(file, max_bytes=max_bytes, timeout=wait) as store:
-        loading = _Loading(store, on_exists)
+        loading = _Loading(store, on_exists, _FORMATS[form])
         with _progress(source) as show:
             stopped = loading.run(chain(first, lines), show)
     loading.report(file)
     if stopped:
         say(f"{file}: {stopped}")
-    return PROBLEMS if stopped or loading.counts["loaded"] < loading.counts["lines"] else DONE
+    return PROBLEMS if stopped or loading.counts["loaded"] < loading.counts["given"] else DONE
 
 
 class _Loading:
-    """A load under way: what became of the lines so far."""
+    """A load under way: what became of the records so far."""
 
-    def __init__(self, store: KVStore, on_exists: str) -> None:
+    def __init__(self, store: KVStore, on_exists: str, form: _Format) -> None:
         self._store = store
         self._on_exists = on_exists
+        self._format = form
         self._now_ms = now_ms()
         self.counts: Counter[str] = Counter()
 
     def run(self, lines: Iterable[bytes], show: Callable[[], object]) -> str:
         """Load all lines; return why it stopped before their end, or nothing."""
-        for number, line in enumerate(lines, 1):
-            if number % _STEP == 0:
+        ignored = self._format.ignored.fullmatch
+        numbered = ((number, line) for number, line in enumerate(lines, 1) if not ignored(line))
+        while group := [*islice(numbered, self._format.lines)]:
+            number = group[0][0]
+            self.counts["given"] += 1
+            if self.counts["given"] % _STEP == 0:
                 show()
-            if not line.strip():
-                continue
-            self.counts["lines"] += 1
             try:
-                self._load(from_line(line, self._now_ms))
+                self._load(self._format.record([line for _, line in group], self._now_ms))
+            except UnfitError as error:
+                self._name("left out", str(error))
             except (_StopError, MalformedLineError) as error:
                 return f"stopped at line {number:,}, which is the first not loaded: {error}"
         return ""
 
     def _load(self, record: Record) -> None:
         if record.has_expired(self._now_ms):
-            self._name("expired", record.key, "has expired")
+            self._name("expired", f"key {escaped(record.key)}: has expired")
             return
         try:
             self._store_record(record)
@@ -100,7 +133,7 @@ class _Loading:
             if self._on_exists == "error":
                 raise _StopError(str(error)) from None
             if self._on_exists == "skip":
-                self._name("exist already", record.key, "exists already")
+                self._name("exist already", f"key {escaped(record.key)}: exists already")
                 return
             self._store_record(record, replace=True)
             self.counts["replaced"] += 1
@@ -117,28 +150,30 @@ class _Loading:
             except StoreFullError as error:
                 raise _StopError(str(error)) from error
 
-    def _name(self, what: str, key: str, message: str) -> None:
+    def _name(self, what: str, message: str) -> None:
         self.counts[what] += 1
         if self.counts[what] <= _MOST_NAMED:
-            say(f"key {escaped(key)}: {message}, not loaded")
+            say(f"{message}, not loaded")
 
     def report(self, file: Path) -> None:
         """Say what was loaded and what was not."""
         counts = self.counts
-        parts = [f"{counts['loaded']:,} of {counts['lines']:,} lines loaded"]
+        parts = [f"{counts['loaded']:,} of {counts['given']:,} {self._format.unit} loaded"]
         parts += [
             f"{counts[what]:,} {what}"
-            for what in ("replaced", "exist already", "expired")
+            for what in ("replaced", "exist already", "expired", "left out")
             if counts[what]
         ]
         say(f"{file}: {', '.join(parts)}")
 
 
 def _lines(source: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines, or the beginning of one that is too long."""
+    """Yield the lines, of one that is too long the beginning."""
     try:
         while line := source.readline(LONGEST_LINE + 1):
             yield line
+            while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                line = source.readline(LONGEST_LINE + 1)
     except OSError as error:
         raise OSError(error.errno, f"cannot be read: {error.strerror}", _name_of(source)) from error
 
