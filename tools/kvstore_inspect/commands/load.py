@@ -41,7 +41,7 @@ class _Format(NamedTuple):
 
 
 _FORMATS: Final = {
-    "json": _Format("lines", 1, re.compile(rb"\s*"), lambda lines, now: from_line(lines[0], now)),
+    "json": _Format("lines", 1, re.compile(rb"\s*"), lambda group, now: from_line(group[0], now)),
     "redis-cli": _Format("keys", redis_cli.LINES, redis_cli.IGNORED, from_replies),
 }
 
@@ -69,7 +69,7 @@ _FORMATS: Final = {
     "form",
     type=click.Choice([*_FORMATS]),
     default="json",
-    help="redis-cli: what redis-cli prints of a Redis server (7.0 or newer) or Valkey server in the "
+    help="redis-cli: what redis-cli prints of a Redis (7.0 or newer) or Valkey server in the "
     "pipeline below. A key that a store cannot hold is named and left out.  [default: json]",
 )
 @click.option(
