@@ -3,6 +3,7 @@
 import builtins
 import inspect
 import re
+import runpy
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +59,15 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_the_guide_leads_to_every_other_page() -> None:
     linked = set(_LINK.findall((SOURCES / "GUIDE.md").read_text("utf-8")))
     assert {page.name for page in PAGES if page.stem != "GUIDE"} <= linked
+
+
+def test_the_reference_is_what_is_made_of_the_docstrings() -> None:
+    """`python tools/build_reference.py` writes it anew."""
+    pytest.importorskip("griffe2md")
+    script = SOURCES.parent / "tools" / "build_reference.py"
+    assert runpy.run_path(str(script))["reference"]() == (SOURCES / "REFERENCE.md").read_text(
+        "utf-8"
+    )
 
 
 def test_every_error_stands_in_the_guide_with_what_to_do() -> None:

@@ -473,6 +473,8 @@ def test_a_large_value_expires_whole_and_its_parts_after_it(
 ) -> None:
     large = recipe("Large values").LargeValues(store)
     large.put("v", LONGER, ttl=60)
+    ends = {key.split(":")[0]: store.ttl(key) for key in store}
+    assert ends == {"big": 60, "part": 3_660}
     clock.advance(59)
     assert large.get("v") == LONGER
     clock.advance(1)

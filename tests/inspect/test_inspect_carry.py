@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from support import MIB
+from support import redis as redis_server
 from support.clock import FakeClock
 from support.consistency import assert_consistent
 from support.disks import fill, mounted
@@ -496,28 +496,9 @@ def test_diff_names_damage_once_and_ends_in_1(
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[Path]:
-    """The socket of a Redis or Valkey server of this test's own, which keeps nothing on disk."""
-    server = shutil.which("redis-server") or shutil.which("valkey-server")
-    if server is None or _client() is None:
-        pytest.skip("no Redis or Valkey server is installed")
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    address = folder / "socket"
-    options = ["--port", "0", "--unixsocket", "socket", "--save", "", "--dir", str(folder)]
-    with subprocess.Popen([server, *options], stdout=subprocess.PIPE, cwd=folder) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if b"eady to accept connections" in line:
-                    break
-            yield address
-        finally:
-            process.terminate()
-            process.stdout.read()
-
-
-def _client() -> str | None:
-    return shutil.which("redis-cli") or shutil.which("valkey-cli")
+    """The socket of a Redis or Valkey server of this test's own."""
+    with redis_server.server(tmp_path / "redis") as address:
+        yield address
 
 
 def _ask(address: Path, *command: str) -> bytes:
@@ -545,7 +526,7 @@ def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
             key = (f"user:{number}", f"Ключ {number}", f"鍵🗝\r\n{number}")[number % 3]
             values[key] = {"n": number, "text": "ä\r\n$3\r\n" * (number % 7)}
             store.create(key, values[key], ttl=None if number % 2 else 100_000 + number)
-    client = _client()
+    client = redis_server.client()
     line = f'"$@" | "{client}" -s "{redis}" --pipe'
     result = run_in_shell(line, "dump", path, "--format", "resp")
     assert result.status == 0, result.err
@@ -568,7 +549,9 @@ def test_dump_goes_into_a_redis_server_by_one_line_of_shell(
 
 def _load_from(address: Path, target: Path, *options: object) -> Result:
     """Run the pipeline that `load --help` shows, with the client of this server."""
-    pipeline = PIPELINE.replace("redis-cli --no-raw", f'"{_client()}" -s "{address}" --no-raw')
+    pipeline = PIPELINE.replace(
+        "redis-cli --no-raw", f'"{redis_server.client()}" -s "{address}" --no-raw'
+    )
     return run_in_shell(
         pipeline.replace("kvstore-inspect load data.kvs --format redis-cli", '"$@"'),
         *("load", target, "--format", "redis-cli", *options),
@@ -588,7 +571,7 @@ def test_what_went_into_a_redis_server_comes_back_the_same(
             }
             store.create(key, value, ttl=None if number % 2 else 100_000 + number)
         store.create("full", {"t": "x" * 16_000})
-    line = f'"$@" | "{_client()}" -s "{redis}" --pipe'
+    line = f'"$@" | "{redis_server.client()}" -s "{redis}" --pipe'
     assert run_in_shell(line, "dump", path, "--format", "resp").status == 0
     back = tmp_path / "back.kvs"
     result = _load_from(redis, back)
