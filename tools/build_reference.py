@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write src/REFERENCE.md, the reference of the API, from the docstrings.
 
 griffe reads the sources and griffe2md makes Markdown of each object. What is done here: the choice
@@ -73,8 +72,8 @@ def _target(member: Any) -> griffe.Class:
 
 
 def _of_class(of: griffe.Class) -> str:
-    own = [_rendered(each, of, level=3) for each in _members(of)]
-    return "\n".join([_rendered(of, of, level=2, members=False), *own])
+    own = [_rendered(each, level=3) for each in _members(of)]
+    return "\n".join([_rendered(of, level=2, members=False), *own])
 
 
 def _members(of: griffe.Class) -> list[Any]:
@@ -82,13 +81,13 @@ def _members(of: griffe.Class) -> list[Any]:
 
 
 def _of_error(error: griffe.Class) -> str:
-    text = _rendered(error, error, level=3, members=False)
+    text = _rendered(error, level=3, members=False)
     bases = " and ".join(f"`{base}`" for base in error.bases)
     head, _, rest = text.partition("\n\n")
     return f"{head}\n\nDerives from {bases}.\n\n{_SIGNATURE.sub('', rest)}"
 
 
-def _rendered(what: Any, of: griffe.Class, level: int, members: bool | None = None) -> str:
+def _rendered(what: Any, level: int, members: bool | None = None) -> str:
     """Return the Markdown of an object, its overloads in place of the signature that has them."""
     if what.docstring:
         what.docstring.value = _SESSION.sub(_fenced, what.docstring.value)
