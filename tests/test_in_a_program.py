@@ -1,4 +1,4 @@
-"""What the README says of the program around a store: each is by design, and is what happens."""
+"""What the pages say of the program around a store: each is by design, and is what happens."""
 
 import hashlib
 import uuid

@@ -1,11 +1,9 @@
 """Each script that carries data over, as it stands in the page, on real data of that kind."""
 
 import json
-import os
 import shelve
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
@@ -14,9 +12,8 @@ from typing import Any
 
 import pytest
 from support import redis as redis_server
-from support.inspecting import inspect, inspector
-from support.pages import run_python, section
-from support.processes import PATIENCE_SECONDS
+from support.inspecting import inspect
+from support.pages import run_python, run_shell, section
 
 from kvstore import KVStore
 
@@ -77,7 +74,7 @@ def test_a_shelf_is_carried_over_and_what_is_no_json_is_named() -> None:
     assert len(printed) == 5
 
 
-def test_a_diskcache_is_carried_over_with_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diskcache_is_carried_over_with_its_times() -> None:
     diskcache = pytest.importorskip("diskcache")
     with closing(diskcache.Cache("cache-folder")) as cache:
         for key, value in OLD.items():
@@ -111,33 +108,16 @@ def test_the_rows_of_a_table_are_carried_over() -> None:
 
 
 @pytest.fixture
-def redis(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The socket of a server of the test's own, which `redis-cli` in a shell talks with."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
+def redis(tmp_path: Path, folder: Path) -> Iterator[Path]:
+    """The socket of a server of the test's own."""
     with redis_server.server(tmp_path / "redis") as address:
-        for name, command in {
-            "redis-cli": f'"{redis_server.client()}" -s "{address}"',
-            "kvstore-inspect": f'"{sys.executable}" -W error -m kvstore_inspect',
-        }.items():
-            shim = commands / name
-            shim.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-            shim.chmod(0o700)
-        monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
         yield address
 
 
-def in_shell(lines: str) -> subprocess.CompletedProcess[str]:
-    """Run lines of a shell in the current folder."""
-    return subprocess.run(
-        ["sh", "-e", "-c", lines],
-        env=inspector(PATH=os.environ["PATH"]),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+def in_shell(heading: str, address: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a section's lines of a shell, with this server for `redis-cli`."""
+    client = f'"{redis_server.client()}" -s "{address}"'
+    return run_shell(section("MOVING", heading), address.parent / "bin", redis_cli=client)
 
 
 def test_what_a_redis_server_has_is_carried_over(
@@ -174,13 +154,11 @@ def test_the_lines_for_going_on_to_redis_and_back_do_so(redis: Path) -> None:
     with KVStore("data.kvs") as store:
         for number in range(500):
             store.put(f"user:{number}", {"n": number}, ttl=number + 1_000 if number % 2 else None)
-    (there,) = section("MOVING", "Going on to Redis or Valkey").code("sh")
-    result = in_shell(there.text)
+    result = in_shell("Going on to Redis or Valkey", redis)
     assert result.returncode == 0, result.stderr
     assert "errors: 0, replies: 500" in result.stdout
     assert result.stdout.endswith("\n500\n")
-    (back,) = section("MOVING", "And back").code("sh")
-    result = in_shell(back.text)
+    result = in_shell("And back", redis)
     assert (result.returncode, result.stderr) == (0, "back.kvs: 500 of 500 keys loaded\n")
     assert inspect("diff", "data.kvs", "back.kvs").status == 0
 

@@ -8,34 +8,52 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from support.pages import PAGES, SOURCES, Section, expected_output, run_python, section, sections
+from support.pages import (
+    PAGES,
+    SOURCES,
+    expected_output,
+    run_python,
+    run_shell,
+    section,
+    sections,
+)
 
 import kvstore
 
-SECTIONS: Final = [part for page in PAGES if page.stem != "REFERENCE" for part in sections(page)]
-# Those that need what is made first, with the test that makes it and runs them.
-RUN_ELSEWHERE: Final = {
-    "A dict in a JSON file": "test_moving.py",
-    "shelve": "test_moving.py",
-    "diskcache": "test_moving.py",
-    "SQLite": "test_moving.py",
-    "Redis": "test_moving.py",
-}
 _LINK: Final = re.compile(r"\]\(([^)\s]+)\)")
 _NOT_IN_ANCHORS: Final = re.compile(r"[^\w\- ]")
 
 
-@pytest.mark.parametrize(
-    "part",
-    [part for part in SECTIONS if part.code("python") and part.heading not in RUN_ELSEWHERE],
-    ids=str,
-)
-def test_the_python_of_a_section_runs_as_it_stands_and_prints_what_it_says(
-    part: Section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("page", ["GUIDE", "RECIPES", "DEPLOYING"])
+def test_who_follows_a_page_from_top_to_bottom_sees_what_it_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _, printed = run_python(part)
-    assert printed.splitlines() == expected_output(part)
+    for part in sections(SOURCES / f"{page}.md"):
+        _, printed = run_python(part)
+        assert (str(part), printed.splitlines()) == (str(part), expected_output(part))
+        if part.code("sh"):
+            result = run_shell(part, tmp_path / "bin")
+            assert result.returncode == 0, (str(part), result.stdout, result.stderr)
+
+
+def test_the_programs_of_the_guide_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in sections(SOURCES / "GUIDE.md"):
+        for _ in range(2):
+            assert run_python(part)[1].splitlines() == expected_output(part)
+
+
+def test_no_section_has_code_that_nothing_runs() -> None:
+    """Blocks of `console` need what a test has not: a network, a server, a new environment."""
+    for page in PAGES:
+        languages = {block.language for part in sections(page) for block in part.blocks}
+        assert languages <= {"python", "sh", "console", "text", "pycon"}
+    tested = Path(__file__).with_name("test_moving.py").read_text("utf-8")
+    for part in sections(SOURCES / "MOVING.md"):
+        assert not part.blocks or f'"{part.heading}"' in tested
 
 
 def _anchors(page: Path) -> set[str]:

@@ -1,17 +1,23 @@
 """The pages for users in `src`: their sections, and the code in these, run as a reader would.
 
-Blocks of Python in one section are run one after the other with the same names, in a folder of
-their own. What comments say, as in ``print(…)  # this`` or ``…  # prints: this``, is what all of
-them print together.
+Each block of Python is a program of its own, and blocks of a shell are run as they stand, with
+`python` and `kvstore-inspect` those of this test run. What comments say, as in ``print(…)  # this``
+or ``…  # prints: this``, is what the programs of a section print.
 """
 
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
+
+from .inspecting import inspector
+from .processes import PATIENCE_SECONDS
 
 SOURCES: Final = Path(__file__).resolve().parents[2] / "src"
 PAGES: Final = tuple(
@@ -78,15 +84,40 @@ def section(page: str, heading: str) -> Section:
     return found
 
 
-def run_python(part: Section, names: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+def run_python(part: Section) -> tuple[dict[str, Any], str]:
     """Run a section's Python in the current folder; return its names and what it printed."""
-    names = {"__name__": "page"} if names is None else names
+    names: dict[str, Any] = {}
     printed = io.StringIO()
     with redirect_stdout(printed):
         for block in part.code("python"):
+            program: dict[str, Any] = {"__name__": "page"}
             first = block.line - block.text.count("\n")
-            exec(compile("\n" * first + block.text, part.page, "exec"), names)
+            exec(compile("\n" * first + block.text, part.page, "exec"), program)
+            names |= program
     return names, printed.getvalue()
+
+
+def run_shell(part: Section, commands: Path, **clients: str) -> "subprocess.CompletedProcess[str]":
+    """Run a section's lines of a shell in the current folder, up to the first that fails.
+
+    In the folder `commands` is put what has the names that these use.
+    """
+    commands.mkdir(exist_ok=True)
+    this = f'"{sys.executable}" -W error'
+    own = {"python": this, "kvstore-inspect": f"{this} -m kvstore_inspect"}
+    for name, command in {**own, **clients}.items():
+        script = commands / name.replace("_", "-")
+        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        script.chmod(0o700)
+    return subprocess.run(
+        ["sh", "-e", "-c", "".join(block.text for block in part.code("sh"))],
+        env=inspector(PATH=f"{commands}{os.pathsep}{os.environ['PATH']}"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
 
 
 def names_of(page: str, heading: str) -> Any:
