@@ -56,9 +56,8 @@ def reference() -> str:
     logging.getLogger("griffe").setLevel(logging.ERROR)  # arguments of errors are those of `args`
     package = griffe.load("kvstore", search_paths=[SOURCES], docstring_parser="google")
     store, stats = _target(package["KVStore"]), _target(package["StoreStats"])
-    errors = [
-        _target(package[name]) for name in package.exports or () if str(name).endswith("Error")
-    ]
+    exported = map(str, package.exports or ())
+    errors = [_target(package[name]) for name in exported if name.endswith("Error")]
     base = next(error for error in errors if error.name == "KVStoreError")
     errors.sort(key=lambda error: (error is not base, cast(int, error.lineno)))
     parts = [_of_class(store), _of_class(stats), "## Errors\n", *map(_of_error, errors)]

@@ -5,6 +5,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,14 +88,16 @@ def test_no_change_of_a_session_is_lost_among_threads_and_none_revives_it(
     session_id = sessions.start({})
     in_threads(lambda number: sessions.change(session_id, **{f"field{number}": number}))
     assert len(sessions.load(session_id)) == MANY
+
+    def use(session_id: str, number: int) -> None:
+        if number:
+            sessions.change(session_id, n=number)
+        else:
+            sessions.end(session_id)
+
     for _ in range(50):
         session_id = sessions.start({})
-        in_threads(
-            lambda number, of=session_id: (
-                sessions.change(of, n=number) if number else sessions.end(of)
-            ),
-            3,
-        )
+        in_threads(partial(use, session_id), 3)
         assert sessions.load(session_id) is None
 
 
