@@ -46,6 +46,11 @@ def in_threads(function: Callable[[int], Any], count: int = MANY) -> list[Any]:
         return list(threads.map(run, range(count)))
 
 
+def full(*_: object) -> None:
+    """Stand for what stores something, where there is no room."""
+    raise StoreFullError("full")
+
+
 # --- sessions ----------------------------------------------------------------------------------
 
 
@@ -101,6 +106,21 @@ def test_no_change_of_a_session_is_lost_among_threads_and_none_revives_it(
         assert sessions.load(session_id) is None
 
 
+def test_sessions_are_there_in_a_full_store_but_do_not_live_longer(
+    recipe: Callable[[str], Any],
+    store: KVStore,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sessions = recipe("Sessions").Sessions(store, lifetime=60)
+    session_id = sessions.start({"user": "ada"})
+    monkeypatch.setattr(store, "touch", full)
+    clock.advance(59)
+    assert sessions.load(session_id) == {"user": "ada"}
+    clock.advance(1)
+    assert sessions.load(session_id) is None
+
+
 # --- a cache -----------------------------------------------------------------------------------
 
 
@@ -148,10 +168,6 @@ def test_an_answer_that_cannot_be_kept_is_returned(
 ) -> None:
     answers = recipe("Cache of API answers").Answers(store, lambda url: url * 20_000)
     assert answers.get("u") == "u" * 20_000
-
-    def full(*_: object) -> None:
-        raise StoreFullError("full")
-
     monkeypatch.setattr(store, "put", full)
     answers = recipe("Cache of API answers").Answers(store, lambda url: url)
     assert answers.get("u") == "u"
