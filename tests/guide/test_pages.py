@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from support.clock import FakeClock
 from support.pages import (
     PAGES,
     SOURCES,
@@ -26,7 +27,7 @@ _NOT_IN_ANCHORS: Final = re.compile(r"[^\w\- ]")
 
 @pytest.mark.parametrize("page", ["GUIDE", "RECIPES", "DEPLOYING"])
 def test_who_follows_a_page_from_top_to_bottom_sees_what_it_says(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for part in sections(SOURCES / f"{page}.md"):
@@ -38,7 +39,7 @@ def test_who_follows_a_page_from_top_to_bottom_sees_what_it_says(
 
 
 def test_the_programs_of_the_guide_can_be_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for part in sections(SOURCES / "GUIDE.md"):
