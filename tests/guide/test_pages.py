@@ -21,6 +21,7 @@ from support.pages import (
 
 import kvstore
 
+_CODE: Final = re.compile(r"^```.*?^```$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 _LINK: Final = re.compile(r"\]\(([^)\s]+)\)")
 _NOT_IN_ANCHORS: Final = re.compile(r"[^\w\- ]")
 
@@ -57,6 +58,10 @@ def test_no_section_has_code_that_nothing_runs() -> None:
         assert not part.blocks or f'"{part.heading}"' in tested
 
 
+def _links(page: Path) -> list[str]:
+    return _LINK.findall(_CODE.sub("", page.read_text("utf-8")))
+
+
 def _anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub makes of a page's headings."""
     return {
@@ -66,8 +71,7 @@ def _anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
-    links = _LINK.findall(page.read_text("utf-8"))
-    for link in links:
+    for link in _links(page):
         place, _, anchor = link.partition("#")
         if not place.startswith("https://"):
             target = (page.parent / place) if place else page
@@ -76,8 +80,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 
 def test_the_guide_leads_to_every_other_page() -> None:
-    linked = set(_LINK.findall((SOURCES / "GUIDE.md").read_text("utf-8")))
-    assert {page.name for page in PAGES if page.stem != "GUIDE"} <= linked
+    assert {page.name for page in PAGES if page.stem != "GUIDE"} <= {*_links(SOURCES / "GUIDE.md")}
 
 
 def test_the_reference_is_what_is_made_of_the_docstrings() -> None:
