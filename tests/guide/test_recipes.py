@@ -13,6 +13,7 @@ import pytest
 from support.clock import FakeClock
 from support.inspecting import flip, killed_copy
 from support.pages import names_of
+from support.processes import PATIENCE_SECONDS
 
 from kvstore import KVStore, StoreFullError
 
@@ -128,12 +129,25 @@ def test_threads_that_miss_one_url_fetch_it_once_and_again_when_it_has_expired(
     recipe: Callable[[str], Any], store: KVStore, clock: FakeClock
 ) -> None:
     fetched: list[str] = []
+    looked: list[str] = []
+    all_have_looked = threading.Event()
 
     def fetch(url: str) -> dict[str, str]:
         fetched.append(url)
+        assert all_have_looked.wait(PATIENCE_SECONDS)  # so each of them has found nothing
         return {"of": url}
 
     answers = recipe("Cache of API answers").Answers(store, fetch, seconds=30)
+    find = answers._find
+
+    def find_and_tell(key: str) -> Any:
+        found = find(key)
+        looked.append(key)
+        if len(looked) >= MANY:
+            all_have_looked.set()
+        return found
+
+    answers._find = find_and_tell
     urls = ["https://example.org/" + "long/" * 50 + str(number) for number in range(3)]
     got = in_threads(lambda number: answers.get(urls[number % 3]))
     assert got == [{"of": urls[number % 3]} for number in range(MANY)]
@@ -203,11 +217,25 @@ def test_settings_follow_the_defaults_where_nobody_chose(
 
 
 def test_no_change_of_settings_is_lost_among_threads(
-    recipe: Callable[[str], Any], store: KVStore, frequent_switches: None
+    recipe: Callable[[str], Any], store: KVStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Reading and storing are so close that no other thread would come between by chance."""
     names = recipe("Settings")
-    names.DEFAULTS.update({f"s{number}": None for number in range(MANY)})
     settings = names.Settings(store)
+    guarded = []
+
+    def watched(member: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            guarded.append(settings._lock.locked())
+            return member(*arguments)
+
+        return call
+
+    for name in ("get", "put"):
+        monkeypatch.setattr(store, name, watched(getattr(store, name)))
+    settings.change("ada", theme="dark")
+    assert guarded == [True, True]
+    names.DEFAULTS.update({f"s{number}": None for number in range(MANY)})
     in_threads(lambda number: settings.change("ada", **{f"s{number}": number}))
     assert [settings.of("ada")[f"s{number}"] for number in range(MANY)] == list(range(MANY))
 
