@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from kvstore.errors import CorruptStoreError, InvalidValueError, KeyExistsError
+from kvstore.file.platform import system
 from kvstore.format.codec import MAX_TTL_SECONDS, JSONObject
 from kvstore.format.layout import MAX_FILE_SIZE
 
@@ -254,5 +255,4 @@ def _renew_turns_after_fork() -> None:
         cache._turn = RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_turns_after_fork)
+system.at_fork(after_in_child=_renew_turns_after_fork)
