@@ -115,7 +115,7 @@ def test_a_store_whose_process_was_killed_is_said_to_be_mended_by_the_next_openi
     store = open_store()
     store.put("user:1", {"name": "Ada"})
     killed_copy(store, default)
-    monkeypatch.setattr("kvstore_inspect.file_view.is_alive", lambda _pid: False)
+    monkeypatch.setattr("kvstore.file.platform.system.is_alive", lambda _pid: False)
     assert "not closed in order, or in use; the next opening mends it" in start()
 
 
