@@ -1,7 +1,7 @@
 """What JSON does not have is stored as an object with a tag, and comes back as it was."""
 
 import doctest
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -94,7 +94,41 @@ class Point(NamedTuple):
     y: int
 
 
-@pytest.mark.parametrize("value", [Point(1, 2), OrderedDict(a=1), Exception(), object(), as_json])
+class Names(set[str]):
+    pass
+
+
+class Sly(dict[str, int]):
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Point(1, 2), (1, 2)),
+        (OrderedDict(a=(1, 2)), {"a": (1, 2)}),
+        (OrderedDict({"$bytes": "R0lG"}), {"$bytes": "R0lG"}),
+        (OrderedDict({"$decimal": "no number"}), {"$decimal": "no number"}),
+        (defaultdict(set, {1: {2}}), {1: {2}}),
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (Names({"Ada"}), {"Ada"}),
+        ({Point(1, 2): b"x"}, {(1, 2): b"x"}),
+    ],
+)
+def test_of_a_containers_subclass_the_plain_one_comes_back(
+    value: Any, plain: Any, deep: bool
+) -> None:
+    back = through_json(({"in": [value]},) if deep else value)
+    expected = ({"in": [plain]},) if deep else plain
+    assert back == expected
+    assert typed(back) == typed(expected)
+
+
+@pytest.mark.parametrize("value", [Sly(a=1), Exception(), object(), as_json])
 def test_what_has_no_tag_is_left_to_the_store_as_it_is(value: Any) -> None:
     assert as_json([value])[0] is value
 

@@ -58,7 +58,8 @@ class KVStoreCache(BaseCache):
 
     A key is any string. A value is anything that JSON has, and `bytes`, `tuple`, `set`,
     `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys: these come back as
-    they were, at any depth; of a subclass that equals one of these (`Markup`), the plain one does.
+    they were, at any depth. Of a subclass that equals one of JSON's types or a container (`Markup`,
+    a named tuple), the plain one comes back; of a time zone, its offset.
     With its key it may take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who
     needs more sets `serializer` to an object as those of `cachelib.serializers`, and reading is
     then as safe as that is.

@@ -5,8 +5,9 @@
 >>> from_json({"sizes": {"$tuple": [1, 2]}, "image": {"$bytes": "R0lG"}})
 {'sizes': (1, 2), 'image': b'GIF'}
 
-Only exact types are tagged. All else is left as it is, for the store to take or to refuse: nothing
-is ever pickled, and nothing of a type that is not named here is made when it is read.
+A container of a subclass is stored as the plain one that it equals: a named tuple as a tuple. All
+else is left as it is, for the store to take or to refuse: nothing is ever pickled, and nothing of a
+type that is not named here is made when it is read.
 """
 
 from base64 import b64decode, b64encode
@@ -19,6 +20,7 @@ from uuid import UUID
 _DICT: Final = "$dict"
 # The tags, part of what is stored: add, never rename.
 _SEQUENCES: Final[dict[type, str]] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset"}
+_CONTAINERS: Final[tuple[type, ...]] = (dict, list, *_SEQUENCES)
 _SCALARS: Final[dict[type, tuple[str, Callable[[Any], str]]]] = {
     bytes: ("$bytes", lambda value: b64encode(value).decode()),
     datetime: ("$datetime", datetime.isoformat),
@@ -46,7 +48,16 @@ def as_json(value: Any) -> Any:
     if kind in _SCALARS:
         tag, text_of = _SCALARS[kind]
         return {tag: text_of(value)}
+    if isinstance(value, _CONTAINERS) and value == (plain := _plain(value)):
+        return as_json(plain)
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Return a container of a subclass as the one that it derives from."""
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(value, kind))
+    # By the methods of the plain one: those of a subclass may tell other members.
+    return kind(dict.items(value) if kind is dict else kind.__iter__(value))
 
 
 def from_json(value: Any) -> Any:
