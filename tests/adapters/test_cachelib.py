@@ -18,6 +18,7 @@ from support.files import change_byte
 from support.threads import run_together
 
 from kvstore import (
+    InvalidKeyError,
     InvalidValueError,
     KVStore,
     StoreClosedError,
@@ -114,6 +115,19 @@ def test_a_key_of_any_length_has_a_record_of_32_characters_that_names_it(
     assert len(record_key) == 32
     assert record == {"key": key, "value": 1}
     assert cache.get(key) == 1
+
+
+@pytest.mark.parametrize("key", [5, b"key", None, ("a", 1)])
+def test_a_key_that_is_no_string_is_refused(cache: KVStoreCache, key: Any) -> None:
+    for call in (cache.get, cache.has, cache.delete, cache.inc, lambda key: cache.set(key, 1)):
+        with pytest.raises(InvalidKeyError, match="allowed is a str"):
+            call(key)
+
+
+def test_of_a_very_long_key_an_error_tells_the_beginning(cache: KVStoreCache) -> None:
+    with pytest.raises(ValueTooLargeError, match=r"key 'page/kkk.*kk…': value is 20,") as raised:
+        cache.set("page/" + "k" * 20_000, 1)
+    assert len(str(raised.value)) < 300
 
 
 def test_a_record_of_another_key_is_not_taken_for_this_one(cache: KVStoreCache) -> None:
@@ -344,6 +358,20 @@ def test_a_value_of_a_later_version_is_absent_and_logged(
     assert "unknown tag" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [{"$decimal": "no number"}, {"$uuid": 1}, {"$set": [[1]]}, {"$dict": 1}, {"$datetime": "no"}],
+)
+def test_a_value_that_another_program_made_up_is_absent_and_logged(
+    cache: KVStoreCache, caplog: pytest.LogCaptureFixture, stored: Any
+) -> None:
+    cache.set("key", 1)
+    [record_key] = cache.store
+    cache.store.put(record_key, {"key": "key", "value": stored})
+    assert cache.get("key") is None
+    assert "cache key 'key' cannot be read" in caplog.text
+
+
 # --- another serializer ----------------------------------------------------------------------
 
 
@@ -357,6 +385,21 @@ def test_another_serializer_makes_bytes_that_are_stored_as_base64(
     cache.serializer = None
     assert cache.get("key") is None
     assert "another serializer" in caplog.text
+
+
+def test_what_a_serializer_cannot_read_any_more_is_absent_and_logged(
+    cache: KVStoreCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.serializer = BaseSerializer()
+    cache.set("key", date(2026, 1, 2))
+    cache.serializer = Locked()
+    assert cache.get_many("key", "absent") == [None, None]
+    assert "cache key 'key' cannot be read: the secret is another one" in caplog.text
+
+
+class Locked(BaseSerializer):
+    def loads(self, bvalue: bytes) -> Any:
+        raise RuntimeError("the secret is another one")
 
 
 def test_what_another_serializer_cannot_do_is_an_error(cache: KVStoreCache) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, ParamSpec, Protocol
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol
 
 import pytest
 from hypothesis import given
@@ -328,6 +328,19 @@ async def test_of_many_those_before_the_refused_one_are_stored(kv: KVStoreStore)
     with pytest.raises(ValueTooLargeError, match="key: second"):
         await kv.put_many(["first", "second", "third"], [{}, {"text": "x" * 17_000}, {}])
     assert await kv.keys() == ["first"]
+
+
+class Pair(NamedTuple):
+    first: str
+    second: int
+
+
+@in_event_loop
+async def test_a_named_tuple_is_a_list_and_too_large_as_one(kv: KVStoreStore) -> None:
+    await kv.put("key", {"pair": Pair("x", 1)})
+    assert await kv.get("key") == {"pair": ["x", 1]}
+    with pytest.raises(ValueTooLargeError, match=r"size: 20\d{3};"):
+        await kv.put("key", {"pair": Pair("x" * 20_000, 1)})
 
 
 @pytest.mark.parametrize(

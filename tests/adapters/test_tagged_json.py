@@ -102,7 +102,7 @@ class Sly(dict[str, int]):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -56,17 +56,17 @@ class KVStoreCache(BaseCache):
     With Flask-Caching: ``CACHE_TYPE = "kvstore.adapters.cachelib.KVStoreCache"``, ``CACHE_ARGS =
     [path]``. Each has a file of its own, for `clear` empties the whole of it.
 
-    A key is any string. A value is anything that JSON has, and `bytes`, `tuple`, `set`,
-    `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys: these come back as
-    they were, at any depth. Of a subclass that equals one of JSON's types or a container (`Markup`,
-    a named tuple), the plain one comes back; of a time zone, its offset.
-    With its key it may take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who
+    A key is any string that UTF-8 can express. A value is anything that JSON has, and `bytes`,
+    `tuple`, `set`, `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys:
+    these come back as they were, at any depth. Of a subclass that equals one of JSON's types or a
+    container (`Markup`, a named tuple), the plain one comes back; of a time zone, its offset. With
+    its key a value may take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who
     needs more sets `serializer` to an object as those of `cachelib.serializers`, and reading is
     then as safe as that is.
 
     What goes wrong is raised, and never told as False or None: a session that could not be saved is
-    an error. Only a value that cannot be read any more, its bytes being damaged, is absent as
-    cachelib has it, and logged.
+    an error. Only a value that cannot be read any more, its bytes being damaged or `serializer`
+    another one, is absent as cachelib has it, and logged.
 
     Of several threads, changes take turns, so that `inc` and `dec` miss none; reads need no turn.
 
@@ -131,12 +131,13 @@ class KVStoreCache(BaseCache):
         """Store `value` under `key`, whatever was there; return True.
 
         Args:
-            key: any string.
+            key: see the class.
             value: see the class.
             timeout: seconds after which it is absent; 0: never, None: the default. One below 0 has
                 passed already.
 
         Raises:
+            InvalidKeyError: the key is no string.
             InvalidValueError: neither JSON nor the tags have this value.
             ValueTooLargeError: it takes more than 16,384 bytes of JSON, with its key.
             StoreFullError, StoreClosedError, OSError: as `KVStore.put`.
@@ -239,7 +240,7 @@ class KVStoreCache(BaseCache):
             if self.serializer is not None:
                 return self.serializer.loads(b64decode(record["serialized"]))
             raise ValueError("it is of another serializer, and none is set")
-        except ValueError as error:
+        except Exception as error:  # of a serializer, any
             _log.warning("cache key %r cannot be read: %s", key, error)
             return None
 

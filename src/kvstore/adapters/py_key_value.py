@@ -212,7 +212,7 @@ class KVStoreStore(
         except errors.InvalidValueError:
             for key, record, error in refused(zip(keys, records, strict=True)):
                 if isinstance(error, errors.ValueTooLargeError):
-                    size = len(orjson.dumps(record))
+                    size = len(orjson.dumps(record, list))  # a named tuple is one to the store
                     raise ValueTooLargeError(size, MAX_VALUE_SIZE, collection, key) from error
                 raise SerializationError(str(error), {"collection": collection}) from error
             raise

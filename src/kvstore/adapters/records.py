@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Final
 
-from kvstore.errors import InvalidValueError, StoreLockedError
+from kvstore.errors import InvalidKeyError, InvalidValueError, StoreLockedError
 from kvstore.format.codec import JSONObject, encode_value
 from kvstore.store import KVStore
 
 _DIGEST_SIZE: Final = 24  # bytes, which base64 makes 32 characters of: the longest key of a store
+_SHOWN: Final = 200  # characters of a name that an error tells
 
 
 def record_key(*names: str) -> str:
@@ -19,9 +20,14 @@ def record_key(*names: str) -> str:
     It is BLAKE2b of all of them, each after its length, in URL-safe base64. A record keeps its
     names as well: they cannot be had back from the key, and a record is taken for theirs only if
     they are the same.
+
+    Raises:
+        InvalidKeyError: one of them is not a string.
     """
     digest = blake2b(digest_size=_DIGEST_SIZE)
     for name in names:
+        if not isinstance(name, str):
+            raise InvalidKeyError(f"key {name!r}: {type(name).__name__}, allowed is a str")
         encoded = name.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
@@ -37,7 +43,7 @@ def refused(
     """
     for name, record in pairs:
         try:
-            encode_value(name, record)
+            encode_value(name if len(name) <= _SHOWN else name[:_SHOWN] + "…", record)
         except InvalidValueError as error:
             yield name, record, error
 
