@@ -593,6 +593,7 @@ def test_load_from_a_redis_server_names_what_a_store_cannot_hold_and_takes_the_r
     _ask(redis, "SET", "large", json.dumps({"t": "x" * 17_000}))
     _ask(redis, "SET", "huge", json.dumps({"t": "x" * 2 * MIB}))
     _ask(redis, "SET", "k" * 33, "{}")
+    _ask(redis, "EVAL", "return redis.call('SET', string.rep('long', 300000), '{}')", "0")
     _ask(redis, "SET", "", "{}")
     _ask(redis, "HSET", "hash", "field", "value")
     _ask(redis, "EVAL", "return redis.call('SET', '\\255', '{}')", "0")
@@ -605,10 +606,11 @@ def test_load_from_a_redis_server_names_what_a_store_cannot_hold_and_takes_the_r
         "key 'large': ",
         "key huge: its value is longer than 1,048,576 bytes",
         f"key {'k' * 33!r}: 33 characters, allowed are 1 to 32",
+        f"key {'long' * 10}…: is longer than 32 characters",
         "key '': 0 characters",
         "key hash: is no string on the server",
         "key \\xff: is not UTF-8",
-        "1 of 9 keys loaded, 8 left out",
+        "1 of 10 keys loaded, 9 left out",
     ):
         assert message in result.err, result.err
 

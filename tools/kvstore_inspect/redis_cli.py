@@ -11,7 +11,7 @@ from typing import Final
 
 from kvstore import KVStoreError
 from kvstore.format.codec import encode_key, encode_value
-from kvstore.format.layout import TIME_LIMIT
+from kvstore.format.layout import MAX_KEY_CHARACTERS, TIME_LIMIT
 
 from .jsonl import LONGEST_LINE, MalformedLineError, parsed
 from .records import Record
@@ -47,6 +47,9 @@ def from_replies(lines: Sequence[bytes], now_ms: int) -> Record:
     if len(lines) < LINES:
         raise MalformedLineError(f"the input ends within the {LINES} lines of a key")
     echoed, got, expiry = (line.rstrip(b"\r\n") for line in lines)
+    if len(echoed) > LONGEST_LINE:
+        start = escaped(echoed[1:41].decode("ascii", "replace"))
+        raise UnfitError(f"key {start}…: is longer than {MAX_KEY_CHARACTERS} characters")
     name = _string(echoed, "ECHO")
     expires_at = _expiry(expiry)
     try:
