@@ -107,6 +107,19 @@ def test_what_cannot_be_looked_at_is_named_with_the_reason(default: Path) -> Non
     KVStore().close()
     flip(default, STATE_OFFSET + 8)
     assert "damaged: kvstore-inspect verify says how" in start()
+    default.unlink()
+    default.mkdir()
+    assert "It is not there yet." not in start()
+
+
+def test_a_path_that_no_system_can_look_at_does_not_end_what_is_said(
+    default: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = default.with_name("n" * 300)
+    monkeypatch.setenv("KVSTORE_PATH", str(long))
+    said = start()
+    assert f"opens: {long}" in said
+    assert commands(said)
 
 
 def test_a_store_whose_process_was_killed_is_said_to_be_mended_by_the_next_opening(

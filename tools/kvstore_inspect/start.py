@@ -40,17 +40,18 @@ def _lines() -> Iterator[str]:
     yield ""
     default, found = expected_path(), None
     if default is not None:
-        found = _look_at(default) if default.is_file() else None
+        found = _look_at(default)
         yield f"The default store, which KVStore() opens: {path_text(default)}"
         yield f"  {'It is not there yet.' if found is None else found.what}"
     if found is None:
         newest = _newest_here()
-        found = _Found(Path("data.kvs"), "") if newest is None else _look_at(newest)
-        if newest is None:
+        found = _look_at(newest) if newest is not None else None
+        if found is None:
+            found = _Found(Path("data.kvs"), "")
             yield "Make a store to look at:"
             yield """  python -m kvstore put --file data.kvs user:1 '{"name": "Ada"}'"""
         else:
-            yield f"A store in this folder: {path_text(newest)}"
+            yield f"A store in this folder: {path_text(found.path)}"
             yield f"  {found.what}"
     yield ""
     yield "Try:"
@@ -77,12 +78,14 @@ def _newest_here() -> Path | None:
     return None
 
 
-def _look_at(path: Path) -> _Found:
-    """Return what a file is, or why there is no telling."""
+def _look_at(path: Path) -> _Found | None:
+    """Return what a file is, or why there is no telling; None if there is none."""
     try:
         with open_view(path, unlocked=True) as view:
             what, in_use = _state(view)
             return _Found(path, f"{size(len(view))}, {what}", in_use)
+    except FileNotFoundError:
+        return None
     except (KVStoreError, OSError) as error:
         return _Found(path, getattr(error, "strerror", None) or str(error))
 
