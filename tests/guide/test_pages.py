@@ -69,7 +69,7 @@ def _anchors(page: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, SOURCES.parent / "README.md"], ids=lambda page: page.stem)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     for link in _links(page):
         place, _, anchor = link.partition("#")
