@@ -56,13 +56,13 @@ class KVStoreCache(BaseCache):
     With Flask-Caching: ``CACHE_TYPE = "kvstore.adapters.cachelib.KVStoreCache"``, ``CACHE_ARGS =
     [path]``. Each has a file of its own, for `clear` empties the whole of it.
 
-    A key is any string that UTF-8 can express. A value is anything that JSON has, and `bytes`,
-    `tuple`, `set`, `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys:
-    these come back as they were, at any depth. Of a subclass that equals one of JSON's types or a
-    container (`Markup`, a named tuple), the plain one comes back; of a time zone, its offset. With
-    its key a value may take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who
-    needs more sets `serializer` to an object as those of `cachelib.serializers`, and reading is
-    then as safe as that is.
+    A key is any string of UTF-8. A value is anything that JSON has, and `bytes`, `tuple`, `set`,
+    `frozenset`, `datetime`, `date`, `Decimal`, `UUID`, and dicts with such keys: these come back as
+    they were, at any depth. Of a subclass that equals one of JSON's types or a container (`Markup`,
+    a named tuple), the plain one comes back; of a time zone, its offset. With its key a value may
+    take 16,384 bytes of JSON. All else is refused, and nothing is pickled. Who needs more sets
+    `serializer` to an object as those of `cachelib.serializers`, and reading is then as safe as
+    that is.
 
     What goes wrong is raised, and never told as False or None: a session that could not be saved is
     an error. Only a value that cannot be read any more, its bytes being damaged or `serializer`
@@ -75,7 +75,8 @@ class KVStoreCache(BaseCache):
         default_timeout: seconds after which a value is absent where `set` is not told; 0: never.
         ignore_delete_many_errors: what cachelib has it for never happens here.
         max_bytes: the file does not grow past this.
-        durable: True: a change returns when it is on stable storage.
+        durable: True: a change returns when it is on stable storage. Each that takes its turn waits
+            for a flush of its own; `set_many` has one for all.
         lock_timeout: seconds to wait for another process to let go of the file, as amid a restart.
 
     Attributes:

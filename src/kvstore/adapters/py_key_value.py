@@ -66,10 +66,11 @@ class KVStoreStore(
     In FastMCP it is a `client_storage`, `cache_storage` or `session_state_store`. It encrypts
     nothing: for tokens put that library's `FernetEncryptionWrapper` around it.
 
-    Collections and keys are any strings. A value is JSON, and its record, with collection, key and
-    times, takes 16,384 bytes of it at the most: 16,000 for the value where these are short. (Where
-    larger ones are not worth an error, `LimitSizeWrapper` leaves them out; FastMCP's response cache
-    has it, as `max_item_size`.) A time-to-live is exact, in fractions of a second, too.
+    Collections and keys are any strings of UTF-8. A value is JSON, and its record, with collection,
+    key and times, takes 16,384 bytes of it at the most: 16,000 for the value where these are short.
+    (Where larger ones are not worth an error, `LimitSizeWrapper` leaves them out; FastMCP's
+    response cache has it, as `max_item_size`.) A time-to-live is exact, in fractions of a second,
+    too.
 
     Calls take microseconds, and run where they are called, in the event loop. What takes longer
     runs in a thread: changes if `durable`, listing, destroying, culling and closing. `put_many` is
