@@ -436,6 +436,8 @@ def test_a_second_process_is_refused_and_told_what_to_do(cache: KVStoreCache, pa
     assert f"process {os.getpid()}" in told or str(os.getpid()) in told
     assert "KVStoreCache is for a server of one process" in told
     assert "one worker with threads" in told
+    assert " lock_timeout=SECONDS" in told
+    assert " timeout=SECONDS" not in told  # which is the store's
 
 
 def test_a_second_cache_of_the_same_process_is_refused_as_well(

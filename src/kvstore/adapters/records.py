@@ -56,7 +56,8 @@ def open_store(
         return KVStore(path, max_bytes=max_bytes, durable=durable, timeout=lock_timeout)
     except StoreLockedError as error:
         raise StoreLockedError(
-            *error.args,
+            error.args[0],
             f"{user} is for a server of one process: run one worker with threads and no reloader, "
-            f"or give each process a file of its own",
+            f"share one {user} between them, or give each process a file of its own; while a "
+            f"server is restarted wait for it: lock_timeout=SECONDS",
         ) from None
