@@ -67,11 +67,13 @@ def test_a_dict_in_a_json_file_is_carried_over_and_what_does_not_fit_is_named() 
 def test_a_shelf_is_carried_over_and_what_is_no_json_is_named() -> None:
     with shelve.open("data") as shelf:
         shelf.update(OLD | {"date": date(2020, 1, 1), "set": {1}})
+        shelf.dict[b"gone"] = b"cno_such_module\nThing\n."  # type: ignore[attr-defined]
     store, printed = carried("shelve")
     assert store == TAKEN
-    assert printed[-1] == "5 of 9 carried over"
+    assert printed[-1] == "5 of 10 carried over"
     assert sum("key 'date': value['value']" in line for line in printed) == 1
-    assert len(printed) == 5
+    assert "left out: gone No module named 'no_such_module'" in printed
+    assert len(printed) == 6
 
 
 def test_a_diskcache_is_carried_over_with_its_times() -> None:
