@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from support.platforms import needs_real_system
 from support.processes import Child
 
 from kvstore import KVStore
+
+pytestmark = needs_real_system
 
 pytest.importorskip(
     "key_value.aio", reason="py-key-value-aio is not installed; the extra [py-key-value] has it"

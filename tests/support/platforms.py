@@ -1,6 +1,7 @@
 """What the tests need of an operating system that not every one has: marks that say so."""
 
 import os
+import sys
 import tempfile
 from contextlib import suppress
 from typing import Final
@@ -30,6 +31,9 @@ needs_linux: Final = pytest.mark.skipif(
 )
 needs_posix: Final = pytest.mark.skipif(
     PLATFORM == "win32", reason="Windows has other users, modes and kinds of files than POSIX"
+)
+needs_real_system: Final = pytest.mark.skipif(
+    sys.platform != PLATFORM, reason="other libraries need what the imitated system has not"
 )
 needs_symbolic_links: Final = pytest.mark.skipif(
     not _has_symbolic_links(), reason="this user can make no symbolic links here"
