@@ -469,14 +469,15 @@ class Life:
             found = contents.get(key)
             # What was seen is what there is; an absent value may have expired and not be gone.
             seen = tuple(state for state in states if _at(state, clock.seconds) == found)
-            if found is not None:
-                # It may have been touched: of one value there are several lifetimes.
-                left = store.ttl(key)
-                seen = tuple(each for each in seen if each and each.has_left(left, clock.seconds))
-                assert seen, f"key {key!r} has {left} s left after the crash"
-            disk.learn(key, seen if found else (*seen, ABSENT))
-            if found is not None:
-                self.live[key] = next(filter(None, seen))
+            if found is None:
+                disk.learn(key, (*seen, ABSENT))
+                continue
+            # It may have been touched: of one value there are several lifetimes.
+            left = store.ttl(key)
+            there = tuple(each for each in seen if each and each.has_left(left, clock.seconds))
+            assert there, f"key {key!r} has {left} s left after the crash"
+            disk.learn(key, there)
+            self.live[key] = there[0]
         self._marks = rng.getrandbits(32) << 20
         self._key = ""  # of the operation under way
         self._is_between = False

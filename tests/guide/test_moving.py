@@ -18,15 +18,6 @@ from support.pages import run_python, run_shell, section
 from kvstore import KVStore
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the scripts run in."""
-    folder = tmp_path / "moving"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def carried(heading: str) -> tuple[dict[str, Any], list[str]]:
     """Run a section's script, twice; return what is in the store and what was printed."""
     _, printed = run_python(section("MOVING", heading))

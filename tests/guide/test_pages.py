@@ -28,9 +28,8 @@ _NOT_IN_ANCHORS: Final = re.compile(r"[^\w\- ]")
 
 @pytest.mark.parametrize("page", ["GUIDE", "RECIPES", "DEPLOYING"])
 def test_who_follows_a_page_from_top_to_bottom_sees_what_it_says(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+    page: str, tmp_path: Path, clock: FakeClock
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     for part in sections(SOURCES / f"{page}.md"):
         _, printed = run_python(part)
         assert (str(part), printed.splitlines()) == (str(part), expected_output(part))
@@ -40,9 +39,8 @@ def test_who_follows_a_page_from_top_to_bottom_sees_what_it_says(
 
 
 def test_the_programs_of_the_guide_can_be_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+    clock: FakeClock,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     for part in sections(SOURCES / "GUIDE.md"):
         for _ in range(2):
             assert run_python(part)[1].splitlines() == expected_output(part)

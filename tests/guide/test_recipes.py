@@ -20,15 +20,6 @@ from kvstore import KVStore, StoreFullError
 MANY: Final = 8  # threads
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One of the recipe's own, in which it makes its files."""
-    folder = tmp_path / "recipe"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.fixture
 def recipe() -> Callable[[str], Any]:
     """A function that runs a recipe and returns its names."""
