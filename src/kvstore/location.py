@@ -10,6 +10,7 @@ from typing import Final
 
 import platformdirs
 
+from .file.caller import levels_to_caller
 from .file.platform import system
 
 PATH_VARIABLE: Final = "KVSTORE_PATH"
@@ -48,7 +49,7 @@ def default_path() -> Path:
         f"{what} cannot be found, created or written, so the store is {fallback / _FILE_NAME}; "
         f"data in a temporary directory may not last. Give a path, or set {PATH_VARIABLE}",
         RuntimeWarning,
-        stacklevel=4,  # the line that made the store
+        stacklevel=levels_to_caller(),
     )
     return fallback / _FILE_NAME
 

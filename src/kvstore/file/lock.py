@@ -19,17 +19,17 @@ from contextlib import suppress
 from errno import EINVAL, ELOOP, ENOENT, ENOSPC, ENOTDIR, ESTALE
 from threading import get_ident
 from time import monotonic, sleep
-from typing import Any, Final, NoReturn, SupportsIndex
+from typing import Final, NoReturn, SupportsIndex
 from weakref import WeakMethod, WeakValueDictionary
 
 from kvstore.compiled import Lock
 from kvstore.errors import StoreBusyError, StoreFullError, StoreLockedError
 from kvstore.format.layout import FILE_MAGIC, HOLDER, HOLDER_OFFSET
 
+from .caller import levels_to_caller
 from .platform import system
 from .reentry import begin_inside, forget_others, is_inside, leave, thread, waiting
 
-_PACKAGE: Final = f"{__name__.partition('.')[0]}."
 _POLL_SECONDS: Final = 0.02
 _FLAGS: Final = os.O_RDWR | system.flags
 # What tells that nothing is at a path. Anything else only tells that this process cannot look.
@@ -286,16 +286,8 @@ def _root(path: str) -> tuple[int, int] | None:
 
 def _caller() -> str:
     """Return the file and line that the call into this package comes from."""
-    frame = sys._getframe()
-    while frame.f_back is not None and _is_own(frame.f_globals):
-        frame = frame.f_back
+    frame = sys._getframe(levels_to_caller() - 1)
     return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
-
-
-def _is_own(names: dict[str, Any]) -> bool:
-    """Return whether these are the global names of a module of this package."""
-    package = names.get("__package__") or ""
-    return f"{package}.".startswith(_PACKAGE)
 
 
 def _holder(fd: int) -> str:

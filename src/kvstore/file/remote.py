@@ -1,12 +1,11 @@
 """What is said of a file that is not on a local disk: by the line that opened the store, once."""
 
-import sys
 import warnings
 from typing import Final
 
+from .caller import levels_to_caller
 from .platform import system
 
-_PACKAGE: Final = f"{__name__.partition('.')[0]}."
 _warned: Final[set[str]] = set()
 
 
@@ -25,15 +24,6 @@ def warn_if_remote(fd: int, path: str) -> None:
         f"survives a loss of power, and that this process survives a loss of the connection. Keep "
         f"the store on a local disk, and only copies of it (backup) there",
         RuntimeWarning,
-        stacklevel=_levels_to_caller(),
+        stacklevel=levels_to_caller(),
     )
     _warned.add(path)
-
-
-def _levels_to_caller() -> int:
-    """Return how many levels above the calling function the line is that called this package."""
-    levels, frame = 1, sys._getframe(1)
-    # Text that is executed need not have a name.
-    while frame.f_back is not None and (f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE)):
-        levels, frame = levels + 1, frame.f_back
-    return levels
